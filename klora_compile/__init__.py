@@ -1,0 +1,38 @@
+"""Compile two LoRAs into one fused artifact with K-LoRA's schedule.
+
+    from klora_compile import Config, compile_fusion
+    from klora_runtime import save_fusion
+
+    fusion = compile_fusion("fox.safetensors", "ink.safetensors", Config(pattern="s*"))
+    save_fusion(fusion, "fox-in-ink.klora.safetensors")
+
+Importing this package is cheap; torch is imported with the first use of a name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klora_compile.compiler import compile_fusion
+    from klora_compile.config import Config
+    from klora_compile.reading.adapter import read_adapter
+
+__all__ = ["Config", "compile_fusion", "read_adapter"]
+
+_HOMES = {
+    "Config": "klora_compile.config",
+    "compile_fusion": "klora_compile.compiler",
+    "read_adapter": "klora_compile.reading.adapter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,189 @@
+"""What one LoRA's layers weigh: L1 norm and exact Top-K sums of |up @ down|.
+
+These are the only heavy numbers of K-LoRA (arXiv 2502.18461, eq. 1-5 and 8-9), and each belongs
+to one LoRA: of the partner only K is needed. The network's scaling alpha / rank multiplies them
+afterwards, because |s * x| = |s| * |x|; so one measurement serves every partner and either
+reading of alpha.
+
+A delta is never held whole. Tiles of rows are multiplied in float32 (without TF32), their rows
+summed in float64, the row sums joined exactly by ``math.fsum``, and the K largest values are
+carried from tile to tile and summed exactly. Extra memory per worker: about 6 tiles of
+:data:`TILE_ELEMENTS` float32 values (24 MiB on a CPU) plus 16 bytes for each of the K values,
+whatever the size of the layer.
+
+On a CPU each layer is computed by one thread and the threads share out the layers: a library
+that splits one product among threads may round differently for another number of threads, this
+way every bit is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from klora_compile.reading.adapter import Layer
+from klora_runtime.errors import ConfigError, LoraError, shown
+from klora_runtime.precision import full_float32
+
+TILE_ELEMENTS = 2**20
+_CUDA_TILE_ELEMENTS = 2**24
+_SUM_BLOCK = 2**16
+
+#: Called after each layer with its name, how many are done, and how many there are.
+OnLayer = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Magnitudes of one layer's up @ down, without alpha / rank."""
+
+    l1: float
+    """Sum of all absolute values (float64)."""
+    top_k: Mapping[int, float]
+    """K -> sum of the K largest absolute values (float64, exact for the float32 products)."""
+
+
+def measure(
+    layers: Sequence[Layer],
+    ks: Mapping[str, Sequence[int]],
+    *,
+    device: torch.device,
+    on_layer: OnLayer | None = None,
+) -> dict[str, Statistics]:
+    """Measure layers of one LoRA.
+
+    Args:
+        layers: the layers.
+        ks: layer name -> every K to sum for, each in 1..numel; none where absent.
+        device: where to compute. Decisions do not depend on it, sums may differ by 1e-7.
+        on_layer: see :data:`OnLayer`.
+
+    Returns:
+        Layer name -> statistics, in the order of ``layers``. On one type of device the bits
+        depend on nothing else: not on the number of threads, not on the other layers.
+
+    Raises:
+        LoraError: a product overflows float32.
+    """
+    results: dict[str, Statistics] = {}
+    with full_float32(), torch.inference_mode(), _workers(device) as run:
+        tasks = [(layer, tuple(ks.get(layer.name, ()))) for layer in layers]
+        for layer, statistics in zip(
+            layers, run(lambda task: _measure_layer(*task, device), tasks), strict=True
+        ):
+            if not math.isfinite(statistics.l1):
+                raise LoraError(f"{shown(layer.name)}: up @ down overflows float32.")
+            results[layer.name] = statistics
+            if on_layer is not None:
+                on_layer(layer.name, len(results), len(layers))
+    return results
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` as a device.
+
+    Raises:
+        ConfigError: another name, or a GPU that is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda:0" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _device_error(name, "not a device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise _device_error(name, "not supported")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if available else 0
+        index = device.index or 0
+        if index >= count:
+            raise _device_error(name, f"torch sees {count} CUDA devices")
+        return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def _device_error(name: str, why: str) -> ConfigError:
+    return ConfigError(f"device {shown(name)}: {why}; expected auto, cpu, cuda or cuda:N.")
+
+
+_Task = tuple[Layer, tuple[int, ...]]
+_Run = Callable[[Callable[[_Task], Statistics], list[_Task]], Iterator[Statistics]]
+
+
+@contextmanager
+def _workers(device: torch.device) -> Iterator[_Run]:
+    """A parallel ``map`` over layers on a CPU; a plain one on a GPU, which is parallel itself."""
+    if device.type != "cpu":
+        yield map
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for the workers, which inherit it
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="klora-measure")
+    try:
+        yield lambda work, tasks: pool.map(_in_inference_mode(work), tasks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _in_inference_mode(work: Callable[[_Task], Statistics]) -> Callable[[_Task], Statistics]:
+    def run(task: _Task) -> Statistics:
+        with torch.inference_mode():  # a thread-local setting
+            return work(task)
+
+    return run
+
+
+def _measure_layer(layer: Layer, ks: tuple[int, ...], device: torch.device) -> Statistics:
+    up = layer.up.to(device, torch.float32, copy=True).flatten(1)
+    down = layer.down.to(device, torch.float32, copy=True).flatten(1)
+    largest = _Largest(max(ks, default=0), device)
+    row_sums: list[float] = []
+    for tile in _tiles(up, down):
+        tile.abs_()
+        row_sums.extend(tile.sum(dim=1, dtype=torch.float64).tolist())
+        largest.add(tile)
+    return Statistics(l1=math.fsum(row_sums), top_k=largest.sums(ks))
+
+
+def _tiles(up: torch.Tensor, down: torch.Tensor) -> Iterator[torch.Tensor]:
+    """up @ down in blocks of rows."""
+    elements = TILE_ELEMENTS if up.device.type == "cpu" else _CUDA_TILE_ELEMENTS
+    rows = max(1, elements // down.shape[1])
+    for start in range(0, up.shape[0], rows):
+        yield up[start : start + rows] @ down
+
+
+class _Largest:
+    """The K largest of all values seen, exactly."""
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        self._k = k
+        self._values = torch.empty(0, dtype=torch.float32, device=device)
+        self._threshold = -1.0
+
+    def add(self, tile: torch.Tensor) -> None:
+        if self._k == 0:
+            return
+        values = tile.reshape(-1)
+        if len(self._values) == self._k:
+            values = values[values > self._threshold]  # others cannot change the sum
+            if values.numel() == 0:
+                return
+        values = torch.cat([self._values, values.topk(min(self._k, values.numel())).values])
+        self._values = values.topk(min(self._k, values.numel())).values
+        self._threshold = float(self._values[-1])
+
+    def sums(self, ks: tuple[int, ...]) -> dict[int, float]:
+        """K -> exact sum of the K largest."""
+        return {k: math.fsum(self._numbers(k)) for k in ks}
+
+    def _numbers(self, k: int) -> Iterator[float]:
+        for start in range(0, k, _SUM_BLOCK):
+            yield from self._values[start : min(k, start + _SUM_BLOCK)].tolist()

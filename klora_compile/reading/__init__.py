@@ -1,0 +1,1 @@
+"""From a LoRA file to an adapter: key names by table, every key accounted for."""

@@ -1,0 +1,178 @@
+"""How trainers name the tensors of a LoRA file, as tables: a new layout is new rows.
+
+A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
+*suffix* that says which part of the layer. :func:`parse_key` takes a key apart; a key that fits
+no row is never guessed at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from klora_compile.reading.flat_names import CLIP, UNET, Vocabulary
+
+
+class Part(Enum):
+    """What a tensor is to its layer."""
+
+    DOWN = "down"
+    UP = "up"
+    ALPHA = "alpha"
+
+
+#: Suffix -> part. The longest suffix that fits is taken.
+PARTS: Mapping[str, Part] = {
+    ".lora_A.weight": Part.DOWN,
+    ".lora_B.weight": Part.UP,
+    ".lora_A.default.weight": Part.DOWN,
+    ".lora_B.default.weight": Part.UP,
+    ".lora.down.weight": Part.DOWN,
+    ".lora.up.weight": Part.UP,
+    ".lora_down.weight": Part.DOWN,
+    ".lora_up.weight": Part.UP,
+    ".lora_linear_layer.down.weight": Part.DOWN,
+    ".lora_linear_layer.up.weight": Part.UP,
+    ".alpha": Part.ALPHA,
+}
+
+#: Suffix -> the form it belongs to, of forms that are refused by name.
+REFUSED_FORMS: Mapping[str, str] = {
+    ".lora_magnitude_vector": "DoRA",
+    ".lora_magnitude_vector.weight": "DoRA",
+    ".lora_magnitude_vector.default.weight": "DoRA",
+    ".dora_scale": "DoRA",
+    ".lora_mid.weight": "LoCon with a Tucker core",
+    ".lora_A.bias": "LoRA with a bias",
+    ".lora_B.bias": "LoRA with a bias",
+    ".lora_down.bias": "LoRA with a bias",
+    ".lora_up.bias": "LoRA with a bias",
+    ".diff": "full difference",
+    ".diff_b": "bias difference",
+    ".diff.weight": "full difference",
+    ".w_norm": "norm difference",
+    ".b_norm": "norm difference",
+    ".scale_weight": "scaled float8",
+    ".ia3_l": "IA3",
+    ".oft_blocks": "OFT",
+    ".oft_diag": "OFT",
+    ".on_input": "IA3",
+    **{f".hada_w{i}_{side}": "LoHa" for i in (1, 2) for side in "ab"},
+    **{f".hada_t{i}": "LoHa" for i in (1, 2)},
+    **{f".lokr_w{i}{side}": "LoKr" for i in (1, 2) for side in ("", "_a", "_b")},
+    ".lokr_t2": "LoKr",
+    **{f".{side}{i}.weight": "GLoRA" for side in "ab" for i in (1, 2)},
+}
+
+#: Components a dotted key may name.
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)
+
+#: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
+PEFT_PREFIX = "base_model.model."
+
+#: First names of a path that says no component -> the component whose models have them.
+ROOTS: Mapping[str, str] = {
+    "down_blocks": "unet",
+    "mid_block": "unet",
+    "up_blocks": "unet",
+    "conv_in": "unet",
+    "conv_out": "unet",
+    "time_embedding": "unet",
+    "add_embedding": "unet",
+    "text_model": "text_encoder",
+    "transformer_blocks": "transformer",
+    "single_transformer_blocks": "transformer",
+}
+
+
+@dataclass(frozen=True)
+class FlatPrefix:
+    """A prefix before a path in underscores."""
+
+    prefix: str
+    component: str
+    vocabulary: Vocabulary
+
+
+#: kohya sd-scripts, in the module names of diffusers and transformers.
+FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
+    FlatPrefix("lora_unet_", "unet", UNET),
+    FlatPrefix("lora_te_", "text_encoder", CLIP),
+    FlatPrefix("lora_te1_", "text_encoder", CLIP),
+    FlatPrefix("lora_te2_", "text_encoder_2", CLIP),
+)
+
+#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
+_CLIP_PREFIX = "text_model."
+
+_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
+
+
+@dataclass(frozen=True)
+class ParsedKey:
+    """A key taken apart."""
+
+    layout: str
+    """``peft`` (module paths in dots) or ``kohya`` (in underscores)."""
+    component: str
+    module: str
+    part: Part
+
+    @property
+    def layer(self) -> str:
+        """Component, dot, module path."""
+        return f"{self.component}.{self.module}"
+
+
+def parse_key(key: str) -> ParsedKey | str:
+    """Take a key of a LoRA file apart.
+
+    Returns:
+        The parsed key, or one sentence that says why it cannot be used.
+    """
+    suffix = next((s for s in _BY_LENGTH if key.endswith(s)), None)
+    if suffix is None:
+        return "its ending is of no known LoRA form"
+    if suffix in REFUSED_FORMS:
+        return f"is part of a {REFUSED_FORMS[suffix]} layer, which is not supported"
+    place = _place(key.removesuffix(suffix))
+    if isinstance(place, str):
+        return place
+    layout, component, module = place
+    if component.startswith("text_encoder"):
+        module = module.removeprefix(_CLIP_PREFIX)
+    return ParsedKey(layout, component, module, PARTS[suffix])
+
+
+def _place(path: str) -> tuple[str, str, str] | str:
+    for row in FLAT_PREFIXES:
+        if path.startswith(row.prefix):
+            module = row.vocabulary.dotted(path.removeprefix(row.prefix))
+            if module is None:
+                return f"names no module of a known {row.component} in kohya's spelling"
+            return "kohya", row.component, module
+    return _dotted_place(path)
+
+
+def _dotted_place(path: str) -> tuple[str, str, str] | str:
+    inner = path.removeprefix(PEFT_PREFIX)
+    component, _, module = inner.partition(".")
+    if component in COMPONENTS:
+        module = module.removeprefix(PEFT_PREFIX)
+    else:
+        if component not in ROOTS:
+            return f"names no component; expected one of {', '.join(COMPONENTS)} in front"
+        component, module = ROOTS[component], inner
+    if not _PATH.fullmatch(module):
+        return "is not a module path"
+    return "peft", component, module

@@ -1,0 +1,41 @@
+"""Apply a compiled LoRA fusion to a diffusers pipeline.
+
+    from klora_runtime import apply_fusion
+
+    handle = apply_fusion(pipe, "fox-in-ink.klora.safetensors")
+    image = pipe("a fox in ink").images[0]
+    handle.remove()
+
+Importing this package is cheap; torch is imported with the first use of a name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klora_runtime.artifact import load_fusion, save_fusion
+    from klora_runtime.errors import KloraError
+    from klora_runtime.handle import apply_fusion
+
+__all__ = ["KloraError", "apply_fusion", "load_fusion", "save_fusion"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "KloraError": "klora_runtime.errors",
+    "apply_fusion": "klora_runtime.handle",
+    "load_fusion": "klora_runtime.artifact",
+    "save_fusion": "klora_runtime.artifact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

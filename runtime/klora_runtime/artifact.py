@@ -1,0 +1,212 @@
+"""Reading and writing the one file that is shipped; the format itself is ``runtime/FORMAT.md``.
+
+The file is a safetensors file with one metadata key. Its value is canonical JSON, so that equal
+fusions are equal bytes. Tensors are named by their own digest: a tensor that was altered or
+swapped no longer fits its name, and a tensor used twice is stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from klora_runtime.errors import ArtifactError, FileFormatError, shown
+from klora_runtime.fusion import Entry, Factors, Fusion, Source
+from klora_runtime.safetensors_file import (
+    SafetensorsFile,
+    canonical_json,
+    parse_json,
+    tensor_digest,
+)
+from klora_runtime.schema import FORMAT_NAME, FORMAT_VERSION, check_document
+
+METADATA_KEY = "klora"
+_NAME_DIGITS = 32
+
+
+def load_fusion(
+    path: str | os.PathLike[str], *, check: Literal["structure", "full"] = "structure"
+) -> Fusion:
+    """Read an artifact.
+
+    Args:
+        path: a ``.klora.safetensors`` file.
+        check: ``structure`` checks the header, the JSON's digest and every reference, shape and
+            range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
+            and infinity.
+
+    Returns:
+        The fusion, its factors on the CPU in the dtypes of the file.
+
+    Raises:
+        ArtifactError: the file breaks the format; ``issues`` lists every problem found.
+    """
+    place = Path(path)
+    try:
+        with SafetensorsFile(place, "artifact") as file:
+            document = _document(file)
+            plan = check_document(document, file.tensors, f"artifact {shown(place)}")
+            tensors = {name: file.tensor(name) for name in sorted(plan.tensor_names)}
+    except ArtifactError:
+        raise
+    except FileFormatError as error:
+        raise ArtifactError(str(error)) from error
+    if check == "full":
+        _check_tensors(place, tensors)
+    return plan.fusion(tensors)
+
+
+def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
+    """Write ``fusion`` as an artifact, whole or not at all.
+
+    The bytes go to a new file beside ``path``, which then takes its place in one step: a
+    process that dies half-way leaves an old file as it was.
+
+    Args:
+        overwrite: replace an existing file.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ArtifactError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
+    """
+    place = Path(path)
+    if place.exists() and not overwrite:
+        raise ArtifactError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
+    document, tensors = _serialise(fusion)
+    metadata = {METADATA_KEY: canonical_json(document)}
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        save_file(tensors, str(temporary), metadata=metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+        temporary.replace(place)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{shown(place)} cannot be written: {shown(error)}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+def tensor_name(tensor: torch.Tensor) -> str:
+    """Name of a tensor in an artifact: digest over its dtype, shape and bytes, 32 hex digits."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    text = f"{dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+
+
+def _document(file: SafetensorsFile) -> Any:
+    if set(file.metadata) != {METADATA_KEY}:
+        found = ", ".join(shown(key) for key in file.metadata) or "none"
+        raise ArtifactError(
+            f"{shown(file.path)} is not a klora artifact: expected exactly the metadata key "
+            f"'{METADATA_KEY}', found {found}. A plain LoRA has to be compiled first: "
+            "klora compile CONTENT STYLE -o OUT.klora.safetensors"
+        )
+    where = f"artifact {shown(file.path)}"
+    try:
+        outer = parse_json(file.metadata[METADATA_KEY])
+        if not isinstance(outer, dict) or set(outer) != {"digest", "fusion"}:
+            raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
+        expected = json_digest(outer["fusion"])
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where}: its JSON cannot be read: {shown(error)}.") from error
+    if outer["digest"] != expected:
+        raise ArtifactError(
+            f"{where}: its JSON was altered: digest {shown(outer['digest'])} is stated, "
+            f"{expected} was computed. Get the file again from its source."
+        )
+    return outer["fusion"]
+
+
+def json_digest(fusion: object) -> str:
+    """SHA-256 of the canonical JSON of ``fusion``, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(fusion).encode()).hexdigest()
+
+
+def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    issues = []
+    for name, tensor in tensors.items():
+        if tensor_name(tensor) != name:
+            issues.append(f"tensor {name}: its bytes do not match its digest")
+        elif not bool(torch.isfinite(tensor).all()):
+            issues.append(f"tensor {name}: holds NaN or infinity")
+    if issues:
+        raise ArtifactError(
+            f"artifact {shown(place)}: {len(issues)} of {len(tensors)} tensors are damaged; "
+            "get the file again from its source.",
+            issues,
+        )
+
+
+def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    tensors: dict[str, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> str:
+        name = tensor_name(tensor)
+        if name not in tensors:
+            plain = tensor.detach().cpu().contiguous()
+            shared = plain.untyped_storage().nbytes() != plain.nbytes
+            tensors[name] = plain.clone() if shared else plain
+        return name
+
+    def factors_json(factors: Factors) -> dict[str, object]:
+        return {
+            "kind": "lowrank",
+            "encoding": "plain",
+            "scale": factors.scale,
+            "down": keep(factors.down),
+            "up": keep(factors.up),
+        }
+
+    def entry_json(entry: Entry) -> dict[str, object]:
+        return {
+            "component": entry.component,
+            "module": entry.module,
+            "parameter": entry.parameter,
+            "shape": list(entry.shape),
+            "fate": entry.fate,
+            "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
+            "factors": {slot: factors_json(f) for slot, f in entry.factors.items()},
+            "scores": dict(entry.scores),
+        }
+
+    inner: dict[str, object] = {
+        "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+        "tool": fusion.tool,
+        "sources": {name: _source_json(source) for name, source in fusion.sources.items()},
+        "slots": {
+            name: {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
+            for name, slot in fusion.slots.items()
+        },
+        "rule": {
+            "name": fusion.rule.name,
+            "parameters": dict(fusion.rule.parameters),
+            "derived": dict(fusion.rule.derived),
+        },
+        "fits": {"family": fusion.family, "fingerprint": fusion.fingerprint},
+        "entries": [entry_json(entry) for entry in fusion.entries],
+    }
+    return {"digest": json_digest(inner), "fusion": inner}, tensors
+
+
+def _source_json(source: Source) -> dict[str, object]:
+    return {
+        "file": source.file,
+        "sha256": source.sha256,
+        "bytes": source.bytes,
+        "layout": source.layout,
+        "ranks": list(source.ranks),
+        "trigger_words": list(source.trigger_words),
+        "license": source.license,
+    }

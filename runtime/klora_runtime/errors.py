@@ -1,0 +1,68 @@
+"""The errors a user of klora can meet.
+
+Every error says what is wrong, where, what was expected, what was found and what to do. Where
+one look finds several problems, they are all in the message and, one by one, in ``issues``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_SHOWN_ISSUES = 8
+_SHOWN_CHARACTERS = 160
+
+
+class KloraError(Exception):
+    """Root of all errors of klora.
+
+    Attributes:
+        issues: each problem found, one sentence each; empty where the message says it all.
+    """
+
+    def __init__(self, message: str, issues: Iterable[str] = ()) -> None:
+        self.issues: tuple[str, ...] = tuple(issues)
+        super().__init__(message + _listing(self.issues))
+
+
+class FileFormatError(KloraError):
+    """A file is not what it should be: not safetensors, truncated, altered, or refused by name."""
+
+
+class LoraError(FileFormatError):
+    """A LoRA file cannot be read completely and exactly."""
+
+
+class ArtifactError(FileFormatError):
+    """A ``.klora.safetensors`` file breaks its format, or its digests do not match."""
+
+
+class ConfigError(KloraError, ValueError):
+    """A setting is out of its range, or two settings contradict each other."""
+
+
+class PairingError(KloraError):
+    """Two LoRAs do not belong together: other layer shapes, or nothing in common."""
+
+
+class IncompatibleModelError(KloraError):
+    """A fusion cannot be applied to this pipeline; nothing was changed."""
+
+
+class InUseError(KloraError):
+    """The pipeline or its denoiser is held by another fusion, or by another running generation."""
+
+
+def shown(text: object) -> str:
+    """Text from a file, made safe for a terminal: no control characters, a bounded length."""
+    plain = str(text)
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
+    if len(plain) > _SHOWN_CHARACTERS:
+        plain = plain[: _SHOWN_CHARACTERS - 1] + "…"
+    return plain
+
+
+def _listing(issues: tuple[str, ...]) -> str:
+    lines = [f"\n  - {issue}" for issue in issues[:_SHOWN_ISSUES]]
+    if len(issues) > _SHOWN_ISSUES:
+        lines.append(f"\n  - … and {len(issues) - _SHOWN_ISSUES} more")
+    return "".join(lines)

@@ -1,0 +1,165 @@
+"""The compiled result as values: what an artifact holds once it has been read and checked.
+
+Nothing in here decides anything. `artifact` reads and writes these classes as a file, the modes
+apply them, the reports print them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_runtime.timeline import Timeline
+
+#: Components whose layers have no step: their coefficients are constant.
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+
+#: Every ``fate`` an entry can have, with the words a report uses for it.
+FATES: Mapping[str, str] = {
+    "always content": "the content LoRA at every step",
+    "always style": "the style LoRA at every step",
+    "switching": "one LoRA at a time, changing at the timeline's breakpoints",
+    "one-sided": "only one LoRA changes this layer; it acts at every step",
+    "constant": "a layer without steps (text encoder): constant weights",
+    "zero": "both deltas are exactly zero; nothing is stored",
+    "dropped": "left out by a setting of the compiler; nothing is stored",
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One adapter as the fusion knows it, given or derived."""
+
+    name: str
+    role: str
+    """``content`` or ``style``."""
+    sources: tuple[str, ...]
+    """Names in :attr:`Fusion.sources` that it comes from."""
+    derived: str | None = None
+    """How it was computed from its sources; None where it is a source as given."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file, for provenance only."""
+
+    file: str
+    """File name without folders."""
+    sha256: str
+    """Of the whole file, 64 hexadecimal digits."""
+    bytes: int
+    layout: str
+    """Key layout it was written in, such as ``peft`` or ``kohya``."""
+    ranks: tuple[int, ...]
+    """The distinct ranks, ascending."""
+    trigger_words: tuple[str, ...] = ()
+    license: str | None = None
+    """As the file states it."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One slot of one entry: delta = scale * up @ down."""
+
+    scale: float
+    """alpha / rank of the source (float64); 1 where the network alpha is ignored."""
+    down: torch.Tensor
+    """(rank, in), or (rank, in, height, width) for a convolution; dtype and bytes of the source."""
+    up: torch.Tensor
+    """(out, rank), or (out, rank, 1, 1) for a convolution."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapted parameter, a *layer*: its slots and when each of them acts."""
+
+    component: str
+    """Pipeline component, such as ``unet`` or ``text_encoder``."""
+    module: str
+    """Dotted diffusers module path inside the component (for CLIP without ``text_model.``)."""
+    parameter: str
+    """``weight`` or ``bias``."""
+    shape: tuple[int, ...]
+    """Of the parameter: (out, in), or (out, in, height, width)."""
+    fate: str
+    """A key of :data:`FATES`."""
+    timeline: Timeline
+    factors: Mapping[str, Factors]
+    """Slot name -> factors; only slots that the timeline uses."""
+    scores: Mapping[str, Any]
+    """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer: its component, a dot, its module path."""
+        return f"{self.component}.{self.module}"
+
+    @property
+    def acts(self) -> bool:
+        """Whether this entry ever changes the model."""
+        return bool(self.factors)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which rule made the timelines, and with what."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    """Every setting, resolved; JSON values. Enough to compile the same fusion again."""
+    derived: Mapping[str, Any]
+    """What the rule computed for the whole model, such as ``gamma`` per component."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Two (or more) LoRAs and the schedule that fuses them; what an artifact holds."""
+
+    sources: Mapping[str, Source]
+    slots: Mapping[str, Slot]
+    rule: Rule
+    family: str | None
+    """Base model family, such as ``sd2``; None where the layer shapes tell none."""
+    entries: tuple[Entry, ...]
+    """Sorted by component, module and parameter."""
+    tool: str
+    """Name and version of the compiler."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and shapes of the adapted layers: equal means the same model fits."""
+        return fingerprint(self.entries)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Components with a layer that acts, sorted."""
+        return tuple(sorted({entry.component for entry in self.entries if entry.acts}))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored factors."""
+        seen = {
+            tensor.data_ptr(): tensor.nbytes
+            for entry in self.entries
+            for factors in entry.factors.values()
+            for tensor in (factors.down, factors.up)
+        }
+        return sum(seen.values())
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+    """See :attr:`Fusion.fingerprint`."""
+    lines = sorted(f"{e.layer}.{e.parameter} {'x'.join(map(str, e.shape))}" for e in entries)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,228 @@
+"""The border to the file system: a safetensors file, its header checked before anything is used.
+
+The safetensors library checks offsets, but accepts duplicate keys and headers of 100 MB, and
+its errors do not say what to do. LoRA files and artifacts come from strangers, so both are
+opened here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from klora_runtime.errors import FileFormatError, shown
+
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
+
+#: safetensors dtype names -> bytes per element; other names are refused.
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
+    {
+        "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+        "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor."""
+
+    dtype: str
+    """safetensors dtype name, a key of :data:`DTYPE_BYTES`."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte, counted from the end of the header."""
+    stop: int
+    """One past the last byte."""
+
+
+class SafetensorsFile:
+    """An open safetensors file whose header has been checked. Use it as a context manager.
+
+    Args:
+        path: the file.
+        what: how to name the file in errors, such as ``"LoRA file"``.
+
+    Attributes:
+        path: the file.
+        size: bytes of the whole file.
+        metadata: the header's ``__metadata__``, empty where the file has none.
+        tensors: name -> :class:`TensorInfo`, in the header's order.
+
+    Raises:
+        FileFormatError: the file is missing, a folder, truncated, not safetensors, or its
+            header breaks a limit or the format.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self._what = f"{what} {shown(path)}"
+        self.size, raw = self._read_header()
+        header = self._parse(raw)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise self._error("`__metadata__` must be an object of strings")
+        self.metadata: Mapping[str, str] = MappingProxyType(metadata)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            self._tensor_infos(header, data_bytes=self.size - 8 - len(raw))
+        )
+        try:
+            self._file: Any = safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise self._error(f"safetensors refuses it: {shown(error)}") from error
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor called ``name``, on the CPU, in the dtype of the file."""
+        try:
+            tensor: torch.Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self._error(f"tensor {shown(name)}: {shown(error)}") from error
+        return tensor
+
+    def _error(self, problem: str) -> FileFormatError:
+        return FileFormatError(f"{self._what}: {problem}.")
+
+    def _read_header(self) -> tuple[int, bytes]:
+        """Bytes of the file, and of its header."""
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                start = file.read(8)
+                length = int.from_bytes(start, "little")
+                if size < 8 or (start[:1] in (b"<", b"P", b"\x80") and length > size):
+                    raise self._error(_foreign(start, size))
+                if length > size - 8:
+                    raise self._error(
+                        f"truncated or not safetensors: the header should take {length} bytes, "
+                        f"the file has {size - 8} after the first 8. Download it again"
+                    )
+                if length > MAX_HEADER_BYTES:
+                    raise self._error(
+                        f"its header takes {length} bytes, more than the {MAX_HEADER_BYTES} allowed"
+                    )
+                raw = file.read(length)
+        except IsADirectoryError as error:
+            raise self._error("is a folder; name the .safetensors file inside it") from error
+        except OSError as error:
+            raise self._error(f"cannot be read: {error.strerror or error}") from error
+        return size, raw
+
+    def _parse(self, raw: bytes) -> dict[str, Any]:
+        try:
+            header = parse_json(raw)
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"its header is not valid JSON: {shown(error)}") from error
+        if not isinstance(header, dict):
+            raise self._error("its header is not a JSON object")
+        if len(header) > MAX_TENSORS:
+            raise self._error(f"it lists {len(header)} tensors, more than {MAX_TENSORS}")
+        return header
+
+    def _tensor_infos(self, header: dict[str, Any], data_bytes: int) -> dict[str, TensorInfo]:
+        infos: dict[str, TensorInfo] = {}
+        for name, entry in header.items():
+            infos[name] = self._tensor_info(name, entry)
+        position = 0
+        for name, info in sorted(infos.items(), key=lambda item: item[1].start):
+            if info.start != position:
+                raise self._error(
+                    f"tensor {shown(name)} starts at byte {info.start} of the data, "
+                    f"expected {position} (tensors may not overlap or leave gaps)"
+                )
+            position = info.stop
+        if position != data_bytes:
+            raise self._error(
+                f"truncated or extended: its tensors take {position} bytes, "
+                f"the file holds {data_bytes}. Download it again"
+            )
+        return infos
+
+    def _tensor_info(self, name: str, entry: Any) -> TensorInfo:
+        where = f"tensor {shown(name)}"
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise self._error(f"{where} needs exactly dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in DTYPE_BYTES:
+            raise self._error(f"{where} has the unknown dtype {shown(dtype)}")
+        if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+            raise self._error(f"{where} has the invalid shape {shown(shape)}")
+        if not _are_counts(offsets) or len(offsets) != 2:
+            raise self._error(f"{where} has invalid data_offsets {shown(offsets)}")
+        start, stop = offsets
+        needed = math.prod(shape) * DTYPE_BYTES[dtype]
+        if stop - start != needed:
+            raise self._error(f"{where} needs {needed} bytes, its data_offsets span {stop - start}")
+        return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """JSON without what the standard parser lets pass: duplicate keys, NaN and Infinity.
+
+    Raises:
+        ValueError: also for the cases above and for bytes that are not UTF-8.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def canonical_json(value: object) -> str:
+    """The one way to write ``value``: sorted keys, no spaces, ASCII, shortest round-trip floats."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the tensor's bytes in row-major order, as 64 hexadecimal digits."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(double)} appears twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
+
+
+def _foreign(start: bytes, size: int) -> str:
+    if size == 0:
+        return "is empty. Download it again"
+    if start[:1] == b"<":
+        return "is a web page, not a safetensors file. Download the file itself"
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "is a pickle checkpoint, which can run code when loaded. Convert it to safetensors"
+    return f"is not a safetensors file: only {size} bytes, or an impossible header length"

@@ -1,0 +1,371 @@
+"""The rules of ``FORMAT.md`` for the JSON inside an artifact, checked all at once.
+
+Nothing is believed: every name, shape, range and reference is looked at, every problem is
+listed, and only then are values built from the JSON. Keys that decide a picture must be known;
+keys that are provenance (`sources`, `scores`, rule parameters) are carried as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_runtime.errors import ArtifactError, shown
+from klora_runtime.fusion import FATES, Entry, Factors, Fusion, Rule, Slot, Source, fingerprint
+from klora_runtime.safetensors_file import TensorInfo
+from klora_runtime.timeline import Timeline
+
+FORMAT_NAME = "klora-fusion"
+FORMAT_VERSION = 1
+
+MAX_ENTRIES = 20_000
+MAX_SEGMENTS = 4_096
+MAX_SLOTS = 64
+_MAX_ISSUES = 50
+
+_ENTRY_KEYS = [
+    *("component", "module", "parameter", "shape"),
+    *("fate", "timeline", "factors", "scores"),
+]
+_FACTOR_DTYPES = ("F32", "F16", "BF16")
+_PARAMETERS = ("weight", "bias")
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,31}")
+_SLOT = re.compile(r"[a-z][a-z0-9_]*(\.[0-9]+)?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class CheckedDocument:
+    """A document that passed every check and now only needs its tensors."""
+
+    tensor_names: frozenset[str]
+    _document: Mapping[str, Any]
+
+    def fusion(self, tensors: Mapping[str, torch.Tensor]) -> Fusion:
+        """The document as values, with ``tensors`` by name."""
+        document = self._document
+        return Fusion(
+            sources={name: _source(value) for name, value in document["sources"].items()},
+            slots={
+                name: Slot(name, value["role"], tuple(value["sources"]), value["derived"])
+                for name, value in document["slots"].items()
+            },
+            rule=Rule(**document["rule"]),
+            family=document["fits"]["family"],
+            entries=tuple(_entry(value, tensors) for value in document["entries"]),
+            tool=document["tool"],
+        )
+
+
+def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str) -> CheckedDocument:
+    """Check the JSON of an artifact against the format and against the file's tensors.
+
+    Args:
+        document: the parsed value of ``fusion``.
+        tensors: the file's tensors by name.
+        where: how to name the file in the error.
+
+    Raises:
+        ArtifactError: at least one rule is broken; ``issues`` has every one (at most 50).
+    """
+    check = _Check()
+    if not check.keys(
+        document, "fusion", ["format", "tool", "sources", "slots", "rule", "fits", "entries"]
+    ) or not check.format_version(document["format"]):
+        raise ArtifactError(f"{where} is not a readable fusion:", check.issues)
+    check.provenance(document)
+    used: set[str] = set()
+    if check.slots(document["slots"], document["sources"]):
+        used = check.entries(document["entries"], document["slots"], tensors)
+    check.tensors(tensors, used)
+    if not check.issues:
+        check.fits(document)
+    if check.issues:
+        raise ArtifactError(f"{where} breaks its format:", check.issues)
+    return CheckedDocument(frozenset(used), document)
+
+
+_SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
+    "file": lambda v: isinstance(v, str) and "/" not in v and "\\" not in v,
+    "sha256": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
+    "bytes": lambda v: type(v) is int and v >= 0,
+    "layout": lambda v: isinstance(v, str),
+    "ranks": lambda v: isinstance(v, list) and all(type(r) is int and r > 0 for r in v),
+    "trigger_words": lambda v: isinstance(v, list) and all(isinstance(w, str) for w in v),
+    "license": lambda v: v is None or isinstance(v, str),
+}
+
+
+class _Check:
+    """Collects what is wrong; each method looks at one part of the document."""
+
+    def __init__(self) -> None:
+        self.issues: list[str] = []
+
+    def say(self, where: str, problem: str) -> bool:
+        if len(self.issues) < _MAX_ISSUES:
+            self.issues.append(f"{where}: {problem}")
+        return False
+
+    def keys(self, value: Any, where: str, required: list[str]) -> bool:
+        if not isinstance(value, dict):
+            return self.say(where, f"expected an object, found {shown(value)}")
+        missing = sorted(set(required) - set(value))
+        unknown = sorted(set(value) - set(required))
+        if missing:
+            self.say(where, f"lacks {', '.join(missing)}")
+        if unknown:
+            self.say(where, f"has unknown keys {', '.join(map(shown, unknown))}; update klora")
+        return not missing and not unknown
+
+    def format_version(self, value: Any) -> bool:
+        if not self.keys(value, "format", ["name", "version"]):
+            return False
+        if value["name"] != FORMAT_NAME:
+            return self.say("format.name", f"expected {FORMAT_NAME}, found {shown(value['name'])}")
+        version = value["version"]
+        if type(version) is not int or version < 1:
+            return self.say("format.version", f"expected a whole number, found {shown(version)}")
+        if version > FORMAT_VERSION:
+            return self.say(
+                "format.version",
+                f"this klora reads up to version {FORMAT_VERSION}, the file has {version}; "
+                "update klora",
+            )
+        return True
+
+    def provenance(self, document: Mapping[str, Any]) -> None:
+        if not isinstance(document["tool"], str):
+            self.say("tool", "expected a string")
+        rule = document["rule"]
+        if self.keys(rule, "rule", ["name", "parameters", "derived"]):
+            if not isinstance(rule["name"], str):
+                self.say("rule.name", "expected a string")
+            for part in ("parameters", "derived"):
+                if not isinstance(rule[part], dict):
+                    self.say(f"rule.{part}", "expected an object")
+        sources = document["sources"]
+        if not isinstance(sources, dict) or not sources or len(sources) > MAX_SLOTS:
+            self.say("sources", f"expected an object of 1 to {MAX_SLOTS} sources")
+            return
+        for name, source in sources.items():
+            self.source(source, f"sources.{shown(name)}")
+
+    def source(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            self.say(where, "expected an object")
+            return
+        for key, test in _SOURCE_TESTS.items():
+            if key not in value or not test(value[key]):
+                self.say(f"{where}.{key}", f"missing or invalid: {shown(value.get(key))}")
+
+    def slots(self, value: Any, sources: Any) -> bool:
+        if not isinstance(value, dict) or not 1 <= len(value) <= MAX_SLOTS:
+            return self.say("slots", f"expected an object of 1 to {MAX_SLOTS} slots")
+        before = len(self.issues)
+        for name, slot in value.items():
+            where = f"slots.{shown(name)}"
+            if not _SLOT.fullmatch(name) or name == "from":
+                self.say(where, "not a slot name")
+            if not self.keys(slot, where, ["role", "sources", "derived"]):
+                continue
+            if slot["role"] not in ("content", "style"):
+                self.say(f"{where}.role", f"expected content or style, found {shown(slot['role'])}")
+            origin = slot["sources"]
+            known = isinstance(sources, dict) and isinstance(origin, list)
+            if (
+                not known
+                or not origin
+                or not all(isinstance(s, str) and s in sources for s in origin)
+            ):
+                self.say(f"{where}.sources", f"names no known source: {shown(origin)}")
+            if slot["derived"] is not None and not isinstance(slot["derived"], str):
+                self.say(f"{where}.derived", "expected a string or null")
+        return len(self.issues) == before
+
+    def entries(
+        self, value: Any, slots: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+    ) -> set[str]:
+        used: set[str] = set()
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_ENTRIES:
+            self.say("entries", f"expected a list of 1 to {MAX_ENTRIES} entries")
+            return used
+        previous: tuple[str, ...] = ()
+        for index, entry in enumerate(value):
+            where = f"entries[{index}]"
+            if not self.keys(
+                entry,
+                where,
+                _ENTRY_KEYS,
+            ) or not self.target(entry, where):
+                continue
+            place = (entry["component"], entry["module"], entry["parameter"])
+            if place <= previous:
+                self.say(where, f"{'.'.join(place)} is a duplicate or out of order")
+            previous = place
+            where += f" ({'.'.join(place)})"
+            stored = self.factors(entry, where, slots, tensors, used)
+            self.timeline(entry["timeline"], f"{where}.timeline", slots, stored)
+            if not isinstance(entry["scores"], dict):
+                self.say(f"{where}.scores", "expected an object")
+        return used
+
+    def target(self, entry: Mapping[str, Any], where: str) -> bool:
+        component, module, parameter = entry["component"], entry["module"], entry["parameter"]
+        shape, fate = entry["shape"], entry["fate"]
+        if not isinstance(component, str) or not _IDENTIFIER.fullmatch(component):
+            return self.say(f"{where}.component", f"not a component name: {shown(component)}")
+        if not isinstance(module, str) or not _MODULE.fullmatch(module):
+            return self.say(f"{where}.module", f"not a module path: {shown(module)}")
+        if parameter not in _PARAMETERS:
+            return self.say(f"{where}.parameter", f"expected weight or bias: {shown(parameter)}")
+        if (
+            not isinstance(shape, list)
+            or not 1 <= len(shape) <= 5
+            or not all(type(n) is int and 0 < n < 2**31 for n in shape)
+        ):
+            return self.say(f"{where}.shape", f"not a shape: {shown(shape)}")
+        if not isinstance(fate, str) or fate not in FATES:
+            return self.say(f"{where}.fate", f"unknown: {shown(fate)}; update klora")
+        return True
+
+    def factors(
+        self,
+        entry: Mapping[str, Any],
+        where: str,
+        slots: Mapping[str, Any],
+        tensors: Mapping[str, TensorInfo],
+        used: set[str],
+    ) -> set[str]:
+        value = entry["factors"]
+        if not isinstance(value, dict):
+            self.say(f"{where}.factors", "expected an object")
+            return set()
+        for slot, factors in value.items():
+            here = f"{where}.factors.{shown(slot)}"
+            if slot not in slots:
+                self.say(here, "is not in slots")
+            if not isinstance(factors, dict):
+                self.say(here, "expected an object")
+            elif factors.get("kind") != "lowrank":
+                self.say(here, f"unknown kind {shown(factors.get('kind'))}; update klora")
+            elif factors.get("encoding") != "plain":
+                self.say(here, f"unknown encoding {shown(factors.get('encoding'))}; update klora")
+            elif self.keys(factors, here, ["kind", "encoding", "scale", "down", "up"]):
+                if not _is_number(factors["scale"]):
+                    self.say(f"{here}.scale", f"not a number: {shown(factors['scale'])}")
+                self.pair(factors, here, entry["shape"], tensors, used)
+        return set(value)
+
+    def pair(
+        self,
+        factors: Mapping[str, Any],
+        where: str,
+        shape: list[int],
+        tensors: Mapping[str, TensorInfo],
+        used: set[str],
+    ) -> None:
+        infos = []
+        for part in ("down", "up"):
+            name = factors[part]
+            info = tensors.get(name) if isinstance(name, str) else None
+            if info is None:
+                self.say(f"{where}.{part}", f"no tensor {shown(name)} in the file")
+                continue
+            used.add(name)
+            if info.dtype not in _FACTOR_DTYPES:
+                self.say(f"{where}.{part}", f"dtype {info.dtype}, expected {_FACTOR_DTYPES}")
+            infos.append(info)
+        if len(infos) != 2:
+            return
+        down, up = infos
+        rank = down.shape[0] if down.shape else 0
+        tail = tuple(shape[2:])
+        expected_down = (rank, *shape[1:])
+        expected_up = (shape[0], rank) + (1,) * len(tail)
+        if len(shape) < 2 or rank < 1 or down.shape != expected_down or up.shape != expected_up:
+            self.say(
+                where,
+                f"down {list(down.shape)} and up {list(up.shape)} do not make {shape}",
+            )
+
+    def timeline(self, value: Any, where: str, slots: Mapping[str, Any], stored: set[str]) -> None:
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_SEGMENTS:
+            self.say(where, f"expected a list of 1 to {MAX_SEGMENTS} segments")
+            return
+        previous = -1.0
+        for index, row in enumerate(value):
+            here = f"{where}[{index}]"
+            if not self.keys(row, here, ["from", *slots]):
+                return
+            start = row["from"]
+            if not _is_number(start) or not 0.0 <= start < 1.0 or start <= previous:
+                self.say(f"{here}.from", f"not an ascending progress in [0, 1): {shown(start)}")
+                return
+            if index == 0 and start != 0.0:
+                self.say(f"{here}.from", f"the first segment must start at 0, found {start}")
+            previous = start
+            for slot in slots:
+                if not _is_number(row[slot]):
+                    self.say(f"{here}.{slot}", f"not a number: {shown(row[slot])}")
+                elif row[slot] != 0 and slot not in stored:
+                    self.say(f"{here}.{slot}", "acts, but its factors are not stored")
+
+    def tensors(self, tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
+        extra = sorted(set(tensors) - used)
+        if extra and not self.issues:
+            self.say("tensors", f"{len(extra)} belong to no entry (first: {shown(extra[0])})")
+
+    def fits(self, document: Mapping[str, Any]) -> None:
+        value = document["fits"]
+        if not self.keys(value, "fits", ["family", "fingerprint"]):
+            return
+        if value["family"] is not None and not isinstance(value["family"], str):
+            self.say("fits.family", "expected a string or null")
+        expected = fingerprint(_entry(entry, None) for entry in document["entries"])
+        if value["fingerprint"] != expected:
+            self.say("fits.fingerprint", "does not match the entries")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN as well
+
+
+def _source(value: Mapping[str, Any]) -> Source:
+    return Source(
+        file=value["file"],
+        sha256=value["sha256"],
+        bytes=value["bytes"],
+        layout=value["layout"],
+        ranks=tuple(value["ranks"]),
+        trigger_words=tuple(value["trigger_words"]),
+        license=value["license"],
+    )
+
+
+def _entry(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None) -> Entry:
+    rows = value["timeline"]
+    slots = [key for key in rows[0] if key != "from"]
+    factors = {
+        slot: Factors(float(f["scale"]), tensors[f["down"]], tensors[f["up"]])
+        for slot, f in value["factors"].items()
+        if tensors is not None
+    }
+    return Entry(
+        component=value["component"],
+        module=value["module"],
+        parameter=value["parameter"],
+        shape=tuple(value["shape"]),
+        fate=value["fate"],
+        timeline=Timeline(
+            tuple(float(row["from"]) for row in rows),
+            {slot: tuple(float(row[slot]) for row in rows) for slot in slots},
+        ),
+        factors=factors,
+        scores=value["scores"],
+    )

@@ -1,0 +1,228 @@
+"""From a fusion's layers to the live parameters of a pipeline: everything is checked here.
+
+:func:`find_targets` looks at every layer before anything is changed and reports all that is
+wrong in one error. What makes a model unfit for a *mode* is that mode's business (`merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
+from klora_runtime.families import family_name, family_of
+from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
+
+#: Attribute of a component module that a fusion is applied to: the handle's identity.
+APPLIED_MARK = "_klora_applied"
+
+#: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
+_OPTIONAL_PREFIX = "text_model."
+
+_MODULE_TYPES = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer of a fusion and the live parameter that it changes."""
+
+    entry: Entry
+    module: nn.Module
+    path: str
+    """Name of the module in this pipeline, its component in front."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as it is now (offloading and ``.to()`` may have moved it)."""
+        parameter = getattr(self.module, self.entry.parameter)
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+
+def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple[str, ...]:
+    """The components to apply to; all of the fusion's where ``components`` is None.
+
+    Raises:
+        ConfigError: the fusion has no layer in a component that was asked for.
+    """
+    if components is None:
+        return fusion.components
+    unknown = sorted(set(components) - set(fusion.components))
+    if unknown or not components:
+        raise ConfigError(
+            f"components={list(components)}: the fusion changes {', '.join(fusion.components)}"
+            + (f", not {', '.join(unknown)}." if unknown else "; name at least one.")
+        )
+    return tuple(sorted(set(components)))
+
+
+def original_module(model: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` wrapped it."""
+    original = getattr(model, "_orig_mod", model)
+    assert isinstance(original, nn.Module)
+    return original
+
+
+def find_targets(
+    pipe: Any, fusion: Fusion, components: Sequence[str], *, owner: object = None
+) -> list[Target]:
+    """The live parameter of every layer that acts, in the order of the fusion's entries.
+
+    Args:
+        pipe: a diffusers pipeline.
+        components: the components to look at, of :func:`chosen_components`.
+        owner: the mark of a fusion that may be on these components already.
+
+    Raises:
+        InUseError: a component carries another fusion.
+        IncompatibleModelError: a component, module or parameter is missing, has another shape
+            or kind, or is wrapped by something that hides it. ``issues`` lists every layer.
+    """
+    models = {name: _component(pipe, name, components) for name in components}
+    for name, model in models.items():
+        if getattr(model, APPLIED_MARK, owner) != owner:
+            raise InUseError(
+                f"{name} of this pipeline already carries a fusion; call .remove() on its handle, "
+                "or .swap(other) to change what it carries."
+            )
+        _refuse_adapters(name, model)
+    entries = [entry for entry in fusion.entries if entry.acts and entry.component in models]
+    targets, issues = [], []
+    for entry in entries:
+        found = _find(models[entry.component], entry)
+        if isinstance(found, Target):
+            targets.append(found)
+        else:
+            issues.append(found)
+    if issues:
+        raise _misfit(fusion, models, entries, issues)
+    return targets
+
+
+def refuse(issues: Iterable[str], headline: str) -> None:
+    """Raise one :class:`IncompatibleModelError` where there are issues."""
+    listed = tuple(issues)
+    if listed:
+        raise IncompatibleModelError(headline, listed)
+
+
+def _component(pipe: Any, name: str, chosen: Sequence[str]) -> nn.Module:
+    model = getattr(pipe, name, None)
+    if not isinstance(model, nn.Module):
+        rest = [component for component in chosen if component != name]
+        raise IncompatibleModelError(
+            f"this {type(pipe).__name__} has no {name}, but the fusion changes it. "
+            + (f"Leave it out with components={rest}" if rest else "Load the full pipeline")
+            + (", or compile with --text-encoder none." if name in TEXT_ENCODERS else ".")
+        )
+    return original_module(model)
+
+
+def _refuse_adapters(name: str, model: nn.Module) -> None:
+    wrapped = [path for path, module in model.named_modules() if _is_adapter(module)]
+    refuse(
+        [f"{name}.{path}" for path in wrapped],
+        f"{name} carries PEFT adapters on {len(wrapped)} modules, and a fusion on top of them "
+        "would be neither; call pipe.unload_lora_weights() first.",
+    )
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
+
+
+def _find(model: nn.Module, entry: Entry) -> Target | str:
+    path = entry.module
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        try:
+            path = _other_spelling(path)
+            module = model.get_submodule(path)
+        except AttributeError:
+            return f"{entry.layer}: there is no such module"
+    name = f"{entry.component}.{path}"
+    for problem in (check(model, path, module, entry) for check in _CHECKS):
+        if problem is not None:
+            return f"{name}: {problem}"
+    return Target(entry, module, name)
+
+
+def _other_spelling(path: str) -> str:
+    if path.startswith(_OPTIONAL_PREFIX):
+        return path.removeprefix(_OPTIONAL_PREFIX)
+    return _OPTIONAL_PREFIX + path
+
+
+def _check_type(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
+    if isinstance(module, _MODULE_TYPES):
+        return None
+    known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)
+    return f"is a {type(module).__name__}, expected one of {known}"
+
+
+def _check_parameter(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
+    parameter = getattr(module, entry.parameter, None)
+    if not isinstance(parameter, nn.Parameter):
+        return f"has no parameter {entry.parameter}"
+    wanted, found = _core(entry.shape), _core(tuple(parameter.shape))
+    # Quantised parameters are packed: their own shape says nothing, the mode refuses them.
+    if parameter.is_floating_point() and wanted != found:
+        return f"{entry.parameter} has shape {list(parameter.shape)}, expected {list(entry.shape)}"
+    return None
+
+
+def _check_projections(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
+    parent = model.get_submodule(path.rpartition(".")[0])
+    leaf = path.rpartition(".")[2]
+    fused = getattr(parent, "fused_projections", False)
+    if fused and leaf in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
+        return (
+            "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
+            "apply the fusion, and leave the projections apart"
+        )
+    return None
+
+
+_CHECKS: tuple[Callable[[nn.Module, str, nn.Module, Entry], str | None], ...] = (
+    _check_type,
+    _check_parameter,
+    _check_projections,
+)
+
+
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without trailing ones: a 1x1 convolution is a linear layer."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _misfit(
+    fusion: Fusion, models: dict[str, nn.Module], entries: list[Entry], issues: list[str]
+) -> IncompatibleModelError:
+    classes = ", ".join(sorted(type(model).__name__ for model in models.values()))
+    shapes = {
+        (component, path): tuple(module.weight.shape)
+        for component, model in models.items()
+        for path, module in model.named_modules()
+        if isinstance(module, _MODULE_TYPES) and isinstance(module.weight, torch.Tensor)
+    }
+    found, wanted = family_of(shapes), fusion.family
+    families = ""
+    if wanted is not None and found is not None and wanted != found:
+        families = (
+            f" It was compiled for {family_name(wanted)}, this is {family_name(found)}: load a "
+            "matching model, or compile LoRAs of this one."
+        )
+    if len(issues) == len(entries):
+        headline = f"no layer of the fusion fits {shown(classes)}"
+    else:
+        headline = (
+            f"{len(issues)} of {len(entries)} layers of the fusion do not fit {shown(classes)}"
+        )
+    return IncompatibleModelError(f"{headline}; nothing was changed.{families}", issues)
