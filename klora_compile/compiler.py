@@ -131,7 +131,9 @@ def _numbers(
         for slot, adapter in adapters.items():
             own = adapter.layers.get(layer.name)
             measured = statistics[slot].get(layer.name)
-            sides[slot] = own and measured and _side(own, measured, k, ignore_alpha)
+            sides[slot] = None
+            if own is not None and measured is not None:
+                sides[slot] = _side(own, measured, k, ignore_alpha)
         numbers[layer.name] = LayerNumbers(layer.component, k, sides[CONTENT], sides[STYLE])
     return numbers
 
