@@ -1,0 +1,144 @@
+"""``klora compile``: two LoRAs in, one artifact out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klora_compile.commands.parameters import LORA, Device, NumberOr
+from klora_compile.commands.progress import layer_bar
+from klora_compile.config import Config
+
+
+@click.command("compile")
+@click.argument("content", type=LORA)
+@click.argument("style", type=LORA)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The artifact to write, by custom NAME.klora.safetensors.",
+)
+@click.option(
+    "--semantics",
+    type=click.Choice(["paper", "authors"]),
+    default="paper",
+    show_default=True,
+    help="K-LoRA as published, or as its authors' code computes: their gamma, their offset of s*, "
+    "ties to the style, the network alpha ignored.",
+)
+@click.option(
+    "--pattern",
+    type=click.Choice(["s", "s*"]),
+    default="s",
+    show_default=True,
+    help="s: content early, style late. s*: style, content, style; suggested for FLUX.",
+)
+@click.option("--alpha", type=float, help="Slope of S over progress.  [default: 1.5]")
+@click.option(
+    "--beta",
+    type=float,
+    help="S at progress 0; higher favours style.  [default: 0.5; for s* 1.3, authors 0.85 alpha]",
+)
+@click.option(
+    "--gamma",
+    type=NumberOr("paper", "code"),
+    help="Balance of magnitudes: ratio of sums, mean of ratios, or a number; higher favours "
+    "style.  [default: as the semantics]",
+)
+@click.option(
+    "--top-k",
+    type=NumberOr("auto", whole=True),
+    default="auto",
+    show_default=True,
+    help="Weights of a layer that count; auto is the product of its two ranks.",
+)
+@click.option(
+    "--content-weight",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the content's deltas where they are applied; does not change the choice.",
+)
+@click.option(
+    "--style-weight",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the style's deltas where they are applied; does not change the choice.",
+)
+@click.option(
+    "--text-encoder",
+    type=click.Choice(["both", "content", "style", "none"]),
+    default="both",
+    show_default=True,
+    help="Whose text encoder layers act; they have no steps.",
+)
+@click.option(
+    "--unpaired",
+    type=click.Choice(["keep", "drop", "error"]),
+    default="keep",
+    show_default=True,
+    help="Denoiser layers that only one LoRA adapts.",
+)
+@click.option(
+    "--device",
+    type=Device(),
+    default="auto",
+    show_default=True,
+    help="Where to measure; auto takes a GPU where there is one.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def compile_command(
+    content: Path,
+    style: Path,
+    output: Path,
+    device: str,
+    force: bool,
+    as_json: bool,
+    top_k: str | int,
+    **settings: Any,
+) -> None:
+    """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
+
+    In every layer, at every step of sampling, the one acts whose largest weights matter more
+    (K-LoRA). All of that is computed here, once, for any prompt and any number of steps.
+    """
+    config = Config(top_k=None if top_k == "auto" else int(top_k), **settings)
+    _check_output(output, force, inputs=(content, style))
+
+    from klora_compile.compiler import compile_fusion
+    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_runtime.artifact import save_fusion
+
+    begin = time.perf_counter()
+    with layer_bar("measuring") as on_layer:
+        fusion = compile_fusion(content, style, config, device=device, on_layer=on_layer)
+    size = save_fusion(fusion, output, overwrite=force)
+    seconds = time.perf_counter() - begin
+    summary = summarise(fusion)
+    if as_json:
+        facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
+        click.echo(json.dumps(facts | summary.json()))
+        return
+    rows = [("artifact", str(output)), *summary_lines(summary)]
+    read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
+    rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
+    rows.append(("seconds", f"{seconds:.1f}"))
+    click.echo(table(rows))
+
+
+def _check_output(output: Path, force: bool, inputs: tuple[Path, ...]) -> None:
+    """See, before the work, that its result can be written."""
+    if any(output.exists() and output.samefile(path) for path in inputs):
+        raise click.UsageError(f"{output} is one of the inputs; name another file.")
+    if not output.parent.is_dir():
+        raise click.UsageError(f"{output.parent} is not a folder; make it first.")
+    if output.exists() and not force:
+        raise click.ClickException(f"{output} exists already; add --force to overwrite it.")

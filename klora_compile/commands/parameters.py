@@ -1,0 +1,59 @@
+"""Option types that click does not have."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import click
+
+ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
+LORA = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """One of some words, or a number.
+
+    Args:
+        words: the words.
+        whole: whether the number must be whole and at least 1.
+    """
+
+    def __init__(self, *words: str, whole: bool = False) -> None:
+        self.words = words
+        self.whole = whole
+        self.name = "|".join((*words, "N" if whole else "NUMBER"))
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float | int:
+        if value in self.words:
+            return str(value)
+        try:
+            number = int(str(value)) if self.whole else float(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not {self.name}.", param, ctx)
+        if not math.isfinite(number) or (self.whole and number < 1):
+            self.fail(f"{value!r} is out of range for {self.name}.", param, ctx)
+        return number
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
+class Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    name = "auto|cpu|cuda[:N]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        text = str(value)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+            self.fail(f"{text!r} is not {self.name}.", param, ctx)
+        return text
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name

@@ -1,0 +1,44 @@
+"""``klora verify``: whether an artifact is whole, and what its sources give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from klora_compile.commands.parameters import ARTIFACT, LORA, Device
+from klora_compile.commands.progress import layer_bar
+
+
+@click.command("verify")
+@click.argument("file", type=ARTIFACT)
+@click.option(
+    "--against",
+    nargs=2,
+    type=LORA,
+    metavar="CONTENT STYLE",
+    help="Compile these LoRAs again with the artifact's settings and compare everything.",
+)
+@click.option(
+    "--device", type=Device(), default="auto", show_default=True, help="Where to measure."
+)
+def verify_command(file: Path, against: tuple[Path, Path] | None, device: str) -> None:
+    """Check the artifact FILE: structure, digests, every tensor.
+
+    Exit status 0: good. 1: not. 2: the command was not understood.
+    """
+    from klora_compile.reading.adapter import read_adapter
+    from klora_compile.verify import differences
+    from klora_runtime.artifact import load_fusion
+    from klora_runtime.errors import KloraError
+
+    fusion = load_fusion(file, check="full")
+    if against is None:
+        click.echo(f"{file}: good ({len(fusion.entries)} layers, structure and digests)")
+        return
+    content, style = map(read_adapter, against)
+    with layer_bar("comparing") as on_layer:
+        found = differences(fusion, content, style, device=device, on_layer=on_layer)
+    if found:
+        raise KloraError(f"{file} is not what {against[0]} and {against[1]} give:", found)
+    click.echo(f"{file}: good ({len(fusion.entries)} layers, equal to its sources)")

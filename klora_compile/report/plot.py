@@ -1,0 +1,153 @@
+"""The schedule of a fusion as a picture: every layer by progress, its ratio beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from klora_compile.report.schedule_map import CONTENT_RGB, STYLE_RGB, Block, blocks
+from klora_compile.report.summary import gamma_of
+from klora_compile.rules.klora import Klora
+from klora_runtime.errors import KloraError, shown
+from klora_runtime.fusion import Entry, Fusion
+
+_COLUMNS = 1200
+_RATIO_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0, 1000.0)
+_INK = "#222222"
+_MAX_LABELS = 45
+
+
+def plot_schedule(fusion: Fusion, path: Path) -> None:
+    """Draw the schedule as a heat map into an image file.
+
+    Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
+    progress.
+    Beside it each layer's ratio S_c / (gamma * S_s) against the range of S.
+
+    Args:
+        path: the file; its ending chooses the format (``.png``, ``.pdf``, ``.svg``).
+
+    Raises:
+        KloraError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise KloraError(
+            "the plot needs matplotlib, which is not installed: pip install 'klora[plot]'"
+        ) from error
+    rows = [acting for block in blocks(fusion) if (acting := block.acting()).entries]
+    if not rows:
+        raise KloraError("there is nothing to plot: no denoiser layer of the fusion acts.")
+    layers = [entry for block in rows for entry in block.entries]
+    height = min(14.0, max(4.5, 2.0 + 0.055 * len(layers)))
+    figure = Figure(figsize=(11, height), dpi=150, layout="constrained")
+    heat, ratios = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    _draw_heat(heat, layers)
+    _draw_blocks(heat, ratios, rows)
+    _draw_ratios(ratios, fusion, layers)
+    _draw_titles(figure, heat, fusion, rows)
+    try:
+        figure.savefig(path, facecolor="white")
+    except (OSError, ValueError) as error:
+        raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
+
+
+def _draw_heat(axes: Any, layers: list[Entry]) -> None:
+    progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
+    image = np.empty((len(layers), _COLUMNS, 3), dtype=np.uint8)
+    for row, entry in enumerate(layers):
+        for start, coefficients in entry.timeline.rows():
+            image[row, progress >= start] = _colour(entry, coefficients)
+    axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.0, 1.0, len(layers), 0.0))
+    axes.set_xlabel("progress of sampling", color=_INK)
+    axes.set_xlim(0.0, 1.0)
+
+
+def _colour(entry: Entry, coefficients: dict[str, float]) -> tuple[int, int, int]:
+    content, style = coefficients.get("content"), coefficients.get("style")
+    if not (content or style):
+        return 255, 255, 255
+    if content and style:
+        red, green, blue = ((c + s) // 2 for c, s in zip(CONTENT_RGB, STYLE_RGB, strict=True))
+        return red, green, blue
+    return CONTENT_RGB if content else STYLE_RGB
+
+
+def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
+    """Lines between the blocks, and their names where there is room."""
+    ends = np.cumsum([len(block.entries) for block in rows])
+    starts = ends - [len(block.entries) for block in rows]
+    for end in ends[:-1]:
+        heat.axhline(end, color="white", linewidth=2.0)
+        ratios.axhline(end, color="#dddddd", linewidth=0.8)
+    every = -(-len(rows) // _MAX_LABELS)
+    heat.set_yticks(((starts + ends) / 2)[::every], [shown(b.name) for b in rows[::every]])
+    heat.tick_params(axis="y", labelsize=7, length=0)
+
+
+def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
+    points = [
+        (row + 0.5, entry.scores[fusion.rule.name]["ratio"])
+        for row, entry in enumerate(layers)
+        if entry.scores.get(fusion.rule.name, {}).get("ratio")
+    ]
+    axes.set_xlabel("ratio  $S_c\\,/\\,(\\gamma\\,S_s)$", color=_INK)
+    axes.tick_params(axis="y", length=0)
+    if fusion.rule.name == "klora":
+        settings = fusion.rule.parameters
+        rule = Klora(settings["pattern"], settings["alpha"], settings["beta"], settings["tie"])
+        low, high = rule.range()
+        axes.axvspan(max(low, 1e-3), high, color="#eeeeee", zorder=0)
+    if not points:
+        return
+    heights, values = zip(*points, strict=True)
+    colours = [_rgb(CONTENT_RGB if value >= 1 else STYLE_RGB) for value in values]
+    axes.scatter(values, heights, s=9, c=colours, linewidths=0, zorder=2)
+    left, right = min(0.3, 0.8 * min(values)), max(3.5, 1.25 * max(values))
+    ticks = [tick for tick in _RATIO_TICKS if left <= tick <= right]
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=1)
+    axes.set_xlim(left, right)
+
+
+def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> None:
+    from matplotlib.patches import Patch
+
+    names = " × ".join(shown(source.file.split(".")[0]) for source in fusion.sources.values())
+    shown_layers = sum(len(block.entries) for block in rows)
+    switching = sum(entry.timeline.switches for block in rows for entry in block.entries)
+    silent = sum(len(block.entries) for block in blocks(fusion)) - shown_layers
+    gamma = gamma_of(fusion)
+    gamma_text = f", γ = {gamma:.4g}" if isinstance(gamma, float) else ""
+    pattern = fusion.rule.parameters.get("pattern", "")
+    figure.suptitle(names, fontsize=14, color=_INK)
+    heat.set_title(
+        f"{fusion.rule.name}, pattern {pattern}{gamma_text}: "
+        f"{switching} of {shown_layers} layers switch"
+        + (f" ({silent} that never act are left out)" if silent else ""),
+        fontsize=9,
+        color=_INK,
+        loc="left",
+    )
+    heat.legend(
+        handles=[
+            Patch(color=_rgb(CONTENT_RGB), label="content"),
+            Patch(color=_rgb(STYLE_RGB), label="style"),
+        ],
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.3,
+        ncols=2,
+        fontsize=9,
+        frameon=False,
+    )
+
+
+def _rgb(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255

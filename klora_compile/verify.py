@@ -1,0 +1,118 @@
+"""Whether an artifact is what it claims to be: the same sources, compiled again, give the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from klora_compile.compiler import compile_fusion
+from klora_compile.config import Config
+from klora_compile.measure import OnLayer
+from klora_compile.reading.adapter import Adapter
+from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.fusion import Entry, Fusion
+
+#: Scores and breakpoints of one fusion computed on two kinds of device differ by less than this.
+TOLERANCE = 1e-6
+
+
+def differences(
+    fusion: Fusion,
+    content: Adapter,
+    style: Adapter,
+    *,
+    device: str = "auto",
+    on_layer: OnLayer | None = None,
+) -> list[str]:
+    """Compile ``content`` and ``style`` with the fusion's own settings and compare everything.
+
+    Returns:
+        One sentence per difference; empty where the fusion is what its sources give. Numbers may
+        differ by 1e-6, as they do between a CPU and a GPU; factors must be equal to the bit.
+
+    Raises:
+        KloraError: the fusion was made by a rule or with settings that this klora does not know.
+    """
+    wrong_files = list(_compare_sources(fusion, {"content": content, "style": style}))
+    if wrong_files:
+        return wrong_files
+    if fusion.rule.name != "klora":
+        raise KloraError(f"rule {shown(fusion.rule.name)} is unknown to this klora; update it.")
+    try:
+        config = Config.from_parameters(fusion.rule.parameters)
+    except (ConfigError, TypeError) as error:
+        return [f"rule: its parameters are not valid: {error}"]
+    again = compile_fusion(content, style, config, device=device, on_layer=on_layer)
+    return list(_compare(fusion, again))
+
+
+def _compare_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    for name, adapter in adapters.items():
+        source = fusion.sources.get(name)
+        if source is None:
+            yield f"sources: the artifact has no source {name}"
+        elif source.sha256 != adapter.sha256:
+            yield (
+                f"sources.{name}: it was compiled from {shown(source.file)} with sha256 "
+                f"{source.sha256}, {shown(adapter.path)} has {adapter.sha256}"
+            )
+
+
+def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
+    for part in ("sources", "slots", "family"):
+        if getattr(fusion, part) != getattr(again, part):
+            yield f"{part}: stated {getattr(fusion, part)}, computed {getattr(again, part)}"
+    for part in ("parameters", "derived"):
+        if not _close(getattr(fusion.rule, part), getattr(again.rule, part)):
+            yield f"rule.{part}: stated and computed values differ"
+    stated, computed = _by_name(fusion), _by_name(again)
+    yield from (f"{name}: is in no source" for name in sorted(stated.keys() - computed.keys()))
+    yield from (f"{name}: is missing" for name in sorted(computed.keys() - stated.keys()))
+    for name in sorted(stated.keys() & computed.keys()):
+        yield from (
+            f"{name}: {what} differs" for what in _compare_entry(stated[name], computed[name])
+        )
+
+
+def _by_name(fusion: Fusion) -> dict[str, Entry]:
+    return {f"{entry.layer}.{entry.parameter}": entry for entry in fusion.entries}
+
+
+def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
+    if one.shape != other.shape:
+        yield "shape"
+    if one.fate != other.fate:
+        yield "fate"
+    if not _close(list(one.timeline.rows()), list(other.timeline.rows())):
+        yield "timeline"
+    if not _close(one.scores, other.scores):
+        yield "scores"
+    if one.factors.keys() != other.factors.keys():
+        yield "set of stored slots"
+        return
+    for slot, factors in one.factors.items():
+        expected = other.factors[slot]
+        if factors.scale != expected.scale:
+            yield f"scale of {slot}"
+        if not (_same(factors.down, expected.down) and _same(factors.up, expected.up)):
+            yield f"factors of {slot}"
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Equal values, numbers within :data:`TOLERANCE` of each other."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if type(one) is bool or type(other) is bool:
+        return one is other
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return bool(one == other)
