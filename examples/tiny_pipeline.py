@@ -7,6 +7,10 @@ two exact ways to sample stay equal over many steps.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # nothing here needs torchvision
+
 import json
 import math
 import tempfile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -123,5 +122,5 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]
+    if not number or not low <= value <= high:  # type: ignore[operator]
         raise ConfigError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r}.")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from klora_compile.reading.key_layouts import ParsedKey, Part, parse_key
-from klora_compile.reading.scale import AdapterConfig
+from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA, AdapterConfig
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.safetensors_file import SafetensorsFile
 
@@ -178,8 +178,8 @@ def _layers(
         alpha, source = 0.0, "rank"
         if not problems:
             alpha, source = _alpha(parsed, group, file, config, rank=down.shape[0])
-            if not math.isfinite(alpha):
-                problems = [f"alpha is {alpha}"]
+            if alpha and not MIN_ALPHA <= abs(alpha) <= MAX_ALPHA:
+                problems = [f"alpha is {alpha}, expected 0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"]
         if problems:
             issues.extend(f"{shown(name)}: {problem}" for problem in problems)
             continue

@@ -112,7 +112,7 @@ FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
 )
 
 #: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
-_CLIP_PREFIX = "text_model."
+CLIP_PREFIX = "text_model."
 
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
@@ -150,7 +150,7 @@ def parse_key(key: str) -> ParsedKey | str:
         return place
     layout, component, module = place
     if component.startswith("text_encoder"):
-        module = module.removeprefix(_CLIP_PREFIX)
+        module = module.removeprefix(CLIP_PREFIX)
     return ParsedKey(layout, component, module, PARTS[suffix])
 
 

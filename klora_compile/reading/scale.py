@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from klora_runtime.errors import LoraError
+from klora_compile.reading.key_layouts import CLIP_PREFIX
+from klora_runtime.errors import LoraError, shown
 from klora_runtime.safetensors_file import parse_json
 
 METADATA_KEY = "lora_adapter_metadata"
+
+#: An alpha beyond these magnitudes is no setting that anybody trained with; 0 is one.
+MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
+
+#: A module path or the end of one, dots escaped or not. PEFT allows any regular expression here,
+#: and a hostile one takes for ever.
+_NAME = re.compile(r"\^?[A-Za-z0-9_]+(\\?\.[A-Za-z0-9_]+)*\$?")
 
 
 class AdapterConfig:
@@ -25,7 +33,8 @@ class AdapterConfig:
         where: how to name the file in errors.
 
     Raises:
-        LoraError: the metadata is there and cannot be read.
+        LoraError: the metadata is there and cannot be read, or an alpha in it is not a number or
+            is for a pattern that is not a module name.
     """
 
     def __init__(self, metadata: Mapping[str, str], where: str) -> None:
@@ -35,9 +44,12 @@ class AdapterConfig:
         try:
             values = parse_json(metadata[METADATA_KEY])
         except (ValueError, RecursionError) as error:
-            raise LoraError(f"{where}: {METADATA_KEY} is not valid JSON: {error}.") from error
+            raise LoraError(f"{where}: {METADATA_KEY} is no valid JSON: {shown(error)}.") from error
         if not isinstance(values, dict):
             raise LoraError(f"{where}: {METADATA_KEY} is not a JSON object.")
+        issues = [issue for key, value in values.items() for issue in _problems(key, value)]
+        if issues:
+            raise LoraError(f"{where}: {METADATA_KEY} cannot be followed.", issues)
         self._values = values
 
     def alpha(self, component: str, module: str, rank: int) -> float | None:
@@ -46,15 +58,13 @@ class AdapterConfig:
         Under rank-stabilised LoRA PEFT scales by alpha / sqrt(rank); the value returned is
         multiplied by sqrt(rank), so that the one formula alpha / rank holds.
         """
-        base = self._get(component, "lora_alpha")
-        pattern = self._get(component, "alpha_pattern")
-        alpha = base
-        if isinstance(pattern, dict):
-            for name, value in pattern.items():
-                if _matches(name, module):
-                    alpha = value
-                    break
-        if not isinstance(alpha, int | float):
+        patterns = self._get(component, "alpha_pattern") or {}
+        spellings = [module]
+        if component.startswith("text_encoder"):
+            spellings.append(CLIP_PREFIX + module)
+        named = (value for name, value in patterns.items() if _matches(name, spellings))
+        alpha = next(named, self._get(component, "lora_alpha"))
+        if alpha is None:
             return None
         if self._get(component, "use_rslora") is True:
             return float(alpha) * math.sqrt(rank)
@@ -68,9 +78,39 @@ class AdapterConfig:
         return self._values.get(f"{component}.{key}", self._values.get(key))
 
 
-def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule for alpha_pattern: a whole path, or its end after a dot; a regular expression."""
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern.removeprefix('^')})", module) is not None
-    except re.error:
-        return module == pattern or module.endswith(f".{pattern}")
+def _problems(key: str, value: Any) -> Iterator[str]:
+    """What is wrong with one value of the metadata, of those that decide an alpha."""
+    name = key.rpartition(".")[2]
+    if value is None:
+        return
+    if name == "lora_alpha":
+        if not _is_number(value):
+            yield f"{shown(key)}: expected a number, found {shown(value)}"
+    elif name in ("use_rslora", "use_dora"):
+        if not isinstance(value, bool):
+            yield f"{shown(key)}: expected true or false, found {shown(value)}"
+    elif name == "alpha_pattern":
+        if not isinstance(value, dict):
+            yield f"{shown(key)}: expected an object, found {shown(value)}"
+            return
+        for pattern, alpha in value.items():
+            if not _NAME.fullmatch(pattern):
+                yield (
+                    f"{shown(key)}: {shown(pattern)} is a regular expression; "
+                    "write the names of the modules out"
+                )
+            if not _is_number(alpha):
+                yield f"{shown(key)}.{shown(pattern)}: expected a number, found {shown(alpha)}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_ALPHA
+
+
+def _matches(pattern: str, spellings: list[str]) -> bool:
+    """PEFT's rule for alpha_pattern: a whole path, or its end after a dot; ``^``: whole only."""
+    name = pattern.removeprefix("^").replace("\\.", ".").removesuffix("$")
+    return any(
+        spelling == name or (pattern[:1] != "^" and spelling.endswith(f".{name}"))
+        for spelling in spellings
+    )

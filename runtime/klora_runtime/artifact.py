@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,12 @@ from klora_runtime.safetensors_file import (
     parse_json,
     tensor_digest,
 )
-from klora_runtime.schema import FORMAT_NAME, FORMAT_VERSION, check_document
+from klora_runtime.schema import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    CheckedDocument,
+    check_document,
+)
 
 METADATA_KEY = "klora"
 _NAME_DIGITS = 32
@@ -52,8 +58,7 @@ def load_fusion(
     place = Path(path)
     try:
         with SafetensorsFile(place, "artifact") as file:
-            document = _document(file)
-            plan = check_document(document, file.tensors, f"artifact {shown(place)}")
+            plan = _checked(file)
             tensors = {name: file.tensor(name) for name in sorted(plan.tensor_names)}
     except ArtifactError:
         raise
@@ -68,7 +73,8 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
     """Write ``fusion`` as an artifact, whole or not at all.
 
     The bytes go to a new file beside ``path``, which then takes its place in one step: a
-    process that dies half-way leaves an old file as it was.
+    process that dies half-way leaves an old file as it was. A file that the reader would
+    refuse never gets there.
 
     Args:
         overwrite: replace an existing file.
@@ -77,24 +83,33 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
         Bytes written.
 
     Raises:
-        ArtifactError: ``path`` exists and ``overwrite`` is false, or it cannot be written.
+        ArtifactError: ``path`` exists and ``overwrite`` is false, it cannot be written, or the
+            fusion breaks the format.
     """
     place = Path(path)
-    if place.exists() and not overwrite:
+    if os.path.lexists(place) and not overwrite:
         raise ArtifactError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
     document, tensors = _serialise(fusion)
     metadata = {METADATA_KEY: canonical_json(document)}
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    temporary = place.with_name(f".klora-{secrets.token_hex(8)}.tmp")
     try:
         save_file(tensors, str(temporary), metadata=metadata)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
+        with SafetensorsFile(temporary, "new artifact") as written:
+            _checked(written)
         temporary.replace(place)
+    except FileFormatError as error:
+        raise ArtifactError(
+            f"{shown(place)} was not written, because it could not be read:",
+            error.issues or [str(error)],
+        ) from error
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{shown(place)} cannot be written: {shown(error)}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return size
 
 
@@ -103,6 +118,10 @@ def tensor_name(tensor: torch.Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     text = f"{dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+
+
+def _checked(file: SafetensorsFile) -> CheckedDocument:
+    return check_document(_document(file), file.tensors, f"artifact {shown(file.path)}")
 
 
 def _document(file: SafetensorsFile) -> Any:
@@ -114,17 +133,23 @@ def _document(file: SafetensorsFile) -> Any:
             "klora compile CONTENT STYLE -o OUT.klora.safetensors"
         )
     where = f"artifact {shown(file.path)}"
+    text = file.metadata[METADATA_KEY]
     try:
-        outer = parse_json(file.metadata[METADATA_KEY])
+        outer = parse_json(text)
         if not isinstance(outer, dict) or set(outer) != {"digest", "fusion"}:
             raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
-        expected = json_digest(outer["fusion"])
+        expected, canonical = json_digest(outer["fusion"]), canonical_json(outer)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: its JSON cannot be read: {shown(error)}.") from error
     if outer["digest"] != expected:
         raise ArtifactError(
             f"{where}: its JSON was altered: digest {shown(outer['digest'])} is stated, "
             f"{expected} was computed. Get the file again from its source."
+        )
+    if text != canonical:
+        raise ArtifactError(
+            f"{where}: its JSON was rewritten: it is not in canonical form (sorted keys, no "
+            "spaces, ASCII, shortest numbers). Get the file again from its source."
         )
     return outer["fusion"]
 

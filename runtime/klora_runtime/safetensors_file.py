@@ -112,13 +112,10 @@ class SafetensorsFile:
                 file.seek(0)
                 start = file.read(8)
                 length = int.from_bytes(start, "little")
-                if size < 8 or (start[:1] in (b"<", b"P", b"\x80") and length > size):
+                if size < 8 or length > max(size, MAX_HEADER_BYTES):
                     raise self._error(_foreign(start, size))
                 if length > size - 8:
-                    raise self._error(
-                        f"truncated or not safetensors: the header should take {length} bytes, "
-                        f"the file has {size - 8} after the first 8. Download it again"
-                    )
+                    raise self._error(_truncated(length, size))
                 if length > MAX_HEADER_BYTES:
                     raise self._error(
                         f"its header takes {length} bytes, more than the {MAX_HEADER_BYTES} allowed"
@@ -146,7 +143,8 @@ class SafetensorsFile:
         for name, entry in header.items():
             infos[name] = self._tensor_info(name, entry)
         position = 0
-        for name, info in sorted(infos.items(), key=lambda item: item[1].start):
+        by_place = sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop))
+        for name, info in by_place:
             if info.start != position:
                 raise self._error(
                     f"tensor {shown(name)} starts at byte {info.start} of the data, "
@@ -165,7 +163,7 @@ class SafetensorsFile:
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise self._error(f"{where} needs exactly dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in DTYPE_BYTES:
+        if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._error(f"{where} has the unknown dtype {shown(dtype)}")
         if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
             raise self._error(f"{where} has the invalid shape {shown(shape)}")
@@ -185,7 +183,8 @@ def parse_json(raw: bytes | str) -> Any:
         ValueError: also for the cases above and for bytes that are not UTF-8.
         RecursionError: nested too deeply.
     """
-    return json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+    text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def canonical_json(value: object) -> str:
@@ -225,4 +224,15 @@ def _foreign(start: bytes, size: int) -> str:
         return "is a web page, not a safetensors file. Download the file itself"
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "is a pickle checkpoint, which can run code when loaded. Convert it to safetensors"
-    return f"is not a safetensors file: only {size} bytes, or an impossible header length"
+    if start == b"version ":
+        return "is a Git LFS pointer, not the file itself. Fetch it with git lfs pull"
+    if size < 8:
+        return f"is truncated or not safetensors: only {size} bytes. Download it again"
+    return _truncated(int.from_bytes(start, "little"), size)
+
+
+def _truncated(length: int, size: int) -> str:
+    return (
+        f"is truncated or not safetensors: the header should take {length} bytes, "
+        f"the file has {size - 8} after the first 8. Download it again"
+    )

@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+#
+#   PYTHON    interpreter that makes the virtual environment
+#   PIP_ARGS  passed to pip, for instance to take torch from a CPU-only index:
+#             make demo PIP_ARGS="--extra-index-url URL-OF-A-TORCH-INDEX"
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+VENV     := .venv
+BIN      := $(VENV)/bin
+
+.PHONY: demo test lint types wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py out/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev
+	$(BIN)/pip wheel $(PIP_ARGS) --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A stamp per extra: installed again when the requirements change.
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,159 @@
+"""K-LoRA as the paper states it (arXiv 2502.18461): dense, literal, recomputed at each step.
+
+Nothing of the product is used here. A layer is a key prefix of a LoRA file, component in front;
+its weight is looked up in the pipeline under that very name. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+Choice = Literal["content", "style"]
+
+
+class Lora:
+    """The pairs of one file with keys as PEFT writes them, optionally with alpha tensors."""
+
+    def __init__(self, path: Path, *, ignore_alpha: bool) -> None:
+        self._tensors = load_file(str(path))
+        self._ignore_alpha = ignore_alpha
+        self.layers = [
+            key.removesuffix(".lora_A.weight")
+            for key in self._tensors
+            if key.endswith(".lora_A.weight")
+        ]
+
+    def rank(self, layer: str) -> int:
+        return self._tensors[f"{layer}.lora_A.weight"].shape[0]
+
+    def delta(self, layer: str) -> torch.Tensor:
+        down = self._tensors[f"{layer}.lora_A.weight"].double()
+        up = self._tensors[f"{layer}.lora_B.weight"].double()
+        alpha = float(self._tensors.get(f"{layer}.alpha", self.rank(layer)))
+        scaling = 1.0 if self._ignore_alpha else alpha / self.rank(layer)
+        return (scaling * (up.flatten(1) @ down.flatten(1))).reshape(-1, *down.shape[1:])
+
+
+@dataclass
+class KLora:
+    """Both LoRAs and the rule between them, by the paper or as the authors' program decides."""
+
+    content: Path
+    style: Path
+    pattern: Literal["s", "s*"] = "s"
+    semantics: Literal["paper", "authors"] = "paper"
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        ignore_alpha = self.semantics == "authors"
+        self._content = Lora(self.content, ignore_alpha=ignore_alpha)
+        self._style = Lora(self.style, ignore_alpha=ignore_alpha)
+
+    @property
+    def layers(self) -> list[str]:
+        """Of either LoRA, text encoders included."""
+        return sorted({*self._content.layers, *self._style.layers})
+
+    @property
+    def denoiser_pairs(self) -> list[str]:
+        """Denoiser layers that both adapt."""
+        both = set(self._content.layers) & set(self._style.layers)
+        return sorted(layer for layer in both if layer.startswith("unet."))
+
+    def s(self, t: float) -> float:
+        """S(t), or S*(t): equation 7 and its wrapped form in the supplement."""
+        if self.pattern == "s":
+            return 1.5 * t + 0.5
+        offset = 1.3 if self.semantics == "paper" else 0.85 * 1.5
+        return (1.5 * t + offset) % 1.5
+
+    def gamma(self) -> float:
+        """Equation 9; or the authors' mean of ratios, without those of 3 times the mean."""
+        sums = [
+            (
+                float(self._content.delta(layer).abs().sum()),
+                float(self._style.delta(layer).abs().sum()),
+            )
+            for layer in self.denoiser_pairs
+        ]
+        if self.semantics == "paper":
+            return sum(c for c, _ in sums) / sum(s for _, s in sums)
+        ratios = [c / s for c, s in sums if s > 0]
+        mean = sum(ratios) / len(ratios)
+        kept = [ratio for ratio in ratios if ratio < 3 * mean]
+        return sum(kept) / len(kept)
+
+    def choice(self, layer: str, t: float, gamma: float) -> Choice:
+        """Equations 1-6 and 10 for a denoiser layer that both LoRAs adapt."""
+        delta_c, delta_s = self._content.delta(layer), self._style.delta(layer)
+        if not delta_s.any():
+            return "content"
+        if not delta_c.any():
+            return "style"
+        k = min(self._content.rank(layer) * self._style.rank(layer), delta_c.numel())
+        s_c = float(delta_c.abs().flatten().sort(descending=True).values[:k].sum())
+        s_s = float(delta_s.abs().flatten().sort(descending=True).values[:k].sum())
+        if self.semantics == "paper":
+            return "content" if s_c >= gamma * self.s(t) * s_s else "style"
+        return "content" if s_c > gamma * self.s(t) * s_s else "style"
+
+    def deltas(self, t: float) -> dict[str, torch.Tensor]:
+        """What every layer of the denoiser and the text encoders gets at progress t."""
+        gamma, pairs = self.gamma(), set(self.denoiser_pairs)
+        deltas = {}
+        for layer in self.layers:
+            roles = {"content", "style"} if layer not in pairs else {self.choice(layer, t, gamma)}
+            delta = torch.zeros(())
+            if "content" in roles and layer in self._content.layers:
+                delta = delta + self.content_weight * self._content.delta(layer)
+            if "style" in roles and layer in self._style.layers:
+                delta = delta + self.style_weight * self._style.delta(layer)
+            deltas[layer] = delta
+        return deltas
+
+
+@contextmanager
+def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[None]:
+    """Let one generation run as K-LoRA says, each denoiser evaluation at its given progress.
+
+    Before every evaluation all weights are computed and written anew. The text encoders, which
+    have no step, are written at the start. All weights are given back at the end.
+    """
+    weights = {layer: _weight(pipe, layer) for layer in klora.layers}
+    base = {layer: weight.detach().clone() for layer, weight in weights.items()}
+    to_come = list(progress)
+
+    def write(t: float, *, denoiser: bool) -> None:
+        for layer, delta in klora.deltas(t).items():
+            if layer.startswith("unet.") == denoiser:
+                exact = base[layer].double() + delta.reshape(base[layer].shape)
+                weights[layer].data.copy_(exact)
+
+    def before_evaluation(module: torch.nn.Module, args: Any) -> None:
+        assert to_come, f"more than {len(progress)} evaluations of the denoiser"
+        write(to_come.pop(0), denoiser=True)
+
+    write(0.0, denoiser=False)
+    hook = pipe.unet.register_forward_pre_hook(before_evaluation)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer, weight in weights.items():
+            weight.data.copy_(base[layer])
+    assert not to_come, f"{len(to_come)} of {len(progress)} evaluations did not happen"
+
+
+def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:
+    component, _, path = layer.partition(".")
+    module = getattr(pipe, component).get_submodule(path)
+    assert isinstance(module.weight, torch.nn.Parameter)
+    return module.weight
