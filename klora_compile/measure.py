@@ -7,9 +7,9 @@ reading of alpha.
 
 A delta is never held whole. Tiles of rows are multiplied in float32 (without TF32), their rows
 summed in float64, the row sums joined exactly by ``math.fsum``, and the K largest values are
-carried from tile to tile and summed exactly. Extra memory per worker: about 6 tiles of
-:data:`TILE_ELEMENTS` float32 values (24 MiB on a CPU) plus 16 bytes for each of the K values,
-whatever the size of the layer.
+carried from tile to tile and summed exactly. Extra memory per worker, measured: up to 16 tiles of
+:data:`TILE_ELEMENTS` float32 values (16 MiB on a CPU) plus 60 bytes for each of the K values,
+whatever the size of the layer. There are as many workers as torch has threads, at most 16.
 
 On a CPU each layer is computed by one thread and the threads share out the layers: a library
 that splits one product among threads may round differently for another number of threads, this
@@ -30,8 +30,9 @@ from klora_compile.reading.adapter import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
 from klora_runtime.precision import full_float32
 
-TILE_ELEMENTS = 2**20
+TILE_ELEMENTS = 2**18
 _CUDA_TILE_ELEMENTS = 2**24
+_MAX_WORKERS = 16
 _SUM_BLOCK = 2**16
 
 #: Called after each layer with its name, how many are done, and how many there are.
@@ -124,7 +125,7 @@ def _workers(device: torch.device) -> Iterator[_Run]:
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for the workers, which inherit it
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="klora-measure")
+    pool = ThreadPoolExecutor(min(threads, _MAX_WORKERS), thread_name_prefix="klora-measure")
     try:
         yield lambda work, tasks: pool.map(_in_inference_mode(work), tasks)
     finally:

@@ -14,6 +14,7 @@ import torch
 
 from klora_compile.reading.key_layouts import ParsedKey, Part, parse_key
 from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA, AdapterConfig
+from klora_runtime.artifact import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.safetensors_file import SafetensorsFile
 
@@ -128,6 +129,13 @@ _Group = dict[Part, str]
 def _grouped(
     file: SafetensorsFile, where: str
 ) -> tuple[dict[str, tuple[ParsedKey, _Group]], set[str]]:
+    if ARTIFACT_KEY in file.metadata:
+        raise LoraError(
+            f"{where} is an artifact of klora already; compile the LoRAs it was made of, or "
+            "apply it as it is."
+        )
+    if not file.tensors:
+        raise LoraError(f"{where} holds no tensors.")
     groups: dict[str, tuple[ParsedKey, _Group]] = {}
     layouts: set[str] = set()
     issues = []
@@ -144,8 +152,6 @@ def _grouped(
                 f"{shown(group[parsed.part])}"
             )
         group[parsed.part] = key
-    if not file.tensors:
-        raise LoraError(f"{where} holds no tensors.")
     if issues:
         raise LoraError(
             f"{where}: {len(issues)} of {len(file.tensors)} keys cannot be used, and klora reads "
@@ -170,11 +176,14 @@ def _layers(
         if missing:
             issues.append(f"{shown(name)}: has no {' and no '.join(missing)}")
             continue
-        if config.uses_dora(parsed.component):
-            issues.append(f"{shown(name)}: is DoRA by the file's metadata, which is not supported")
+        form = config.refused_form(parsed.component)
+        if form is not None:
+            issues.append(f"{shown(name)}: is {form} by its metadata, which is not supported")
             continue
         down, up = file.tensor(group[Part.DOWN]), file.tensor(group[Part.UP])
         problems = _pair_problems(down, up)
+        if Part.ALPHA in group and math.prod(file.tensors[group[Part.ALPHA]].shape) != 1:
+            problems.append("alpha is not one number")
         alpha, source = 0.0, "rank"
         if not problems:
             alpha, source = _alpha(parsed, group, file, config, rank=down.shape[0])
@@ -213,8 +222,7 @@ def _alpha(
     parsed: ParsedKey, group: _Group, file: SafetensorsFile, config: AdapterConfig, rank: int
 ) -> tuple[float, str]:
     if Part.ALPHA in group:
-        tensor = file.tensor(group[Part.ALPHA])
-        return (float(tensor) if tensor.numel() == 1 else math.nan), "tensor"
+        return float(file.tensor(group[Part.ALPHA])), "tensor"
     alpha = config.alpha(parsed.component, parsed.module, rank)
     if alpha is not None:
         return alpha, "metadata"

@@ -20,6 +20,15 @@ METADATA_KEY = "lora_adapter_metadata"
 #: An alpha beyond these magnitudes is no setting that anybody trained with; 0 is one.
 MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
 
+#: PEFT settings under which a pair means something else than up @ down -> the form's name.
+_REFUSED_SETTINGS: Mapping[str, str] = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "alora_invocation_tokens": "activated LoRA",
+}
+
 #: A module path or the end of one, dots escaped or not. PEFT allows any regular expression here,
 #: and a hostile one takes for ever.
 _NAME = re.compile(r"\^?[A-Za-z0-9_]+(\\?\.[A-Za-z0-9_]+)*\$?")
@@ -70,9 +79,10 @@ class AdapterConfig:
             return float(alpha) * math.sqrt(rank)
         return float(alpha)
 
-    def uses_dora(self, component: str) -> bool:
-        """Whether the file says that its layers are DoRA."""
-        return self._get(component, "use_dora") is True
+    def refused_form(self, component: str) -> str | None:
+        """The form that the file says its layers have, where that is not plain LoRA."""
+        found = (name for key, name in _REFUSED_SETTINGS.items() if self._get(component, key))
+        return next(found, None)
 
     def _get(self, component: str, key: str) -> Any:
         return self._values.get(f"{component}.{key}", self._values.get(key))
@@ -86,7 +96,7 @@ def _problems(key: str, value: Any) -> Iterator[str]:
     if name == "lora_alpha":
         if not _is_number(value):
             yield f"{shown(key)}: expected a number, found {shown(value)}"
-    elif name in ("use_rslora", "use_dora"):
+    elif name == "use_rslora":
         if not isinstance(value, bool):
             yield f"{shown(key)}: expected true or false, found {shown(value)}"
     elif name == "alpha_pattern":

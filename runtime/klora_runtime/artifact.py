@@ -89,11 +89,17 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
     place = Path(path)
     if os.path.lexists(place) and not overwrite:
         raise ArtifactError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
-    document, tensors = _serialise(fusion)
-    metadata = {METADATA_KEY: canonical_json(document)}
+    try:
+        document, tensors = _serialise(fusion)
+        metadata = {METADATA_KEY: canonical_json(document)}
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"the fusion cannot be written as JSON: {shown(error)}.") from error
     temporary = place.with_name(f".klora-{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # as the umask says; the library's files are private
         save_file(tensors, str(temporary), metadata=metadata)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
@@ -106,7 +112,8 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
             error.issues or [str(error)],
         ) from error
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{shown(place)} cannot be written: {shown(error)}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{shown(place)} cannot be written: {shown(why)}.") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 
 from klora_runtime.errors import ArtifactError, shown
-from klora_runtime.fusion import FATES, Entry, Factors, Fusion, Rule, Slot, Source, fingerprint
+from klora_runtime.fusion import (
+    FATES,
+    TEXT_ENCODERS,
+    Entry,
+    Factors,
+    Fusion,
+    Rule,
+    Slot,
+    Source,
+    fingerprint,
+)
 from klora_runtime.safetensors_file import TensorInfo
 from klora_runtime.timeline import Timeline
 
@@ -37,6 +47,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,31}")
 _SLOT = re.compile(r"[a-z][a-z0-9_]*(\.[0-9]+)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_TENSOR = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -210,7 +221,8 @@ class _Check:
             previous = place
             where += f" ({'.'.join(place)})"
             stored = self.factors(entry, where, slots, tensors, used)
-            self.timeline(entry["timeline"], f"{where}.timeline", slots, stored)
+            constant = entry["component"] in TEXT_ENCODERS
+            self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
             if not isinstance(entry["scores"], dict):
                 self.say(f"{where}.scores", "expected an object")
         return used
@@ -294,10 +306,14 @@ class _Check:
                 f"down {list(down.shape)} and up {list(up.shape)} do not make {shape}",
             )
 
-    def timeline(self, value: Any, where: str, slots: Mapping[str, Any], stored: set[str]) -> None:
+    def timeline(
+        self, value: Any, where: str, slots: Mapping[str, Any], stored: set[str], constant: bool
+    ) -> None:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_SEGMENTS:
             self.say(where, f"expected a list of 1 to {MAX_SEGMENTS} segments")
             return
+        if constant and len(value) > 1:
+            self.say(where, "a text encoder has no steps: expected one segment")
         previous = -1.0
         for index, row in enumerate(value):
             here = f"{where}[{index}]"
@@ -317,6 +333,9 @@ class _Check:
                     self.say(f"{here}.{slot}", "acts, but its factors are not stored")
 
     def tensors(self, tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
+        for name in sorted(tensors):
+            if not _TENSOR.fullmatch(name):
+                self.say(f"tensor {shown(name)}", "its name is not a digest of 32 hex digits")
         extra = sorted(set(tensors) - used)
         if extra and not self.issues:
             self.say("tensors", f"{len(extra)} belong to no entry (first: {shown(extra[0])})")

@@ -1,0 +1,115 @@
+"""Kohya's spelling, proven on the real models: every module there and back, none confused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from lora_files import needs_real_loras, read_raw, real_lora
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from klora_compile.reading.flat_names import CLIP, UNET, Vocabulary
+from klora_compile.reading.key_layouts import ParsedKey, parse_key
+
+SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD2: dict[str, Any] = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+SDXL: dict[str, Any] = {
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+LEAVES = (nn.Linear, nn.Conv2d)
+
+
+def leaves(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, LEAVES)]
+
+
+def flattened(prefix: str, name: str) -> str:
+    return prefix + name.replace(".", "_") + ".lora_down.weight"
+
+
+def parsed(key: str) -> tuple[str, str]:
+    result = parse_key(key)
+    assert isinstance(result, ParsedKey), (key, result)
+    assert result.layout == "kohya"
+    return result.component, result.module
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [(SD1, 282), (SD2, 282), (SDXL, 794)], ids=["sd1", "sd2", "sdxl"]
+)
+def test_every_layer_of_a_unet_comes_back(config: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        names = leaves(UNet2DConditionModel(**config))
+    assert len(names) == count
+    keys = [flattened("lora_unet_", name) for name in names]
+    assert len(set(keys)) == count
+    assert [parsed(key) for key in keys] == [("unet", name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "component"),
+    [("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2")],
+)
+@pytest.mark.parametrize("written_with", ["", "text_model."])
+@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
+def test_every_layer_of_a_text_encoder_comes_back(
+    kind: type[nn.Module], written_with: str, prefix: str, component: str
+) -> None:
+    """With and without ``text_model``, whichever of the two this transformers has."""
+    with torch.device("meta"):
+        found = leaves(kind(CLIPTextConfig()))
+    plain = [name.removeprefix("text_model.") for name in found]
+    assert len(plain) == 72 + (kind is CLIPTextModelWithProjection)
+    keys = [flattened(prefix, written_with + name) for name in plain]
+    assert len(set(keys)) == len(plain)
+    assert [parsed(key) for key in keys] == [(component, name) for name in plain]
+
+
+@pytest.mark.parametrize(("vocabulary", "other"), [(UNET, CLIP), (CLIP, UNET)])
+def test_no_flat_name_has_two_readings(vocabulary: Vocabulary, other: Vocabulary) -> None:
+    """Each name followed by each other one is read as these two: no greedy step goes astray."""
+    for first in vocabulary.names:
+        for second in [*vocabulary.names, "0", "11"]:
+            assert vocabulary.dotted(f"{first}_{second}") == f"{first}.{second}"
+    assert any(other.dotted(name) is None for name in vocabulary.names)
+
+
+@pytest.mark.parametrize("flat", ["", "_", "conv_", "_conv", "conv__in", "convolution", "conv.in"])
+def test_what_is_no_flat_name_is_no_name(flat: str) -> None:
+    assert UNET.dotted(flat) is None
+
+
+@needs_real_loras
+@pytest.mark.parametrize("name", ["sd2_character", "sd2_popart", "sd15_animation", "sd15_analog"])
+def test_keys_of_real_files_name_modules_of_the_real_models(name: str) -> None:
+    with torch.device("meta"):
+        config = SD2 if name.startswith("sd2") else SD1
+        modules = {("unet", path) for path in leaves(UNet2DConditionModel(**config))}
+        layers = 23 if name.startswith("sd2") else 12
+        clip = CLIPTextModel(CLIPTextConfig(num_hidden_layers=layers))
+    modules |= {("text_encoder", path.removeprefix("text_model.")) for path in leaves(clip)}
+    for layout in ("kohya", "peft"):
+        header, _ = read_raw(real_lora(f"{name}.{layout}"))
+        found = {
+            (key.component, key.module)
+            for key in map(parse_key, set(header) - {"__metadata__"})
+            if isinstance(key, ParsedKey)
+        }
+        assert len(found) >= 128
+        assert found <= modules

@@ -1,0 +1,282 @@
+"""Reading LoRA files: every key layout by table, every key used or named in an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from lora_files import needs_real_loras, peft_keys, random_pair, real_lora, write_lora
+from safetensors.torch import save_file
+
+from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile.reading import key_layouts
+from klora_compile.reading.key_layouts import PARTS, REFUSED_FORMS, ParsedKey, Part, parse_key
+from klora_runtime.errors import LoraError
+
+ATTENTION = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
+LAYER = f"unet.{ATTENTION}.to_q"
+#: A module path of a UNet, of a CLIP text encoder, of a transformer.
+UNET, CLIP, DIT = (
+    f"{ATTENTION}.to_out.0",
+    "encoder.layers.3.mlp.fc1",
+    "transformer_blocks.0.attn.to_q",
+)
+
+#: What stands before a module path, with the component and path it makes of it.
+DOTTED: dict[str, tuple[str, str]] = {
+    "unet.": ("unet", UNET),
+    "unet.base_model.model.": ("unet", UNET),
+    "base_model.model.unet.": ("unet", UNET),
+    "base_model.model.": ("unet", UNET),
+    "": ("unet", UNET),
+    "transformer.": ("transformer", DIT),
+    "transformer_2.": ("transformer_2", DIT),
+    "transformer.base_model.model.": ("transformer", DIT),
+    "text_encoder.": ("text_encoder", CLIP),
+    "text_encoder.text_model.": ("text_encoder", CLIP),
+    "text_encoder.base_model.model.text_model.": ("text_encoder", CLIP),
+    "text_encoder_2.": ("text_encoder_2", CLIP),
+    "text_encoder_2.text_model.": ("text_encoder_2", CLIP),
+    "text_encoder_3.": ("text_encoder_3", "encoder.block.0.layer.0.SelfAttention.q"),
+    "text_model.": ("text_encoder", CLIP),
+    "base_model.model.text_model.": ("text_encoder", CLIP),
+}
+FLAT: dict[str, tuple[str, str]] = {
+    "lora_unet_": ("unet", UNET),
+    "lora_te_": ("text_encoder", CLIP),
+    "lora_te_text_model_": ("text_encoder", CLIP),
+    "lora_te1_": ("text_encoder", CLIP),
+    "lora_te1_text_model_": ("text_encoder", CLIP),
+    "lora_te2_": ("text_encoder_2", CLIP),
+    "lora_te2_text_model_": ("text_encoder_2", CLIP),
+}
+
+
+@pytest.mark.parametrize("suffix", PARTS)
+@pytest.mark.parametrize("prefix", [*DOTTED, *FLAT])
+def test_every_prefix_with_every_suffix(prefix: str, suffix: str) -> None:
+    component, module = (DOTTED | FLAT)[prefix]
+    path = module if prefix in DOTTED else module.replace(".", "_")
+    layout = "peft" if prefix in DOTTED else "kohya"
+    expected = ParsedKey(layout, component, module, PARTS[suffix])
+    assert parse_key(f"{prefix}{path}{suffix}") == expected
+
+
+def test_the_prefixes_above_are_all_there_are() -> None:
+    assert {component for component, _ in DOTTED.values()} == set(key_layouts.COMPONENTS)
+    assert {row.prefix for row in key_layouts.FLAT_PREFIXES} <= set(FLAT)
+    assert set(key_layouts.ROOTS.values()) == {"unet", "text_encoder", "transformer"}
+
+
+@pytest.mark.parametrize("root", key_layouts.ROOTS)
+def test_a_path_without_a_component_is_known_by_its_first_name(root: str) -> None:
+    parsed = parse_key(f"base_model.model.{root}.layer.lora_A.weight")
+    assert isinstance(parsed, ParsedKey)
+    assert parsed.component == key_layouts.ROOTS[root]
+
+
+DOWN_SUFFIXES = [suffix for suffix, part in PARTS.items() if part is Part.DOWN]
+
+
+def up_suffix(down: str) -> str:
+    return down.replace("lora_A", "lora_B").replace("down", "up")
+
+
+@pytest.mark.parametrize("suffix", DOWN_SUFFIXES)
+def test_a_file_of_each_spelling_is_read(suffix: str, tmp_path: Path) -> None:
+    down, up = random_pair(6, 4, 2)
+    assert up_suffix(suffix) in PARTS
+    file = {LAYER + suffix: down, LAYER + up_suffix(suffix): up}
+    adapter = read_adapter(write_lora(tmp_path / "a.safetensors", file))
+    layer = adapter.layers[LAYER]
+    assert list(adapter.layers) == [LAYER]
+    assert torch.equal(layer.down, down)
+    assert torch.equal(layer.up, up)
+    assert (layer.shape, layer.rank, layer.scaling, adapter.keys) == ((6, 4), 2, 1.0, 2)
+
+
+def test_dtypes_and_bytes_stay_as_they_are(tmp_path: Path) -> None:
+    pairs = {
+        f"unet.{ATTENTION}.to_{name}": random_pair(6, 4, 2, seed=i, dtype=dtype)
+        for i, (name, dtype) in enumerate(
+            {"q": torch.float32, "k": torch.float16, "v": torch.bfloat16}.items()
+        )
+    }
+    adapter = read_adapter(write_lora(tmp_path / "a.safetensors", peft_keys(pairs)))
+    for name, (down, up) in pairs.items():
+        layer = adapter.layers[name]
+        assert layer.down.dtype == down.dtype
+        assert torch.equal(layer.down, down)
+        assert torch.equal(layer.up, up)
+
+
+def test_trigger_words_licence_and_size_are_carried(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    metadata = {"modelspec.trigger_phrase": "a sks fox", "modelspec.license": "CC0"}
+    save_file(peft_keys({LAYER: random_pair(6, 4, 2)}), str(path), metadata=metadata)
+    adapter = read_adapter(path)
+    assert (adapter.trigger_words, adapter.license) == (("a sks fox",), "CC0")
+    assert adapter.nbytes == path.stat().st_size
+    assert adapter.path == path
+
+
+# --- what cannot be used is named -------------------------------------------------------------
+
+
+def issues(folder: Path, tensors: Mapping[str, torch.Tensor], message: str) -> tuple[str, ...]:
+    with pytest.raises(LoraError, match=message) as caught:
+        read_adapter(write_lora(folder / "a.safetensors", tensors))
+    return caught.value.issues
+
+
+@pytest.mark.parametrize("suffix", REFUSED_FORMS)
+def test_other_forms_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    found = issues(tmp_path, good | {LAYER + suffix: torch.ones(2)}, "1 of 3 keys cannot be used")
+    form = REFUSED_FORMS[suffix]
+    assert found == (f"{LAYER}{suffix}: is part of a {form} layer, which is not supported",)
+
+
+@pytest.mark.parametrize("form", ["DoRA", "LoHa", "LoKr", "LoCon with a Tucker core", "GLoRA"])
+def test_the_usual_other_forms_are_in_the_table(form: str) -> None:
+    assert form in REFUSED_FORMS.values()
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("unet.x.weight", "its ending is of no known LoRA form"),
+        ("state_step", "its ending is of no known LoRA form"),
+        ("vae.encoder.lora_A.weight", "names no component; expected one of unet, transformer,"),
+        (".lora_A.weight", "names no component; expected one of unet"),
+        ("unet.lora_A.weight", "is not a module path"),
+        ("unet..conv.lora_A.weight", "is not a module path"),
+        ("unet.a/b.lora_A.weight", "is not a module path"),
+        ("unet.a b.lora_A.weight", "is not a module path"),
+        ("lora_unet_.lora_down.weight", "names no module of a known unet in kohya's spelling"),
+        ("lora_unet_input_blocks_1.lora_down.weight", "names no module of a known unet in kohya's"),
+        ("lora_unet_conv_in_.lora_down.weight", "names no module of a known unet in kohya's"),
+        ("lora_te_mystery.lora_down.weight", "names no module of a known text_encoder in kohya's"),
+    ],
+)
+def test_an_unknown_key_is_named(key: str, problem: str, tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    (issue,) = issues(tmp_path, good | {key: torch.ones(2, 4)}, "1 of 3 keys cannot be used")
+    assert issue.startswith(f"{key}: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [("lora_A.weight", "up"), ("lora_B.weight", "down"), ("alpha", "down and no up")],
+)
+def test_half_a_pair_is_named(kept: str, missing: str, tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    other = f"unet.{ATTENTION}.to_k"
+    value = torch.ones(2, 2) if kept != "alpha" else torch.tensor(1.0)
+    found = issues(tmp_path, good | {f"{other}.{kept}": value}, "1 problems; get the file again")
+    assert found == (f"{other}: has no {missing}",)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        f"{LAYER}.lora.down.weight",
+        f"base_model.model.{LAYER}.lora_A.weight",
+        f"lora_unet_{ATTENTION.replace('.', '_')}_to_q.lora_down.weight",
+    ],
+)
+def test_two_spellings_of_one_tensor_are_named(second: str, tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "1 of 3 keys cannot be used")
+    assert f"is the down of {LAYER}, and so is " in issue
+    assert second in issue
+
+
+def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
+    down, up = random_pair(6, 4, 2)
+    plain, prefixed = f"text_encoder.{CLIP}", f"text_encoder.text_model.{CLIP}"
+    one = peft_keys({plain: (down, up)}) | {f"{prefixed}.lora_A.weight": down.clone()}
+    (issue,) = issues(tmp_path, one, "1 of 3 keys")
+    assert f"is the down of {plain}, and so is " in issue
+
+
+BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
+    "rank 0": (torch.ones(0, 4), torch.ones(6, 0), "down [0, 4] and up [6, 0] are no low-rank"),
+    "ranks differ": (torch.ones(2, 4), torch.ones(6, 3), "down [2, 4] and up [6, 3] are no low-"),
+    "exchanged": (torch.ones(6, 2), torch.ones(2, 4), "down [6, 2] and up [2, 4] are no low-rank"),
+    "vectors": (torch.ones(2), torch.ones(2), "down [2] and up [2] are no low-rank pair"),
+    "scalars": (torch.tensor(1.0), torch.tensor(1.0), "down [] and up [] are no low-rank pair"),
+    "three dimensions": (torch.ones(2, 4, 3), torch.ones(6, 2, 1), "are no low-rank pair"),
+    "linear and conv": (torch.ones(2, 4), torch.ones(6, 2, 1, 1), "are no low-rank pair"),
+    "kernel in up": (torch.ones(2, 4, 3, 3), torch.ones(6, 2, 3, 3), "are no low-rank pair"),
+    "integers": (
+        torch.ones(2, 4, dtype=torch.int32),
+        torch.ones(6, 2),
+        "down is torch.int32, expected float32, float16 or bfloat16",
+    ),
+    "float64": (torch.ones(2, 4), torch.ones(6, 2).double(), "up is torch.float64, expected"),
+    "float8": (
+        torch.ones(2, 4).to(torch.float8_e4m3fn),
+        torch.ones(6, 2),
+        "down is torch.float8_e4m3fn, expected float32",
+    ),
+    "NaN": (torch.full((2, 4), torch.nan), torch.ones(6, 2), "holds NaN or infinity"),
+    "infinity": (torch.ones(2, 4), torch.full((6, 2), -torch.inf), "holds NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_an_impossible_pair_is_named(case: str, tmp_path: Path) -> None:
+    down, up, problem = BAD_PAIRS[case]
+    (issue,) = issues(tmp_path, peft_keys({LAYER: (down, up)}), "1 problems; get the file again")
+    assert issue.startswith(f"{LAYER}: ")
+    assert problem in issue
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    bad = {f"unet.{ATTENTION}.{case.replace(' ', '_')}": BAD_PAIRS[case][:2] for case in BAD_PAIRS}
+    found = issues(tmp_path, peft_keys(bad), f"{len(bad)} problems")
+    assert len(found) == len(bad)
+    unknown = {f"unet.mystery.{i}": torch.ones(1) for i in range(20)}
+    found = issues(tmp_path, peft_keys(bad) | unknown, r"(?s)20 of 46 keys.*… and 12 more")
+    assert len(found) == 20
+
+
+def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
+    assert issues(tmp_path, {}, "holds no tensors") == ()
+
+
+# --- real files -------------------------------------------------------------------------------
+
+
+@needs_real_loras
+@pytest.mark.parametrize("name", ["sd2_character", "sd2_popart", "sd15_animation", "sd15_analog"])
+def test_kohya_and_peft_files_of_one_lora_are_one_adapter(name: str) -> None:
+    peft, kohya = (read_adapter(real_lora(f"{name}.{layout}")) for layout in ("peft", "kohya"))
+    assert (peft.layout, kohya.layout) == ("peft", "kohya")
+    assert list(peft.layers) == list(kohya.layers)
+    assert len(peft.layers) >= 128
+    assert peft.keys == 2 * len(peft.layers)
+    assert kohya.keys == 3 * len(kohya.layers)  # with an alpha each
+    for one, other in zip(peft.layers.values(), kohya.layers.values(), strict=True):
+        assert torch.equal(one.down, other.down)
+        assert torch.equal(one.up, other.up)
+        assert one.scaling == other.scaling == 1.0
+        assert (one.alpha_source, other.alpha_source) == ("rank", "tensor")
+
+
+@needs_real_loras
+@pytest.mark.parametrize(
+    ("content", "style"), [("sd2_character", "sd2_popart"), ("sd15_animation", "sd15_analog")]
+)
+def test_kohya_and_peft_files_compile_to_the_same_decisions(content: str, style: str) -> None:
+    layouts = [("peft", "peft"), ("kohya", "kohya"), ("kohya", "peft")]
+    fusions = [
+        compile_fusion(real_lora(f"{content}.{c}"), real_lora(f"{style}.{s}"), Config(pattern="s*"))
+        for c, s in layouts
+    ]
+    plans = [[(e.layer, e.fate, e.timeline, e.scores) for e in f.entries] for f in fusions]
+    assert plans[0] == plans[1] == plans[2]
+    assert len({timeline.starts for _, _, timeline, _ in plans[0]}) > 30
