@@ -99,11 +99,15 @@ class KLora:
         if not delta_c.any():
             return "style"
         k = min(self._content.rank(layer) * self._style.rank(layer), delta_c.numel())
-        s_c = float(delta_c.abs().flatten().sort(descending=True).values[:k].sum())
-        s_s = float(delta_s.abs().flatten().sort(descending=True).values[:k].sum())
+        s_c = float(delta_c.abs().flatten().topk(k).values.sum())
+        s_s = float(delta_s.abs().flatten().topk(k).values.sum())
         if self.semantics == "paper":
             return "content" if s_c >= gamma * self.s(t) * s_s else "style"
         return "content" if s_c > gamma * self.s(t) * s_s else "style"
+
+    def delta(self, layer: str, role: Choice) -> torch.Tensor:
+        """What one of the LoRAs adds to a layer."""
+        return self._content.delta(layer) if role == "content" else self._style.delta(layer)
 
     def deltas(self, t: float) -> dict[str, torch.Tensor]:
         """What every layer of the denoiser and the text encoders gets at progress t."""

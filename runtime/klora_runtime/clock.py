@@ -7,7 +7,8 @@ denoiser, ``step`` after it. The timestep that a loop passes is a view of the sc
 view, ``set_begin_index`` and then counting take over.
 
 The wrappers are bound methods in the instance's ``__dict__``: the class stays untouched, the
-signatures stay true, and a deep copy of a scheduler drives the same clock.
+signatures stay true, and a deep copy of a scheduler drives the same clock. What an instance had
+there before, another clock's wrapper included, is called from the wrapper and comes back later.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import functools
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from klora_runtime.timeline import progress_of_step
 
 _CLOCK_OF_WRAPPER = "_klora_clock"
+_COVERED_BY_WRAPPER = "_klora_covered"
 
 
 class Clock:
@@ -51,10 +53,13 @@ class Clock:
         """Follow ``scheduler``. A copy of a followed scheduler is followed already."""
         self._index.setdefault(scheduler, 0)
         for name, wrap in _WRAPPERS.items():
-            original = getattr(type(scheduler), name, None)
-            if original is not None and not self._drives(vars(scheduler).get(name)):
+            _uncover(scheduler, name)
+            covered = vars(scheduler).get(name)
+            original = _function(covered, scheduler) or getattr(type(scheduler), name, None)
+            if original is not None and not self._drives(covered):
                 wrapper = functools.wraps(original)(wrap(self, original))
                 setattr(wrapper, _CLOCK_OF_WRAPPER, self)
+                setattr(wrapper, _COVERED_BY_WRAPPER, covered)
                 vars(scheduler)[name] = types.MethodType(wrapper, scheduler)
 
     def detach(self) -> None:
@@ -62,8 +67,7 @@ class Clock:
         self._running = False
         for scheduler in list(self._index):
             for name in _WRAPPERS:
-                if self._drives(vars(scheduler).get(name)):
-                    del vars(scheduler)[name]
+                _uncover(scheduler, name)
 
     def _drives(self, method: Any) -> bool:
         return getattr(method, _CLOCK_OF_WRAPPER, None) is self
@@ -82,14 +86,39 @@ class Clock:
             return
         self._index[scheduler] = index
         order = max(1, int(getattr(scheduler, "order", 1)))
-        evaluations = len(scheduler.timesteps)
+        evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
             return  # the run is over; the next one begins with set_timesteps
         steps = -(-evaluations // order)
         progress = progress_of_step(index // order, steps)
         if progress != self.progress:
+            self.progress = None  # stays so if the next line raises
             self._on_progress(progress)
             self.progress = progress
+
+
+def _function(method: Any, scheduler: Any) -> Callable[..., Any] | None:
+    """What an instance holds in place of a method, as a function of the instance."""
+    if method is None:
+        return None
+    if getattr(method, "__self__", None) is scheduler:
+        return cast(Callable[..., Any], method.__func__)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return functools.wraps(method)(call)
+
+
+def _uncover(scheduler: Any, name: str) -> None:
+    """Take off the wrappers of stopped clocks, from the outside as far as there are any."""
+    own = vars(scheduler)
+    while (clock := getattr(own.get(name), _CLOCK_OF_WRAPPER, None)) and not clock._running:
+        covered = getattr(own.pop(name), _COVERED_BY_WRAPPER)
+        if hasattr(covered, _CLOCK_OF_WRAPPER):  # in a deep copy it is bound to the original
+            covered = types.MethodType(covered.__func__, scheduler)
+        if covered is not None:
+            own[name] = covered
 
 
 def _index_by_view(timesteps: Any, timestep: Any) -> int | None:

@@ -240,7 +240,7 @@ class FusionHandle:
         """Check everything about ``fusion`` on this pipeline and allocate; change no weight."""
         names = chosen_components(fusion, self._asked_components)
         targets = find_targets(self._pipe, fusion, names, owner=id(self))
-        _check_scheduler(self._pipe, fusion)
+        _check_scheduler(self._pipe, fusion, names)
         return names, Merge(targets, self._pristine)
 
     def _mark(self, names: tuple[str, ...]) -> None:
@@ -264,6 +264,7 @@ class FusionHandle:
             self._mode.write(self._clock.progress or 0.0, self._weights)
         except BaseException:
             self._pristine.restore(self._mode.paths)
+            self._clock.progress = None  # so that the next step writes again
             raise
 
     def _require_applied(self) -> None:
@@ -286,8 +287,11 @@ def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, 
     return {slot: float(weight) for slot, weight in weights.items()}
 
 
-def _check_scheduler(pipe: Any, fusion: Fusion) -> None:
-    switching = any(entry.acts and entry.timeline.switches for entry in fusion.entries)
+def _check_scheduler(pipe: Any, fusion: Fusion, components: Sequence[str]) -> None:
+    switching = any(
+        entry.acts and entry.timeline.switches and entry.component in components
+        for entry in fusion.entries
+    )
     if switching and getattr(pipe, "scheduler", None) is None:
         raise IncompatibleModelError(
             f"{type(pipe).__name__} has no pipe.scheduler, and the fusion switches layers by it; "

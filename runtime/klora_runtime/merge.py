@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,7 @@ class Merge:
         self._pristine = pristine
         self._layers = [_Layer(target, list(_terms(target))) for target in targets]
         self._agenda = Agenda([layer.timeline for layer in self._layers])
-        self._progress = 0.0
+        self._progress: float | None = None  # None: what the weights hold is not known
         self._scratch: dict[torch.device, torch.Tensor] = {}
         pristine.keep(targets)
         for layer in self._layers:
@@ -95,23 +95,15 @@ class Merge:
 
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
-        self._progress = progress
-        with torch.inference_mode(), full_float32():
-            for layer in self._layers:
-                layer.segment = layer.timeline.segment(progress)
-                self._write_layer(layer, weights)
+        self._write_layers(range(len(self._layers)), progress, weights)
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write the layers whose timeline has a breakpoint between the last progress and this."""
-        changed = self._agenda.between(self._progress, progress)
-        self._progress = progress
-        if not changed:
-            return
-        with torch.inference_mode(), full_float32():
-            for index in changed:
-                layer = self._layers[index]
-                layer.segment = layer.timeline.segment(progress)
-                self._write_layer(layer, weights)
+        if self._progress is None:  # an earlier write was interrupted
+            self.write(progress, weights)
+        else:
+            changed = self._agenda.between(self._progress, progress)
+            self._write_layers(changed, progress, weights)
 
     def rounding(self, weights: Mapping[str, float]) -> float:
         """Error of the deltas as the weights' dtype holds them, relative to the exact deltas.
@@ -134,6 +126,17 @@ class Merge:
                     norms.append(float(delta.square().sum()))
         total = math.fsum(norms)
         return math.sqrt(math.fsum(errors) / total) if total else 0.0
+
+    def _write_layers(
+        self, indices: Iterable[int], progress: float, weights: Mapping[str, float]
+    ) -> None:
+        self._progress = None
+        with torch.inference_mode(), full_float32():
+            for index in indices:
+                layer = self._layers[index]
+                layer.segment = layer.timeline.segment(progress)
+                self._write_layer(layer, weights)
+        self._progress = progress
 
     def _write_layer(self, layer: _Layer, weights: Mapping[str, float]) -> None:
         live = layer.target.parameter.data
@@ -202,7 +205,12 @@ def _direct(live: torch.Tensor) -> bool:
 
 
 def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
-    owners = Counter(_storage(target) for target in targets)
+    models = {id(target.model): target.model for target in targets}.values()
+    owners = Counter(
+        _storage(parameter)
+        for model in models
+        for _, parameter in model.named_parameters(remove_duplicate=False)
+    )
     for target in targets:
         parameter = target.parameter
         problem: str | None = None
@@ -214,16 +222,15 @@ def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
             problem = "its weight has no memory (meta device): sequential offloading is on"
         elif parameter.layout is not torch.strided or not _dense(parameter):
             problem = "its weight is not a dense strided tensor"
-        elif owners[_storage(target)] > 1:
-            problem = "it shares its weight's memory with another adapted layer"
+        elif owners[_storage(parameter)] > 1:
+            problem = "it shares its weight's memory with another layer"
         elif _group_offloaded(target.module):
             problem = "group offloading keeps its own copy of the weight; switch it off first"
         if problem is not None:
             yield f"{target.path}: {problem}"
 
 
-def _storage(target: Target) -> int:
-    parameter = target.parameter
+def _storage(parameter: torch.nn.Parameter) -> int:
     if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
         return id(parameter)
     return parameter.untyped_storage().data_ptr()

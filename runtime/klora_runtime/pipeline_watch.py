@@ -13,6 +13,8 @@ from typing import Any
 
 from klora_runtime.errors import InUseError
 
+_WATCH = "_klora_watch"
+
 
 class PipelineWatch:
     """Sees a replaced scheduler, refuses a replaced component and a second generation at a time.
@@ -29,16 +31,21 @@ class PipelineWatch:
         self.components: Collection[str] = ()
         self._pipe = pipe
         self._on_scheduler = on_scheduler
+        self._attached = False
         self._plain = type(pipe)
         self._running = threading.RLock()
         self._thread: int | None = None
 
     def attach(self) -> None:
+        self._plain = type(self._pipe)
         self._pipe.__class__ = _watched(self._plain, self)
+        self._attached = True
 
     def detach(self) -> None:
-        if getattr(type(self._pipe), "_klora_watch", None) is self:
-            self._pipe.__class__ = self._plain
+        """Give the pipeline its class back, once no watch of another fusion is in between."""
+        self._attached = False
+        while (watch := vars(type(self._pipe)).get(_WATCH)) and not watch._attached:
+            self._pipe.__class__ = watch._plain
 
     def check_thread(self) -> None:
         """Refuse a denoising step of a thread other than the one that is generating.
@@ -67,7 +74,7 @@ class PipelineWatch:
                 f"pipe.{name} carries a fusion and cannot be replaced; call .remove() on the "
                 "handle first, then apply the fusion to the new one."
             )
-        if name == "scheduler" and value is not None:
+        if name == "scheduler" and value is not None and self._attached:
             self._on_scheduler(value)
 
 
@@ -95,7 +102,7 @@ def _watched(plain: type, watch: PipelineWatch) -> type:
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
         "__doc__": plain.__doc__,
-        "_klora_watch": watch,
+        _WATCH: watch,
     }
     if callable(getattr(plain, "__call__", None)):  # noqa: B004  (the class's, for instances)
         generate = plain.__call__

@@ -34,6 +34,8 @@ class Target:
     module: nn.Module
     path: str
     """Name of the module in this pipeline, its component in front."""
+    model: nn.Module
+    """The component that the module is part of."""
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -149,7 +151,7 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     for problem in (check(model, path, module, entry) for check in _CHECKS):
         if problem is not None:
             return f"{name}: {problem}"
-    return Target(entry, module, name)
+    return Target(entry, module, name, model)
 
 
 def _other_spelling(path: str) -> str:
@@ -178,14 +180,23 @@ def _check_parameter(model: nn.Module, path: str, module: nn.Module, entry: Entr
 
 def _check_projections(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
     parent = model.get_submodule(path.rpartition(".")[0])
+    fused = _projections_are_fused(parent)
     leaf = path.rpartition(".")[2]
-    fused = getattr(parent, "fused_projections", False)
     if fused and leaf in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
         return (
             "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
             "apply the fusion, and leave the projections apart"
         )
     return None
+
+
+def _projections_are_fused(attention: nn.Module) -> bool:
+    if not getattr(attention, "fused_projections", False):
+        return False
+    if hasattr(attention, "unfuse_projections"):
+        return True
+    # An older kind of attention keeps the flag for good; its processor tells what it uses.
+    return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
 
 
 _CHECKS: tuple[Callable[[nn.Module, str, nn.Module, Entry], str | None], ...] = (

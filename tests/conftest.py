@@ -1,0 +1,72 @@
+"""LoRA files, pipelines and fusions that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generation import TWO_STEPS, LoraPair, build, generate
+from safetensors.torch import load_file, save_file
+from tiny_pipeline import Family, tiny_lora, tiny_pipeline
+
+from klora_compile import compile_fusion
+from klora_runtime.fusion import Fusion
+
+#: Attention of all families, the text encoders, a 3x3 convolution, and what is a 1x1 in SD1.
+_BOTH = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "conv1", "proj_in")
+
+
+@pytest.fixture(scope="session")
+def lora_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, LoraPair]:
+    """A content and a style LoRA per family: alphas, and layers that only one has."""
+    folder = tmp_path_factory.mktemp("loras")
+    return {family: _pair(folder, family) for family in ("sd1", "sd2", "sdxl")}
+
+
+@pytest.fixture
+def pipe() -> Any:
+    pipe = build(TWO_STEPS)
+    generate(pipe, TWO_STEPS)  # leaves attributes on pipelines and schedulers
+    return pipe
+
+
+@pytest.fixture
+def fusion(lora_pairs: dict[Family, LoraPair]) -> Fusion:
+    return lora_pairs["sd1"].fusion(TWO_STEPS)
+
+
+@pytest.fixture
+def other_fusion(pipe: Any, tmp_path: Path) -> Fusion:
+    """Of other layers: some the same, some only here."""
+    files = [
+        tiny_lora(pipe, tmp_path / f"{seed}.safetensors", seed=seed, modules=("to_q", "ff.net.2"))
+        for seed in (5, 6)
+    ]
+    return compile_fusion(*files, device="cpu")
+
+
+def _pair(folder: Path, family: Family) -> LoraPair:
+    pipe = tiny_pipeline(family)
+    files = {}
+    for seed, (role, rank, own) in enumerate(
+        [("content", 4, "conv2"), ("style", 3, "proj_out")], start=1
+    ):
+        path = folder / f"{family}-{role}.safetensors"
+        tiny_lora(pipe, path, seed=seed, rank=rank, strength=1.0, modules=(*_BOTH, own))
+        files[role] = _with_alphas(path, seed)
+    return LoraPair(files["content"], files["style"])
+
+
+def _with_alphas(path: Path, seed: int) -> Path:
+    """Give half of the layers an alpha; the others scale by 1."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(str(path))
+    for key in sorted(tensors):
+        if key.endswith(".lora_A.weight") and torch.rand((), generator=generator) < 0.5:
+            rank = tensors[key].shape[0]
+            alpha = rank * (0.5 + torch.rand((), generator=generator))
+            tensors[key.replace(".lora_A.weight", ".alpha")] = alpha
+    save_file(tensors, str(path))
+    return path

@@ -1,0 +1,316 @@
+"""The clock tells the true step with every scheduler, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from generation import SchedulerName, evaluations, scheduler
+from tiny_pipeline import SD_BETAS
+
+from klora_runtime.clock import Clock
+
+NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
+WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}
+
+
+class Watched:
+    """A scheduler under a clock, and what the clock said."""
+
+    def __init__(self, followed: Any, guard: Callable[[], None] = lambda: None) -> None:
+        self.told: list[float] = []
+        self.clock = Clock(self.told.append, guard)
+        self.clock.attach(followed)
+
+    def run(self, followed: Any, timesteps: Any) -> list[float | None]:
+        """Progress at each denoiser evaluation of a loop over these timesteps."""
+        latents = torch.ones(1, 4, 8, 8)
+        seen = []
+        for t in timesteps:
+            followed.scale_model_input(latents, t)
+            seen.append(self.clock.progress)
+            latents = followed.step(torch.ones_like(latents), t, latents).prev_sample
+        return seen
+
+
+def middles(steps: int, order: int = 1) -> list[float]:
+    return [(i // order + 0.5) / steps for i in range(order * steps - (order - 1))]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_progress_is_the_middle_of_the_step_at_each_evaluation(
+    name: SchedulerName, steps: int
+) -> None:
+    followed = scheduler(name, steps)
+    watched = Watched(followed)
+    assert watched.clock.progress is None
+    order = 2 if name == "Heun" else 1
+    expected = middles((evaluations(name, steps) + order - 1) // order, order)
+
+    for _ in range(2):
+        followed.set_timesteps(steps)
+        assert watched.run(followed, followed.timesteps) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_start_in_the_middle_of_the_list(name: SchedulerName) -> None:
+    """As image-to-image does; DDIM and PNDM have no set_begin_index to say so."""
+    followed = scheduler(name, 10)
+    watched = Watched(followed)
+    start = 4 * followed.order
+
+    followed.set_timesteps(10)
+    if hasattr(followed, "set_begin_index"):
+        followed.set_begin_index(start)
+    seen = watched.run(followed, followed.timesteps[start:])
+
+    total = evaluations(name, 10)
+    steps = (total + followed.order - 1) // followed.order
+    assert seen == middles(steps, followed.order)[start:]
+    assert len(seen) == total - start
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    ],
+)
+def test_other_schedulers_of_diffusers(name: str) -> None:
+    kind = getattr(diffusers, name)
+    followed = kind() if name.startswith("FlowMatch") else kind(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(6)
+    seen = []
+    latents = torch.ones(1, 4, 8, 8)
+    for t in followed.timesteps:
+        if hasattr(followed, "scale_model_input"):
+            followed.scale_model_input(latents, t)
+        seen.append(watched.clock.progress)
+        latents = followed.step(torch.ones_like(latents), t, latents).prev_sample
+
+    assert seen == middles(6, followed.order)[: len(seen)]
+    assert seen[-1] == 5.5 / 6
+
+
+def test_a_switch_never_falls_inside_a_step_of_two_evaluations() -> None:
+    followed = HeunDiscreteScheduler(**SD_BETAS)
+    watched = Watched(followed)
+
+    followed.set_timesteps(9)
+    watched.run(followed, followed.timesteps)
+
+    assert watched.told == middles(9)
+
+
+def test_step_may_be_called_twice_in_an_iteration() -> None:
+    """Some pipelines step two latents with one scheduler."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(5)
+    latents, seen = torch.ones(1, 4, 8, 8), []
+
+    for t in followed.timesteps:
+        followed.scale_model_input(latents, t)
+        seen.append(watched.clock.progress)
+        followed.step(latents, t, latents)
+        followed.step(latents, t, latents)
+
+    assert seen == middles(5)
+
+
+def test_keyword_arguments_are_understood() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(num_inference_steps=5)
+    latents, seen = torch.ones(1, 4, 8, 8), []
+
+    for t in followed.timesteps[2:]:
+        followed.scale_model_input(sample=latents, timestep=t)
+        seen.append(watched.clock.progress)
+        followed.step(model_output=latents, timestep=t, sample=latents)
+
+    assert seen == middles(5)[2:]
+
+
+def test_a_scheduler_without_timesteps_yet() -> None:
+    """PNDM has None before set_timesteps."""
+    followed = PNDMScheduler(**SD_BETAS, skip_prk_steps=True)
+    watched = Watched(followed)
+
+    followed.scale_model_input(torch.ones(1), 5)
+
+    assert watched.told == []
+
+
+# What attaching does to the scheduler.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signatures_stay_true(name: SchedulerName) -> None:
+    """diffusers looks into them for ``eta``, ``generator``, ``sigmas`` and ``timesteps``."""
+    plain, followed = scheduler(name, 4), scheduler(name, 4)
+    Watched(followed)
+
+    for method in WRAPPED & set(dir(plain)):
+        assert inspect.signature(getattr(followed, method)) == inspect.signature(
+            getattr(plain, method)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detaching_leaves_nothing(name: SchedulerName) -> None:
+    followed = scheduler(name, 4)
+    before = dict(vars(followed))
+    watched = Watched(followed)
+    assert set(vars(followed)) - set(before) == WRAPPED & set(dir(followed))
+
+    watched.clock.detach()
+
+    assert vars(followed) == before
+    assert type(followed) is type(scheduler(name, 4))
+
+
+def test_other_instances_are_not_followed() -> None:
+    watched = Watched(DDIMScheduler(**SD_BETAS))
+    other = DDIMScheduler(**SD_BETAS)
+
+    other.set_timesteps(4)
+
+    assert not WRAPPED & set(vars(other))
+    assert watched.told == []
+
+
+def test_a_deep_copy_steps_itself_and_drives_the_same_clock() -> None:
+    followed = EulerDiscreteScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(3)
+
+    other = copy.deepcopy(followed)
+    other.set_timesteps(5)
+    seen = watched.run(other, other.timesteps)
+
+    assert seen == middles(5)
+    assert other.step_index == 5
+    assert followed.step_index is None
+    assert len(followed.timesteps) == 3
+
+
+def test_deep_copies_are_silent_after_detaching() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    used, unused = copy.deepcopy(followed), copy.deepcopy(followed)
+    used.set_timesteps(5)
+    watched.clock.detach()
+    watched.told.clear()
+
+    for each in (followed, used, unused):
+        each.set_timesteps(5)
+        watched.run(each, each.timesteps)
+
+    assert watched.told == []
+    assert not WRAPPED & (set(vars(followed)) | set(vars(used)))
+    again = Watched(unused)  # what is left on a copy that was never used does not pile up
+    again.clock.detach()
+    assert not WRAPPED & set(vars(unused))
+
+
+def test_attaching_twice_is_attaching_once() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    before = dict(vars(followed))
+
+    watched.clock.attach(followed)
+
+    assert vars(followed) == before
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_two_clocks_on_one_scheduler(first_out: int) -> None:
+    """Two pipelines with their own denoisers may share a scheduler."""
+    followed = EulerDiscreteScheduler(**SD_BETAS)
+    before = dict(vars(followed))
+    both = [Watched(followed), Watched(followed)]
+
+    followed.set_timesteps(4)
+    both[0].run(followed, followed.timesteps)
+    assert [each.told for each in both] == [middles(4)] * 2
+
+    both[first_out].clock.detach()
+    staying = both[1 - first_out]
+    followed.set_timesteps(3)
+    assert staying.run(followed, followed.timesteps) == middles(3)
+    assert both[first_out].told == middles(4)
+
+    staying.clock.detach()
+    assert set(vars(followed)) == set(before)
+
+
+def test_what_others_put_on_the_instance_is_called_and_comes_back() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    plain, calls = followed.step, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return plain(*args, **kwargs)
+
+    followed.step = counted
+    watched = Watched(followed)
+    followed.set_timesteps(4)
+    assert watched.run(followed, followed.timesteps) == middles(4)
+    watched.clock.detach()
+
+    assert len(calls) == 4
+    assert followed.step is counted
+
+
+def test_the_guard_keeps_a_method_from_running() -> None:
+    def refuse() -> None:
+        raise PermissionError("not now")
+
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed, refuse)
+    timesteps = followed.timesteps
+
+    with pytest.raises(PermissionError, match="not now"):
+        followed.set_timesteps(4)
+
+    assert followed.timesteps is timesteps
+    watched.clock.detach()
+    followed.set_timesteps(4)
+    assert len(followed.timesteps) == 4
+
+
+def test_a_progress_that_could_not_be_taken_is_told_again() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    told: list[float] = []
+
+    def fail_once(progress: float) -> None:
+        told.append(progress)
+        if len(told) == 1:
+            raise RuntimeError("out of memory")
+
+    clock = Clock(fail_once)
+    clock.attach(followed)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        followed.set_timesteps(4)
+    followed.set_timesteps(4)
+
+    assert told == [0.125, 0.125]
