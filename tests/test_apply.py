@@ -43,22 +43,22 @@ def test_remove_gives_every_bit_back_after_a_hundred_rounds(
 
 
 def test_remove_leaves_nothing_on_any_scheduler(pipe: Any, fusion: Fusion) -> None:
-    first = pipe.scheduler
+    first, plain = pipe.scheduler, type(pipe.scheduler)
     handle = apply_fusion(pipe, fusion)
     unused = copy.deepcopy(first)
     second = pipe.scheduler = DDIMScheduler(**SD_BETAS)
     third = pipe.scheduler = copy.deepcopy(second)
     generate(pipe, TWO_STEPS)
-    assert "step" in vars(first)
-    assert "step" in vars(third)
+    assert type(first) is not plain
+    assert type(third) is not DDIMScheduler
 
     handle.remove()
     before = State.of(pipe)
     pipe.scheduler = unused
     generate(pipe, TWO_STEPS)
 
-    for scheduler in (first, second, third):
-        assert not {"set_timesteps", "scale_model_input", "step"} & set(vars(scheduler))
+    assert type(first) is plain
+    assert type(second) is type(third) is DDIMScheduler
     assert State.of(pipe).bits == before.bits  # the copy that was never used does nothing
 
 

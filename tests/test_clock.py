@@ -15,6 +15,7 @@ from generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
 
 from klora_runtime.clock import Clock
+from klora_runtime.errors import IncompatibleModelError
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}
@@ -180,7 +181,8 @@ def test_detaching_leaves_nothing(name: SchedulerName) -> None:
     followed = scheduler(name, 4)
     before = dict(vars(followed))
     watched = Watched(followed)
-    assert set(vars(followed)) - set(before) == WRAPPED & set(dir(followed))
+    assert type(followed).__name__ == type(scheduler(name, 4)).__name__
+    assert vars(followed) == before
 
     watched.clock.detach()
 
@@ -263,8 +265,24 @@ def test_two_clocks_on_one_scheduler(first_out: int) -> None:
     assert set(vars(followed)) == set(before)
 
 
-def test_what_others_put_on_the_instance_is_called_and_comes_back() -> None:
+def test_methods_replaced_on_the_instance_are_refused() -> None:
+    """They would be called in place of what follows the scheduler."""
     followed = DDIMScheduler(**SD_BETAS)
+    followed.step = followed.step
+
+    with pytest.raises(IncompatibleModelError) as error:
+        Watched(followed)
+
+    assert str(error.value) == (
+        "this DDIMScheduler cannot be followed: its step was replaced on the instance; use a "
+        "diffusers scheduler as it is."
+    )
+    assert type(followed) is DDIMScheduler
+
+
+def test_what_others_put_on_the_instance_later_is_followed() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
     plain, calls = followed.step, []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -272,13 +290,45 @@ def test_what_others_put_on_the_instance_is_called_and_comes_back() -> None:
         return plain(*args, **kwargs)
 
     followed.step = counted
-    watched = Watched(followed)
     followed.set_timesteps(4)
     assert watched.run(followed, followed.timesteps) == middles(4)
-    watched.clock.detach()
-
     assert len(calls) == 4
-    assert followed.step is counted
+
+
+def test_a_scheduler_without_steps_is_refused() -> None:
+    class NoSteps:
+        timesteps = None
+
+    with pytest.raises(IncompatibleModelError, match="it has no set_timesteps and no step"):
+        Watched(NoSteps())
+
+
+def test_a_state_copied_from_view_to_view_steps_its_own_scheduler() -> None:
+    """As panorama pipelines do: each view has a deep copy of the scheduler's ``__dict__``."""
+    followed, plain = scheduler("PNDM", 4), scheduler("PNDM", 4)
+    Watched(followed)
+    results = []
+    for subject in (followed, plain):
+        subject.set_timesteps(4)
+        views = [copy.deepcopy(vars(subject)) for _ in range(2)]
+        samples = [torch.ones(1, 4), 2 * torch.ones(1, 4)]
+        for timestep in subject.timesteps:
+            for view, state in enumerate(views):
+                vars(subject).update(state)
+                output = 0.1 * samples[view]
+                samples[view] = subject.step(output, timestep, samples[view]).prev_sample
+                views[view] = copy.copy(vars(subject))
+        results.append(samples)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("as_numbers", [True, False])
+def test_timesteps_on_the_host_are_looked_up(as_numbers: bool) -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(10)
+    rest = followed.timesteps[4:].tolist()
+    assert watched.run(followed, rest if as_numbers else torch.tensor(rest)) == middles(10)[4:]
 
 
 def test_the_guard_keeps_a_method_from_running() -> None:

@@ -12,7 +12,7 @@ from handmade import ATTENTION, State, delta_of, fusion_for, hand_entry, hand_fu
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.fusion import Fusion
-from klora_runtime.merge import Merge
+from klora_runtime.modes.merge import Merge
 
 TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
 CONV = "unet.down_blocks.0.resnets.0.conv1"
@@ -198,8 +198,8 @@ def test_the_report_says_what_is_there(pipe: Any, fusion: Fusion) -> None:
     assert sum(report.layers.values()) == sum(entry.acts for entry in fusion.entries)
     assert report.layers["switching"] == report.switches > 20
     kept = sum(weight_of(pipe, e.layer).nbytes for e in fusion.entries if e.acts)
-    assert report.bytes_pristine == {"cpu": kept}
-    assert report.bytes_factors >= fusion.nbytes
+    assert report.nbytes["base weights on cpu"] == kept
+    assert report.nbytes["factors on cpu"] == fusion.nbytes
     generate(pipe, TWO_STEPS)
     assert handle.report().progress == 0.75
 
@@ -214,5 +214,5 @@ def test_the_report_as_text(pipe: Any) -> None:
     assert lines[1] == "layers: 3 switching in unet; 3 switches a run"
     assert lines[2].startswith("rounding: ")
     assert lines[2].endswith("e-08 of the delta")
-    assert lines[3] == "memory: base weights 0.0 MB on cpu; factors and scratch 0.0 MB"
+    assert lines[3] == "memory: 0.05 MB base weights on cpu, 0.01 MB factors on cpu"
     assert str(handle.report()).startswith("mode merge (disabled): ")

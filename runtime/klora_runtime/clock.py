@@ -3,36 +3,38 @@
 A scheduler is the one object that every sampling loop talks to in the right order:
 ``set_timesteps`` before the loop, ``scale_model_input`` (where the loop has it) before the
 denoiser, ``step`` after it. The timestep that a loop passes is a view of the scheduler's own
-``timesteps``, so its storage offset *is* the index, without waiting for a GPU; where it is not a
-view, ``set_begin_index`` and then counting take over.
+``timesteps``, so its storage offset *is* the index, without waiting for a GPU. Where it is not a
+view, its value is looked up if it is on the host, and then ``set_begin_index`` and counting
+take over.
 
-The wrappers are bound methods in the instance's ``__dict__``: the class stays untouched, the
-signatures stay true, and a deep copy of a scheduler drives the same clock. What an instance had
-there before, another clock's wrapper included, is called from the wrapper and comes back later.
+The scheduler instance gets a class of its own (`own_class`), so the shared class and the
+instance's ``__dict__`` stay untouched, signatures stay true, and a deep copy drives the same clock.
 """
 
 from __future__ import annotations
 
 import functools
-import types
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.own_class import Overlay, take_off
 from klora_runtime.timeline import progress_of_step
 
-_CLOCK_OF_WRAPPER = "_klora_clock"
-_COVERED_BY_WRAPPER = "_klora_covered"
+#: What a scheduler must have; ``scale_model_input`` and ``set_begin_index`` are used where it does.
+_NEEDED = ("set_timesteps", "step")
 
 
 class Clock:
     """Follows schedulers and reports progress.
 
     Args:
+        on_run: called when a run begins, after its timesteps are set.
         on_progress: called with the progress of the step that is about to run, before the
-            denoiser does; only when it differs from the last one reported.
+            denoiser does: when a run begins, and whenever it changes.
         guard: called before each wrapped method; what it raises keeps the method from running.
 
     Attributes:
@@ -40,49 +42,70 @@ class Clock:
     """
 
     def __init__(
-        self, on_progress: Callable[[float], None], guard: Callable[[], None] = lambda: None
+        self,
+        on_progress: Callable[[float], None],
+        guard: Callable[[], None] = lambda: None,
+        on_run: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress: float | None = None
         self._on_progress = on_progress
+        self._on_run = on_run
         self._guard = guard
-        self._running = True
+        self._overlay = Overlay(self._methods)
         # Each scheduler seen, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def attach(self, scheduler: Any) -> None:
-        """Follow ``scheduler``. A copy of a followed scheduler is followed already."""
+        """Follow ``scheduler``. A copy of a followed scheduler is followed already.
+
+        Raises:
+            IncompatibleModelError: it has no steps to follow, or something else has replaced its
+                methods on the instance.
+        """
+        missing = [name for name in _NEEDED if not callable(getattr(scheduler, name, None))]
+        covered = [name for name in _WRAPPERS if name in vars(scheduler)]
+        if missing or covered:
+            raise IncompatibleModelError(
+                f"this {type(scheduler).__name__} cannot be followed: "
+                + (f"it has no {' and no '.join(missing)}" if missing else "")
+                + (f"its {', '.join(covered)} was replaced on the instance" if covered else "")
+                + "; use a diffusers scheduler as it is."
+            )
         self._index.setdefault(scheduler, 0)
-        for name, wrap in _WRAPPERS.items():
-            _uncover(scheduler, name)
-            covered = vars(scheduler).get(name)
-            original = _function(covered, scheduler) or getattr(type(scheduler), name, None)
-            if original is not None and not self._drives(covered):
-                wrapper = functools.wraps(original)(wrap(self, original))
-                setattr(wrapper, _CLOCK_OF_WRAPPER, self)
-                setattr(wrapper, _COVERED_BY_WRAPPER, covered)
-                vars(scheduler)[name] = types.MethodType(wrapper, scheduler)
+        self._overlay.put_on(scheduler)
 
     def detach(self) -> None:
-        """Stop for good, and take the wrappers off every scheduler that was seen."""
-        self._running = False
+        """Stop for good, and give every scheduler that was seen its class back."""
+        self._overlay.active = False
         for scheduler in list(self._index):
-            for name in _WRAPPERS:
-                _uncover(scheduler, name)
+            take_off(scheduler)
+        self._index.clear()
+        self._on_progress, self._on_run, self._guard = _ignore, _ignore, _ignore
 
-    def _drives(self, method: Any) -> bool:
-        return getattr(method, _CLOCK_OF_WRAPPER, None) is self
-
-    def _enter(self) -> None:
-        if self._running:
-            self._guard()
+    def _methods(self, plain: type) -> dict[str, Any]:
+        """The wrapped methods for a scheduler of class ``plain``."""
+        return {
+            name: functools.wraps(original)(wrap(self, original))
+            for name, wrap in _WRAPPERS.items()
+            if (original := getattr(plain, name, None)) is not None
+        }
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
+        counted = self._index.get(scheduler, 0)
         index = _index_by_view(scheduler.timesteps, timestep)
-        return self._index.get(scheduler, 0) if index is None else index
+        if index is None:
+            index = _index_by_value(scheduler.timesteps, timestep, counted)
+        return counted if index is None else index
+
+    def _begin(self, scheduler: Any) -> None:
+        if self._overlay.active:
+            self._on_run()
+            self.progress = None  # told anew, so that whatever was interrupted is made good
+        self._move(scheduler, 0)
 
     def _move(self, scheduler: Any, index: int) -> None:
         """Step ``index`` of the scheduler's full list comes next."""
-        if not self._running:
+        if not self._overlay.active:
             return
         self._index[scheduler] = index
         order = max(1, int(getattr(scheduler, "order", 1)))
@@ -97,28 +120,8 @@ class Clock:
             self.progress = progress
 
 
-def _function(method: Any, scheduler: Any) -> Callable[..., Any] | None:
-    """What an instance holds in place of a method, as a function of the instance."""
-    if method is None:
-        return None
-    if getattr(method, "__self__", None) is scheduler:
-        return cast(Callable[..., Any], method.__func__)
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    return functools.wraps(method)(call)
-
-
-def _uncover(scheduler: Any, name: str) -> None:
-    """Take off the wrappers of stopped clocks, from the outside as far as there are any."""
-    own = vars(scheduler)
-    while (clock := getattr(own.get(name), _CLOCK_OF_WRAPPER, None)) and not clock._running:
-        covered = getattr(own.pop(name), _COVERED_BY_WRAPPER)
-        if hasattr(covered, _CLOCK_OF_WRAPPER):  # in a deep copy it is bound to the original
-            covered = types.MethodType(covered.__func__, scheduler)
-        if covered is not None:
-            own[name] = covered
+def _ignore(*_: object) -> None:
+    """What a stopped clock tells."""
 
 
 def _index_by_view(timesteps: Any, timestep: Any) -> int | None:
@@ -135,14 +138,30 @@ def _index_by_view(timesteps: Any, timestep: Any) -> int | None:
     return index if 0 <= index < len(timesteps) else None
 
 
+def _index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
+    """Index of a host-side ``timestep`` by its value, at or after the counted index; else None.
+
+    Nothing is looked up on a GPU: that would wait for it. A value may occur twice in a row (PNDM,
+    Heun), hence the counted index.
+    """
+    if isinstance(timestep, torch.Tensor):
+        if timestep.numel() != 1 or timestep.device.type != "cpu":
+            return None
+        timestep = timestep.item()
+    if not isinstance(timesteps, torch.Tensor) or timesteps.device.type != "cpu":
+        return None
+    matches = (timesteps == timestep).nonzero().flatten().tolist()
+    return next((index for index in matches if index >= counted), None)
+
+
 _Method = Callable[..., Any]
 
 
 def _set_timesteps(clock: Clock, original: _Method) -> _Method:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._enter()
+        clock._guard()
         result = original(self, *args, **kwargs)
-        clock._move(self, 0)
+        clock._begin(self)
         return result
 
     return set_timesteps
@@ -150,7 +169,7 @@ def _set_timesteps(clock: Clock, original: _Method) -> _Method:
 
 def _set_begin_index(clock: Clock, original: _Method) -> _Method:
     def set_begin_index(self: Any, begin_index: int = 0, *args: Any, **kwargs: Any) -> Any:
-        clock._enter()
+        clock._guard()
         result = original(self, begin_index, *args, **kwargs)
         clock._move(self, begin_index)
         return result
@@ -160,7 +179,7 @@ def _set_begin_index(clock: Clock, original: _Method) -> _Method:
 
 def _scale_model_input(clock: Clock, original: _Method) -> _Method:
     def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._enter()
+        clock._guard()
         timestep = args[0] if args else kwargs.get("timestep")
         clock._move(self, clock._index_of(self, timestep))
         return original(self, sample, *args, **kwargs)
@@ -170,7 +189,7 @@ def _scale_model_input(clock: Clock, original: _Method) -> _Method:
 
 def _step(clock: Clock, original: _Method) -> _Method:
     def step(self: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._enter()
+        clock._guard()
         index = clock._index_of(self, args[0] if args else kwargs.get("timestep"))
         result = original(self, model_output, *args, **kwargs)
         clock._move(self, index + 1)

@@ -7,6 +7,7 @@ one look finds several problems, they are all in the message and, one by one, in
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 _SHOWN_ISSUES = 8
 _SHOWN_CHARACTERS = 160
@@ -49,7 +50,16 @@ class IncompatibleModelError(KloraError):
 
 
 class InUseError(KloraError):
-    """The pipeline or its denoiser is held by another fusion, or by another running generation."""
+    """The pipeline or its denoiser is held by something else: another fusion, another thread's
+    generation, or a change that would come between a fusion and its layers.
+
+    Attributes:
+        handle: the handle of the fusion that is in the way, where that is what is.
+    """
+
+    def __init__(self, message: str, issues: Iterable[str] = (), *, handle: Any = None) -> None:
+        super().__init__(message, issues)
+        self.handle = handle
 
 
 def shown(text: object) -> str:

@@ -18,7 +18,8 @@ from klora_runtime.timeline import Timeline
 #: Components whose layers have no step: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 
-#: Every ``fate`` an entry can have, with the words a report uses for it.
+#: The fates that K-LoRA gives layers, and what they mean. A fate is a few lower-case words for
+#: reports; it decides nothing, and another rule may have others.
 FATES: Mapping[str, str] = {
     "always content": "the content LoRA at every step",
     "always style": "the style LoRA at every step",
@@ -28,6 +29,9 @@ FATES: Mapping[str, str] = {
     "zero": "both deltas are exactly zero; nothing is stored",
     "dropped": "left out by a setting of the compiler; nothing is stored",
 }
+
+#: Fates of layers of which nothing is stored.
+SILENT_FATES = ("zero", "dropped")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Entry:
     shape: tuple[int, ...]
     """Of the parameter: (out, in), or (out, in, height, width)."""
     fate: str
-    """A key of :data:`FATES`."""
+    """In a few words; see :data:`FATES`."""
     timeline: Timeline
     factors: Mapping[str, Factors]
     """Slot name -> factors; only slots that the timeline uses."""

@@ -6,30 +6,38 @@ weight goes back to the base.
 
 from __future__ import annotations
 
-import math
 import os
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from types import TracebackType
 from typing import Any
 
+from torch import nn
+
 from klora_runtime.artifact import load_fusion
 from klora_runtime.clock import Clock
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.fusion import Fusion
-from klora_runtime.merge import Merge
+from klora_runtime.modes.merge import Merge
+from klora_runtime.modes.mode import Mode
 from klora_runtime.pipeline_watch import PipelineWatch
-from klora_runtime.pristine import Pristine
 from klora_runtime.targets import (
     APPLIED_MARK,
+    Target,
     chosen_components,
     find_targets,
     original_module,
 )
 
+#: What ``apply_fusion`` takes as ``mode``.
 MODES = ("auto", "merge")
+
+#: Weights of slots lie within plus and minus this.
+MAX_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,18 @@ class Report:
     """Of the step that ran last or runs now; None before the first."""
     rounding: float
     """||held delta - exact delta|| / ||exact delta|| over all layers; 0 is exact."""
-    bytes_pristine: Mapping[str, int]
-    """Device -> bytes of base weights kept for restoring."""
-    bytes_factors: int
-    """Bytes of factors and scratch kept for writing."""
+    nbytes: Mapping[str, int]
+    """Purpose and place -> bytes that the handle keeps."""
 
     def __str__(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())
-        kept = ", ".join(f"{size / 1e6:.1f} MB on {d}" for d, size in self.bytes_pristine.items())
+        kept = ", ".join(f"{size / 1e6:.2f} MB {what}" for what, size in self.nbytes.items())
         state = "" if self.enabled else " (disabled)"
         return (
             f"mode {self.mode}{state}: {self.why}\n"
             f"layers: {fates} in {', '.join(self.components)}; {self.switches} switches a run\n"
             f"rounding: {self.rounding:.2g} of the delta\n"
-            f"memory: base weights {kept}; factors and scratch {self.bytes_factors / 1e6:.1f} MB"
+            f"memory: {kept}"
         )
 
 
@@ -80,17 +86,18 @@ def apply_fusion(
     Args:
         pipe: any diffusers pipeline with a scheduler.
         path_or_fusion: an artifact file, or one that :func:`load_fusion` has read.
-        mode: ``merge`` writes base + delta into the live weights, only where something
-            switches; ``auto`` chooses a mode (``merge`` is the only one at present).
+        mode: ``merge`` writes base + delta into the live weights, when something switches, and
+            then costs nothing per step; ``auto`` chooses a mode, at present always ``merge``.
         components: pipeline components to change; all of the fusion's by default.
-        weights: slot name -> factor on its deltas, on top of the fusion's own; 1 by default.
+        weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
+            default.
 
     Returns:
         The handle: remove, swap, set, enable and report. Also a context manager.
 
     Raises:
         ArtifactError: the file breaks the format.
-        ConfigError: an unknown mode, component or slot, or a weight that is not finite.
+        ConfigError: an unknown mode, component or slot, or a weight out of range.
         IncompatibleModelError: the fusion does not fit the pipeline; nothing was changed.
         InUseError: the pipeline carries a fusion already.
     """
@@ -112,20 +119,20 @@ class FusionHandle:
     ) -> None:
         self._pipe = pipe
         self._asked_components = components
-        self._components: tuple[str, ...] = ()
-        self._enabled = True
-        self._removed = False
-        self._pristine = Pristine()
-        self._watch = PipelineWatch(pipe, self._follow)
-        self._clock = Clock(self._on_progress, self._watch.check_thread)
         self._fusion = fusion
         self._weights = _checked_weights(fusion, weights)
-        names, self._mode = self._prepare(fusion)
-        self._write()
-        self._mark(names)
-        if getattr(pipe, "scheduler", None) is not None:
-            self._follow(pipe.scheduler)
-        self._watch.attach()
+        self._models: dict[str, nn.Module] = {}
+        self._enabled = True
+        self._removed = False
+        self._watch = PipelineWatch(pipe, self._follow, self._bare)
+        self._clock = Clock(self._on_progress, self._watch.check_thread, self._on_run)
+        self._mode: Mode = Merge(self._find(fusion))
+        try:
+            self._take_hold()
+            self._write()
+        except BaseException:
+            self._let_go()
+            raise
 
     def __enter__(self) -> FusionHandle:
         return self
@@ -143,19 +150,24 @@ class FusionHandle:
         """The fusion that is applied now."""
         return self._fusion
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The component modules that carry it."""
+        return tuple(self._models.values())
+
     def remove(self) -> None:
         """Give every parameter back to the bit and take everything off the pipeline.
 
         Removing twice is removing once.
+
+        Raises:
+            InUseError: another thread is generating, or a layer is out of reach; nothing was
+                changed, the fusion is still applied.
         """
         if self._removed:
             return
-        self._pristine.restore(self._pristine.paths)
-        self._pristine.forget(self._pristine.paths)
-        self._clock.detach()
-        self._watch.detach()
-        self._mark(())
-        self._removed = True
+        self._watch.check_thread()
+        self._let_go()
 
     def swap(self, path_or_fusion: str | os.PathLike[str] | Fusion) -> None:
         """Put another fusion in this one's place; weights of slots with the same name stay.
@@ -165,42 +177,43 @@ class FusionHandle:
         """
         self._require_applied()
         fusion = _fusion(path_or_fusion)
-        kept = self._pristine.paths
-        try:
-            names, mode = self._prepare(fusion)
-        except BaseException:
-            self._pristine.forget(set(self._pristine.paths) - set(kept))
-            raise
+        mode = self._mode.successor(self._find(fusion))
         before = self._fusion, self._mode, self._weights
-        self._pristine.restore(set(self._mode.paths) - set(mode.paths))
-        self._fusion, self._mode = fusion, mode
-        self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
+        weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
         try:
+            self._mode.yield_to(mode)
+            self._fusion, self._mode, self._weights = fusion, mode, weights
+            self._take_hold()
             if self._enabled:
                 self._write()
         except BaseException:
+            mode.yield_to(before[1])
             self._fusion, self._mode, self._weights = before
-            self._pristine.forget(set(self._pristine.paths) - set(kept))
-            self._write()
+            self._take_hold()
+            if self._enabled:
+                self._write()
             raise
-        self._pristine.forget(set(self._pristine.paths) - set(mode.paths))
-        self._mark(names)
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
         """Change how strongly slots act: ``handle.set(content=0.8)``. Others stay.
 
         Args:
-            weights: slot name -> factor, for slot names that are not Python names.
+            weights: slot name -> factor, -100 to 100, for slot names that are not Python names.
             named: the same as keywords.
 
         Raises:
-            ConfigError: an unknown slot or a factor that is not finite; nothing was changed.
+            ConfigError: an unknown slot or a factor out of range; nothing was changed.
+            InUseError: another thread is generating.
         """
         self._require_applied()
-        changed = _checked_weights(self._fusion, {**(weights or {}), **named})
-        self._weights = {**self._weights, **changed}
-        if self._enabled:
-            self._write()
+        before = self._weights
+        self._weights = before | _checked_weights(self._fusion, {**(weights or {}), **named})
+        try:
+            if self._enabled:
+                self._write()
+        except BaseException:
+            self._weights = before
+            raise
 
     @property
     def enabled(self) -> bool:
@@ -215,61 +228,113 @@ class FusionHandle:
         if value:
             self._write()
         else:
-            self._pristine.restore(self._mode.paths)
+            self._pause()
         self._enabled = value
 
     def report(self) -> Report:
         """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while."""
         self._require_applied()
-        acting = [e for e in self._fusion.entries if e.acts and e.component in self._components]
+        acting = [e for e in self._fusion.entries if e.acts and e.component in self._models]
         return Report(
             mode=self._mode.name,
             why="every weight is a plain dense tensor",
             layers=dict(Counter(entry.fate for entry in acting)),
-            components=self._components,
+            components=tuple(self._models),
             switches=self._mode.switches,
             weights={slot: self._weights.get(slot, 1.0) for slot in self._fusion.slots},
             enabled=self._enabled,
             progress=self._clock.progress,
             rounding=self._mode.rounding(self._weights),
-            bytes_pristine=self._pristine.nbytes_by_place(),
-            bytes_factors=self._mode.nbytes,
+            nbytes=self._mode.nbytes(),
         )
 
-    def _prepare(self, fusion: Fusion) -> tuple[tuple[str, ...], Merge]:
-        """Check everything about ``fusion`` on this pipeline and allocate; change no weight."""
-        names = chosen_components(fusion, self._asked_components)
-        targets = find_targets(self._pipe, fusion, names, owner=id(self))
-        _check_scheduler(self._pipe, fusion, names)
-        return names, Merge(targets, self._pristine)
+    def _names(self, fusion: Fusion) -> tuple[str, ...]:
+        return chosen_components(fusion, self._asked_components)
 
-    def _mark(self, names: tuple[str, ...]) -> None:
-        """Say on the components themselves, which other pipelines may share, who is on them."""
-        for name in self._components:
-            delattr(original_module(getattr(self._pipe, name)), APPLIED_MARK)
-        for name in names:
-            setattr(original_module(getattr(self._pipe, name)), APPLIED_MARK, id(self))
-        self._components = self._watch.components = names
+    def _switches(self, fusion: Fusion) -> bool:
+        """Whether a layer of the chosen components ever switches, so that a clock is needed."""
+        names = self._names(fusion)
+        return any(e.acts and e.timeline.switches for e in fusion.entries if e.component in names)
+
+    def _find(self, fusion: Fusion) -> list[Target]:
+        """Check ``fusion`` against this pipeline and find its layers; change nothing."""
+        targets = find_targets(self._pipe, fusion, self._names(fusion), owner=self)
+        if self._switches(fusion) and getattr(self._pipe, "scheduler", None) is None:
+            raise IncompatibleModelError(
+                f"{type(self._pipe).__name__} has no pipe.scheduler, and the fusion switches "
+                "layers by it; use a pipeline with one scheduler."
+            )
+        return targets
+
+    def _take_hold(self) -> None:
+        """Follow the scheduler, watch the pipeline, and mark the components, which other
+        pipelines may share."""
+        for model in self._models.values():
+            delattr(model, APPLIED_MARK)
+        self._models = {}
+        for name in self._names(self._fusion):
+            model = original_module(getattr(self._pipe, name))
+            setattr(model, APPLIED_MARK, weakref.ref(self))
+            self._models[name] = model
+        self._watch.components = tuple(self._models)
+        self._follow(getattr(self._pipe, "scheduler", None))
+        self._watch.attach()
+
+    def _let_go(self) -> None:
+        """Undo everything; also from the middle of :meth:`_take_hold`."""
+        self._mode.release()
+        self._clock.detach()
+        self._watch.detach()
+        for model in self._models.values():
+            delattr(model, APPLIED_MARK)
+        self._models = {}
+        self._pipe = None
+        self._removed = True
 
     def _follow(self, scheduler: Any) -> None:
-        self._clock.attach(scheduler)
+        if self._switches(self._fusion):
+            self._clock.attach(scheduler)
+
+    def _on_run(self) -> None:
+        if self._enabled:
+            self._mode.check()
 
     def _on_progress(self, progress: float) -> None:
         if self._enabled:
             self._mode.move(progress, self._weights)
 
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The bare model for a while."""
+        enabled = self._enabled
+        self.enabled = False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
+
     def _write(self) -> None:
-        """Write every layer for the present progress; where that fails, restore the base."""
+        """Make every layer act for the present progress; where that fails, none acts."""
         try:
             self._mode.write(self._clock.progress or 0.0, self._weights)
         except BaseException:
-            self._pristine.restore(self._mode.paths)
-            self._clock.progress = None  # so that the next step writes again
+            self._mode.pause()
+            raise
+
+    def _pause(self) -> None:
+        """Make every layer bare; where that is interrupted, none is."""
+        try:
+            self._mode.pause()
+        except InUseError:
+            raise  # nothing was changed
+        except BaseException:
+            self._write()
             raise
 
     def _require_applied(self) -> None:
         if self._removed:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
+        self._watch.check_thread()
 
 
 def _fusion(path_or_fusion: str | os.PathLike[str] | Fusion) -> Fusion:
@@ -282,18 +347,9 @@ def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, 
             raise ConfigError(
                 f"there is no slot {shown(slot)}; this fusion has {', '.join(fusion.slots)}."
             )
-        if not isinstance(weight, Real) or not math.isfinite(weight):
-            raise ConfigError(f"weight of {slot}: expected a finite number, found {weight!r}.")
+        if not isinstance(weight, Real) or not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+            raise ConfigError(
+                f"weight of {slot}: expected a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, "
+                f"found {weight!r}."
+            )
     return {slot: float(weight) for slot, weight in weights.items()}
-
-
-def _check_scheduler(pipe: Any, fusion: Fusion, components: Sequence[str]) -> None:
-    switching = any(
-        entry.acts and entry.timeline.switches and entry.component in components
-        for entry in fusion.entries
-    )
-    if switching and getattr(pipe, "scheduler", None) is None:
-        raise IncompatibleModelError(
-            f"{type(pipe).__name__} has no pipe.scheduler, and the fusion switches layers by it; "
-            "use a pipeline with one scheduler."
-        )

@@ -1,54 +1,71 @@
-"""What one pipeline instance does while a fusion is on it: assignments and generations.
+"""What one pipeline instance does while a fusion is on it.
 
-The instance gets a subclass of its own class, with the same name. The class that other instances
-share is never touched.
+Assignments to its components are seen, one generation runs at a time, and the methods that would
+make a wrong picture or a wrong file are refused by name. Only this instance is concerned: it gets
+a class of its own (`own_class`).
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from klora_runtime.errors import InUseError
+from klora_runtime.own_class import Overlay, take_off
 
-_WATCH = "_klora_watch"
+#: Methods that are refused while a fusion is applied, and what they would do.
+_REFUSED: Mapping[str, str] = {
+    "load_lora_weights": "a LoRA on top of the fusion would be lost at the next switch",
+    "fuse_lora": "what it fuses would be lost at the next switch",
+    "unfuse_lora": "it would subtract from weights that a switch has written anew",
+    "fuse_qkv_projections": "the fused projections would not follow the fusion",
+    "enable_sequential_cpu_offload": "the weights would be out of reach",
+    "enable_group_offload": "it keeps its own copies of the weights",
+    "__reduce_ex__": "a copy (deepcopy or pickle) would keep the merged weights for ever",
+}
 
 
 class PipelineWatch:
-    """Sees a replaced scheduler, refuses a replaced component and a second generation at a time.
+    """Watches one pipeline.
 
     Args:
         pipe: the pipeline instance.
         on_scheduler: called with a scheduler that is being assigned to the pipeline.
+        bare: gives a context in which the model is bare, for saving it.
 
     Attributes:
         components: names of the components that carry the fusion.
     """
 
-    def __init__(self, pipe: Any, on_scheduler: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        on_scheduler: Callable[[Any], None],
+        bare: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self.components: Collection[str] = ()
         self._pipe = pipe
         self._on_scheduler = on_scheduler
-        self._attached = False
-        self._plain = type(pipe)
+        self._bare = bare
+        self._overlay = Overlay(self._methods)
         self._running = threading.RLock()
         self._thread: int | None = None
 
     def attach(self) -> None:
-        self._plain = type(self._pipe)
-        self._pipe.__class__ = _watched(self._plain, self)
-        self._attached = True
+        """Begin to watch."""
+        self._overlay.put_on(self._pipe)
 
     def detach(self) -> None:
-        """Give the pipeline its class back, once no watch of another fusion is in between."""
-        self._attached = False
-        while (watch := vars(type(self._pipe)).get(_WATCH)) and not watch._attached:
-            self._pipe.__class__ = watch._plain
+        """Stop for good, and give the pipeline its class back."""
+        self._overlay.active = False
+        take_off(self._pipe)
+        self._pipe = self._on_scheduler = self._bare = None  # type: ignore[assignment]
 
     def check_thread(self) -> None:
-        """Refuse a denoising step of a thread other than the one that is generating.
+        """Refuse a thread other than the one that is generating.
 
         Raises:
             InUseError: another thread is in the middle of a generation.
@@ -74,8 +91,65 @@ class PipelineWatch:
                 f"pipe.{name} carries a fusion and cannot be replaced; call .remove() on the "
                 "handle first, then apply the fusion to the new one."
             )
-        if name == "scheduler" and value is not None and self._attached:
+        if name == "scheduler" and value is not None:
             self._on_scheduler(value)
+
+    def _watches(self, pipe: Any) -> bool:
+        return self._overlay.active and pipe is self._pipe
+
+    def _methods(self, plain: type) -> dict[str, Any]:
+        """The attributes of the watched pipeline's class."""
+        set_attribute: Any = plain.__setattr__
+
+        def assign(pipe: Any, name: str, value: Any) -> None:
+            if self._watches(pipe):
+                self.assign(name, value)
+            set_attribute(pipe, name, value)
+
+        def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+            """``type(pipe)(**components)`` makes another pipeline, which is not watched."""
+            return plain(*args, **kwargs)
+
+        methods: dict[str, Any] = {"__setattr__": assign, "__new__": new}
+        for name, reason in _REFUSED.items():
+            if callable(getattr(plain, name, None)):
+                methods[name] = self._refused(getattr(plain, name), name, reason)
+        for name, wrap in {"__call__": self.generate, "save_pretrained": self._save}.items():
+            if callable(_attribute(plain, name)):
+                methods[name] = self._through(wrap, _attribute(plain, name))
+        return methods
+
+    def _refused(self, method: Callable[..., Any], name: str, reason: str) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def refused(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._watches(pipe):
+                raise InUseError(
+                    f"{name.strip('_')} is not possible while a fusion is applied: {reason}. Call "
+                    ".remove() on the handle first."
+                )
+            return method(pipe, *args, **kwargs)
+
+        return refused
+
+    def _through(self, wrap: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def through(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._watches(pipe):
+                return wrap(method, pipe, *args, **kwargs)
+            return method(pipe, *args, **kwargs)
+
+        return through
+
+    def _save(self, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Save the bare model: the fusion has a file of its own."""
+        self.check_thread()
+        with self._bare():
+            return save(*args, **kwargs)
+
+
+def _attribute(cls: type, name: str) -> Any:
+    """A class's own or inherited attribute, not its metaclass's (every class is callable)."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _same_model(one: Any, other: Any) -> bool:
@@ -88,28 +162,3 @@ def _busy() -> InUseError:
         "this denoiser is generating in another thread, and one fusion can be at one step only; "
         "wait for it, or give each thread its own pipeline."
     )
-
-
-def _watched(plain: type, watch: PipelineWatch) -> type:
-    set_attribute: Any = plain.__setattr__
-
-    def assign(self: Any, name: str, value: Any) -> None:
-        watch.assign(name, value)
-        set_attribute(self, name, value)
-
-    namespace: dict[str, Any] = {
-        "__setattr__": assign,
-        "__module__": plain.__module__,
-        "__qualname__": plain.__qualname__,
-        "__doc__": plain.__doc__,
-        _WATCH: watch,
-    }
-    if callable(getattr(plain, "__call__", None)):  # noqa: B004  (the class's, for instances)
-        generate = plain.__call__
-
-        @functools.wraps(generate)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return watch.generate(generate, self, *args, **kwargs)
-
-        namespace["__call__"] = call
-    return type(plain.__name__, (plain,), namespace)

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+_LOCK = threading.Lock()
+_inside = 0
+_before: list[str] = []
+
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32: no TF32 on CUDA, no bfloat16 on CPU."""
-    switches: list[Any] = [
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-    ]
-    if not all(hasattr(switch, "fp32_precision") for switch in switches):  # torch before 2.9
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-        return
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
+    """Products of float32 matrices in float32: no TF32 on CUDA, no bfloat16 on CPU.
+
+    The switches belong to the whole process. Several threads may be inside at once; the last one
+    out puts back what the first one found.
+    """
+    global _inside
+    with _LOCK:
+        if _inside == 0:
+            _before[:] = _precisions()
+            _set_precisions(["ieee"] * len(_before))
+        _inside += 1
     try:
         yield
     finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                _set_precisions(_before)
+
+
+def _switches() -> list[Any]:
+    return [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+
+
+def _precisions() -> list[str]:
+    if all(hasattr(switch, "fp32_precision") for switch in _switches()):
+        return [switch.fp32_precision for switch in _switches()]
+    return [torch.get_float32_matmul_precision()]  # torch before 2.9 has one switch for all
+
+
+def _set_precisions(values: list[str]) -> None:
+    if len(values) == 1:
+        torch.set_float32_matmul_precision("highest" if values == ["ieee"] else values[0])
+        return
+    for switch, value in zip(_switches(), values, strict=True):
+        switch.fp32_precision = value

@@ -94,12 +94,13 @@ class SafetensorsFile:
         self._file.__exit__(kind, error, trace)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor called ``name``, on the CPU, in the dtype of the file."""
+        """The tensor called ``name``, on the CPU, in the dtype of the file, in memory of its own:
+        whatever happens to the file afterwards, it stays what was read."""
         try:
             tensor: torch.Tensor = self._file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise self._error(f"tensor {shown(name)}: {shown(error)}") from error
-        return tensor
+        return tensor.clone()
 
     def _error(self, problem: str) -> FileFormatError:
         return FileFormatError(f"{self._what}: {problem}.")

@@ -16,7 +16,7 @@ import torch
 
 from klora_runtime.errors import ArtifactError, shown
 from klora_runtime.fusion import (
-    FATES,
+    SILENT_FATES,
     TEXT_ENCODERS,
     Entry,
     Factors,
@@ -46,6 +46,8 @@ _PARAMETERS = ("weight", "bias")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,31}")
 _SLOT = re.compile(r"[a-z][a-z0-9_]*(\.[0-9]+)?")
+_RULE = re.compile(r"[a-z][a-z0-9_+-]{0,31}")
+_WORDS = re.compile(r"[a-z][a-z -]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"[0-9a-f]{32}")
 
@@ -155,11 +157,13 @@ class _Check:
             self.say("tool", "expected a string")
         rule = document["rule"]
         if self.keys(rule, "rule", ["name", "parameters", "derived"]):
-            if not isinstance(rule["name"], str):
-                self.say("rule.name", "expected a string")
+            if not isinstance(rule["name"], str) or not _RULE.fullmatch(rule["name"]):
+                self.say("rule.name", f"not a rule's name: {shown(rule['name'])}")
             for part in ("parameters", "derived"):
-                if not isinstance(rule[part], dict):
-                    self.say(f"rule.{part}", "expected an object")
+                if not isinstance(rule[part], dict) or not _is_shallow(rule[part], _is_scalar):
+                    self.say(
+                        f"rule.{part}", "expected an object of plain values, or objects of them"
+                    )
         sources = document["sources"]
         if not isinstance(sources, dict) or not sources or len(sources) > MAX_SLOTS:
             self.say("sources", f"expected an object of 1 to {MAX_SLOTS} sources")
@@ -223,8 +227,13 @@ class _Check:
             stored = self.factors(entry, where, slots, tensors, used)
             constant = entry["component"] in TEXT_ENCODERS
             self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
-            if not isinstance(entry["scores"], dict):
-                self.say(f"{where}.scores", "expected an object")
+            if (entry["fate"] in SILENT_FATES) != (not stored):
+                self.say(f"{where}.fate", f"{entry['fate']}, but {len(stored)} slots are stored")
+            if not isinstance(entry["scores"], dict) or not all(
+                isinstance(scores, dict) and _is_shallow(scores, _is_number_or_null)
+                for scores in entry["scores"].values()
+            ):
+                self.say(f"{where}.scores", "expected rules with numbers, or objects of numbers")
         return used
 
     def target(self, entry: Mapping[str, Any], where: str) -> bool:
@@ -242,8 +251,8 @@ class _Check:
             or not all(type(n) is int and 0 < n < 2**31 for n in shape)
         ):
             return self.say(f"{where}.shape", f"not a shape: {shown(shape)}")
-        if not isinstance(fate, str) or fate not in FATES:
-            return self.say(f"{where}.fate", f"unknown: {shown(fate)}; update klora")
+        if not isinstance(fate, str) or not _WORDS.fullmatch(fate):
+            return self.say(f"{where}.fate", f"not a few lower-case words: {shown(fate)}")
         return True
 
     def factors(
@@ -349,6 +358,22 @@ class _Check:
         expected = fingerprint(_entry(entry, None) for entry in document["entries"])
         if value["fingerprint"] != expected:
             self.say("fits.fingerprint", "does not match the entries")
+
+
+def _is_shallow(value: Mapping[str, Any], test: Callable[[Any], bool]) -> bool:
+    """Every value passes the test, or is an object whose values do."""
+    return all(
+        all(map(test, inner.values())) if isinstance(inner, dict) else test(inner)
+        for inner in value.values()
+    )
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | bool) or _is_number_or_null(value)
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ wrong in one error. What makes a model unfit for a *mode* is that mode's busines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
 from klora_runtime.families import family_name, family_of
 from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
 
-#: Attribute of a component module that a fusion is applied to: the handle's identity.
+#: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
 APPLIED_MARK = "_klora_applied"
 
 #: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
@@ -33,9 +33,14 @@ class Target:
     entry: Entry
     module: nn.Module
     path: str
-    """Name of the module in this pipeline, its component in front."""
+    """Name of the parameter in this pipeline: component, module path, parameter."""
     model: nn.Module
     """The component that the module is part of."""
+
+    @property
+    def layer(self) -> str:
+        """The path without the parameter, for messages."""
+        return self.path.removesuffix(f".{self.entry.parameter}")
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -77,7 +82,7 @@ def find_targets(
     Args:
         pipe: a diffusers pipeline.
         components: the components to look at, of :func:`chosen_components`.
-        owner: the mark of a fusion that may be on these components already.
+        owner: the handle of a fusion that may be on these components already.
 
     Raises:
         InUseError: a component carries another fusion.
@@ -86,11 +91,7 @@ def find_targets(
     """
     models = {name: _component(pipe, name, components) for name in components}
     for name, model in models.items():
-        if getattr(model, APPLIED_MARK, owner) != owner:
-            raise InUseError(
-                f"{name} of this pipeline already carries a fusion; call .remove() on its handle, "
-                "or .swap(other) to change what it carries."
-            )
+        _refuse_marked(name, model, owner)
         _refuse_adapters(name, model)
     entries = [entry for entry in fusion.entries if entry.acts and entry.component in models]
     targets, issues = [], []
@@ -102,7 +103,34 @@ def find_targets(
             issues.append(found)
     if issues:
         raise _misfit(fusion, models, entries, issues)
+    if not targets:
+        raise IncompatibleModelError(
+            "the fusion changes nothing: no layer of it ever acts. Compile it with weights other "
+            "than 0."
+        )
     return targets
+
+
+def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]) -> None:
+    """See that nothing has come between a fusion and its layers since it was applied.
+
+    Args:
+        hindrance: what keeps a mode from acting on a target, or None.
+
+    Raises:
+        InUseError: a layer was wrapped, replaced, fused or moved out of reach; nothing was changed.
+    """
+    issues = []
+    for target in targets:
+        problem = _displaced(target) or hindrance(target)
+        if problem is not None:
+            issues.append(f"{target.layer}: {problem}")
+    if issues:
+        raise InUseError(
+            f"{len(issues)} layers were changed by something else since the fusion was applied, "
+            "and it can neither act nor be removed; undo that first.",
+            issues,
+        )
 
 
 def refuse(issues: Iterable[str], headline: str) -> None:
@@ -122,6 +150,48 @@ def _component(pipe: Any, name: str, chosen: Sequence[str]) -> nn.Module:
             + (", or compile with --text-encoder none." if name in TEXT_ENCODERS else ".")
         )
     return original_module(model)
+
+
+def _refuse_marked(name: str, model: nn.Module, owner: object) -> None:
+    mark = getattr(model, APPLIED_MARK, None)
+    if mark is None:
+        return
+    handle = mark()
+    if handle is None or all(model is not own for own in handle.models):
+        raise InUseError(
+            f"{name} of this pipeline was copied while a fusion was applied to it, or that "
+            "fusion's handle is gone: its weights are not the base's. Load the model again."
+        )
+    if handle is not owner:
+        raise InUseError(
+            f"{name} of this pipeline already carries a fusion; call .remove() on its handle, "
+            "or .swap(other) to change what it carries. (The handle is this error's .handle.)",
+            handle=handle,
+        )
+
+
+def _displaced(target: Target) -> str | None:
+    """Why a module is not where it was, or is not used."""
+    path = _inside(target)
+    parent_path, _, leaf = path.rpartition(".")
+    parent = target.model.get_submodule(parent_path)
+    if getattr(parent, leaf, None) is not target.module:
+        return "was replaced or wrapped"
+    return _check_projections(target.model, path, target.module, target.entry)
+
+
+def _inside(target: Target) -> str:
+    """The module's path inside its component."""
+    return target.layer.removeprefix(f"{target.entry.component}.")
+
+
+def ancestors(target: Target) -> Iterator[nn.Module]:
+    """The component, every module between, and the target's own module."""
+    module = target.model
+    yield module
+    for name in _inside(target).split("."):
+        module = module.get_submodule(name)
+        yield module
 
 
 def _refuse_adapters(name: str, model: nn.Module) -> None:
@@ -151,7 +221,7 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     for problem in (check(model, path, module, entry) for check in _CHECKS):
         if problem is not None:
             return f"{name}: {problem}"
-    return Target(entry, module, name, model)
+    return Target(entry, module, f"{name}.{entry.parameter}", model)
 
 
 def _other_spelling(path: str) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from klora_runtime.modes.pristine import Pristine
 from klora_runtime.precision import full_float32
-from klora_runtime.pristine import Pristine
-from klora_runtime.targets import Target, refuse
+from klora_runtime.targets import Target, ancestors, recheck, refuse
 from klora_runtime.timeline import Agenda, Timeline
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,7 +52,8 @@ class Merge:
 
     Args:
         targets: the layers to change.
-        pristine: keeps the base values; shared by successive merges on one pipeline.
+        previous: a merge on the same pipeline that this one is to follow; its copies of the base
+            values are used again, for the live weights are not the base now.
 
     Raises:
         IncompatibleModelError: a parameter cannot be merged into; ``issues`` lists every one.
@@ -60,18 +61,19 @@ class Merge:
 
     name = "merge"
 
-    def __init__(self, targets: Sequence[Target], pristine: Pristine) -> None:
+    def __init__(self, targets: Sequence[Target], previous: Merge | None = None) -> None:
         refuse(
             _hindrances(targets),
             "these weights cannot be merged into; nothing was changed. Load the model unquantised "
             "in float32, float16 or bfloat16.",
         )
-        self._pristine = pristine
+        self._pristine: Pristine = Pristine(
+            targets, previous._pristine if previous is not None else None
+        )
         self._layers = [_Layer(target, list(_terms(target))) for target in targets]
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
         self._scratch: dict[torch.device, torch.Tensor] = {}
-        pristine.keep(targets)
         for layer in self._layers:
             if not _direct(layer.target.parameter.data):
                 self._scratch_for(layer.target.parameter.data)
@@ -86,15 +88,9 @@ class Merge:
         """How many single-layer switches one run from progress 0 to 1 makes."""
         return len(self._agenda)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factors and the scratch, as held for writing."""
-        terms = (term for layer in self._layers for term in layer.terms)
-        scratch = sum(buffer.nbytes for buffer in self._scratch.values())
-        return sum(term.down.nbytes + term.up.nbytes for term in terms) + scratch
-
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
+        self.check()
         self._write_layers(range(len(self._layers)), progress, weights)
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
@@ -104,6 +100,41 @@ class Merge:
         else:
             changed = self._agenda.between(self._progress, progress)
             self._write_layers(changed, progress, weights)
+
+    def pause(self) -> None:
+        """See :meth:`Mode.pause`."""
+        self.check()
+        self._progress = None
+        self._pristine.restore(self.paths)
+
+    def release(self) -> None:
+        """See :meth:`Mode.release`."""
+        self.pause()
+        self._pristine.forget()
+        self._layers.clear()
+        self._scratch.clear()
+
+    def successor(self, targets: Sequence[Target]) -> Merge:
+        """See :meth:`Mode.successor`."""
+        return Merge(targets, previous=self)
+
+    def yield_to(self, other: Merge) -> None:
+        """See :meth:`Mode.yield_to`."""
+        self.check()
+        self._progress = None
+        self._pristine.restore(set(self.paths) - set(other.paths))
+
+    def nbytes(self) -> dict[str, int]:
+        """See :meth:`Mode.nbytes`."""
+        places = Counter(
+            {f"base weights on {d}": n for d, n in self._pristine.nbytes_by_place().items()}
+        )
+        for layer in self._layers:
+            for term in layer.terms:
+                places[f"factors on {term.down.device}"] += term.down.nbytes + term.up.nbytes
+        for device, buffer in self._scratch.items():
+            places[f"scratch on {device}"] += buffer.nbytes
+        return dict(places)
 
     def rounding(self, weights: Mapping[str, float]) -> float:
         """Error of the deltas as the weights' dtype holds them, relative to the exact deltas.
@@ -126,6 +157,10 @@ class Merge:
                     norms.append(float(delta.square().sum()))
         total = math.fsum(norms)
         return math.sqrt(math.fsum(errors) / total) if total else 0.0
+
+    def check(self) -> None:
+        """See :meth:`Mode.check`."""
+        recheck((layer.target for layer in self._layers), _hindrance)
 
     def _write_layers(
         self, indices: Iterable[int], progress: float, weights: Mapping[str, float]
@@ -205,6 +240,7 @@ def _direct(live: torch.Tensor) -> bool:
 
 
 def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
+    """What keeps targets from being merged into, one sentence each."""
     models = {id(target.model): target.model for target in targets}.values()
     owners = Counter(
         _storage(parameter)
@@ -212,22 +248,27 @@ def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
         for _, parameter in model.named_parameters(remove_duplicate=False)
     )
     for target in targets:
-        parameter = target.parameter
-        problem: str | None = None
-        if type(parameter.data) is not torch.Tensor:
-            problem = f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
-        elif parameter.dtype not in _DTYPES:
-            problem = f"its weight is {parameter.dtype}"
-        elif parameter.device.type == "meta":
-            problem = "its weight has no memory (meta device): sequential offloading is on"
-        elif parameter.layout is not torch.strided or not _dense(parameter):
-            problem = "its weight is not a dense strided tensor"
-        elif owners[_storage(parameter)] > 1:
+        problem = _hindrance(target)
+        if problem is None and owners[_storage(target.parameter)] > 1:
             problem = "it shares its weight's memory with another layer"
-        elif _group_offloaded(target.module):
-            problem = "group offloading keeps its own copy of the weight; switch it off first"
         if problem is not None:
-            yield f"{target.path}: {problem}"
+            yield f"{target.layer}: {problem}"
+
+
+def _hindrance(target: Target) -> str | None:
+    """What keeps one target from being written, or None; cheap enough for every run."""
+    parameter = target.parameter
+    if type(parameter.data) is not torch.Tensor:
+        return f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
+    if parameter.dtype not in _DTYPES:
+        return f"its weight is {parameter.dtype}"
+    if parameter.device.type == "meta":
+        return "its weight has no memory (meta device): sequential offloading is on"
+    if parameter.layout is not torch.strided or not _dense(parameter):
+        return "its weight is not a dense strided tensor"
+    if any(map(_group_offloaded, ancestors(target))):
+        return "group offloading keeps its own copy of the weight; switch it off first"
+    return None
 
 
 def _storage(parameter: torch.nn.Parameter) -> int:

@@ -1,0 +1,61 @@
+"""What every mode can do, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
+
+from klora_runtime.targets import Target
+
+
+class Mode(Protocol):
+    """Holds a set of layers at base + what their timelines say.
+
+    Making one checks that it can act on its targets and allocates; it changes nothing until
+    :meth:`write`. ``weights`` is slot -> factor on top of the coefficients, 1 where missing.
+    """
+
+    name: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The targets' paths."""
+
+    @property
+    def switches(self) -> int:
+        """How many single-layer switches one run from progress 0 to 1 makes."""
+
+    def check(self) -> None:
+        """See that nothing has come between this mode and its layers.
+
+        Raises:
+            InUseError: something has; nothing was changed.
+        """
+
+    def write(self, progress: float, weights: Mapping[str, float]) -> None:
+        """Make every layer act as at ``progress``."""
+
+    def move(self, progress: float, weights: Mapping[str, float]) -> None:
+        """The same, where only the layers with a breakpoint since the last progress can differ."""
+
+    def pause(self) -> None:
+        """Make every layer act as the bare model, to the bit; :meth:`write` ends it.
+
+        Raises:
+            InUseError: as :meth:`check`, as do :meth:`write`, :meth:`yield_to`, :meth:`release`.
+        """
+
+    def successor(self, targets: Sequence[Target]) -> Self:
+        """A mode of the same kind for other targets of the same pipeline; changes nothing."""
+
+    def yield_to(self, other: Self) -> None:
+        """Give back the layers that ``other``, a successor, does not have; it writes next."""
+
+    def release(self) -> None:
+        """Give everything back to the bit, and drop all that was kept for it."""
+
+    def rounding(self, weights: Mapping[str, float]) -> float:
+        """Error of the deltas as the model's dtype holds them, relative to the exact deltas."""
+
+    def nbytes(self) -> Mapping[str, int]:
+        """Purpose and place, such as ``base weights on cpu`` -> bytes."""

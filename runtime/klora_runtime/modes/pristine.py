@@ -1,0 +1,102 @@
+"""Copies of the base weights, taken before they are first changed, to give back to the bit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from klora_runtime.targets import Target
+
+#: Share of a device's free memory that copies may take; beyond it they go to host memory.
+DEVICE_SHARE = 0.5
+
+
+class Pristine:
+    """The untouched values of some targets' parameters, by the target's path.
+
+    A copy stays on the parameter's device while that leaves half of the free memory, else it
+    goes to host memory.
+
+    Args:
+        targets: whose values to keep; they hold base values now, unless ``previous`` has them.
+        previous: copies that were taken before; those of these targets are used again.
+    """
+
+    def __init__(self, targets: Sequence[Target], previous: Pristine | None = None) -> None:
+        known = {} if previous is None else previous._copies
+        self._targets = {target.path: target for target in targets}
+        places = _places([target for target in targets if target.path not in known])
+        self._copies: dict[str, torch.Tensor] = {}
+        for target in targets:
+            copy = known.get(target.path)
+            if copy is None:
+                parameter = target.parameter.data
+                copy = parameter.to(places[target.path], copy=True)
+            self._copies[target.path] = copy
+        self._homes = {target.path: target.parameter.device for target in targets}
+
+    def of(self, target: Target) -> torch.Tensor:
+        """The base value of a target, in its parameter's present dtype.
+
+        The parameter may have been moved or converted since (``pipe.to(torch.float16)``); the copy
+        is converted the same way, so that it is what the bare model would hold, and placed anew.
+        """
+        parameter = target.parameter.data
+        copy = self._copies[target.path]
+        moved = parameter.device != self._homes[target.path]
+        if copy.dtype != parameter.dtype or moved:
+            place = _places([target])[target.path] if moved else copy.device
+            copy = copy.to(place, parameter.dtype)
+            self._copies[target.path] = copy
+            self._homes[target.path] = parameter.device
+        return copy
+
+    def restore(self, paths: Iterable[str]) -> None:
+        """Write the base values of these targets back, bit for bit."""
+        with torch.inference_mode():
+            for path in paths:
+                target = self._targets[path]
+                target.parameter.data.copy_(self.of(target))
+
+    def forget(self) -> None:
+        """Drop every copy."""
+        self._copies.clear()
+        self._homes.clear()
+        self._targets.clear()
+
+    def nbytes_by_place(self) -> dict[str, int]:
+        """Bytes of the copies, by device name such as ``cpu`` or ``cuda:0``."""
+        places: defaultdict[str, int] = defaultdict(int)
+        for copy in self._copies.values():
+            places[str(copy.device)] += copy.nbytes
+        return dict(places)
+
+
+def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
+    """Where the copy of each target goes, by path."""
+    staying = [target for target in targets if not _offloaded(target)]
+    needed: defaultdict[torch.device, int] = defaultdict(int)
+    for target in staying:
+        needed[target.parameter.device] += target.parameter.nbytes
+    roomy = {device for device, size in needed.items() if size <= _room(device)}
+    host = torch.device("cpu")
+    return {target.path: host for target in targets} | {
+        target.path: target.parameter.device
+        for target in staying
+        if target.parameter.device in roomy
+    }
+
+
+def _offloaded(target: Target) -> bool:
+    """Whether accelerate moves this component in and out; copies must not stay on its device."""
+    return hasattr(target.model, "_hf_hook")
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that copies may take on a device."""
+    if device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info(device)
+    return DEVICE_SHARE * free

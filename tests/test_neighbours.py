@@ -1,0 +1,257 @@
+"""What else happens to a pipeline while a fusion is on it: works, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from generation import TWO_STEPS, generate
+from handmade import State, weight_of
+from tiny_pipeline import parameters, tiny_lora
+
+from klora_runtime import apply_fusion
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.fusion import Fusion
+from klora_runtime.modes.merge import Merge
+from klora_runtime.modes.pristine import Pristine
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda pipe: pipe.load_lora_weights("x"), "load_lora_weights is not possible"),
+        (lambda pipe: pipe.fuse_lora(), "fuse_lora is not possible"),
+        (lambda pipe: pipe.unfuse_lora(), "unfuse_lora is not possible"),
+        (lambda pipe: pipe.fuse_qkv_projections(), "fuse_qkv_projections is not possible"),
+        (lambda pipe: pipe.enable_sequential_cpu_offload(), "the weights would be out of reach"),
+        (lambda pipe: pipe.enable_group_offload(torch.device("cpu")), "its own copies"),
+        (copy.deepcopy, "would keep the merged weights for ever"),
+        (pickle.dumps, "would keep the merged weights for ever"),
+    ],
+)
+def test_refused_while_applied(
+    call: Callable[[Any], Any], text: str, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    before = State.of(pipe)
+    with pytest.raises(InUseError, match=text):
+        call(pipe)
+    assert State.of(pipe).bits == before.bits
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+    handle.remove()
+    copy.deepcopy(pipe)
+
+
+def test_a_lora_may_be_loaded_after_removing(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+    lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5)
+    apply_fusion(pipe, fusion).remove()
+    pipe.load_lora_weights(str(lora))
+    pipe.unload_lora_weights()
+    apply_fusion(pipe, fusion)
+
+
+def test_projections_fused_behind_its_back(pipe: Any, fusion: Fusion) -> None:
+    image = generate(pipe, TWO_STEPS)
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    pipe.unet.fuse_qkv_projections()
+    for act in (lambda: generate(pipe, TWO_STEPS), handle.remove, lambda: handle.set(content=0.5)):
+        with pytest.raises(InUseError, match=r"layers were changed by something else .*\n.*unused"):
+            act()
+    pipe.unet.unfuse_qkv_projections()
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+    handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), image)
+
+
+def test_weights_moved_out_of_reach(pipe: Any, fusion: Fusion) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    bare = parameters(pipe)
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    for act in (lambda: generate(pipe, TWO_STEPS), handle.remove):
+        with pytest.raises(InUseError, match="meta device"):
+            act()
+    accelerate.hooks.remove_hook_from_module(pipe.unet, recurse=True)
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+    handle.remove()
+    assert all(torch.equal(value, bare[name]) for name, value in parameters(pipe).items())
+
+
+def test_blocks_under_group_offloading_are_refused(pipe: Any, fusion: Fusion) -> None:
+    pipe.unet.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+    with pytest.raises(IncompatibleModelError, match="group offloading keeps its own copy"):
+        apply_fusion(pipe, fusion)
+
+
+def test_a_wrapped_layer_is_noticed(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+    handle = apply_fusion(pipe, fusion)
+    lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5, modules=("to_q",))
+    pipe.unet.load_lora_adapter(str(lora), prefix="unet")
+    with pytest.raises(InUseError, match="was replaced or wrapped"):
+        generate(pipe, TWO_STEPS)
+    pipe.unet.delete_adapters("default_0")
+    pipe.unet.unload_lora()
+    generate(pipe, TWO_STEPS)
+    handle.remove()
+
+
+def test_saving_saves_the_bare_model(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+    bare = {name: p.clone() for name, p in pipe.unet.named_parameters()}
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    pipe.save_pretrained(tmp_path / "saved")
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "saved" / "unet")
+    assert all(torch.equal(p, bare[name]) for name, p in saved.named_parameters())
+    assert handle.enabled
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+
+
+def test_another_pipeline_of_the_same_class(pipe: Any, fusion: Fusion) -> None:
+    plain = type(pipe)
+    handle = apply_fusion(pipe, fusion)
+    other = type(pipe)(**pipe.components, requires_safety_checker=False)
+    assert type(other) is plain
+    other.unet = UNet2DConditionModel.from_config(pipe.unet.config)
+    handle.remove()
+    assert type(pipe) is plain
+
+
+def test_the_error_of_a_second_handle_leads_to_the_first(pipe: Any, fusion: Fusion) -> None:
+    bare = State.of(pipe)
+    apply_fusion(pipe, fusion)
+    with pytest.raises(InUseError) as error:
+        apply_fusion(pipe, fusion)
+    error.value.handle.remove()
+    assert State.of(pipe) == bare
+
+
+def test_a_copied_model_is_known_for_one(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    copied = copy.deepcopy(pipe.unet)
+    handle.remove()
+    pipe.unet = copied
+    with pytest.raises(InUseError, match="was copied while a fusion was applied"):
+        apply_fusion(pipe, fusion)
+
+
+def test_a_scheduler_that_cannot_be_followed(pipe: Any, fusion: Fusion) -> None:
+    class Stepless:
+        config: dict[str, Any] = {}  # noqa: RUF012
+
+    before = State.of(pipe).bits
+    pipe.scheduler = Stepless()
+    with pytest.raises(IncompatibleModelError, match="this Stepless cannot be followed"):
+        apply_fusion(pipe, fusion)
+    assert State.of(pipe).bits == before
+
+
+def test_another_thread_cannot_change_a_running_generation(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    errors: list[BaseException] = []
+
+    def change() -> None:
+        for act in (
+            lambda: handle.set(content=0.1),
+            lambda: setattr(handle, "enabled", False),
+            lambda: handle.swap(fusion),
+            handle.remove,
+        ):
+            with pytest.raises(InUseError, match="generating in another thread") as error:
+                act()
+            errors.append(error.value)
+
+    def on_step(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if not errors:
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join()
+        return values
+
+    found = generate(pipe, TWO_STEPS, callback_on_step_end=on_step)
+    assert len(errors) == 4
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("act", ["enabled", "swap"])
+def test_an_interrupt_while_restoring_is_made_good(
+    act: str, pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    restore = Pristine.restore
+
+    def interrupted(self: Pristine, paths: Any) -> None:
+        monkeypatch.setattr(Pristine, "restore", restore)
+        restore(self, sorted(paths)[:10])
+        raise KeyboardInterrupt
+
+    smaller = Fusion(**{**vars(fusion), "entries": fusion.entries[::2]})
+    monkeypatch.setattr(Pristine, "restore", interrupted)
+    changes: dict[str, Callable[[], None]] = {
+        "enabled": lambda: setattr(handle, "enabled", False),
+        "swap": lambda: handle.swap(smaller),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        changes[act]()
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+
+
+def test_a_failure_while_taking_hold_leaves_nothing(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = State.of(pipe)
+
+    def fail(self: Merge, progress: float, weights: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Merge, "write", fail)
+    with pytest.raises(MemoryError):
+        apply_fusion(pipe, fusion)
+    assert State.of(pipe) == before
+
+
+def test_a_removed_handle_holds_nothing(pipe: Any, fusion: Fusion) -> None:
+    """Neither the pipeline nor the copies wait for the garbage collector."""
+    layer = next(entry.layer for entry in fusion.entries if entry.acts)
+    gc.collect()
+    gc.disable()
+    try:
+        handle = apply_fusion(pipe, fusion)
+        mode = weakref.ref(handle._mode)
+        handle.remove()
+        assert handle.models == ()
+        assert mode() is not None
+        assert not mode().nbytes()
+    finally:
+        gc.enable()
+    assert weight_of(pipe, layer) is not None
+
+
+def test_a_sibling_follows_the_shared_scheduler(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert sibling.scheduler is pipe.scheduler
+    sibling.set_progress_bar_config(disable=True)
+    sibling(
+        "a fox",
+        image=torch.zeros(1, 3, 32, 32),
+        num_inference_steps=4,
+        strength=0.5,
+        output_type="latent",
+    )
+    assert handle.report().progress == 3.5 / 4
