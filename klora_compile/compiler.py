@@ -186,7 +186,7 @@ def _fusion(
 
 def _source(adapter: Adapter) -> Source:
     return Source(
-        file=adapter.path.name,
+        file=adapter.path.name.replace("\\", "_"),  # a path on some systems
         sha256=adapter.sha256,
         bytes=adapter.nbytes,
         layout=adapter.layout,

@@ -93,7 +93,7 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
     """
     _check_unpaired(numbers, config)
     parameters = config.parameters()
-    rule = Klora(config.pattern, parameters["alpha"], parameters["beta"], parameters["tie"])
+    rule = klora_rule(config)
     gammas = {
         component: _gamma(component, numbers, parameters["gamma"])
         for component in sorted({n.component for n in numbers.values() if not n.in_text_encoder})
@@ -105,6 +105,12 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
             for name, layer in numbers.items()
         },
     )
+
+
+def klora_rule(config: Config) -> Klora:
+    """The rule with the settings of a config."""
+    parameters = config.parameters()
+    return Klora(config.pattern, parameters["alpha"], parameters["beta"], parameters["tie"])
 
 
 def _check_unpaired(numbers: Mapping[str, LayerNumbers], config: Config) -> None:

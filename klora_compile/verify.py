@@ -15,7 +15,8 @@ from klora_compile.reading.adapter import Adapter
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import Entry, Fusion
 
-#: Scores and breakpoints of one fusion computed on two kinds of device differ by less than this.
+#: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
+#: by less than this much.
 TOLERANCE = 1e-6
 
 
@@ -30,8 +31,9 @@ def differences(
     """Compile ``content`` and ``style`` with the fusion's own settings and compare everything.
 
     Returns:
-        One sentence per difference; empty where the fusion is what its sources give. Numbers may
-        differ by 1e-6, as they do between a CPU and a GPU; factors must be equal to the bit.
+        One sentence per difference; empty where the fusion is what its sources give. Scores may
+        differ by a part in 1e6, breakpoints by 1e-6, as they do between a CPU and a GPU; factors
+        must be equal to the bit.
 
     Raises:
         KloraError: the fusion was made by a rule or with settings that this klora does not know.
@@ -86,7 +88,7 @@ def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
         yield "shape"
     if one.fate != other.fate:
         yield "fate"
-    if not _close(list(one.timeline.rows()), list(other.timeline.rows())):
+    if not _close(list(one.timeline.rows()), list(other.timeline.rows()), absolute=TOLERANCE):
         yield "timeline"
     if not _close(one.scores, other.scores):
         yield "scores"
@@ -105,14 +107,15 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _close(one: Any, other: Any) -> bool:
-    """Equal values, numbers within :data:`TOLERANCE` of each other."""
+def _close(one: Any, other: Any, absolute: float = 0.0) -> bool:
+    """Equal values; numbers within :data:`TOLERANCE` of their size, or within ``absolute``."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
+        return one.keys() == other.keys() and all(_close(one[k], other[k], absolute) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_close, one, other))
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_close(a, b, absolute) for a, b in pairs)
     if type(one) is bool or type(other) is bool:
         return one is other
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=absolute)
     return bool(one == other)

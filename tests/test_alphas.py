@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lora_files import RawTensor, peft_keys, random_pair, write_lora, write_tensors
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from tiny_pipeline import tiny_pipeline
 
@@ -313,3 +313,20 @@ def test_metadata_that_is_no_good_json_is_named(text: str, message: str, tmp_pat
     with pytest.raises(LoraError) as caught:
         read_adapter(tmp_path / "a.safetensors")
     assert message in str(caught.value)
+
+
+def test_an_adapter_folder_as_peft_saves_it(tmp_path: Path) -> None:
+    """PEFT's own ``save_pretrained`` keeps lora_alpha in a file beside the tensors."""
+    model = tiny_pipeline("sd2").unet
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["to_q"], init_lora_weights=False)
+    wrapped = get_peft_model(model, config)
+    wrapped.save_pretrained(str(tmp_path))
+    layers = read_adapter(tmp_path / "adapter_model.safetensors").layers
+    assert len(layers) > 10
+    assert {layer.scaling for layer in layers.values()} == {8.0}
+    for name, module in wrapped.base_model.model.named_modules():
+        if hasattr(module, "lora_A"):
+            assert module.scaling["default"] == layers[f"unet.{name}"].scaling
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(LoraError, match=r"adapter_config\.json is no valid JSON"):
+        read_adapter(tmp_path / "adapter_model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def compile_command(
     from klora_compile.compiler import compile_fusion
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_runtime.artifact import save_fusion
+    from klora_runtime.errors import shown
 
     begin = time.perf_counter()
     with layer_bar("measuring") as on_layer:
@@ -127,7 +129,7 @@ def compile_command(
         facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
         click.echo(json.dumps(facts | summary.json()))
         return
-    rows = [("artifact", str(output)), *summary_lines(summary)]
+    rows = [("artifact", shown(output)), *summary_lines(summary)]
     read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
     rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
     rows.append(("seconds", f"{seconds:.1f}"))
@@ -136,9 +138,13 @@ def compile_command(
 
 def _check_output(output: Path, force: bool, inputs: tuple[Path, ...]) -> None:
     """See, before the work, that its result can be written."""
+    if inputs[0].samefile(inputs[1]):
+        raise click.UsageError(f"{inputs[0]} and {inputs[1]} are one file; name two LoRAs.")
     if any(output.exists() and output.samefile(path) for path in inputs):
         raise click.UsageError(f"{output} is one of the inputs; name another file.")
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.parent} is not a folder; make it first.")
-    if output.exists() and not force:
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"{output} is not a regular file; name another.")
+    if os.path.lexists(output) and not force:
         raise click.ClickException(f"{output} exists already; add --force to overwrite it.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -10,6 +9,9 @@ import click
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+_LARGEST = 1e15
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -30,11 +32,12 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click
     ) -> str | float | int:
         if value in self.words:
             return str(value)
+        number: float | int
         try:
             number = int(str(value)) if self.whole else float(str(value))
         except ValueError:
             self.fail(f"{value!r} is not {self.name}.", param, ctx)
-        if not math.isfinite(number) or (self.whole and number < 1):
+        if not abs(number) < _LARGEST or (self.whole and number < 1):
             self.fail(f"{value!r} is out of range for {self.name}.", param, ctx)
         return number
 

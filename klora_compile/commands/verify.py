@@ -30,15 +30,16 @@ def verify_command(file: Path, against: tuple[Path, Path] | None, device: str) -
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.verify import differences
     from klora_runtime.artifact import load_fusion
-    from klora_runtime.errors import KloraError
+    from klora_runtime.errors import KloraError, shown
 
     fusion = load_fusion(file, check="full")
     if against is None:
-        click.echo(f"{file}: good ({len(fusion.entries)} layers, structure and digests)")
+        click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, structure and digests)")
         return
     content, style = map(read_adapter, against)
     with layer_bar("comparing") as on_layer:
         found = differences(fusion, content, style, device=device, on_layer=on_layer)
     if found:
-        raise KloraError(f"{file} is not what {against[0]} and {against[1]} give:", found)
-    click.echo(f"{file}: good ({len(fusion.entries)} layers, equal to its sources)")
+        names = [shown(path) for path in (file, *against)]
+        raise KloraError(f"{names[0]} is not what {names[1]} and {names[2]} give:", found)
+    click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, equal to its sources)")

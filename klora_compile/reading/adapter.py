@@ -105,7 +105,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     try:
         with SafetensorsFile(place, "LoRA file") as file:
             groups, layouts = _grouped(file, where)
-            config = AdapterConfig(file.metadata, where)
+            config = AdapterConfig(file.metadata, place, where)
             layers = _layers(groups, file, config, where)
             return Adapter(
                 path=place,

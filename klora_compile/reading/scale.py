@@ -1,7 +1,7 @@
 """Where a layer's alpha comes from; alpha / rank is what multiplies its delta.
 
-In this order: the layer's own alpha tensor (kohya), the ``lora_adapter_metadata`` that PEFT and
-diffusers write, and alpha = rank where a file says nothing.
+In this order: the layer's own alpha tensor (kohya), the configuration that PEFT and
+diffusers write (see :class:`AdapterConfig`), and alpha = rank where a file says nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from klora_compile.reading.key_layouts import CLIP_PREFIX
@@ -16,6 +17,10 @@ from klora_runtime.errors import LoraError, shown
 from klora_runtime.safetensors_file import parse_json
 
 METADATA_KEY = "lora_adapter_metadata"
+
+#: The two files of an adapter folder as PEFT saves it.
+PEFT_MODEL, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_MAX_CONFIG_BYTES = 2**20
 
 #: An alpha beyond these magnitudes is no setting that anybody trained with; 0 is one.
 MIN_ALPHA, MAX_ALPHA = 1e-12, 1e12
@@ -35,30 +40,36 @@ _NAME = re.compile(r"\^?[A-Za-z0-9_]+(\\?\.[A-Za-z0-9_]+)*\$?")
 
 
 class AdapterConfig:
-    """The PEFT configuration inside a file's metadata, per component; may be absent.
+    """The PEFT configuration of a file, per component; may be empty.
+
+    diffusers writes it into the file's metadata; PEFT's own ``save_pretrained`` writes
+    ``adapter_config.json`` beside ``adapter_model.safetensors``.
 
     Args:
         metadata: the safetensors metadata.
+        path: the LoRA file.
         where: how to name the file in errors.
 
     Raises:
-        LoraError: the metadata is there and cannot be read, or an alpha in it is not a number or
-            is for a pattern that is not a module name.
+        LoraError: the configuration is there and cannot be read, or an alpha in it is not a number
+            or is for a pattern that is not a module name.
     """
 
-    def __init__(self, metadata: Mapping[str, str], where: str) -> None:
+    def __init__(self, metadata: Mapping[str, str], path: Path, where: str) -> None:
         self._values: Mapping[str, Any] = {}
-        if METADATA_KEY not in metadata:
+        found = _stated(metadata, path, where)
+        if found is None:
             return
+        text, origin = found
         try:
-            values = parse_json(metadata[METADATA_KEY])
+            values = parse_json(text)
         except (ValueError, RecursionError) as error:
-            raise LoraError(f"{where}: {METADATA_KEY} is no valid JSON: {shown(error)}.") from error
+            raise LoraError(f"{where}: {origin} is no valid JSON: {shown(error)}.") from error
         if not isinstance(values, dict):
-            raise LoraError(f"{where}: {METADATA_KEY} is not a JSON object.")
+            raise LoraError(f"{where}: {origin} is not a JSON object.")
         issues = [issue for key, value in values.items() for issue in _problems(key, value)]
         if issues:
-            raise LoraError(f"{where}: {METADATA_KEY} cannot be followed.", issues)
+            raise LoraError(f"{where}: {origin} cannot be followed.", issues)
         self._values = values
 
     def alpha(self, component: str, module: str, rank: int) -> float | None:
@@ -86,6 +97,20 @@ class AdapterConfig:
 
     def _get(self, component: str, key: str) -> Any:
         return self._values.get(f"{component}.{key}", self._values.get(key))
+
+
+def _stated(metadata: Mapping[str, str], path: Path, where: str) -> tuple[str, str] | None:
+    """The configuration as text, and what to call it; None where there is none."""
+    if METADATA_KEY in metadata:
+        return metadata[METADATA_KEY], METADATA_KEY
+    beside = path.with_name(PEFT_CONFIG)
+    if path.name != PEFT_MODEL or not beside.is_file():
+        return None
+    try:
+        with beside.open("rb") as file:
+            return file.read(_MAX_CONFIG_BYTES).decode(), PEFT_CONFIG
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoraError(f"{where}: {PEFT_CONFIG} cannot be read: {shown(error)}.") from error
 
 
 def _problems(key: str, value: Any) -> Iterator[str]:

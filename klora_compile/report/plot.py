@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from klora_compile.report.schedule_map import CONTENT_RGB, STYLE_RGB, Block, blocks
-from klora_compile.report.summary import gamma_of
-from klora_compile.rules.klora import Klora
+from klora_compile.report.summary import gamma_of, klora_of
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.fusion import Entry, Fusion
 
@@ -84,7 +83,7 @@ def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
         heat.axhline(end, color="white", linewidth=2.0)
         ratios.axhline(end, color="#dddddd", linewidth=0.8)
     every = -(-len(rows) // _MAX_LABELS)
-    heat.set_yticks(((starts + ends) / 2)[::every], [shown(b.name) for b in rows[::every]])
+    heat.set_yticks(((starts + ends) / 2)[::every], [_literal(b.name) for b in rows[::every]])
     heat.tick_params(axis="y", labelsize=7, length=0)
 
 
@@ -92,13 +91,12 @@ def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
     points = [
         (row + 0.5, entry.scores[fusion.rule.name]["ratio"])
         for row, entry in enumerate(layers)
-        if entry.scores.get(fusion.rule.name, {}).get("ratio")
+        if (entry.scores.get(fusion.rule.name, {}).get("ratio") or 0) > 0
     ]
     axes.set_xlabel("ratio  $S_c\\,/\\,(\\gamma\\,S_s)$", color=_INK)
     axes.tick_params(axis="y", length=0)
-    if fusion.rule.name == "klora":
-        settings = fusion.rule.parameters
-        rule = Klora(settings["pattern"], settings["alpha"], settings["beta"], settings["tie"])
+    rule = klora_of(fusion)
+    if rule is not None:
         low, high = rule.range()
         axes.axvspan(max(low, 1e-3), high, color="#eeeeee", zorder=0)
     if not points:
@@ -118,13 +116,13 @@ def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
 def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> None:
     from matplotlib.patches import Patch
 
-    names = " × ".join(shown(source.file.split(".")[0]) for source in fusion.sources.values())
+    names = " × ".join(_literal(source.file.split(".")[0]) for source in fusion.sources.values())
     shown_layers = sum(len(block.entries) for block in rows)
     switching = sum(entry.timeline.switches for block in rows for entry in block.entries)
     silent = sum(len(block.entries) for block in blocks(fusion)) - shown_layers
     gamma = gamma_of(fusion)
     gamma_text = f", γ = {gamma:.4g}" if isinstance(gamma, float) else ""
-    pattern = fusion.rule.parameters.get("pattern", "")
+    pattern = _literal(fusion.rule.parameters.get("pattern", ""))
     figure.suptitle(names, fontsize=14, color=_INK)
     heat.set_title(
         f"{fusion.rule.name}, pattern {pattern}{gamma_text}: "
@@ -146,6 +144,11 @@ def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> N
         fontsize=9,
         frameon=False,
     )
+
+
+def _literal(text: object) -> str:
+    """Text from a file; matplotlib takes what stands between dollar signs for mathematics."""
+    return shown(text).replace("$", r"\$")
 
 
 def _rgb(colour: tuple[int, int, int]) -> tuple[float, float, float]:

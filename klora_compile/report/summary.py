@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from klora_compile.config import Config
+from klora_compile.plan import klora_rule
 from klora_compile.rules.klora import Klora, near_range_end, near_step
-from klora_runtime.errors import shown
+from klora_runtime.errors import ConfigError, shown
 from klora_runtime.families import family_name
 from klora_runtime.fusion import FATES, Entry, Fusion
 
@@ -29,7 +31,7 @@ class Summary:
     rule: str
     settings: Mapping[str, Any]
     """The rule's parameters."""
-    gamma: float | Mapping[str, float] | None
+    gamma: float | Mapping[str, float | None] | None
     """One number where one component has it, else by component."""
     fates: Mapping[str, int]
     """Fate -> number of layers, in the order of :data:`FATES`, none left out."""
@@ -52,22 +54,21 @@ def summarise(fusion: Fusion) -> Summary:
         rule=fusion.rule.name,
         settings=dict(fusion.rule.parameters),
         gamma=gamma_of(fusion),
-        fates={fate: counts[fate] for fate in FATES},
+        fates={fate: counts[fate] for fate in (*FATES, *sorted(set(counts) - set(FATES)))},
         near_ties=tuple(near_ties(fusion)),
         ranks={name: source.ranks for name, source in fusion.sources.items()},
         bytes_in={name: source.bytes for name, source in fusion.sources.items()},
     )
 
 
-def gamma_of(fusion: Fusion) -> float | dict[str, float] | None:
-    """gamma as one number, by component where there are several, None where there is none."""
+def gamma_of(fusion: Fusion) -> float | dict[str, float | None] | None:
+    """gamma as one number, by component where there are several, None where it is undefined."""
     derived = fusion.rule.derived.get("gamma")
     if not isinstance(derived, Mapping):
         return None
-    gammas = {name: value for name, value in derived.items() if value is not None}
-    if len(gammas) > 1:
-        return gammas
-    return next(iter(gammas.values()), None)
+    if len(derived) > 1:
+        return dict(derived)
+    return next(iter(derived.values()), None)
 
 
 def near_ties(fusion: Fusion) -> Iterator[NearTie]:
@@ -87,21 +88,27 @@ def near_ties(fusion: Fusion) -> Iterator[NearTie]:
             yield NearTie(entry.layer, f"its ratio is {end:g}, an end of S's range")
 
 
-def _near_end(fusion: Fusion, entry: Entry) -> float | None:
-    scores = entry.scores.get("klora", {})
-    ratio = scores.get("ratio")
-    if fusion.rule.name != "klora" or ratio is None:
+def klora_of(fusion: Fusion) -> Klora | None:
+    """The rule that made a fusion, or None where it is another one or its settings are unknown."""
+    if fusion.rule.name != "klora":
         return None
-    settings = fusion.rule.parameters
-    rule = Klora(settings["pattern"], settings["alpha"], settings["beta"], settings["tie"])
-    return near_range_end(ratio, rule.range())
+    try:
+        return klora_rule(Config.from_parameters(fusion.rule.parameters))
+    except (ConfigError, TypeError):
+        return None
+
+
+def _near_end(fusion: Fusion, entry: Entry) -> float | None:
+    ratio = entry.scores.get("klora", {}).get("ratio")
+    rule = klora_of(fusion)
+    return None if ratio is None or rule is None else near_range_end(ratio, rule.range())
 
 
 def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     """The summary as rows of (label, text) for a terminal."""
     settings = summary.settings
     rows = [("base model", family_name(summary.family))]
-    rows.append(("rule", f"{summary.rule}, {shown(_rule_text(settings))}"))
+    rows.append(("rule", shown(f"{summary.rule}, {_rule_text(settings)}")))
     rows.append(("gamma", _gamma_text(summary.gamma)))
     total = sum(summary.fates.values())
     for position, (fate, count) in enumerate(summary.fates.items()):
@@ -131,16 +138,15 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def _rule_text(settings: Mapping[str, Any]) -> str:
     parts = [f"pattern {settings.get('pattern')}", f"{settings.get('semantics')} semantics"]
-    parts += [f"{name} {settings[name]:g}" for name in ("alpha", "beta") if name in settings]
+    numbers = {name: settings.get(name) for name in ("alpha", "beta")}
+    parts += [f"{k} {v:g}" for k, v in numbers.items() if isinstance(v, int | float)]
     return ", ".join(parts)
 
 
-def _gamma_text(gamma: float | Mapping[str, float] | None) -> str:
-    if gamma is None:
-        return "undefined (no layer needs it)"
+def _gamma_text(gamma: float | Mapping[str, float | None] | None) -> str:
     if isinstance(gamma, Mapping):
-        return ", ".join(f"{shown(name)} {value:.6g}" for name, value in gamma.items())
-    return f"{gamma:.6g}"
+        return ", ".join(f"{shown(name)} {_gamma_text(value)}" for name, value in gamma.items())
+    return "undefined (no layer needs it)" if gamma is None else f"{gamma:.6g}"
 
 
 def _ranks_text(ranks: Sequence[int]) -> str:
