@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "source rank 0": (put("sources", "style", "ranks", [0]), "sources.style.ranks: missing or inv"),
     "words of numbers": (put("sources", "style", "trigger_words", [1]), "trigger_words: missing"),
     "licence no string": (put("sources", "style", "license", 1), "sources.style.license: missing"),
-    "scores no object": (put(*ENTRY, "scores", []), "scores: expected an object"),
+    "scores no object": (put(*ENTRY, "scores", []), "scores: expected rules with numbers"),
     # slots
     "slots empty": (put("slots", {}), "slots: expected an object of 1 to 64 slots"),
     "slot name from": (put("slots", "from", {}), "slots.from: not a slot name"),
@@ -156,8 +156,13 @@ CASES: dict[str, tuple[Change, str]] = {
     "shape with zero": (put(*ENTRY, "shape", [3, 0]), "shape: not a shape: [3, 0]"),
     "shape of floats": (put(*ENTRY, "shape", [3.0, 4]), "shape: not a shape: [3.0, 4]"),
     "shape giant": (put(*ENTRY, "shape", [3, 2**31]), "shape: not a shape: [3, 2147483648]"),
-    "fate unknown": (put(*ENTRY, "fate", "blended"), "fate: unknown: blended; update klora"),
-    "fate no string": (put(*ENTRY, "fate", {}), "fate: unknown: {}; update klora"),
+    "fate no word": (put(*ENTRY, "fate", "\x1b[31m"), "fate: not a few lower-case words"),
+    "fate no string": (put(*ENTRY, "fate", {}), "fate: not a few lower-case words: {}"),
+    "fate says nothing acts": (put(*ENTRY, "fate", "zero"), "fate: zero, but 2 slots are stored"),
+    "scores no numbers": (put(*ENTRY, "scores", {"klora": {"k": "9"}}), "scores: expected rules"),
+    "scores a list": (put(*ENTRY, "scores", {"klora": [1]}), "scores: expected rules"),
+    "rule name no word": (put("rule", "name", "\x1b]0;x"), "rule.name: not a rule's name"),
+    "rule parameters deep": (put("rule", "parameters", {"a": [1]}), "rule.parameters: expected"),
     # factors
     "kind unknown": (
         put(*CONTENT, "kind", "rows"),

@@ -189,7 +189,6 @@ def test_file_mode_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> N
     [
         ("no/such/folder/a.klora.safetensors", "No such file or directory"),
         ("file/a.klora.safetensors", "Not a directory"),
-        ("folder", "Is a directory"),
         ("x" * 300, "File name too long"),
     ],
 )
@@ -197,10 +196,9 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(
     place: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(OLD)
-    (tmp_path / "folder").mkdir()
     with pytest.raises(ArtifactError, match=rf"cannot be written: .*{message}"):
         save_fusion(golden_fusion(), tmp_path / place, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
     assert list((tmp_path / "folder").iterdir()) == []
 
 
@@ -209,3 +207,23 @@ def test_the_longest_file_name_is_written(tmp_path: Path) -> None:
     assert len(path.name) == 255
     save_fusion(golden_fusion(), path)
     assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_regular_file_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / kind
+    place.mkdir() if kind == "folder" else os.mkfifo(place)
+    with pytest.raises(ArtifactError, match="is not a regular file; name another"):
+        save_fusion(golden_fusion(), place, overwrite=True)
+    assert not place.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [kind]
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(OLD)
+    link.symlink_to(target)
+    save_fusion(golden_fusion(), link, overwrite=True)
+    assert link.is_symlink()
+    assert target.read_bytes() != OLD
+    load_fusion(link, check="full")
