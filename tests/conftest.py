@@ -14,6 +14,9 @@ from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 from klora_compile import compile_fusion
 from klora_runtime.fusion import Fusion
 
+#: On models this small several threads are slower than one.
+torch.set_num_threads(1)
+
 #: Attention of all families, the text encoders, a 3x3 convolution, and what is a 1x1 in SD1.
 _BOTH = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "conv1", "proj_in")
 
