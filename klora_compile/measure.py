@@ -124,7 +124,7 @@ def _workers(device: torch.device) -> Iterator[_Run]:
         yield map
         return
     threads = torch.get_num_threads()
-    pass  # for the workers, which inherit it
+    torch.set_num_threads(1)  # for the workers, which inherit it
     pool = ThreadPoolExecutor(min(threads, _MAX_WORKERS), thread_name_prefix="klora-measure")
     try:
         yield lambda work, tasks: pool.map(_in_inference_mode(work), tasks)

@@ -22,13 +22,8 @@ from klora_runtime.errors import ConfigError, LoraError
 CPU = torch.device("cpu")
 #: Shapes (rank, out, in) for which a threaded product rounds differently from a plain one.
 AWKWARD = [
-    (5, 2, 320),
-    (1, 1, 1),
-    (3, 7, 1),
-    (4, 1, 4097),
-    (2, 640, 3),
-    (9, 33, 77),
-    (16, 257, 640),
+    *((5, 2, 320), (1, 1, 1), (3, 7, 1), (4, 1, 4097), (2, 640, 3), (9, 33, 77), (16, 257, 640)),
+    *((8, 2, 4097), (8, 3, 4097), (16, 2, 4097), (16, 3, 4097)),
 ]
 
 
@@ -41,17 +36,15 @@ def one(subject: Layer, *ks: int, device: torch.device = CPU) -> Statistics:
     return measure([subject], {subject.name: ks}, device=device)[subject.name]
 
 
-def dense(subject: Layer) -> torch.Tensor:
-    """|up @ down| in float64, largest first."""
-    product = subject.up.double().flatten(1) @ subject.down.double().flatten(1)
-    return product.abs().flatten().sort(descending=True).values
-
-
-def assert_exact(found: Statistics, values: torch.Tensor, ks: Sequence[int]) -> None:
-    assert math.isclose(found.l1, float(values.sum()), rel_tol=1e-6)
+def assert_exact(found: Statistics, subject: Layer, ks: Sequence[int]) -> None:
+    """Compare with |up @ down| in float64, up to the rounding of float32 products."""
+    up, down = subject.up.double().flatten(1), subject.down.double().flatten(1)
+    values = (up @ down).abs().flatten().sort(descending=True).values
+    rounding = subject.rank * 2.0**-23 * (up.abs() @ down.abs())
+    assert abs(found.l1 - float(values.sum())) <= float(rounding.sum())
     assert set(found.top_k) == set(ks)
     for k in ks:
-        assert math.isclose(found.top_k[k], float(values[:k].sum()), rel_tol=1e-6)
+        assert abs(found.top_k[k] - float(values[:k].sum())) <= k * float(rounding.max())
 
 
 @pytest.fixture
@@ -65,7 +58,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("kernel", [(), (3, 3), (1, 3)])
 def test_sums_are_those_of_the_dense_delta(dtype: torch.dtype, kernel: tuple[int, ...]) -> None:
     subject = layer(48, 24, 4, kernel=kernel, dtype=dtype)
-    assert_exact(one(subject, 1, 16, 1000), dense(subject), (1, 16, 1000))
+    assert_exact(one(subject, 1, 16, 1000), subject, (1, 16, 1000))
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +78,7 @@ def test_sums_are_right_for_any_shape_and_tile(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "TILE_ELEMENTS", tile)
         patch.setattr(measuring, "_SUM_BLOCK", 7)
-        assert_exact(one(subject, *ks), dense(subject), ks)
+        assert_exact(one(subject, *ks), subject, ks)
 
 
 def test_alpha_has_no_part_in_the_statistics() -> None:
@@ -98,9 +91,8 @@ def test_k_at_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """1; all; all but one; around the number of values in one tile; none."""
     monkeypatch.setattr(measuring, "TILE_ELEMENTS", 50)  # 5 rows of 10
     subject = layer(13, 10, 3)
-    values = dense(subject)
     ks = (1, 2, 49, 50, 51, 99, 100, 101, 129, 130)
-    assert_exact(one(subject, *ks), values, ks)
+    assert_exact(one(subject, *ks), subject, ks)
     for k in ks:
         assert one(subject, k).top_k == {k: one(subject, *ks).top_k[k]}
     assert one(subject) == Statistics(one(subject, 1).l1, {})

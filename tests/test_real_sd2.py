@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from generation import scheduler
+from lora_files import needs_real_loras, real_lora
 from reference import KLora
 from tiny_pipeline import relative_difference, tiny_pipeline
 
@@ -18,17 +17,9 @@ from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.fusion import Fusion
 
-LORAS = (
-    Path(os.environ.get("KLORA_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    / "loras"
-)
-CONTENT = LORAS / "sd2_character.peft.safetensors"
-STYLE = LORAS / "sd2_illustration.peft.safetensors"
+CONTENT, STYLE = real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft")
 
-pytestmark = pytest.mark.skipif(
-    not (CONTENT.exists() and STYLE.exists()),
-    reason=f"needs the published LoRAs of {LORAS} (or of KLORA_SHARED_DATA/loras)",
-)
+pytestmark = needs_real_loras
 
 STEPS = 3
 

@@ -89,7 +89,7 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
     place = Path(path)
     if os.path.lexists(place) and not overwrite:
         raise ArtifactError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
-    place = place.resolve()  # a link stays, what it leads to is replaced
+    place = Path(os.path.realpath(place))  # a link stays, what it leads to is replaced
     if os.path.exists(place) and not os.path.isfile(place):
         raise ArtifactError(f"{shown(place)} is not a regular file; name another.")
     try:

@@ -227,7 +227,7 @@ class _Check:
             stored = self.factors(entry, where, slots, tensors, used)
             constant = entry["component"] in TEXT_ENCODERS
             self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
-            if (entry["fate"] in SILENT_FATES) != (not stored):
+            if entry["fate"] in SILENT_FATES and stored:
                 self.say(f"{where}.fate", f"{entry['fate']}, but {len(stored)} slots are stored")
             if not isinstance(entry["scores"], dict) or not all(
                 isinstance(scores, dict) and _is_shallow(scores, _is_number_or_null)
