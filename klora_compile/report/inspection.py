@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from klora_compile.report.summary import gamma_of, near_ties
@@ -24,18 +25,7 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
         "family": fusion.family,
         "fingerprint": fusion.fingerprint,
         "factor_bytes": fusion.nbytes,
-        "sources": {
-            name: {
-                "file": source.file,
-                "sha256": source.sha256,
-                "bytes": source.bytes,
-                "layout": source.layout,
-                "ranks": list(source.ranks),
-                "trigger_words": list(source.trigger_words),
-                "license": source.license,
-            }
-            for name, source in fusion.sources.items()
-        },
+        "sources": {name: asdict(source) for name, source in fusion.sources.items()},
         "near_ties": [{"layer": tie.layer, "why": tie.why} for tie in near_ties(fusion)],
         "layers": [_layer(fusion, entry) for entry in fusion.entries],
     }
