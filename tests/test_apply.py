@@ -75,11 +75,15 @@ def test_remove_twice_is_remove_once(pipe: Any, fusion: Fusion) -> None:
     assert State.of(pipe) == before
 
 
-def test_a_model_converted_meanwhile_is_given_back_converted(pipe: Any, fusion: Fusion) -> None:
+def test_a_model_converted_meanwhile_is_as_if_converted_before(pipe: Any, fusion: Fusion) -> None:
     plain = build(TWO_STEPS).to(torch.bfloat16)
     handle = apply_fusion(pipe, fusion)
 
     pipe.to(torch.bfloat16)
+    handle.set(content=1.0)  # writes every layer
+    with apply_fusion(plain, fusion):
+        for layer in (TO_Q, TO_K, CONV, TEXT):
+            assert torch.equal(weight_of(pipe, layer), weight_of(plain, layer))
     generate(pipe, TWO_STEPS)
     handle.remove()
 

@@ -20,6 +20,7 @@ from klora_runtime.artifact import tensor_name
 from klora_runtime.errors import ArtifactError
 from klora_runtime.fusion import FATES, Factors, Fusion
 from klora_runtime.schema import MAX_ENTRIES, MAX_SEGMENTS, MAX_SLOTS
+from klora_runtime.timeline import Timeline
 
 SPEC = (ROOT / "runtime" / "FORMAT.md").read_text()
 
@@ -114,18 +115,29 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path: Path
 
 
 def test_layout_in_memory_does_not_reach_the_file(tmp_path: Path) -> None:
-    """A view into a larger storage, a transposed one, one that wants a gradient: equal bytes."""
+    """Views into one larger storage, a transposed one, one that wants a gradient: equal bytes."""
     fusion, entry = golden_fusion(), switching_entry()
     content, style = entry.factors["content"], entry.factors["style"]
-    frame = torch.zeros(5, 9)
-    frame[1:2, 2:6] = content.down
+    one_storage = torch.cat([torch.zeros(3), content.down.flatten(), content.up.flatten()])
+    down, up = one_storage[3:7].view(1, 4), one_storage[7:10].view(3, 1)
     views = {
-        "content": replace(content, down=frame[1:2, 2:6], up=content.up.requires_grad_()),
-        "style": replace(style, up=style.up.T.contiguous().T),
+        "content": replace(content, down=down, up=up),
+        "style": replace(
+            style, down=style.down.clone().requires_grad_(), up=style.up.T.contiguous().T
+        ),
     }
-    assert not views["content"].down.is_contiguous() or views["content"].down.storage_offset()
     assert not views["style"].up.is_contiguous()
     assert saved(with_factors(fusion, entry.layer, views), tmp_path) == GOLDEN.read_bytes()
+
+
+def test_two_shapes_of_one_memory_are_two_tensors(tmp_path: Path) -> None:
+    values = torch.ones(4)
+    factors = {"content": Factors(1.0, values.view(1, 4), values.view(4, 1))}
+    row = Timeline.constant({"content": 1.0, "style": 0.0})
+    entry = replace(switching_entry(), shape=(4, 4), factors=factors, timeline=row)
+    saved(replace(golden_fusion(), entries=(entry,)), tmp_path)
+    artifact = Artifact.read(tmp_path / "a.klora.safetensors")
+    assert sorted(tensor.shape for tensor in artifact.tensors.values()) == [[1, 4], [4, 1]]
 
 
 def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:

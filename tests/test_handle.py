@@ -152,8 +152,48 @@ def test_a_write_that_fails_leaves_the_base(
         with pytest.raises(MemoryError):
             handle.set(content=0.5)
     assert State.of(pipe).bits == before.bits
-    handle.set(content=1)
+    assert not handle.enabled  # neither the denoiser nor the text encoder
+    handle.enabled = True
     assert torch.equal(generate(pipe, TWO_STEPS), full)
+
+
+def test_weights_that_could_not_be_set_stay_as_they_were(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = apply_fusion(pipe, fusion, weights={"style": 0.5})
+    generate(pipe, TWO_STEPS)
+    before, report = State.of(pipe), handle.report()
+    with monkeypatch.context() as patch:
+        fail_after(patch, 7, times=1)
+        with pytest.raises(MemoryError):
+            handle.set(content=0.5)
+
+    assert State.of(pipe) == before
+    assert handle.report() == report
+
+
+def test_an_allocation_that_fails_changes_nothing(
+    pipe: Any, fusion: Fusion, other_fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Merge, live: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    pipe.to(torch.bfloat16)
+    original = State.of(pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(Merge, "_scratch_for", fail)
+        with pytest.raises(MemoryError):
+            apply_fusion(pipe, fusion)
+    assert State.of(pipe) == original
+
+    handle = apply_fusion(pipe, fusion)
+    before, report = State.of(pipe), handle.report()
+    with monkeypatch.context() as patch:
+        patch.setattr(Merge, "_scratch_for", fail)
+        with pytest.raises(MemoryError):
+            handle.swap(other_fusion)
+    assert State.of(pipe) == before
+    assert handle.report() == report
 
 
 def test_a_swap_whose_write_fails_keeps_the_fusion_that_was_there(

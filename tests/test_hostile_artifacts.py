@@ -192,7 +192,8 @@ CASES: dict[str, tuple[Change, str]] = {
         ),
         "factors.content: down [3, 1] and up [1, 4] do not make [3, 4]",
     ),
-    "vector": (put(*ENTRY, "shape", [3]), "do not make [3]"),
+    "up of other rows": (put(*ENTRY, "shape", [5, 4]), "down [1, 4] and up [3, 1] do not make [5"),
+    "vector": (put(*ENTRY, "shape", [4]), "down [1, 4] and up [3, 1] do not make [4]"),
     # timeline
     "timeline empty": (put(*TIMELINE, []), "timeline: expected a list of 1 to 4096 segments"),
     "timeline no list": (put(*TIMELINE, {}), "timeline: expected a list of 1 to 4096 segments"),

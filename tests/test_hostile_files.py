@@ -27,7 +27,7 @@ from klora_compile.reading.adapter import Adapter, read_adapter
 from klora_runtime import safetensors_file
 from klora_runtime.artifact import load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, FileFormatError, LoraError
-from klora_runtime.safetensors_file import MAX_HEADER_BYTES
+from klora_runtime.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 
 READERS: dict[str, tuple[Callable[[Path], Any], type[FileFormatError]]] = {
     "artifact": (load_fusion, ArtifactError),
@@ -133,6 +133,10 @@ HEADERS: dict[str, tuple[Any, str]] = {
         {"a": tensor(shape=[3])},
         r"tensor a needs 12 bytes, its data_offsets span 8",
     ),
+    "offsets beyond the shape": (
+        {"a": tensor(shape=[1])},
+        r"tensor a needs 4 bytes, its data_offsets span 8",
+    ),
     "overlap": (
         {"a": tensor(), "b": tensor(shape=[1], offsets=[4, 8])},
         r"tensor b starts at byte 4 of the data, expected 8 \(tensors may not overlap or leave",
@@ -166,6 +170,14 @@ def test_header_beyond_the_limit_is_refused(refused: Callable[[Path], str], tmp_
         file.truncate(90_000_100)  # sparse: takes no disk
     expected = f"its header takes 90000000 bytes, more than the {MAX_HEADER_BYTES} allowed"
     assert expected in refused(path)
+
+
+def test_an_empty_tensor_beside_another_is_no_overlap(tmp_path: Path) -> None:
+    header = {"full": tensor(), "empty": tensor(shape=[0], offsets=[0, 0])}
+    path = write_raw(tmp_path / "x.safetensors", header, bytes(8))
+    with SafetensorsFile(path, "file") as file:
+        assert set(file.tensors) == {"full", "empty"}
+        assert file.tensor("full").tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("length", [3, 11, 2**31, 2**40, 2**63, 2**64 - 1])

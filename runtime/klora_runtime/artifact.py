@@ -186,13 +186,15 @@ def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
     tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()  # safetensors refuses two tensors in one memory
 
     def keep(tensor: torch.Tensor) -> str:
         name = tensor_name(tensor)
         if name not in tensors:
             plain = tensor.detach().cpu().contiguous()
-            shared = plain.untyped_storage().nbytes() != plain.nbytes
-            tensors[name] = plain.clone() if shared else plain
+            storage = plain.untyped_storage().data_ptr()
+            tensors[name] = plain.clone() if storage in storages else plain
+            storages.add(storage)
         return name
 
     def factors_json(factors: Factors) -> dict[str, object]:

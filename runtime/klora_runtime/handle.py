@@ -178,7 +178,7 @@ class FusionHandle:
         self._require_applied()
         fusion = _fusion(path_or_fusion)
         mode = self._mode.successor(self._find(fusion))
-        before = self._fusion, self._mode, self._weights
+        before = self._fusion, self._mode, self._weights, self._enabled
         weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
         try:
             self._mode.yield_to(mode)
@@ -188,7 +188,7 @@ class FusionHandle:
                 self._write()
         except BaseException:
             mode.yield_to(before[1])
-            self._fusion, self._mode, self._weights = before
+            self._fusion, self._mode, self._weights, self._enabled = before
             self._take_hold()
             if self._enabled:
                 self._write()
@@ -206,13 +206,16 @@ class FusionHandle:
             InUseError: another thread is generating.
         """
         self._require_applied()
-        before = self._weights
-        self._weights = before | _checked_weights(self._fusion, {**(weights or {}), **named})
+        before = self._weights, self._enabled
+        changed = _checked_weights(self._fusion, {**(weights or {}), **named})
+        self._weights = self._weights | changed
         try:
             if self._enabled:
                 self._write()
         except BaseException:
-            self._weights = before
+            self._weights, self._enabled = before
+            if self._enabled:
+                self._write()
             raise
 
     @property
@@ -314,10 +317,13 @@ class FusionHandle:
             self.enabled = enabled
 
     def _write(self) -> None:
-        """Make every layer act for the present progress; where that fails, none acts."""
+        """Make every layer act for the present progress; where that fails, none acts any more."""
         try:
             self._mode.write(self._clock.progress or 0.0, self._weights)
+        except InUseError:
+            raise  # nothing was changed
         except BaseException:
+            self._enabled = False
             self._mode.pause()
             raise
 
