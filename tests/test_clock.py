@@ -236,12 +236,13 @@ def test_deep_copies_are_silent_after_detaching() -> None:
 
 def test_attaching_twice_is_attaching_once() -> None:
     followed = DDIMScheduler(**SD_BETAS)
-    watched = Watched(followed)
-    before = dict(vars(followed))
+    first, second = Watched(followed), Watched(followed)
+    kind = type(followed)
 
-    watched.clock.attach(followed)
+    first.clock.attach(followed)
+    second.clock.attach(followed)
 
-    assert vars(followed) == before
+    assert type(followed) is kind
 
 
 @pytest.mark.parametrize("first_out", [0, 1])
@@ -348,7 +349,8 @@ def test_the_guard_keeps_a_method_from_running() -> None:
     assert len(followed.timesteps) == 4
 
 
-def test_a_progress_that_could_not_be_taken_is_told_again() -> None:
+@pytest.mark.parametrize("again", ["the same step", "a new run"])
+def test_a_progress_that_could_not_be_taken_is_told_again(again: str) -> None:
     followed = DDIMScheduler(**SD_BETAS)
     told: list[float] = []
 
@@ -361,6 +363,36 @@ def test_a_progress_that_could_not_be_taken_is_told_again() -> None:
     clock.attach(followed)
     with pytest.raises(RuntimeError, match="out of memory"):
         followed.set_timesteps(4)
-    followed.set_timesteps(4)
+    if again == "a new run":
+        followed.set_timesteps(4)
+    else:
+        followed.scale_model_input(torch.ones(1), followed.timesteps[0])
 
     assert told == [0.125, 0.125]
+    assert clock.progress == 0.125
+
+
+def test_each_run_tells_its_first_progress() -> None:
+    """Also where the last run ended there; what came in between is not the clock's to know."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+
+    for _ in range(2):
+        followed.set_timesteps(1)
+        watched.run(followed, followed.timesteps)
+
+    assert watched.told == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("name", ["Euler", "Heun"])
+def test_steps_are_counted_where_timesteps_tell_nothing(name: SchedulerName, start: int) -> None:
+    """Values that are not in the list: from the begin index on, else from the first."""
+    followed = scheduler(name, 6)
+    watched = Watched(followed)
+
+    for _ in range(2):
+        followed.set_timesteps(6)
+        followed.set_begin_index(start)
+        seen = watched.run(followed, followed.timesteps[start:] + 0.25)
+        assert seen == middles(6, followed.order)[start:]

@@ -112,6 +112,22 @@ def test_dtypes_and_bytes_stay_as_they_are(tmp_path: Path) -> None:
         assert torch.equal(layer.up, up)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "shape", "dimensions"), [((1, 1), (6, 4), 2), ((3, 3), (6, 4, 3, 3), 4)]
+)
+def test_convolutions_are_read_and_1x1_ones_are_linear_layers(
+    kernel: tuple[int, int], shape: tuple[int, ...], dimensions: int, tmp_path: Path
+) -> None:
+    """One trainer writes a 1x1 convolution as such, another as a linear layer: they must meet."""
+    down, up = random_pair(6, 4, 2, kernel=kernel)
+    path = write_lora(tmp_path / "a.safetensors", peft_keys({LAYER: (down, up)}))
+    layer = read_adapter(path).layers[LAYER]
+    assert (layer.shape, layer.numel) == (shape, down[0].numel() * 6)
+    assert layer.down.dim() == layer.up.dim() == dimensions
+    assert torch.equal(layer.down.flatten(), down.flatten())
+    assert torch.equal(layer.up.flatten(), up.flatten())
+
+
 def test_trigger_words_licence_and_size_are_carried(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     metadata = {"modelspec.trigger_phrase": "a sks fox", "modelspec.license": "CC0"}

@@ -205,7 +205,7 @@ def denoise(pipe: Any, timesteps: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "Heun"])
 @pytest.mark.parametrize("other_form", [torch.Tensor.clone, torch.Tensor.tolist])
-def test_timesteps_that_are_no_view_are_counted(
+def test_timesteps_that_are_no_view_are_found_all_the_same(
     name: Any, other_form: Any, loras: LoraPair
 ) -> None:
     case = replace(CASE, scheduler=name)
