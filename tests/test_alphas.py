@@ -46,7 +46,7 @@ def assert_same_deltas(adapter: Adapter, pipe: Any) -> None:
             if isinstance(module, LoraLayer):
                 (own,) = module.lora_A
                 path = name.removeprefix("text_model.")
-                found[f"{component}.{path}"] = module.get_delta_weight(own).detach()  # type: ignore[operator]
+                found[f"{component}.{path}"] = module.get_delta_weight(own).detach()
     assert set(found) == set(adapter.layers)
     for name, layer in adapter.layers.items():
         mine, theirs = delta_of(layer), found[name].double()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: imports are absolute"
             names.add(node.module or "")
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
-            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return {name.partition(".")[0] for name in names}
 
 
@@ -94,10 +93,9 @@ def test_each_package_has_at_most_four_public_names(name: str) -> None:
 
 
 def test_both_packages_say_that_they_are_typed_and_both_are_in_the_wheel() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert packages == ["klora_compile", "runtime/klora_runtime"]
-    for package in packages:
+    line = 'packages = ["klora_compile", "runtime/klora_runtime"]'
+    assert line in (ROOT / "pyproject.toml").read_text().splitlines()
+    for package in ("klora_compile", "runtime/klora_runtime"):
         assert (ROOT / package / "py.typed").is_file()
         assert (ROOT / package / "__init__.py").is_file()
 

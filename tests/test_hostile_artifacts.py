@@ -241,6 +241,28 @@ def test_a_broken_rule_is_refused_by_name(case: str, tmp_path: Path) -> None:
     assert re.search(r"(breaks its format|is not a readable fusion):", str(error))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("sources", "style", "note", "of a later version"),
+        put("rule", "parameters", "sharpness", 2.5),
+        put("rule", "derived", "discrepancy", {"unet": 0.25}),
+        put("rule", "name", "est-lora"),
+        put(*ENTRY, "scores", "est-lora", {"energy": {"content": 1.0, "style": None}}),
+        put(*ENTRY, "fate", "takes turns"),
+    ],
+)
+def test_provenance_of_other_rules_is_carried(change: Change, tmp_path: Path) -> None:
+    artifact = Artifact.read()
+    change(artifact.document)
+    fusion = load_fusion(artifact.write(tmp_path / "x.klora.safetensors"))
+    assert fusion.rule.parameters == artifact.document["rule"]["parameters"]
+    assert fusion.rule.derived == artifact.document["rule"]["derived"]
+    (entry,) = (e for e in fusion.entries if e.layer == f"unet.{ATTENTION}.to_q")
+    assert entry.scores == artifact.document["entries"][4]["scores"]
+    assert entry.fate == artifact.document["entries"][4]["fate"]
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     artifact = Artifact.read()
     for change in (put(*CONTENT, "scale", "x"), put(*ENTRY, "scores", 1), put("tool", 1)):
