@@ -31,9 +31,9 @@ Kind = Literal["sd1", "sd2", "sdxl", "img2img", "inpaint", "sdxl-split"]
 SchedulerName = Literal["DDIM", "PNDM", "Euler", "DPM++ 2M", "Heun"]
 
 #: Relative difference of two exact ways to sample, over all steps together.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 #: The LoRAs change the latents at least this much, or a comparison says nothing.
-LEAST_EFFECT = 100 * TOLERANCE
+LEAST_EFFECT = 1e-2
 
 STRENGTH = 0.6
 SPLIT = 0.5

@@ -17,14 +17,15 @@ from torch import nn
 from klora_runtime import apply_fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, KloraError
 from klora_runtime.fusion import Fusion
+from klora_runtime.handle import FusionHandle
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
 SQUARE = (32, 32)
 
 NOT_MERGEABLE = (
-    "these weights cannot be merged into; nothing was changed. Load the model unquantised in "
-    "float32, float16 or bfloat16."
+    "these weights cannot be merged into; nothing was changed. Use mode='branch', or load the "
+    "model unquantised in float32, float16 or bfloat16."
 )
 
 
@@ -231,12 +232,16 @@ def test_fused_projections(pipe: Any) -> None:
 # Weights that cannot be written.
 
 
+def merge(pipe: Any, fusion: Fusion) -> FusionHandle:
+    return apply_fusion(pipe, fusion, mode="merge")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn], ids=str)
 def test_an_unsuitable_dtype(dtype: torch.dtype, pipe: Any) -> None:
     fusion = fusion_for(pipe, [TO_Q, TO_K])
     pipe.unet.get_submodule(ATTENTION).to_q.to(dtype)
 
-    headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    headline, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert headline == NOT_MERGEABLE
     assert issues == (f"{TO_Q}: its weight is {dtype}",)
@@ -246,7 +251,7 @@ def test_the_meta_device(pipe: Any) -> None:
     fusion = fusion_for(pipe, [TO_Q, TO_K])
     pipe.unet.get_submodule(ATTENTION).to_q.to("meta")
 
-    headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    headline, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert headline == NOT_MERGEABLE
     assert issues == (
@@ -263,7 +268,7 @@ def test_a_weight_that_is_no_plain_tensor(pipe: Any) -> None:
     packed = module.weight.data.as_subclass(Packed)
     module.weight = nn.Parameter(packed, requires_grad=False)
 
-    headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    headline, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert headline == NOT_MERGEABLE
     assert issues == (f"{TO_Q}: its weight is a Packed, not a plain tensor",)
@@ -274,7 +279,7 @@ def test_a_weight_with_holes(pipe: Any) -> None:
     module = pipe.unet.get_submodule(ATTENTION).to_q
     module.weight.data = torch.randn(32, 64)[:, ::2]
 
-    _, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    _, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert issues == (f"{TO_Q}: its weight is not a dense strided tensor",)
 
@@ -290,7 +295,7 @@ def test_a_weight_that_shares_its_memory(how: str, both_adapted: bool, pipe: Any
     else:
         attention.to_k.weight.data = attention.to_q.weight.data
 
-    headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    headline, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert headline == NOT_MERGEABLE
     assert issues[-1] == f"{TO_Q}: it shares its weight's memory with another layer"
@@ -305,7 +310,7 @@ def test_group_offloading(pipe: Any) -> None:
         offload_type="leaf_level",
     )
 
-    _, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+    _, issues = refused(pipe, IncompatibleModelError, lambda: merge(pipe, fusion))
 
     assert issues == (
         f"{TO_Q}: group offloading keeps its own copy of the weight; switch it off first",
@@ -318,7 +323,7 @@ def test_group_offloading(pipe: Any) -> None:
 def test_an_unknown_mode(pipe: Any, fusion: Fusion) -> None:
     headline, _ = refused(pipe, ConfigError, lambda: apply_fusion(pipe, fusion, mode="fuse"))
 
-    assert headline == "mode='fuse': expected one of auto, merge."
+    assert headline == "mode='fuse': expected one of auto, merge, branch."
 
 
 def test_unknown_components(pipe: Any, fusion: Fusion) -> None:

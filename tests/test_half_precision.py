@@ -32,7 +32,7 @@ def measured_rounding(pipe: Any, fusion: Fusion) -> float:
     """Of the deltas that the live weights really hold, early and late in a schedule."""
     base = {layer: weight_of(pipe, layer).double() for layer in LAYERS}
     errors = norms = 0.0
-    with apply_fusion(pipe, fusion):
+    with apply_fusion(pipe, fusion, mode="merge"):
         pipe.scheduler.set_timesteps(10)
         for slot in ("content", "style"):
             for entry in fusion.entries:
@@ -53,7 +53,7 @@ def test_the_reported_rounding_is_that_of_the_weights(
     fusion = fusion_of_size(pipe, share)
 
     measured = measured_rounding(pipe, fusion)
-    with apply_fusion(pipe, fusion) as handle:
+    with apply_fusion(pipe, fusion, mode="merge") as handle:
         reported = handle.report().rounding
 
     if dtype in HALVES:
@@ -81,13 +81,13 @@ def test_small_deltas_drown_in_half_precision(
     fusion = fusion_of_size(pipe, share)
     pipe.to(dtype)
 
-    with apply_fusion(pipe, fusion) as handle:
+    with apply_fusion(pipe, fusion, mode="merge") as handle:
         assert low < handle.report().rounding < high
 
 
 def test_rounding_follows_the_weights_of_the_slots(pipe: Any) -> None:
     pipe.to(torch.bfloat16)
-    handle = apply_fusion(pipe, fusion_of_size(pipe, 0.1))
+    handle = apply_fusion(pipe, fusion_of_size(pipe, 0.1), mode="merge")
     full = handle.report().rounding
 
     handle.set(content=0.1, style=0.1)
@@ -103,7 +103,7 @@ def test_a_half_weight_is_the_exact_sum_rounded_once(dtype: torch.dtype, pipe: A
     fusion = fusion_of_size(pipe, 0.3)
     base = {layer: weight_of(pipe, layer).double() for layer in LAYERS}
 
-    apply_fusion(pipe, fusion)
+    apply_fusion(pipe, fusion, mode="merge")
 
     for entry in fusion.entries:
         exact = (base[entry.layer] + delta_of(entry, "content")).to(dtype)
@@ -114,7 +114,7 @@ def test_a_half_weight_is_the_exact_sum_rounded_once(dtype: torch.dtype, pipe: A
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_switching_back_and_forth_does_not_drift(dtype: torch.dtype, pipe: Any) -> None:
     pipe.to(dtype)
-    apply_fusion(pipe, fusion_of_size(pipe, 0.1))
+    apply_fusion(pipe, fusion_of_size(pipe, 0.1), mode="merge")
     generate(pipe, TWO_STEPS)
     after_one = State.of(pipe).bits
 

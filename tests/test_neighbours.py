@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
-from generation import TWO_STEPS, generate
+from generation import TWO_STEPS, build, generate
 from handmade import State, weight_of
 from tiny_pipeline import parameters, tiny_lora
 
@@ -31,11 +31,14 @@ from klora_runtime.modes.pristine import Pristine
         (lambda pipe: pipe.load_lora_weights("x"), "load_lora_weights is not possible"),
         (lambda pipe: pipe.fuse_lora(), "fuse_lora is not possible"),
         (lambda pipe: pipe.unfuse_lora(), "unfuse_lora is not possible"),
+        (lambda pipe: pipe.unet.load_lora_adapter("x"), "load_lora_adapter is not possible"),
+        (lambda pipe: pipe.unet.fuse_lora(), "fuse_lora is not possible"),
+        (lambda pipe: pipe.unet.enable_layerwise_casting(), "would round the fused weights"),
         (lambda pipe: pipe.fuse_qkv_projections(), "fuse_qkv_projections is not possible"),
         (lambda pipe: pipe.enable_sequential_cpu_offload(), "the weights would be out of reach"),
         (lambda pipe: pipe.enable_group_offload(torch.device("cpu")), "its own copies"),
-        (copy.deepcopy, "would keep the merged weights for ever"),
-        (pickle.dumps, "would keep the merged weights for ever"),
+        (copy.deepcopy, "copying or pickling is not possible"),
+        (pickle.dumps, "copying or pickling is not possible"),
     ],
 )
 def test_refused_while_applied(
@@ -64,7 +67,7 @@ def test_projections_fused_behind_its_back(pipe: Any, fusion: Fusion) -> None:
     image = generate(pipe, TWO_STEPS)
     handle = apply_fusion(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
-    pipe.unet.fuse_qkv_projections()
+    type(pipe.unet).fuse_qkv_projections(pipe.unet)
     for act in (lambda: generate(pipe, TWO_STEPS), handle.remove, lambda: handle.set(content=0.5)):
         with pytest.raises(InUseError, match=r"layers were changed by something else .*\n.*unused"):
             act()
@@ -89,18 +92,10 @@ def test_weights_moved_out_of_reach(pipe: Any, fusion: Fusion) -> None:
     assert all(torch.equal(value, bare[name]) for name, value in parameters(pipe).items())
 
 
-def test_blocks_under_group_offloading_are_refused(pipe: Any, fusion: Fusion) -> None:
-    pipe.unet.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
-    )
-    with pytest.raises(IncompatibleModelError, match="group offloading keeps its own copy"):
-        apply_fusion(pipe, fusion)
-
-
 def test_a_wrapped_layer_is_noticed(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
     handle = apply_fusion(pipe, fusion)
     lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5, modules=("to_q",))
-    pipe.unet.load_lora_adapter(str(lora), prefix="unet")
+    type(pipe.unet).load_lora_adapter(pipe.unet, str(lora), prefix="unet")
     with pytest.raises(InUseError, match="was replaced or wrapped"):
         generate(pipe, TWO_STEPS)
     pipe.unet.delete_adapters("default_0")
@@ -139,11 +134,36 @@ def test_the_error_of_a_second_handle_leads_to_the_first(pipe: Any, fusion: Fusi
     assert State.of(pipe) == bare
 
 
-def test_a_copied_model_is_known_for_one(pipe: Any, fusion: Fusion) -> None:
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_component_cannot_be_copied(
+    copied: Callable[[Any], Any], pipe: Any, fusion: Fusion
+) -> None:
     handle = apply_fusion(pipe, fusion)
-    copied = copy.deepcopy(pipe.unet)
+    with pytest.raises(InUseError, match="copying or pickling is not possible"):
+        copied(pipe.unet)
     handle.remove()
-    pipe.unet = copied
+    copied(pipe.unet)
+
+
+def test_a_model_whose_pipeline_is_gone_can_be_given_back(fusion: Fusion) -> None:
+    lost, other = build(TWO_STEPS), build(TWO_STEPS)
+    bare = generate(other, TWO_STEPS)
+    apply_fusion(lost, fusion)
+    other.unet, other.text_encoder = lost.unet, lost.text_encoder
+    del lost
+    gc.collect()
+    with pytest.raises(InUseError, match="already carries a fusion") as error:
+        apply_fusion(other, fusion)
+    error.value.handle.remove()
+    assert torch.equal(generate(other, TWO_STEPS), bare)
+
+
+def test_a_copy_made_behind_its_back_is_known_for_one(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    twin = object.__new__(type(pipe.unet))
+    vars(twin).update(vars(pipe.unet))
+    handle.remove()
+    pipe.unet = twin
     with pytest.raises(InUseError, match="was copied while a fusion was applied"):
         apply_fusion(pipe, fusion)
 
@@ -242,16 +262,113 @@ def test_a_removed_handle_holds_nothing(pipe: Any, fusion: Fusion) -> None:
     assert weight_of(pipe, layer) is not None
 
 
-def test_a_sibling_follows_the_shared_scheduler(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
-    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    assert sibling.scheduler is pipe.scheduler
+def image_to_image(sibling: Any) -> torch.Tensor:
     sibling.set_progress_bar_config(disable=True)
-    sibling(
+    latents = sibling(
         "a fox",
         image=torch.zeros(1, 3, 32, 32),
         num_inference_steps=4,
         strength=0.5,
         output_type="latent",
-    )
+        generator=torch.Generator().manual_seed(3),
+    ).images
+    assert isinstance(latents, torch.Tensor)
+    return latents
+
+
+def test_a_sibling_follows_the_shared_scheduler(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    assert sibling.scheduler is pipe.scheduler
+    image_to_image(sibling)
     assert handle.report().progress == 3.5 / 4
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_sibling_with_a_scheduler_of_its_own(ran_before: bool, pipe: Any, fusion: Fusion) -> None:
+    """Nobody would tell the fusion of its steps."""
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    bare = image_to_image(sibling)
+    handle = apply_fusion(pipe, fusion)
+    if ran_before:
+        generate(pipe, TWO_STEPS)
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        image_to_image(sibling)
+    handle.enabled = False
+    assert torch.equal(image_to_image(sibling), bare)
+    handle.remove()
+    assert torch.equal(image_to_image(sibling), bare)
+
+
+def test_a_sibling_after_an_interrupted_generation(pipe: Any, fusion: Fusion) -> None:
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    apply_fusion(pipe, fusion)
+
+    def interrupt(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, TWO_STEPS, callback_on_step_end=interrupt)
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        image_to_image(sibling)
+
+
+def test_a_sibling_in_another_thread(pipe: Any, fusion: Fusion) -> None:
+    """The run that began first is refused its next step; neither goes on with wrong weights."""
+    apply_fusion(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    errors: list[BaseException] = []
+    begun, ended = threading.Event(), threading.Event()
+
+    def wait(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        ended.wait(60)
+        return values
+
+    def sample() -> None:
+        with pytest.raises(InUseError, match="generating in another thread") as error:
+            sibling(
+                "a fox",
+                image=torch.zeros(1, 3, 32, 32),
+                num_inference_steps=4,
+                output_type="latent",
+                callback_on_step_end=wait,
+            )
+        errors.append(error.value)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    assert begun.wait(60)
+
+    def last_step(_pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if not ended.is_set():
+            ended.set()
+            thread.join(60)
+        return values
+
+    found = generate(pipe, TWO_STEPS, callback_on_step_end=last_step)
+    assert len(errors) == 1
+    assert torch.equal(found, expected)
+
+
+def test_a_denoiser_called_by_hand(pipe: Any, fusion: Fusion) -> None:
+    inputs = torch.zeros(1, 4, 16, 16), 500, torch.zeros(1, 77, 32)
+    handle = apply_fusion(pipe, fusion)
+    with pytest.raises(InUseError, match=r"call scheduler\.set_timesteps first"):
+        pipe.unet(*inputs)
+    pipe.scheduler.set_timesteps(4)
+    pipe.unet(*inputs)
+    handle.remove()
+    pipe.unet(*inputs)
+
+
+def test_a_saved_component_is_bare(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+    bare = {name: p.clone() for name, p in pipe.unet.named_parameters()}
+    handle = apply_fusion(pipe, fusion)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    assert all(torch.equal(p, bare[name]) for name, p in saved.named_parameters())
+    assert handle.enabled

@@ -14,6 +14,7 @@ instance's ``__dict__`` stay untouched, signatures stay true, and a deep copy dr
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ class Clock:
 
     Attributes:
         progress: of the current step; None before the first run.
+        thread: the thread in which a run is going on; None between runs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Clock:
         on_run: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress: float | None = None
+        self.thread: int | None = None
         self._on_progress = on_progress
         self._on_run = on_run
         self._guard = guard
@@ -82,6 +85,10 @@ class Clock:
         self._index.clear()
         self._on_progress, self._on_run, self._guard = _ignore, _ignore, _ignore
 
+    def end_run(self) -> None:
+        """The run is over, also where it was interrupted."""
+        self.thread = None
+
     def _methods(self, plain: type) -> dict[str, Any]:
         """The wrapped methods for a scheduler of class ``plain``."""
         return {
@@ -111,7 +118,9 @@ class Clock:
         order = max(1, int(getattr(scheduler, "order", 1)))
         evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
-            return  # the run is over; the next one begins with set_timesteps
+            self.end_run()  # the next one begins with set_timesteps
+            return
+        self.thread = threading.get_ident()
         steps = -(-evaluations // order)
         progress = progress_of_step(index // order, steps)
         if progress != self.progress:

@@ -7,7 +7,7 @@ weight goes back to the base.
 from __future__ import annotations
 
 import os
-import weakref
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +20,13 @@ from torch import nn
 
 from klora_runtime.artifact import load_fusion
 from klora_runtime.clock import Clock
+from klora_runtime.component_watch import ComponentWatch
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
-from klora_runtime.fusion import Fusion
-from klora_runtime.modes.merge import Merge
+from klora_runtime.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.modes.choice import MODES, choose, rounding_share
 from klora_runtime.modes.mode import Mode
-from klora_runtime.pipeline_watch import PipelineWatch
-from klora_runtime.targets import (
-    APPLIED_MARK,
-    Target,
-    chosen_components,
-    find_targets,
-    original_module,
-)
-
-#: What ``apply_fusion`` takes as ``mode``.
-MODES = ("auto", "merge")
+from klora_runtime.pipeline_watch import PipelineWatch, busy
+from klora_runtime.targets import Target, chosen_components, find_targets, original_module
 
 #: Weights of slots lie within plus and minus this.
 MAX_WEIGHT = 100.0
@@ -58,6 +50,8 @@ class Report:
     """Of the step that ran last or runs now; None before the first."""
     rounding: float
     """||held delta - exact delta|| / ||exact delta|| over all layers; 0 is exact."""
+    worst_rounding: tuple[str, float]
+    """The layer that rounds most, and how much."""
     nbytes: Mapping[str, int]
     """Purpose and place -> bytes that the handle keeps."""
 
@@ -68,7 +62,8 @@ class Report:
         return (
             f"mode {self.mode}{state}: {self.why}\n"
             f"layers: {fates} in {', '.join(self.components)}; {self.switches} switches a run\n"
-            f"rounding: {self.rounding:.2g} of the delta\n"
+            f"rounding: {self.rounding:.2g} of the delta, at most {self.worst_rounding[1]:.2g} "
+            f"({self.worst_rounding[0]})\n"
             f"memory: {kept}"
         )
 
@@ -86,8 +81,10 @@ def apply_fusion(
     Args:
         pipe: any diffusers pipeline with a scheduler.
         path_or_fusion: an artifact file, or one that :func:`load_fusion` has read.
-        mode: ``merge`` writes base + delta into the live weights, when something switches, and
-            then costs nothing per step; ``auto`` chooses a mode, at present always ``merge``.
+        mode: ``merge`` writes base + delta into the live weights when something switches, and
+            then costs nothing per step. ``branch`` leaves the base untouched and adds each
+            layer's low-rank output, for weights that are quantised, offloaded, or too coarse to
+            hold the delta. ``auto`` chooses; ``.report()`` says which and why.
         components: pipeline components to change; all of the fusion's by default.
         weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
             default.
@@ -104,7 +101,7 @@ def apply_fusion(
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     fusion = _fusion(path_or_fusion)
-    return FusionHandle(pipe, fusion, components, weights or {})
+    return FusionHandle(pipe, fusion, mode, components, weights or {})
 
 
 class FusionHandle:
@@ -114,6 +111,7 @@ class FusionHandle:
         self,
         pipe: Any,
         fusion: Fusion,
+        mode: str,
         components: Sequence[str] | None,
         weights: Mapping[str, float],
     ) -> None:
@@ -121,12 +119,13 @@ class FusionHandle:
         self._asked_components = components
         self._fusion = fusion
         self._weights = _checked_weights(fusion, weights)
-        self._models: dict[str, nn.Module] = {}
+        self._carriers: dict[str, ComponentWatch] = {}
         self._enabled = True
         self._removed = False
-        self._watch = PipelineWatch(pipe, self._follow, self._bare)
+        self._watch = PipelineWatch(pipe, self._follow, self._generation, self._bare)
         self._clock = Clock(self._on_progress, self._watch.check_thread, self._on_run)
-        self._mode: Mode = Merge(self._find(fusion))
+        self._mode: Mode
+        self._mode, self._why = choose(mode, self._find(fusion), self._weights)
         try:
             self._take_hold()
             self._write()
@@ -153,7 +152,7 @@ class FusionHandle:
     @property
     def models(self) -> tuple[nn.Module, ...]:
         """The component modules that carry it."""
-        return tuple(self._models.values())
+        return tuple(carrier.model for carrier in self._carriers.values())
 
     def remove(self) -> None:
         """Give every parameter back to the bit and take everything off the pipeline.
@@ -237,27 +236,32 @@ class FusionHandle:
     def report(self) -> Report:
         """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while."""
         self._require_applied()
-        acting = [e for e in self._fusion.entries if e.acts and e.component in self._models]
+        rounding = list(self._mode.rounding(self._weights))
+        acting = [e for e in self._fusion.entries if e.acts and e.component in self._carriers]
         return Report(
             mode=self._mode.name,
-            why="every weight is a plain dense tensor",
+            why=self._why,
             layers=dict(Counter(entry.fate for entry in acting)),
-            components=tuple(self._models),
+            components=tuple(self._carriers),
             switches=self._mode.switches,
             weights={slot: self._weights.get(slot, 1.0) for slot in self._fusion.slots},
             enabled=self._enabled,
             progress=self._clock.progress,
-            rounding=self._mode.rounding(self._weights),
+            rounding=rounding_share(rounding),
+            worst_rounding=max(
+                ((part[0], rounding_share([part])) for part in rounding), key=lambda pair: pair[1]
+            ),
             nbytes=self._mode.nbytes(),
         )
 
     def _names(self, fusion: Fusion) -> tuple[str, ...]:
         return chosen_components(fusion, self._asked_components)
 
-    def _switches(self, fusion: Fusion) -> bool:
-        """Whether a layer of the chosen components ever switches, so that a clock is needed."""
-        names = self._names(fusion)
-        return any(e.acts and e.timeline.switches for e in fusion.entries if e.component in names)
+    def _switches(self, fusion: Fusion, *names: str) -> bool:
+        """Whether a layer of these (or the chosen) components ever switches: a clock is needed."""
+        components = names or self._names(fusion)
+        entries = (entry for entry in fusion.entries if entry.component in components)
+        return any(entry.acts and entry.timeline.switches for entry in entries)
 
     def _find(self, fusion: Fusion) -> list[Target]:
         """Check ``fusion`` against this pipeline and find its layers; change nothing."""
@@ -270,27 +274,28 @@ class FusionHandle:
         return targets
 
     def _take_hold(self) -> None:
-        """Follow the scheduler, watch the pipeline, and mark the components, which other
-        pipelines may share."""
-        for model in self._models.values():
-            delattr(model, APPLIED_MARK)
-        self._models = {}
+        """Follow the scheduler, watch the pipeline and its components."""
+        self._let_go_of_components()
         for name in self._names(self._fusion):
             model = original_module(getattr(self._pipe, name))
-            setattr(model, APPLIED_MARK, weakref.ref(self))
-            self._models[name] = model
-        self._watch.components = tuple(self._models)
+            timed = name not in TEXT_ENCODERS and self._switches(self._fusion, name)
+            look = self._on_evaluation if timed else None
+            self._carriers[name] = ComponentWatch(model, self, self._mode.name, look, self._bare)
+        self._watch.components, self._watch.mode = tuple(self._carriers), self._mode.name
         self._follow(getattr(self._pipe, "scheduler", None))
         self._watch.attach()
+
+    def _let_go_of_components(self) -> None:
+        for carrier in self._carriers.values():
+            carrier.detach()
+        self._carriers = {}
 
     def _let_go(self) -> None:
         """Undo everything; also from the middle of :meth:`_take_hold`."""
         self._mode.release()
         self._clock.detach()
         self._watch.detach()
-        for model in self._models.values():
-            delattr(model, APPLIED_MARK)
-        self._models = {}
+        self._let_go_of_components()
         self._pipe = None
         self._removed = True
 
@@ -301,6 +306,27 @@ class FusionHandle:
     def _on_run(self) -> None:
         if self._enabled:
             self._mode.check()
+
+    @contextmanager
+    def _generation(self) -> Iterator[None]:
+        """Around one generation of the pipeline."""
+        self._on_run()
+        try:
+            yield
+        finally:
+            self._clock.end_run()
+
+    def _on_evaluation(self) -> None:
+        """A component with layers that switch is about to run."""
+        if self._enabled and self._clock.thread is None:
+            raise InUseError(
+                "the denoiser runs, but the scheduler that the fusion follows does not: is this "
+                "another pipeline that shares the denoiser and has a scheduler of its own? Give "
+                "it the one of the pipeline that the fusion was applied to, or apply the fusion to "
+                "this one. (To call the denoiser by hand, call scheduler.set_timesteps first.)"
+            )
+        if self._enabled and self._clock.thread != threading.get_ident():
+            raise busy()
 
     def _on_progress(self, progress: float) -> None:
         if self._enabled:

@@ -1,31 +1,21 @@
 """What one pipeline instance does while a fusion is on it.
 
 Assignments to its components are seen, one generation runs at a time, and the methods that would
-make a wrong picture or a wrong file are refused by name. Only this instance is concerned: it gets
-a class of its own (`own_class`).
+make a wrong picture or a wrong file are refused by name (`refusals`). Only this instance is
+concerned: it gets a class of its own (`own_class`).
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
 from klora_runtime.errors import InUseError
 from klora_runtime.own_class import Overlay, take_off
-
-#: Methods that are refused while a fusion is applied, and what they would do.
-_REFUSED: Mapping[str, str] = {
-    "load_lora_weights": "a LoRA on top of the fusion would be lost at the next switch",
-    "fuse_lora": "what it fuses would be lost at the next switch",
-    "unfuse_lora": "it would subtract from weights that a switch has written anew",
-    "fuse_qkv_projections": "the fused projections would not follow the fusion",
-    "enable_sequential_cpu_offload": "the weights would be out of reach",
-    "enable_group_offload": "it keeps its own copies of the weights",
-    "__reduce_ex__": "a copy (deepcopy or pickle) would keep the merged weights for ever",
-}
+from klora_runtime.refusals import REFUSALS, refuse_method
 
 
 class PipelineWatch:
@@ -34,21 +24,26 @@ class PipelineWatch:
     Args:
         pipe: the pipeline instance.
         on_scheduler: called with a scheduler that is being assigned to the pipeline.
+        generation: gives a context around each generation.
         bare: gives a context in which the model is bare, for saving it.
 
     Attributes:
         components: names of the components that carry the fusion.
+        mode: the name of the mode that it is applied in.
     """
 
     def __init__(
         self,
         pipe: Any,
         on_scheduler: Callable[[Any], None],
+        generation: Callable[[], AbstractContextManager[None]],
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.components: Collection[str] = ()
+        self.mode = ""
         self._pipe = pipe
         self._on_scheduler = on_scheduler
+        self._generation = generation
         self._bare = bare
         self._overlay = Overlay(self._methods)
         self._running = threading.RLock()
@@ -62,7 +57,8 @@ class PipelineWatch:
         """Stop for good, and give the pipeline its class back."""
         self._overlay.active = False
         take_off(self._pipe)
-        self._pipe = self._on_scheduler = self._bare = None  # type: ignore[assignment]
+        self._pipe = None
+        self._on_scheduler = self._generation = self._bare = None  # type: ignore[assignment]
 
     def check_thread(self) -> None:
         """Refuse a thread other than the one that is generating.
@@ -71,15 +67,19 @@ class PipelineWatch:
             InUseError: another thread is in the middle of a generation.
         """
         if self._thread not in (None, threading.get_ident()):
-            raise _busy()
+            raise busy()
 
     def generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one generation, alone."""
         if not self._running.acquire(blocking=False):
-            raise _busy()
-        outer, self._thread = self._thread, threading.get_ident()
+            raise busy()
+        outer = self._thread
         try:
-            return call(*args, **kwargs)
+            if self._thread is not None:  # a pipeline that calls itself
+                return call(*args, **kwargs)
+            self._thread = threading.get_ident()
+            with self._generation():
+                return call(*args, **kwargs)
         finally:
             self._thread = outer
             self._running.release()
@@ -111,22 +111,19 @@ class PipelineWatch:
             return plain(*args, **kwargs)
 
         methods: dict[str, Any] = {"__setattr__": assign, "__new__": new}
-        for name, reason in _REFUSED.items():
+        for name in REFUSALS:
             if callable(getattr(plain, name, None)):
-                methods[name] = self._refused(getattr(plain, name), name, reason)
+                methods[name] = self._refused(getattr(plain, name), name)
         for name, wrap in {"__call__": self.generate, "save_pretrained": self._save}.items():
             if callable(_attribute(plain, name)):
                 methods[name] = self._through(wrap, _attribute(plain, name))
         return methods
 
-    def _refused(self, method: Callable[..., Any], name: str, reason: str) -> Callable[..., Any]:
+    def _refused(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(method)
         def refused(pipe: Any, *args: Any, **kwargs: Any) -> Any:
             if self._watches(pipe):
-                raise InUseError(
-                    f"{name.strip('_')} is not possible while a fusion is applied: {reason}. Call "
-                    ".remove() on the handle first."
-                )
+                refuse_method(name, self.mode)
             return method(pipe, *args, **kwargs)
 
         return refused
@@ -157,7 +154,8 @@ def _same_model(one: Any, other: Any) -> bool:
     return getattr(one, "_orig_mod", one) is getattr(other, "_orig_mod", other)
 
 
-def _busy() -> InUseError:
+def busy() -> InUseError:
+    """The error for a thread that comes while another one generates."""
     return InUseError(
         "this denoiser is generating in another thread, and one fusion can be at one step only; "
         "wait for it, or give each thread its own pipeline."

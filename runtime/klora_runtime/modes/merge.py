@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.precision import full_float32
 from klora_runtime.targets import Target, ancestors, recheck, refuse
 from klora_runtime.timeline import Agenda, Timeline
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -63,9 +62,9 @@ class Merge:
 
     def __init__(self, targets: Sequence[Target], previous: Merge | None = None) -> None:
         refuse(
-            _hindrances(targets),
-            "these weights cannot be merged into; nothing was changed. Load the model unquantised "
-            "in float32, float16 or bfloat16.",
+            merge_hindrances(targets),
+            "these weights cannot be merged into; nothing was changed. Use mode='branch', or load "
+            "the model unquantised in float32, float16 or bfloat16.",
         )
         self._pristine: Pristine = Pristine(
             targets, previous._pristine if previous is not None else None
@@ -136,31 +135,15 @@ class Merge:
             places[f"scratch on {device}"] += buffer.nbytes
         return dict(places)
 
-    def rounding(self, weights: Mapping[str, float]) -> float:
-        """Error of the deltas as the weights' dtype holds them, relative to the exact deltas.
-
-        Over all layers and segments: ||held - exact||_F / ||exact||_F, where held is
-        round(base + delta) - base. 0 is exact; in bfloat16 a small delta can lose half of itself.
-        Computes every delta once more; nothing is kept.
-        """
-        errors, norms = [], []
-        with torch.inference_mode(), full_float32():
-            for layer in self._layers:
-                parameter = layer.target.parameter.data
-                base = self._pristine.of(layer.target).to(parameter.device).double()
-                for segment in range(len(layer.timeline.starts)):
-                    delta = _delta(_scaled(layer, segment, weights), parameter)
-                    if delta is None:
-                        continue
-                    held = (base + delta).to(parameter.dtype).double() - base
-                    errors.append(float((held - delta).square().sum()))
-                    norms.append(float(delta.square().sum()))
-        total = math.fsum(norms)
-        return math.sqrt(math.fsum(errors) / total) if total else 0.0
+    def rounding(self, weights: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
+        """See :meth:`Mode.rounding`: here of round(base + delta) - base."""
+        for layer in self._layers:
+            base = self._pristine.of(layer.target)
+            yield layer.target.layer, *_rounding(layer.target, base, weights)
 
     def check(self) -> None:
         """See :meth:`Mode.check`."""
-        recheck((layer.target for layer in self._layers), _hindrance)
+        recheck((layer.target for layer in self._layers), merge_hindrance)
 
     def _write_layers(
         self, indices: Iterable[int], progress: float, weights: Mapping[str, float]
@@ -178,7 +161,7 @@ class Merge:
         base = self._pristine.of(layer.target)
         terms = _scaled(layer, layer.segment, weights)
         if not terms:
-            live.copy_(base)
+            live.copy_(base, non_blocking=True)
             return
         for term, _ in terms:
             if term.down.device != live.device:  # the model was moved
@@ -188,16 +171,15 @@ class Merge:
         if _direct(live) and base.device == live.device:
             result = live.view(rows, -1)
             torch.addmm(base.view(rows, -1), first.up, first.down, alpha=factor, out=result)
-            for term, factor in rest:
-                result.addmm_(term.up, term.down, alpha=factor)
-            return
-        result = self._scratch_for(live)[: live.numel()].view(rows, -1)
-        torch.mm(first.up, first.down, out=result)
-        result.mul_(factor)
+        else:
+            result = self._scratch_for(live)[: live.numel()].view(rows, -1)
+            torch.mm(first.up, first.down, out=result).mul_(factor)
         for term, factor in rest:
             result.addmm_(term.up, term.down, alpha=factor)
-        result.add_(base.to(live.device).reshape(rows, -1))
-        live.copy_(result.view(live.shape))
+        if result.data_ptr() != live.data_ptr():
+            if base.device != live.device:  # the base passes through the live weight
+                base = live.copy_(base, non_blocking=True)
+            live.copy_(result.view(live.shape).add_(base))
 
     def _scratch_for(self, live: torch.Tensor) -> torch.Tensor:
         """A float32 buffer on the tensor's device, large enough for it; reused by all layers."""
@@ -226,20 +208,49 @@ def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[t
     return [(term, factor) for term, factor in scaled if factor != 0.0]
 
 
-def _delta(terms: list[tuple[_Term, float]], like: torch.Tensor) -> torch.Tensor | None:
-    total: torch.Tensor | None = None
-    for term, factor in terms:
-        delta = (term.up.double() @ term.down.double()).mul_(factor).to(like.device)
-        total = delta if total is None else total.add_(delta)
-    return None if total is None else total.view(like.shape)
-
-
 def _direct(live: torch.Tensor) -> bool:
     """Whether a product can be written straight into the tensor's storage as (rows, -1)."""
     return live.dtype == torch.float32 and live.is_contiguous()
 
 
-def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
+def merge_rounding(
+    targets: Iterable[Target], weights: Mapping[str, float], *, rows: int
+) -> Iterator[tuple[str, float, float]]:
+    """What :meth:`Merge.rounding` would give for targets whose weights are the base's now.
+
+    Args:
+        rows: how many rows of each layer to look at, evenly spread; an estimate from a part.
+    """
+    for target in targets:
+        yield target.layer, *_rounding(target, target.parameter.data, weights, rows)
+
+
+def _rounding(
+    target: Target, base: torch.Tensor, weights: Mapping[str, float], rows: int | None = None
+) -> tuple[float, float]:
+    """Squared Frobenius norms over all segments: of held - exact delta, and of exact delta."""
+    errors, norms = [], []
+    step = 1 if rows is None else -(-len(base) // rows)
+    device = target.parameter.device
+    with torch.inference_mode(), full_float32():
+        start = base[::step].to(device, torch.float64).flatten(1)
+        factors = {
+            slot: [t.to(device, torch.float64).flatten(1) for t in (each.up[::step], each.down)]
+            for slot, each in target.entry.factors.items()
+        }
+        for _, row in target.entry.timeline.rows():
+            delta = torch.zeros_like(start)
+            for slot, (up, down) in factors.items():
+                scale = target.entry.factors[slot].scale
+                gate = scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
+                delta.addmm_(up, down, alpha=gate)
+            held = (start + delta).to(base.dtype).double() - start
+            errors.append(float((held - delta).square().sum()))
+            norms.append(float(delta.square().sum()))
+    return math.fsum(errors), math.fsum(norms)
+
+
+def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     """What keeps targets from being merged into, one sentence each."""
     models = {id(target.model): target.model for target in targets}.values()
     owners = Counter(
@@ -248,25 +259,25 @@ def _hindrances(targets: Sequence[Target]) -> Iterator[str]:
         for _, parameter in model.named_parameters(remove_duplicate=False)
     )
     for target in targets:
-        problem = _hindrance(target)
+        problem = merge_hindrance(target)
         if problem is None and owners[_storage(target.parameter)] > 1:
             problem = "it shares its weight's memory with another layer"
         if problem is not None:
             yield f"{target.layer}: {problem}"
 
 
-def _hindrance(target: Target) -> str | None:
+def merge_hindrance(target: Target) -> str | None:
     """What keeps one target from being written, or None; cheap enough for every run."""
     parameter = target.parameter
     if type(parameter.data) is not torch.Tensor:
         return f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
-    if parameter.dtype not in _DTYPES:
+    if parameter.dtype not in COMPUTE_DTYPES:
         return f"its weight is {parameter.dtype}"
     if parameter.device.type == "meta":
         return "its weight has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
         return "its weight is not a dense strided tensor"
-    if any(map(_group_offloaded, ancestors(target))):
+    if any(diffusers_hook(module, "group_offloading") for module in ancestors(target)):
         return "group offloading keeps its own copy of the weight; switch it off first"
     return None
 
@@ -289,8 +300,3 @@ def _dense(tensor: torch.Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-def _group_offloaded(module: torch.nn.Module) -> bool:
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and "group_offloading" in getattr(registry, "hooks", {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
 from klora_runtime.targets import Target
@@ -26,7 +26,7 @@ class Mode(Protocol):
         """How many single-layer switches one run from progress 0 to 1 makes."""
 
     def check(self) -> None:
-        """See that nothing has come between this mode and its layers.
+        """See that nothing has come between this mode and its layers; follow a moved model.
 
         Raises:
             InUseError: something has; nothing was changed.
@@ -54,8 +54,12 @@ class Mode(Protocol):
     def release(self) -> None:
         """Give everything back to the bit, and drop all that was kept for it."""
 
-    def rounding(self, weights: Mapping[str, float]) -> float:
-        """Error of the deltas as the model's dtype holds them, relative to the exact deltas."""
+    def rounding(self, weights: Mapping[str, float]) -> Iterable[tuple[str, float, float]]:
+        """What the model's dtype costs, over all segments of each layer.
+
+        Returns:
+            layer, ||held delta - exact delta||_F squared, ||exact delta||_F squared.
+        """
 
     def nbytes(self) -> Mapping[str, int]:
         """Purpose and place, such as ``base weights on cpu`` -> bytes."""

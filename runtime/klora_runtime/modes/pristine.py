@@ -12,6 +12,9 @@ from klora_runtime.targets import Target
 #: Share of a device's free memory that copies may take; beyond it they go to host memory.
 DEVICE_SHARE = 0.5
 
+#: Share of the host's free memory that copies may take before merging is not worth it.
+HOST_SHARE = 0.8
+
 
 class Pristine:
     """The untouched values of some targets' parameters, by the target's path.
@@ -74,6 +77,16 @@ class Pristine:
         return dict(places)
 
 
+def host_shortage(targets: Sequence[Target]) -> str | None:
+    """Why the host's memory does not do for the copies of targets, or None where it does."""
+    places = _places(targets)
+    needed = sum(target.parameter.nbytes for target in targets if places[target.path].type == "cpu")
+    free = _free_host_memory()
+    if needed <= HOST_SHARE * free:
+        return None
+    return f"copies of the weights need {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free"
+
+
 def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
     """Where the copy of each target goes, by path."""
     staying = [target for target in targets if not _offloaded(target)]
@@ -100,3 +113,13 @@ def _room(device: torch.device) -> float:
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
     return DEVICE_SHARE * free
+
+
+def _free_host_memory() -> float:
+    """Bytes that the host can give; infinite where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            kilobytes = {name: int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
+        return 1024.0 * kilobytes["MemAvailable"]
+    except (OSError, KeyError, ValueError):
+        return float("inf")

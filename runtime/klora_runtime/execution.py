@@ -1,0 +1,85 @@
+"""Where, and in what dtype, a leaf module computes, when its weight alone does not say.
+
+Quantised weights are packed integers, offloaded ones are elsewhere or nowhere until they are
+needed. A new kind of base is a new row in one of the two tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from klora_runtime.targets import Target, ancestors
+
+#: Dtypes that low-rank factors can be multiplied in.
+COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def compute_dtype(target: Target) -> torch.dtype:
+    """The dtype in which a target's module multiplies."""
+    found = (dtype for dtype in _dtypes(target) if dtype in COMPUTE_DTYPES)
+    return next(found, torch.float32)
+
+
+def execution_device(target: Target) -> torch.device:
+    """The device on which a target's module gets its inputs."""
+    return next(device for device in _devices(target) if device.type != "meta")
+
+
+def diffusers_hook(module: nn.Module, name: str) -> Any:
+    """The hook of this name that diffusers keeps on a module, or None."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return getattr(registry, "hooks", {}).get(name)
+
+
+def _dtypes(target: Target) -> Iterator[torch.dtype]:
+    module = target.module
+    for read in _DTYPE_READERS:
+        yield read(module)
+    yield from (parameter.dtype for parameter in target.model.parameters())
+
+
+def _devices(target: Target) -> Iterator[torch.device]:
+    for module in reversed(list(ancestors(target))):
+        for read in _DEVICE_READERS:
+            device = read(module)
+            if device is not None:
+                yield torch.device(device)
+    yield target.parameter.device
+    yield from (parameter.device for parameter in target.model.parameters())
+    yield torch.device("cpu")
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _hf_device(module: nn.Module) -> Any:
+    """accelerate: model and sequential offloading, device maps."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    return _first(getattr(each, "execution_device", None) for each in hooks)
+
+
+def _group_device(module: nn.Module) -> Any:
+    """diffusers: group offloading, by block or by leaf."""
+    for name in ("group_offloading", "lazy_prefetch_group_offloading"):
+        hook = diffusers_hook(module, name)
+        group = getattr(hook, "group", None)
+        if group is not None:
+            return group.onload_device
+    return None
+
+
+#: What is asked in turn for the dtype; the first that names one of :data:`COMPUTE_DTYPES` tells.
+_DTYPE_READERS: tuple[Callable[[nn.Module], Any], ...] = (
+    lambda module: getattr(diffusers_hook(module, "layerwise_casting"), "compute_dtype", None),
+    lambda module: getattr(module, "compute_dtype", None),  # GGUF, bitsandbytes 4 bit
+    lambda module: getattr(module.weight, "dtype", None),
+)
+
+#: What is asked for the device, of the leaf first and then of the modules around it.
+_DEVICE_READERS: tuple[Callable[[nn.Module], Any], ...] = (_hf_device, _group_device)

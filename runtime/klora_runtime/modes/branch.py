@@ -1,0 +1,324 @@
+"""Mode *branch*: the base stays untouched, and each layer adds its low-rank factors' output.
+
+``y = base(x) + up @ (gate * (down @ x))``, all slots of a layer concatenated. It needs nothing of
+the base but its output, so it works where weights are quantised, offloaded or too coarse to hold
+a delta. A switch writes the gates of all layers, which are views of one small tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from klora_runtime.execution import compute_dtype, execution_device
+from klora_runtime.fusion import Factors
+from klora_runtime.modes.gates import Gates
+from klora_runtime.modes.leaf import attach, detach
+from klora_runtime.targets import Target, ancestors, recheck, refuse
+from klora_runtime.timeline import Agenda
+
+#: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
+_RANK_STEP = 8
+
+_Place = tuple[torch.device, torch.dtype]
+
+
+@dataclass
+class _Leaf:
+    """One branched module and its buffers, zero beyond the layer's own rank."""
+
+    target: Target
+    down: torch.Tensor
+    """(padded rank, in), or (padded rank, in, height, width)."""
+    up: torch.Tensor
+    """(out, padded rank), or (out, padded rank, 1, 1)."""
+    gate: torch.Tensor
+    """(padded rank,), a view into the gates of its place."""
+
+    @property
+    def place(self) -> _Place:
+        return self.down.device, self.down.dtype
+
+
+class Branch:
+    """Adds sum of scale * coefficient * weight * up @ down to the outputs of its targets.
+
+    Args:
+        targets: the layers to change.
+        previous: a branch on the same pipeline that this one is to follow; where layers and ranks
+            fit, its buffers are used again, so that nothing compiled is compiled anew.
+
+    Raises:
+        IncompatibleModelError: a module cannot be branched; ``issues`` lists every one.
+    """
+
+    name = "branch"
+
+    def __init__(self, targets: Sequence[Target], previous: Branch | None = None) -> None:
+        refuse(branch_hindrances(targets), "these layers cannot be branched; nothing was changed.")
+        self._targets = list(targets)
+        self._agenda = Agenda([target.entry.timeline for target in targets])
+        self._progress: float | None = None  # None: what the gates hold is not known
+        self._filled = False
+        self._gates: dict[_Place, Gates] = {}
+        self._leaves: list[_Leaf] = []
+        if previous is not None and previous._holds(self._targets):
+            self._gates = previous._gates
+            self._leaves = [
+                _Leaf(target, leaf.down, leaf.up, leaf.gate)
+                for target, leaf in zip(targets, previous._leaves, strict=True)
+            ]
+        else:
+            self._allocate()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The targets' paths."""
+        return tuple(target.path for target in self._targets)
+
+    @property
+    def switches(self) -> int:
+        """How many single-layer switches one run from progress 0 to 1 makes."""
+        return len(self._agenda)
+
+    def write(self, progress: float, weights: Mapping[str, float]) -> None:
+        """See :meth:`Mode.write`."""
+        self.check()
+        self._progress = None
+        with torch.no_grad():
+            self._fill()
+            for place, leaves in self._by_place().items():
+                scales = [_scales(leaf.target, weights) for leaf in leaves]
+                timelines = [leaf.target.entry.timeline for leaf in leaves]
+                self._gates[place].load(timelines, scales)
+            self._show(progress)
+        for leaf in self._leaves:
+            attach(leaf.target.module, leaf.down, leaf.up, leaf.gate)
+
+    def move(self, progress: float, weights: Mapping[str, float]) -> None:
+        """See :meth:`Mode.move`."""
+        if self._progress is None:  # an earlier write was interrupted
+            self.write(progress, weights)
+        elif self._agenda.between(self._progress, progress):
+            with torch.no_grad():
+                self._show(progress)
+        else:
+            self._progress = progress
+
+    def pause(self) -> None:
+        """See :meth:`Mode.pause`. Layers stay branched with gates of 0: nothing is recompiled."""
+        self.check()
+        self._close()
+
+    def release(self) -> None:
+        """See :meth:`Mode.release`."""
+        self.check()
+        for target in self._targets:
+            detach(target.module)
+        self._targets.clear()
+        self._leaves.clear()
+        self._gates.clear()
+
+    def successor(self, targets: Sequence[Target]) -> Branch:
+        """See :meth:`Mode.successor`."""
+        return Branch(targets, previous=self)
+
+    def yield_to(self, other: Branch) -> None:
+        """See :meth:`Mode.yield_to`."""
+        self.check()
+        self._filled = False
+        kept = set(other.paths)
+        for target in self._targets:
+            if target.path not in kept:
+                detach(target.module)
+
+    def check(self) -> None:
+        """See :meth:`Mode.check`. Follows a model that was moved or converted."""
+        recheck(self._targets, branch_hindrance)
+        if any(_place(leaf.target) != leaf.place for leaf in self._leaves):
+            self._allocate()
+            self._progress = None
+
+    def nbytes(self) -> dict[str, int]:
+        """See :meth:`Mode.nbytes`."""
+        places: Counter[str] = Counter()
+        for leaf in self._leaves:
+            places[f"factors on {leaf.down.device}"] += leaf.down.nbytes + leaf.up.nbytes
+        for (device, _), gates in self._gates.items():
+            places[f"gates on {device}"] += gates.nbytes
+        return dict(places)
+
+    def rounding(self, weights: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
+        """See :meth:`Mode.rounding`: here of the factors and gates in the module's dtype."""
+        with torch.inference_mode():
+            for leaf in self._leaves:
+                yield leaf.target.layer, *_rounding(leaf, weights)
+
+    def _allocate(self) -> None:
+        """Make buffers and gates where the modules compute; nothing is attached yet."""
+        ranks = _padded_ranks(self._targets)
+        places: defaultdict[_Place, list[int]] = defaultdict(list)
+        for index, target in enumerate(self._targets):
+            places[_place(target)].append(index)
+        self._gates = {}
+        leaves: dict[int, _Leaf] = {}
+        with torch.inference_mode(False):
+            for (device, dtype), indices in places.items():
+                gates = Gates([ranks[index] for index in indices], device, dtype)
+                self._gates[device, dtype] = gates
+                for place, index in enumerate(indices):
+                    target, rank = self._targets[index], ranks[index]
+                    down, up = _buffer_shapes(target, rank)
+                    leaves[index] = _Leaf(
+                        target,
+                        torch.zeros(down, device=device, dtype=dtype),
+                        torch.zeros(up, device=device, dtype=dtype),
+                        gates.of(place),
+                    )
+        self._leaves = [leaves[index] for index in range(len(self._targets))]
+        self._filled = False
+
+    def _holds(self, targets: Sequence[Target]) -> bool:
+        """Whether the buffers of this branch serve other targets as well."""
+        return self.paths == tuple(target.path for target in targets) and all(
+            _rank(target) <= len(leaf.gate)
+            and _place(target) == leaf.place
+            and _buffer_shapes(target, len(leaf.gate)) == (leaf.down.shape, leaf.up.shape)
+            for target, leaf in zip(targets, self._leaves, strict=True)
+        )
+
+    def _by_place(self) -> dict[_Place, list[_Leaf]]:
+        places: defaultdict[_Place, list[_Leaf]] = defaultdict(list)
+        for leaf in self._leaves:
+            places[leaf.place].append(leaf)
+        return dict(places)
+
+    def _fill(self) -> None:
+        """Copy the factors of all slots into the buffers, one after the other."""
+        if self._filled:
+            return
+        self._close()
+        for leaf in self._leaves:
+            begin = 0
+            for factors in leaf.target.entry.factors.values():
+                end = begin + factors.rank
+                leaf.down[begin:end].copy_(factors.down.reshape(-1, *leaf.down.shape[1:]))
+                leaf.up[:, begin:end].copy_(
+                    factors.up.reshape(len(leaf.up), -1, *leaf.up.shape[2:])
+                )
+                begin = end
+            leaf.down[begin:].zero_()
+            leaf.up[:, begin:].zero_()
+        self._filled = True
+
+    def _show(self, progress: float) -> None:
+        self._progress = None
+        for gates in self._gates.values():
+            gates.show(progress)
+        self._progress = progress
+
+    def _close(self) -> None:
+        self._progress = None
+        with torch.no_grad():
+            for gates in self._gates.values():
+                gates.close()
+
+
+def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
+    """What keeps targets from being branched, one sentence each."""
+    targets = list(targets)
+    uses = Counter(id(target.module) for target in targets)
+    for target in targets:
+        problem = branch_hindrance(target)
+        if problem is None and uses[id(target.module)] > 1:
+            problem = "the fusion changes its module more than once"
+        if problem is not None:
+            yield f"{target.layer}: {problem}"
+
+
+def branch_hindrance(target: Target) -> str | None:
+    """What keeps one target from being branched, or None; cheap enough for every run."""
+    module = target.module
+    if target.entry.parameter != "weight":
+        return f"its {target.entry.parameter} is changed, which only mode merge can do"
+    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
+        return "it is a convolution in groups or with padding other than zeros"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "its weight is read without calling it"
+    return None
+
+
+def _place(target: Target) -> _Place:
+    return execution_device(target), compute_dtype(target)
+
+
+def _rank(target: Target) -> int:
+    return sum(factors.rank for factors in target.entry.factors.values())
+
+
+def _padded_ranks(targets: Sequence[Target]) -> list[int]:
+    """Of each target: one rank for all blocks that share compiled code, by layer in the block."""
+    keys = [_graph_key(target) for target in targets]
+    ranks: Counter[str] = Counter()
+    for key, target in zip(keys, targets, strict=True):
+        ranks[key] = max(ranks[key], -(-_rank(target) // _RANK_STEP) * _RANK_STEP)
+    return [ranks[key] for key in keys]
+
+
+def _graph_key(target: Target) -> str:
+    """Equal for layers at the same place of blocks that ``compile_repeated_blocks`` compiles."""
+    repeated = getattr(target.model, "_repeated_blocks", None) or ()
+    names = target.layer.split(".")[1:]
+    for depth, module in enumerate(ancestors(target)):
+        if type(module).__name__ in repeated:
+            return ".".join([target.entry.component, type(module).__name__, *names[depth:]])
+    return target.path
+
+
+def _buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of down and up for the kind of module; a 1x1 convolution may be stored as linear."""
+    out, inner, *kernel = target.entry.shape
+    if not isinstance(target.module, nn.Conv2d):
+        return (rank, inner), (out, rank)
+    kernel = kernel or [1, 1]
+    return (rank, inner, *kernel), (out, rank, 1, 1)
+
+
+def _scales(target: Target, weights: Mapping[str, float]) -> list[dict[str, float]]:
+    """Of each rank: the one slot that it belongs to -> scale * weight."""
+    return [
+        {slot: factors.scale * weights.get(slot, 1.0)}
+        for slot, factors in target.entry.factors.items()
+        for _ in range(factors.rank)
+    ]
+
+
+def _rounding(leaf: _Leaf, weights: Mapping[str, float]) -> tuple[float, float]:
+    """Squared Frobenius norms over all segments: of held - exact, and of exact."""
+    errors, norms = [], []
+    for _, row in leaf.target.entry.timeline.rows():
+        held = exact = None
+        for slot, factors in leaf.target.entry.factors.items():
+            gate = factors.scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
+            if gate:
+                held = _add(held, _product(factors, gate, leaf.down.dtype))
+                exact = _add(exact, _product(factors, gate, torch.float64))
+        if held is not None and exact is not None:
+            errors.append(float((held - exact).square().sum()))
+            norms.append(float(exact.square().sum()))
+    return math.fsum(errors), math.fsum(norms)
+
+
+def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if one is None else one + other
+
+
+def _product(factors: Factors, gate: float, dtype: torch.dtype) -> torch.Tensor:
+    """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
+    up, down = (f.flatten(1).to(dtype).double() for f in (factors.up, factors.down))
+    return (up * torch.tensor(gate, dtype=dtype).double()) @ down

@@ -1,0 +1,65 @@
+"""Which mode a fusion is applied in, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from klora_runtime.modes.branch import Branch
+from klora_runtime.modes.merge import Merge, merge_hindrances, merge_rounding
+from klora_runtime.modes.mode import Mode
+from klora_runtime.modes.pristine import host_shortage
+from klora_runtime.targets import Target
+
+#: What ``apply_fusion`` takes as ``mode``.
+MODES = ("auto", "merge", "branch")
+
+#: Beyond this share of the deltas lost to the weights' dtype, ``auto`` does not merge.
+MAX_ROUNDING = 0.1
+
+#: Rows of each layer from which ``auto`` estimates that share.
+_ROWS = 64
+
+
+def choose(mode: str, targets: Sequence[Target], weights: Mapping[str, float]) -> tuple[Mode, str]:
+    """The mode asked for, or the one that suits the weights, and why it is that one.
+
+    Merging is chosen where it can be done, its copies fit into memory, and the weights' dtype
+    holds the deltas to :data:`MAX_ROUNDING`.
+
+    Raises:
+        IncompatibleModelError: the layers cannot be changed in that mode; nothing was changed.
+    """
+    if mode != "auto":
+        return {"merge": Merge, "branch": Branch}[mode](targets), "asked for"
+    obstacle = _obstacle(targets)
+    if obstacle is not None:
+        return Branch(targets), obstacle
+    return _by_rounding(targets, weights)
+
+
+def rounding_share(parts: Sequence[tuple[str, float, float]]) -> float:
+    """||held - exact|| / ||exact|| from what modes report by layer; 0 where nothing acts."""
+    total = math.fsum(exact for _, _, exact in parts)
+    return math.sqrt(math.fsum(error for _, error, _ in parts) / total) if total else 0.0
+
+
+def _obstacle(targets: Sequence[Target]) -> str | None:
+    """Why these targets are not to be merged into at all."""
+    first = next(iter(merge_hindrances(targets)), None)
+    if first is not None:
+        return f"not every weight can be merged into ({first})"
+    return host_shortage(targets)
+
+
+def _by_rounding(targets: Sequence[Target], weights: Mapping[str, float]) -> tuple[Mode, str]:
+    halves = [target for target in targets if target.parameter.dtype != torch.float32]
+    if not halves:
+        return Merge(targets), "every weight is a plain float32 tensor"
+    dtypes = " and ".join(sorted({str(t.parameter.dtype).removeprefix("torch.") for t in halves}))
+    lost = rounding_share(list(merge_rounding(halves, weights, rows=_ROWS)))
+    if lost > MAX_ROUNDING:
+        return Branch(targets), f"{dtypes} weights would lose {lost:.0%} of the deltas"
+    return Merge(targets), f"{dtypes} weights hold the deltas to {lost:.1%}"

@@ -1,0 +1,89 @@
+"""The gates of many branches in one tensor, which follows progress on the device.
+
+A gate is what one rank of one branch is multiplied by: scale * coefficient * weight of its slot.
+A switch writes the tensor in place: nothing is sent to the device but two numbers, nothing is
+allocated, nothing is waited for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from klora_runtime.timeline import Timeline
+
+#: Each branch's gates begin at a multiple of this, so that compiled code finds them aligned.
+_ALIGNMENT = 16
+_NEVER = 2**31 - 1
+
+
+class Gates:
+    """Gates of the branches that compute in one dtype on one device.
+
+    Args:
+        ranks: of each branch, padding included.
+        device: where the branches compute.
+        dtype: in which they compute.
+    """
+
+    def __init__(self, ranks: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+        self._begins = [0]
+        for rank in ranks:
+            self._begins.append(self._begins[-1] + -(-rank // _ALIGNMENT) * _ALIGNMENT)
+        self._ranks = list(ranks)
+        self._moments: list[float] = []
+        with torch.inference_mode(False):
+            self._now = torch.zeros(self._begins[-1], dtype=dtype, device=device)
+            self._mask = torch.empty(self._begins[-1], dtype=torch.bool, device=device)
+        self._starts = self._values = self._now.new_empty(0)
+
+    def of(self, branch: int) -> torch.Tensor:
+        """The gates of one branch, (rank,); a view, the same at all times."""
+        begin = self._begins[branch]
+        return self._now[begin : begin + self._ranks[branch]]
+
+    def load(
+        self, timelines: Sequence[Timeline], scales: Sequence[Sequence[Mapping[str, float]]]
+    ) -> None:
+        """Set what the gates will be at each progress.
+
+        Args:
+            timelines: of each branch.
+            scales: of each branch, for each of its ranks: slot -> scale * weight.
+        """
+        moments = sorted({start for timeline in timelines for start in timeline.starts})
+        order = {moment: index for index, moment in enumerate(moments)}
+        segments = max((len(timeline.starts) for timeline in timelines), default=1)
+        starts = torch.full((segments, len(self._now)), _NEVER, dtype=torch.int32)
+        starts[0] = 0  # padding too: it is 0 at all times
+        values = torch.zeros(segments, len(self._now), dtype=torch.float64)
+        for begin, timeline, by_rank in zip(self._begins, timelines, scales, strict=False):
+            for segment, (start, row) in enumerate(timeline.rows()):
+                gates = [
+                    sum(row.get(slot, 0.0) * scale for slot, scale in slots.items())
+                    for slots in by_rank
+                ]
+                end = begin + len(gates)
+                starts[segment, begin:end] = order[start]
+                values[segment, begin:end] = torch.tensor(gates, dtype=torch.float64)
+        self._moments = moments
+        self._starts = starts.to(self._now.device)
+        self._values = values.to(self._now)
+
+    def show(self, progress: float) -> None:
+        """Write every gate for ``progress``."""
+        moment = bisect_right(self._moments, progress) - 1
+        for starts, values in zip(self._starts, self._values, strict=True):
+            torch.le(starts, moment, out=self._mask)
+            torch.where(self._mask, values, self._now, out=self._now)
+
+    def close(self) -> None:
+        """Write 0 into every gate."""
+        self._now.zero_()
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self._now, self._mask, self._starts, self._values)
+        return sum(tensor.nbytes for tensor in tensors)

@@ -1,0 +1,76 @@
+"""A leaf module that adds a gated low-rank branch to its own output.
+
+The module gets a class of its own kind: one cached subclass per base class, which overrides
+``__call__``, so that whatever replaced the module's ``forward`` (offloading, casting, quantisers)
+still runs inside. Compilers see a class and three tensors; forward hooks they would ignore.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, linear
+
+#: Plain attributes of a branched module; in ``vars(module)``, so neither in its state nor moved.
+_DOWN, _UP, _GATE = "_klora_down", "_klora_up", "_klora_gate"
+
+
+def attach(module: nn.Module, down: torch.Tensor, up: torch.Tensor, gate: torch.Tensor) -> None:
+    """Make ``module(x)`` compute ``y + up @ (gate * (down @ x))``, y its own result.
+
+    Args:
+        module: a linear layer, or a convolution of one group that pads with zeros.
+        down: (rank, in), or (rank, in, height, width).
+        up: (out, rank), or (out, rank, 1, 1).
+        gate: (rank,); read anew at each call, so it may be written in place.
+    """
+    vars(module).update({_DOWN: down, _UP: up, _GATE: gate})
+    if not is_branched(module):
+        module.__class__ = _branched(type(module))  # type: ignore[arg-type]
+
+
+def detach(module: nn.Module) -> None:
+    """Give ``module`` its class back; twice is once."""
+    if is_branched(module):
+        module.__class__ = type(module).__bases__[0]
+    for name in (_DOWN, _UP, _GATE):
+        vars(module).pop(name, None)
+
+
+def is_branched(module: nn.Module) -> bool:
+    """Whether a branch is attached."""
+    return type(module) is _branched(type(module).__bases__[0])
+
+
+@functools.cache
+def _branched(plain: type[Any]) -> type[Any]:
+    branch = _convolution if issubclass(plain, nn.Conv2d) else _linear
+
+    def call(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = plain.__call__(self, x, *args, **kwargs)
+        return result + branch(self, x).to(result)
+
+    return type(
+        plain.__name__,
+        (plain,),
+        {
+            "__module__": plain.__module__,
+            "__qualname__": plain.__qualname__,
+            "__doc__": plain.__doc__,
+            "__call__": call,
+        },
+    )
+
+
+def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    down = module._klora_down
+    return linear(linear(x.to(down), down) * module._klora_gate, module._klora_up)
+
+
+def _convolution(module: Any, x: torch.Tensor) -> torch.Tensor:
+    down = module._klora_down
+    inner = conv2d(x.to(down), down, None, module.stride, module.padding, module.dilation)
+    return conv2d(inner * module._klora_gate[:, None, None], module._klora_up)
