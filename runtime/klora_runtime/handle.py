@@ -22,6 +22,7 @@ from klora_runtime.artifact import load_fusion
 from klora_runtime.clock import Clock
 from klora_runtime.component_watch import ComponentWatch
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
+from klora_runtime.freezing import refuse_freezing
 from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.modes.choice import MODES, choose, rounding_share
 from klora_runtime.modes.mode import Mode
@@ -266,6 +267,7 @@ class FusionHandle:
     def _find(self, fusion: Fusion) -> list[Target]:
         """Check ``fusion`` against this pipeline and find its layers; change nothing."""
         targets = find_targets(self._pipe, fusion, self._names(fusion), owner=self)
+        refuse_freezing(getattr(self._pipe, name) for name in self._names(fusion))
         if self._switches(fusion) and getattr(self._pipe, "scheduler", None) is None:
             raise IncompatibleModelError(
                 f"{type(self._pipe).__name__} has no pipe.scheduler, and the fusion switches "
@@ -305,12 +307,14 @@ class FusionHandle:
 
     def _on_run(self) -> None:
         if self._enabled:
+            refuse_freezing(getattr(self._pipe, name) for name in self._carriers)
             self._mode.check()
 
     @contextmanager
     def _generation(self) -> Iterator[None]:
-        """Around one generation of the pipeline."""
+        """Around one generation of the pipeline; text encoders run before the scheduler does."""
         self._on_run()
+        self._on_progress(self._clock.progress or 0.0)
         try:
             yield
         finally:

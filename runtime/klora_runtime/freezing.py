@@ -1,0 +1,47 @@
+"""Compiled code that has folded weights in as constants and so cannot follow a fusion."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from klora_runtime.errors import IncompatibleModelError
+
+
+def refuse_freezing(components: Iterable[nn.Module]) -> None:
+    """See that inductor's option ``freezing`` is off, for all and for these components.
+
+    Args:
+        components: as the pipeline holds them, compiled or not.
+
+    Raises:
+        IncompatibleModelError: it is on.
+    """
+    if _on_for_all() or any(_on_for(component) for component in components):
+        raise IncompatibleModelError(
+            "torch.compile's option freezing folds the weights into the compiled code, which then "
+            "cannot follow a fusion. Switch it off (torch._inductor.config.freezing, the option "
+            "of torch.compile, TORCHINDUCTOR_FREEZING) and compile anew."
+        )
+
+
+def _on_for_all() -> bool:
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return os.environ.get("TORCHINDUCTOR_FREEZING") == "1"
+    return bool(getattr(config, "freezing", False))
+
+
+def _on_for(component: nn.Module) -> bool:
+    compiled = [component, *(module._compiled_call_impl for module in component.modules())]
+    return any(_options(each).get("freezing", False) for each in compiled)
+
+
+def _options(compiled: Any) -> dict[str, Any]:
+    """What ``torch.compile`` was told; empty where it was told nothing or never called."""
+    read = getattr(compiled, "get_compiler_config", None)
+    return (read() if callable(read) else None) or {}
