@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion
+from klora_runtime import apply_fusion
 from klora_runtime.fusion import Fusion
+from klora_runtime.handle import FusionHandle
 
 #: On models this small several threads are slower than one.
 torch.set_num_threads(1)
@@ -33,6 +36,20 @@ def pipe() -> Any:
     pipe = build(TWO_STEPS)
     generate(pipe, TWO_STEPS)  # leaves attributes on pipelines and schedulers
     return pipe
+
+
+class Apply(Protocol):
+    """``apply_fusion`` in one mode."""
+
+    def __call__(
+        self, pipe: Any, path_or_fusion: Fusion | Path, **options: Any
+    ) -> FusionHandle: ...
+
+
+@pytest.fixture(params=["merge", "branch"])
+def apply(request: pytest.FixtureRequest) -> Apply:
+    """Tests that take it hold in every mode."""
+    return functools.partial(apply_fusion, mode=request.param)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Apply
 from generation import TWO_STEPS, generate
 from handmade import ATTENTION, State, delta_of, fusion_for, hand_entry, hand_fusion, weight_of
 
@@ -20,8 +21,8 @@ CONV = "unet.down_blocks.0.resnets.0.conv1"
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
 
 
-def test_a_removed_handle_is_of_no_use(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_a_removed_handle_is_of_no_use(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
     handle.remove()
     before = State.of(pipe)
 
@@ -37,28 +38,28 @@ def test_a_removed_handle_is_of_no_use(pipe: Any, fusion: Fusion) -> None:
     assert State.of(pipe) == before
 
 
-def test_the_handle_is_a_context_manager(pipe: Any, fusion: Fusion) -> None:
+def test_the_handle_is_a_context_manager(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     before = State.of(pipe)
 
-    with apply_fusion(pipe, fusion) as handle:
+    with apply(pipe, fusion) as handle:
         assert handle.fusion is fusion
         assert State.of(pipe) != before
     assert State.of(pipe) == before
 
-    with pytest.raises(ZeroDivisionError), apply_fusion(pipe, fusion):
+    with pytest.raises(ZeroDivisionError), apply(pipe, fusion):
         generate(pipe, TWO_STEPS, callback_on_step_end=lambda *_: 1 / 0)
     assert State.of(pipe) == before
 
 
 def test_swap_puts_another_fusion_in_its_place(
-    pipe: Any, fusion: Fusion, other_fusion: Fusion
+    apply: Apply, pipe: Any, fusion: Fusion, other_fusion: Fusion
 ) -> None:
     before = State.of(pipe)
-    with apply_fusion(pipe, other_fusion):
+    with apply(pipe, other_fusion):
         expected, weights = generate(pipe, TWO_STEPS), State.of(pipe).bits
         generate(pipe, TWO_STEPS)
 
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     generate(pipe, TWO_STEPS)
     handle.swap(other_fusion)
     found = generate(pipe, TWO_STEPS)
@@ -70,18 +71,20 @@ def test_swap_puts_another_fusion_in_its_place(
     assert State.of(pipe) == before
 
 
-def test_swap_to_a_fusion_of_fewer_components_frees_the_others(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_swap_to_a_fusion_of_fewer_components_frees_the_others(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply(pipe, fusion)
     handle.swap(fusion_for(pipe, [TO_Q]))
 
-    second = apply_fusion(pipe, fusion_for(pipe, [TEXT]))
+    second = apply(pipe, fusion_for(pipe, [TEXT]))
 
     second.remove()
     handle.remove()
 
 
-def test_a_swap_that_does_not_fit_changes_nothing(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_a_swap_that_does_not_fit_changes_nothing(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
     expected, before = generate(pipe, TWO_STEPS), State.of(pipe)
 
     with pytest.raises(IncompatibleModelError):
@@ -92,9 +95,9 @@ def test_a_swap_that_does_not_fit_changes_nothing(pipe: Any, fusion: Fusion) -> 
     assert torch.equal(generate(pipe, TWO_STEPS), expected)
 
 
-def test_weights_of_nothing_are_the_bare_model(pipe: Any, fusion: Fusion) -> None:
+def test_weights_of_nothing_are_the_bare_model(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     bare, before = generate(pipe, TWO_STEPS), State.of(pipe)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     full = generate(pipe, TWO_STEPS)
 
     handle.set(content=0, style=0)
@@ -117,9 +120,9 @@ def test_weights_act_at_once_and_from_the_base(pipe: Any) -> None:
         assert handle.report().weights == {"content": weight, "style": 1.0}
 
 
-def test_off_and_on(pipe: Any, fusion: Fusion) -> None:
+def test_off_and_on(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     bare, before = generate(pipe, TWO_STEPS), State.of(pipe)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     full = generate(pipe, TWO_STEPS)
 
     handle.enabled = False

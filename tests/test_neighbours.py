@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Apply
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from generation import TWO_STEPS, build, generate
 from handmade import State, weight_of
@@ -55,17 +56,19 @@ def test_refused_while_applied(
     copy.deepcopy(pipe)
 
 
-def test_a_lora_may_be_loaded_after_removing(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+def test_a_lora_may_be_loaded_after_removing(
+    apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path
+) -> None:
     lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5)
-    apply_fusion(pipe, fusion).remove()
+    apply(pipe, fusion).remove()
     pipe.load_lora_weights(str(lora))
     pipe.unload_lora_weights()
-    apply_fusion(pipe, fusion)
+    apply(pipe, fusion)
 
 
-def test_projections_fused_behind_its_back(pipe: Any, fusion: Fusion) -> None:
+def test_projections_fused_behind_its_back(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     image = generate(pipe, TWO_STEPS)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
     type(pipe.unet).fuse_qkv_projections(pipe.unet)
     for act in (lambda: generate(pipe, TWO_STEPS), handle.remove, lambda: handle.set(content=0.5)):
@@ -92,8 +95,10 @@ def test_weights_moved_out_of_reach(pipe: Any, fusion: Fusion) -> None:
     assert all(torch.equal(value, bare[name]) for name, value in parameters(pipe).items())
 
 
-def test_a_wrapped_layer_is_noticed(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_a_wrapped_layer_is_noticed(
+    apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path
+) -> None:
+    handle = apply(pipe, fusion)
     lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5, modules=("to_q",))
     type(pipe.unet).load_lora_adapter(pipe.unet, str(lora), prefix="unet")
     with pytest.raises(InUseError, match="was replaced or wrapped"):
@@ -104,9 +109,11 @@ def test_a_wrapped_layer_is_noticed(pipe: Any, fusion: Fusion, tmp_path: Path) -
     handle.remove()
 
 
-def test_saving_saves_the_bare_model(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+def test_saving_saves_the_bare_model(
+    apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path
+) -> None:
     bare = {name: p.clone() for name, p in pipe.unet.named_parameters()}
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
     pipe.save_pretrained(tmp_path / "saved")
     saved = UNet2DConditionModel.from_pretrained(tmp_path / "saved" / "unet")
@@ -115,9 +122,9 @@ def test_saving_saves_the_bare_model(pipe: Any, fusion: Fusion, tmp_path: Path) 
     assert torch.equal(generate(pipe, TWO_STEPS), expected)
 
 
-def test_another_pipeline_of_the_same_class(pipe: Any, fusion: Fusion) -> None:
+def test_another_pipeline_of_the_same_class(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     plain = type(pipe)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     other = type(pipe)(**pipe.components, requires_safety_checker=False)
     assert type(other) is plain
     other.unet = UNet2DConditionModel.from_config(pipe.unet.config)
@@ -125,62 +132,68 @@ def test_another_pipeline_of_the_same_class(pipe: Any, fusion: Fusion) -> None:
     assert type(pipe) is plain
 
 
-def test_the_error_of_a_second_handle_leads_to_the_first(pipe: Any, fusion: Fusion) -> None:
+def test_the_error_of_a_second_handle_leads_to_the_first(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
     bare = State.of(pipe)
-    apply_fusion(pipe, fusion)
+    apply(pipe, fusion)
     with pytest.raises(InUseError) as error:
-        apply_fusion(pipe, fusion)
+        apply(pipe, fusion)
     error.value.handle.remove()
     assert State.of(pipe) == bare
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_component_cannot_be_copied(
-    copied: Callable[[Any], Any], pipe: Any, fusion: Fusion
+    apply: Apply, copied: Callable[[Any], Any], pipe: Any, fusion: Fusion
 ) -> None:
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     with pytest.raises(InUseError, match="copying or pickling is not possible"):
         copied(pipe.unet)
     handle.remove()
     copied(pipe.unet)
 
 
-def test_a_model_whose_pipeline_is_gone_can_be_given_back(fusion: Fusion) -> None:
+def test_a_model_whose_pipeline_is_gone_can_be_given_back(apply: Apply, fusion: Fusion) -> None:
     lost, other = build(TWO_STEPS), build(TWO_STEPS)
     bare = generate(other, TWO_STEPS)
-    apply_fusion(lost, fusion)
+    apply(lost, fusion)
     other.unet, other.text_encoder = lost.unet, lost.text_encoder
     del lost
     gc.collect()
     with pytest.raises(InUseError, match="already carries a fusion") as error:
-        apply_fusion(other, fusion)
+        apply(other, fusion)
     error.value.handle.remove()
     assert torch.equal(generate(other, TWO_STEPS), bare)
 
 
-def test_a_copy_made_behind_its_back_is_known_for_one(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_a_copy_made_behind_its_back_is_known_for_one(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply(pipe, fusion)
     twin = object.__new__(type(pipe.unet))
     vars(twin).update(vars(pipe.unet))
     handle.remove()
     pipe.unet = twin
     with pytest.raises(InUseError, match="was copied while a fusion was applied"):
-        apply_fusion(pipe, fusion)
+        apply(pipe, fusion)
 
 
-def test_a_scheduler_that_cannot_be_followed(pipe: Any, fusion: Fusion) -> None:
+def test_a_scheduler_that_cannot_be_followed(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     class Stepless:
         config: dict[str, Any] = {}  # noqa: RUF012
 
     before = State.of(pipe).bits
     pipe.scheduler = Stepless()
     with pytest.raises(IncompatibleModelError, match="this Stepless cannot be followed"):
-        apply_fusion(pipe, fusion)
+        apply(pipe, fusion)
     assert State.of(pipe).bits == before
 
 
-def test_another_thread_cannot_change_a_running_generation(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_another_thread_cannot_change_a_running_generation(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
     errors: list[BaseException] = []
 
@@ -245,13 +258,13 @@ def test_a_failure_while_taking_hold_leaves_nothing(
     assert State.of(pipe) == before
 
 
-def test_a_removed_handle_holds_nothing(pipe: Any, fusion: Fusion) -> None:
+def test_a_removed_handle_holds_nothing(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     """Neither the pipeline nor the copies wait for the garbage collector."""
     layer = next(entry.layer for entry in fusion.entries if entry.acts)
     gc.collect()
     gc.disable()
     try:
-        handle = apply_fusion(pipe, fusion)
+        handle = apply(pipe, fusion)
         mode = weakref.ref(handle._mode)
         handle.remove()
         assert handle.models == ()
@@ -276,8 +289,8 @@ def image_to_image(sibling: Any) -> torch.Tensor:
     return latents
 
 
-def test_a_sibling_follows_the_shared_scheduler(pipe: Any, fusion: Fusion) -> None:
-    handle = apply_fusion(pipe, fusion)
+def test_a_sibling_follows_the_shared_scheduler(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
     sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     assert sibling.scheduler is pipe.scheduler
     image_to_image(sibling)
@@ -285,12 +298,14 @@ def test_a_sibling_follows_the_shared_scheduler(pipe: Any, fusion: Fusion) -> No
 
 
 @pytest.mark.parametrize("ran_before", [False, True])
-def test_a_sibling_with_a_scheduler_of_its_own(ran_before: bool, pipe: Any, fusion: Fusion) -> None:
+def test_a_sibling_with_a_scheduler_of_its_own(
+    apply: Apply, ran_before: bool, pipe: Any, fusion: Fusion
+) -> None:
     """Nobody would tell the fusion of its steps."""
     sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     bare = image_to_image(sibling)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     if ran_before:
         generate(pipe, TWO_STEPS)
     with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
@@ -301,10 +316,10 @@ def test_a_sibling_with_a_scheduler_of_its_own(ran_before: bool, pipe: Any, fusi
     assert torch.equal(image_to_image(sibling), bare)
 
 
-def test_a_sibling_after_an_interrupted_generation(pipe: Any, fusion: Fusion) -> None:
+def test_a_sibling_after_an_interrupted_generation(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    apply_fusion(pipe, fusion)
+    apply(pipe, fusion)
 
     def interrupt(*_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -315,9 +330,9 @@ def test_a_sibling_after_an_interrupted_generation(pipe: Any, fusion: Fusion) ->
         image_to_image(sibling)
 
 
-def test_a_sibling_in_another_thread(pipe: Any, fusion: Fusion) -> None:
+def test_a_sibling_in_another_thread(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     """The run that began first is refused its next step; neither goes on with wrong weights."""
-    apply_fusion(pipe, fusion)
+    apply(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
     sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     errors: list[BaseException] = []
@@ -354,9 +369,9 @@ def test_a_sibling_in_another_thread(pipe: Any, fusion: Fusion) -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_denoiser_called_by_hand(pipe: Any, fusion: Fusion) -> None:
+def test_a_denoiser_called_by_hand(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     inputs = torch.zeros(1, 4, 16, 16), 500, torch.zeros(1, 77, 32)
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     with pytest.raises(InUseError, match=r"call scheduler\.set_timesteps first"):
         pipe.unet(*inputs)
     pipe.scheduler.set_timesteps(4)
@@ -365,9 +380,9 @@ def test_a_denoiser_called_by_hand(pipe: Any, fusion: Fusion) -> None:
     pipe.unet(*inputs)
 
 
-def test_a_saved_component_is_bare(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+def test_a_saved_component_is_bare(apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
     bare = {name: p.clone() for name, p in pipe.unet.named_parameters()}
-    handle = apply_fusion(pipe, fusion)
+    handle = apply(pipe, fusion)
     pipe.unet.save_pretrained(tmp_path / "unet")
     saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert all(torch.equal(p, bare[name]) for name, p in saved.named_parameters())

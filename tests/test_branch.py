@@ -1,0 +1,326 @@
+"""Mode branch: the base is untouched, and each layer adds what its factors say."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from generation import TOLERANCE, TWO_STEPS, LoraPair, build, generate
+from handmade import (
+    ATTENTION,
+    CROSS_ATTENTION,
+    State,
+    delta_of,
+    fusion_for,
+    hand_entry,
+    hand_fusion,
+    weight_of,
+)
+from tiny_pipeline import Family, relative_difference, tiny_pipeline
+from torch import nn
+
+from klora_runtime import apply_fusion
+from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.fusion import Fusion
+from klora_runtime.handle import FusionHandle
+from klora_runtime.modes import pristine
+
+TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
+TO_OUT = f"unet.{CROSS_ATTENTION}.to_out.0"
+CONV = "unet.down_blocks.0.resnets.0.conv1"
+STRIDED = "unet.down_blocks.0.downsamplers.0.conv"
+POINTWISE = "unet.down_blocks.0.attentions.0.proj_in"
+LAYERS = (TO_Q, TO_K, TO_OUT, CONV, STRIDED, POINTWISE)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def branch(pipe: Any, fusion: Fusion, **options: Any) -> FusionHandle:
+    return apply_fusion(pipe, fusion, mode="branch", **options)
+
+
+def module_of(pipe: Any, layer: str) -> Any:
+    component, _, path = layer.partition(".")
+    return getattr(pipe, component).get_submodule(path)
+
+
+def inputs_for(module: Any, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    weight = module.weight
+    shape = (count, weight.shape[1], 6, 6) if weight.dim() == 4 else (count, 5, weight.shape[1])
+    return torch.randn(shape, generator=generator).to(weight.dtype)
+
+
+@pytest.mark.parametrize("progress", [0.25, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_computes_with_base_and_delta(layer: str, progress: float, pipe: Any) -> None:
+    """Linear layers and convolutions: 3x3, strided, 1x1."""
+    fusion = fusion_for(pipe, [layer], rank=3)
+    module = module_of(pipe, layer)
+    x = inputs_for(module)
+    handle = branch(pipe, fusion, weights={"style": 0.5})
+    pipe.scheduler.set_timesteps(2)
+    if progress > 0.5:
+        pipe.scheduler.scale_model_input(x, pipe.scheduler.timesteps[-1])
+    found = module(x)
+    handle.remove()
+
+    (entry,) = fusion.entries
+    delta = delta_of(entry, "content") if progress < 0.5 else 0.5 * delta_of(entry, "style")
+    module.double()
+    module.weight.data += delta
+    assert relative_difference(found, module(x.double())) < 1e-6
+
+
+def test_the_base_is_untouched_and_only_leaves_differ(pipe: Any, fusion: Fusion) -> None:
+    before = State.of(pipe)
+    layers = {entry.layer for entry in fusion.entries if entry.acts}
+
+    branch(pipe, fusion)
+
+    after = State.of(pipe)
+    assert after.bits == before.bits
+    changed = {path for path, own in after.modules.items() if own != before.modules[path]}
+    assert changed == layers | {"unet.", "text_encoder."}
+    for layer in layers:
+        kind, names, hooks = after.modules[layer]
+        old, old_names, old_hooks = before.modules[layer]
+        assert kind.__bases__ == (old,)
+        assert (kind.__name__, kind.__module__) == (old.__name__, old.__module__)
+        assert set(names) - set(old_names) == {"_klora_down", "_klora_gate", "_klora_up"}
+        assert hooks == old_hooks
+
+
+def test_layers_of_one_class_share_one_branched_class(pipe: Any) -> None:
+    """Compiled code asks for the class: one for all."""
+    branch(pipe, fusion_for(pipe, [TO_Q, TO_K, CONV, STRIDED]))
+
+    assert type(module_of(pipe, TO_Q)) is type(module_of(pipe, TO_K)) is not nn.Linear
+    assert type(module_of(pipe, CONV)) is type(module_of(pipe, STRIDED))
+
+
+def test_blocks_that_share_compiled_code_have_branches_of_one_rank(pipe: Any) -> None:
+    other = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    entries = [
+        hand_entry(TO_Q, (32, 32), rank=3),
+        hand_entry(other, (32, 32), rank=9),
+        hand_entry(TO_K, (32, 32), rank=3),
+        hand_entry(CONV, (32, 32, 3, 3), rank=3),
+    ]
+
+    branch(pipe, hand_fusion(*entries))
+
+    ranks = {layer: len(module_of(pipe, layer)._klora_down) for layer in (TO_Q, other, TO_K, CONV)}
+    assert ranks == {TO_Q: 24, other: 24, TO_K: 8, CONV: 8}
+
+
+def test_a_swap_writes_into_the_same_buffers(pipe: Any) -> None:
+    one, other = (fusion_for(pipe, LAYERS, size=size, rank=2) for size in (0.1, 0.3))
+    expected = build(TWO_STEPS)
+    branch(expected, other)
+    handle = branch(pipe, one)
+    before = {layer: pointers(pipe, layer) for layer in LAYERS}
+
+    handle.swap(other)
+
+    assert {layer: pointers(pipe, layer) for layer in LAYERS} == before
+    assert torch.equal(generate(pipe, TWO_STEPS), generate(expected, TWO_STEPS))
+
+
+def pointers(pipe: Any, layer: str) -> list[int]:
+    module = module_of(pipe, layer)
+    names = ("_klora_down", "_klora_up", "_klora_gate")
+    return [getattr(module, name).data_ptr() for name in names]
+
+
+@pytest.mark.parametrize("rank", [1, 40])
+def test_a_swap_to_another_rank_leaves_nothing_behind(rank: int, pipe: Any) -> None:
+    other = fusion_for(pipe, LAYERS[1:], size=0.3, rank=rank)
+    expected = build(TWO_STEPS)
+    branch(expected, other)
+    handle = branch(pipe, fusion_for(pipe, LAYERS[:-1], rank=4))
+    generate(pipe, TWO_STEPS)
+
+    handle.swap(other)
+
+    found = generate(pipe, TWO_STEPS)
+    assert relative_difference(found, generate(expected, TWO_STEPS)) <= TOLERANCE
+
+
+def test_factors_and_gates_are_what_the_report_counts(pipe: Any) -> None:
+    report = branch(pipe, fusion_for(pipe, [TO_Q])).report()
+
+    assert report.nbytes["factors on cpu"] == 2 * 8 * 32 * 4
+    assert set(report.nbytes) == {"factors on cpu", "gates on cpu"}
+    assert report.rounding < 1e-7
+
+
+@pytest.mark.parametrize("change", [torch.float16, torch.float64])
+def test_a_model_that_is_converted_is_followed(
+    change: torch.dtype, pipe: Any, fusion: Fusion
+) -> None:
+    handle = branch(pipe, fusion)
+    generate(pipe, TWO_STEPS)
+    pipe.to(change)
+    fresh = build(TWO_STEPS).to(change)
+    branch(fresh, fusion)
+
+    found = generate(pipe, TWO_STEPS)
+
+    assert torch.equal(found, generate(fresh, TWO_STEPS))
+    wanted = torch.float16 if change is torch.float16 else torch.float32
+    assert module_of(pipe, TO_Q)._klora_down.dtype == wanted
+    handle.remove()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_small_deltas_do_not_drown(dtype: torch.dtype, pipe: Any) -> None:
+    """The map that a layer computes, found from its outputs, is nearer than the merged one."""
+    pipe.to(dtype)
+    module = module_of(pipe, TO_Q)
+    base = module.weight.data.double()
+    share = 0.003 if dtype is torch.bfloat16 else 0.0003
+    fusion = fusion_for(pipe, [TO_Q], size=share * float(base.std()))
+    (entry,) = fusion.entries
+    exact = delta_of(entry, "content")
+    x = torch.randn(20_000, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    errors, reported = {}, {}
+
+    for mode in ("merge", "branch"):
+        with apply_fusion(pipe, fusion, mode=mode) as handle:
+            held = torch.linalg.lstsq(x.double(), module(x).double()).solution.T - base
+            errors[mode] = relative_difference(held, exact)
+            reported[mode] = handle.report().rounding
+
+    assert reported["merge"] > 0.2
+    assert errors["merge"] > 0.2
+    assert reported["branch"] < 0.005
+    assert errors["branch"] < 0.3 * errors["merge"]
+
+
+# What auto chooses, and what it says.
+
+
+def test_auto_merges_where_nothing_speaks_against_it(pipe: Any) -> None:
+    report = apply_fusion(pipe, fusion_for(pipe, [TO_Q])).report()
+
+    assert (report.mode, report.why) == ("merge", "every weight is a plain float32 tensor")
+
+
+@pytest.mark.parametrize(
+    ("share", "mode", "why"),
+    [
+        (0.3, "merge", r"bfloat16 weights hold the deltas to 0\.\d%"),
+        (0.003, "branch", r"bfloat16 weights would lose [34]\d% of the deltas"),
+    ],
+)
+def test_auto_measures_the_rounding(share: float, mode: str, why: str, pipe: Any) -> None:
+    pipe.to(torch.bfloat16)
+    size = share * float(weight_of(pipe, TO_Q).float().std())
+
+    report = apply_fusion(pipe, fusion_for(pipe, [TO_Q], size=size)).report()
+
+    assert report.mode == mode
+    assert re.fullmatch(why, report.why)
+
+
+def test_auto_branches_where_a_weight_cannot_be_merged_into(pipe: Any) -> None:
+    attention = pipe.unet.get_submodule(ATTENTION)
+    attention.to_k.weight = attention.to_q.weight
+
+    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q]))
+
+    report = handle.report()
+    assert report.mode == "branch"
+    assert report.why == (
+        f"not every weight can be merged into ({TO_Q}: it shares its weight's memory with another "
+        "layer)"
+    )
+
+
+def test_auto_branches_where_the_copies_do_not_fit(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pristine, "_free_host_memory", lambda: 4000.0)
+
+    report = apply_fusion(pipe, fusion_for(pipe, [TO_Q])).report()
+
+    assert report.mode == "branch"
+    assert report.why == ("copies of the weights need 4.1e-06 GB, and 4e-06 GB are free")
+
+
+def test_the_free_memory_is_read(pipe: Any) -> None:
+    assert pristine._free_host_memory() > 2**20
+
+
+# What cannot be branched.
+
+
+def refusal(pipe: Any, fusion: Fusion) -> str:
+    before = State.of(pipe)
+    with pytest.raises(IncompatibleModelError) as error:
+        branch(pipe, fusion)
+    assert State.of(pipe) == before
+    headline, _, _ = str(error.value).partition("\n")
+    assert headline == "these layers cannot be branched; nothing was changed."
+    (issue,) = error.value.issues
+    return issue
+
+
+def test_a_bias_is_refused(pipe: Any) -> None:
+    entry = hand_entry(TO_OUT, (32, 1), switch=None)
+    changed = type(entry)(**{**vars(entry), "parameter": "bias", "shape": (32,)})
+
+    assert refusal(pipe, hand_fusion(changed)) == (
+        f"{TO_OUT}: its bias is changed, which only mode merge can do"
+    )
+
+
+@pytest.mark.parametrize("change", [{"groups": 4}, {"padding_mode": "circular"}])
+def test_unusual_convolutions_are_refused(change: dict[str, Any], pipe: Any) -> None:
+    block = pipe.unet.down_blocks[0].resnets[0]
+    fusion = fusion_for(pipe, [CONV])
+    block.conv1 = nn.Conv2d(32, 32, 3, padding=1, **change)
+    if "groups" in change:
+        fusion = fusion_for(pipe, [CONV])
+
+    assert refusal(pipe, fusion) == (
+        f"{CONV}: it is a convolution in groups or with padding other than zeros"
+    )
+
+
+def test_a_projection_that_is_never_called_is_refused(pipe: Any) -> None:
+    attention = pipe.unet.get_submodule(ATTENTION)
+    attention.to_q = nn.MultiheadAttention(32, 4)
+
+    assert refusal(pipe, fusion_for(pipe, [f"{TO_Q}.out_proj"])) == (
+        f"{TO_Q}.out_proj: its weight is read without calling it"
+    )
+
+
+def test_a_module_that_two_layers_share_is_refused(pipe: Any) -> None:
+    attention = pipe.unet.get_submodule(ATTENTION)
+    fusion = fusion_for(pipe, [TO_Q, TO_K])
+    attention.to_k = attention.to_q
+
+    with pytest.raises(IncompatibleModelError) as error:
+        branch(pipe, fusion)
+
+    assert error.value.issues == tuple(
+        f"{layer}: the fusion changes its module more than once" for layer in (TO_K, TO_Q)
+    )
+
+
+def test_sdxl_in_half_precision(lora_pairs: dict[Family, LoraPair]) -> None:
+    """Two text encoders and blocks of several depths: as near to float32 as the bare model is."""
+    case = type(TWO_STEPS)(4, kind="sdxl", guidance="off")
+    fusion = lora_pairs["sdxl"].fusion(case)
+    exact, half = build(case), tiny_pipeline("sdxl")
+    half.scheduler = exact.scheduler.from_config(exact.scheduler.config)
+    half.to(torch.bfloat16)
+    noise = relative_difference(generate(half, case), generate(exact, case))
+    branch(exact, fusion)
+    branch(half, fusion)
+
+    assert relative_difference(generate(half, case), generate(exact, case)) < 2 * noise
