@@ -93,9 +93,9 @@ class Branch:
         with torch.no_grad():
             self._fill()
             for place, leaves in self._by_place().items():
-                scales = [_scales(leaf.target, weights) for leaf in leaves]
                 timelines = [leaf.target.entry.timeline for leaf in leaves]
-                self._gates[place].load(timelines, scales)
+                slots = [_slots(leaf.target, weights) for leaf in leaves]
+                self._gates[place].load(timelines, slots)
             self._show(progress)
         for leaf in self._leaves:
             attach(leaf.target.module, leaf.down, leaf.up, leaf.gate)
@@ -289,12 +289,11 @@ def _buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[in
     return (rank, inner, *kernel), (out, rank, 1, 1)
 
 
-def _scales(target: Target, weights: Mapping[str, float]) -> list[dict[str, float]]:
-    """Of each rank: the one slot that it belongs to -> scale * weight."""
+def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int, float]]:
+    """Name, rank, and scale * weight of each slot, in the order of the buffers."""
     return [
-        {slot: factors.scale * weights.get(slot, 1.0)}
+        (slot, factors.rank, factors.scale * weights.get(slot, 1.0))
         for slot, factors in target.entry.factors.items()
-        for _ in range(factors.rank)
     ]
 
 

@@ -8,7 +8,7 @@ allocated, nothing is waited for.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -45,32 +45,31 @@ class Gates:
         return self._now[begin : begin + self._ranks[branch]]
 
     def load(
-        self, timelines: Sequence[Timeline], scales: Sequence[Sequence[Mapping[str, float]]]
+        self, timelines: Sequence[Timeline], slots: Sequence[Sequence[tuple[str, int, float]]]
     ) -> None:
         """Set what the gates will be at each progress.
 
         Args:
             timelines: of each branch.
-            scales: of each branch, for each of its ranks: slot -> scale * weight.
+            slots: of each branch, in the order of its ranks: name, number of ranks, factor on the
+                timeline's coefficient.
         """
         moments = sorted({start for timeline in timelines for start in timeline.starts})
         order = {moment: index for index, moment in enumerate(moments)}
         segments = max((len(timeline.starts) for timeline in timelines), default=1)
-        starts = torch.full((segments, len(self._now)), _NEVER, dtype=torch.int32)
-        starts[0] = 0  # padding too: it is 0 at all times
-        values = torch.zeros(segments, len(self._now), dtype=torch.float64)
-        for begin, timeline, by_rank in zip(self._begins, timelines, scales, strict=False):
+        starts = [[_NEVER] * len(self._now) for _ in range(segments)]
+        values = [[0.0] * len(self._now) for _ in range(segments)]
+        for begin, timeline, parts in zip(self._begins, timelines, slots, strict=False):
             for segment, (start, row) in enumerate(timeline.rows()):
-                gates = [
-                    sum(row.get(slot, 0.0) * scale for slot, scale in slots.items())
-                    for slots in by_rank
-                ]
-                end = begin + len(gates)
-                starts[segment, begin:end] = order[start]
-                values[segment, begin:end] = torch.tensor(gates, dtype=torch.float64)
+                end = begin
+                for slot, ranks, factor in parts:
+                    values[segment][end : end + ranks] = [row.get(slot, 0.0) * factor] * ranks
+                    end += ranks
+                starts[segment][begin:end] = [order[start]] * (end - begin)
+        starts[0] = [0] * len(self._now)  # padding too: it is 0 at all times
         self._moments = moments
-        self._starts = starts.to(self._now.device)
-        self._values = values.to(self._now)
+        self._starts = torch.tensor(starts, dtype=torch.int32, device=self._now.device)
+        self._values = torch.tensor(values, dtype=self._now.dtype, device=self._now.device)
 
     def show(self, progress: float) -> None:
         """Write every gate for ``progress``."""
