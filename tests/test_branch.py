@@ -25,7 +25,9 @@ from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.fusion import Fusion
 from klora_runtime.handle import FusionHandle
+from klora_runtime.modes import branch as branch_module
 from klora_runtime.modes import pristine
+from klora_runtime.modes.gates import Gates
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
 TO_OUT = f"unet.{CROSS_ATTENTION}.to_out.0"
@@ -64,6 +66,7 @@ def test_a_layer_computes_with_base_and_delta(layer: str, progress: float, pipe:
     if progress > 0.5:
         pipe.scheduler.scale_model_input(x, pipe.scheduler.timesteps[-1])
     found = module(x)
+    assert torch.equal(module(input=x), found)
     handle.remove()
 
     (entry,) = fusion.entries
@@ -290,6 +293,15 @@ def test_unusual_convolutions_are_refused(change: dict[str, Any], pipe: Any) -> 
     )
 
 
+def test_a_weight_without_memory_is_refused(pipe: Any) -> None:
+    fusion = fusion_for(pipe, [TO_Q])
+    module_of(pipe, TO_Q).to("meta")
+
+    assert refusal(pipe, fusion) == (
+        f"{TO_Q}: its weight has no memory (meta device), and nothing loads it"
+    )
+
+
 def test_a_projection_that_is_never_called_is_refused(pipe: Any) -> None:
     attention = pipe.unet.get_submodule(ATTENTION)
     attention.to_q = nn.MultiheadAttention(32, 4)
@@ -324,3 +336,61 @@ def test_sdxl_in_half_precision(lora_pairs: dict[Family, LoraPair]) -> None:
     branch(half, fusion)
 
     assert relative_difference(generate(half, case), generate(exact, case)) < 2 * noise
+
+
+# What happens when something fails on the way.
+
+
+@pytest.mark.parametrize("place", ["attach", "fill", "show"])
+def test_a_failure_leaves_what_was_there(
+    place: str, pipe: Any, fusion: Fusion, other_fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = State.of(pipe)
+    with monkeypatch.context() as patch:
+        fail_once(patch, place)
+        with pytest.raises(MemoryError):
+            branch(pipe, fusion)
+    assert State.of(pipe) == original
+
+    handle = branch(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    for other in (other_fusion, hand_fusion(*fusion.entries)):
+        with monkeypatch.context() as patch:
+            fail_once(patch, place)
+            with pytest.raises(MemoryError):
+                handle.swap(other)
+        assert handle.fusion is fusion
+        assert torch.equal(generate(pipe, TWO_STEPS), expected)
+    handle.remove()
+    assert State.of(pipe) == original
+
+
+def test_a_switch_that_fails_is_made_good(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = branch(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    with monkeypatch.context() as patch:
+        fail_once(patch, "show")
+        with pytest.raises(MemoryError):
+            generate(pipe, TWO_STEPS)
+
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+    handle.remove()
+
+
+def fail_once(patch: pytest.MonkeyPatch, place: str) -> None:
+    owner, name = {
+        "attach": (branch_module, "attach"),
+        "fill": (branch_module.Branch, "_fill"),
+        "show": (Gates, "show"),
+    }[place]
+    original, calls = getattr(owner, name), iter(range(3 if place == "attach" else 0))
+    failures = iter(range(1))
+
+    def failing(*args: Any) -> None:
+        if next(calls, None) is None and next(failures, None) is not None:
+            raise MemoryError
+        original(*args)
+
+    patch.setattr(owner, name, failing)

@@ -29,6 +29,11 @@ def execution_device(target: Target) -> torch.device:
     return next(device for device in _devices(target) if device.type != "meta")
 
 
+def has_memory(target: Target) -> bool:
+    """Whether a target's weight is somewhere, or something will load it when it is needed."""
+    return target.parameter.device.type != "meta" or any(_hook_devices(target))
+
+
 def diffusers_hook(module: nn.Module, name: str) -> Any:
     """The hook of this name that diffusers keeps on a module, or None."""
     registry = getattr(module, "_diffusers_hook", None)
@@ -43,14 +48,16 @@ def _dtypes(target: Target) -> Iterator[torch.dtype]:
 
 
 def _devices(target: Target) -> Iterator[torch.device]:
-    for module in reversed(list(ancestors(target))):
-        for read in _DEVICE_READERS:
-            device = read(module)
-            if device is not None:
-                yield torch.device(device)
+    yield from _hook_devices(target)
     yield target.parameter.device
     yield from (parameter.device for parameter in target.model.parameters())
     yield torch.device("cpu")
+
+
+def _hook_devices(target: Target) -> Iterator[torch.device]:
+    for module in reversed(list(ancestors(target))):
+        found = (read(module) for read in _DEVICE_READERS)
+        yield from (torch.device(device) for device in found if device is not None)
 
 
 def _first(values: Iterable[Any]) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from klora_runtime.execution import compute_dtype, execution_device
+from klora_runtime.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.fusion import Factors
 from klora_runtime.modes.gates import Gates
 from klora_runtime.modes.leaf import attach, detach
@@ -250,6 +250,8 @@ def branch_hindrance(target: Target) -> str | None:
         return "it is a convolution in groups or with padding other than zeros"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "its weight is read without calling it"
+    if not has_memory(target):
+        return "its weight has no memory (meta device), and nothing loads it"
     return None
 
 

@@ -49,9 +49,9 @@ def is_branched(module: nn.Module) -> bool:
 def _branched(plain: type[Any]) -> type[Any]:
     branch = _convolution if issubclass(plain, nn.Conv2d) else _linear
 
-    def call(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = plain.__call__(self, x, *args, **kwargs)
-        return result + branch(self, x).to(result)
+    def call(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = plain.__call__(self, input, *args, **kwargs)
+        return result + branch(self, input).to(result)
 
     return type(
         plain.__name__,
