@@ -238,6 +238,12 @@ def test_patterns_find_clip_layers_under_either_spelling(tmp_path: Path) -> None
         assert scaling(tmp_path, metadata, name=name) == (0.5, "metadata")
 
 
+def test_a_pattern_may_have_a_hyphen(tmp_path: Path) -> None:
+    metadata = {"transformer.alpha_pattern": {"all_x_embedder.2-1": 2}}
+    name = "transformer.all_x_embedder.2-1"
+    assert scaling(tmp_path, metadata, name=name) == (0.5, "metadata")
+
+
 def test_rank_stabilised_scaling_is_alpha_over_root_rank(tmp_path: Path) -> None:
     metadata = {"unet.lora_alpha": 3, "unet.use_rslora": True}
     value, _ = scaling(tmp_path, metadata, rank=3)

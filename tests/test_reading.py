@@ -77,6 +77,12 @@ def test_a_path_without_a_component_is_known_by_its_first_name(root: str) -> Non
     assert parsed.component == key_layouts.ROOTS[root]
 
 
+def test_a_module_name_may_have_a_hyphen() -> None:
+    """Z-Image names its first and last layers by their patch sizes."""
+    parsed = parse_key("transformer.all_x_embedder.2-1.lora_A.weight")
+    assert parsed == ParsedKey("peft", "transformer", "all_x_embedder.2-1", Part.DOWN)
+
+
 DOWN_SUFFIXES = [suffix for suffix, part in PARTS.items() if part is Part.DOWN]
 
 

@@ -114,7 +114,7 @@ FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
 #: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
 CLIP_PREFIX = "text_model."
 
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
 
 

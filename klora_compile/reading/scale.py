@@ -36,7 +36,7 @@ _REFUSED_SETTINGS: Mapping[str, str] = {
 
 #: A module path or the end of one, dots escaped or not. PEFT allows any regular expression here,
 #: and a hostile one takes for ever.
-_NAME = re.compile(r"\^?[A-Za-z0-9_]+(\\?\.[A-Za-z0-9_]+)*\$?")
+_NAME = re.compile(r"\^?[A-Za-z0-9_-]+(\\?\.[A-Za-z0-9_-]+)*\$?")
 
 
 class AdapterConfig:
