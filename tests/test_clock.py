@@ -10,7 +10,13 @@ from typing import Any, get_args
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 from generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
 
@@ -135,6 +141,21 @@ def test_step_may_be_called_twice_in_an_iteration() -> None:
         followed.step(latents, t, latents)
 
     assert seen == middles(5)
+
+
+def test_a_timestep_may_be_another_argument_than_the_second() -> None:
+    """As in the scheduler of CogVideoX, which takes what it made of the last step before."""
+    followed = CogVideoXDPMScheduler()
+    watched = Watched(followed)
+    followed.set_timesteps(5)
+    latents, made, seen = torch.ones(1, 4, 2, 8, 8), None, []
+
+    for i, t in enumerate(followed.timesteps[2:-1], start=2):
+        last = followed.timesteps[i - 1]
+        latents, made = followed.step(latents, made, t, last, latents, return_dict=False)
+        seen.append(watched.clock.progress)
+
+    assert seen == middles(5)[3:]
 
 
 def test_keyword_arguments_are_understood() -> None:

@@ -14,6 +14,7 @@ instance's ``__dict__`` stay untouched, signatures stay true, and a deep copy dr
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -166,6 +167,20 @@ def _index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
 _Method = Callable[..., Any]
 
 
+def _timestep(method: _Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """What takes the timestep from the arguments after the first one.
+
+    It is the first of them, but CogVideoX's DPM scheduler steps with another before it.
+    """
+    names = list(inspect.signature(method).parameters)
+    place = names.index("timestep") - 2 if "timestep" in names else 0
+
+    def take(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[place] if place < len(args) else kwargs.get("timestep")
+
+    return take
+
+
 def _set_timesteps(clock: Clock, original: _Method) -> _Method:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         clock._guard()
@@ -187,19 +202,22 @@ def _set_begin_index(clock: Clock, original: _Method) -> _Method:
 
 
 def _scale_model_input(clock: Clock, original: _Method) -> _Method:
+    timestep = _timestep(original)
+
     def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         clock._guard()
-        timestep = args[0] if args else kwargs.get("timestep")
-        clock._move(self, clock._index_of(self, timestep))
+        clock._move(self, clock._index_of(self, timestep(args, kwargs)))
         return original(self, sample, *args, **kwargs)
 
     return scale_model_input
 
 
 def _step(clock: Clock, original: _Method) -> _Method:
+    timestep = _timestep(original)
+
     def step(self: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
         clock._guard()
-        index = clock._index_of(self, args[0] if args else kwargs.get("timestep"))
+        index = clock._index_of(self, timestep(args, kwargs))
         result = original(self, model_output, *args, **kwargs)
         clock._move(self, index + 1)
         return result
