@@ -36,6 +36,16 @@ from transformers import (
 
 Family = Literal["sd1", "sd2", "sdxl"]
 
+#: Components that LoRAs are for.
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)
+
 TEXT_WIDTH = 32
 LATENT_SIZE = 16
 OUTPUT_SCALE = 0.2
@@ -105,7 +115,7 @@ def tiny_lora(
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for component in ("unet", "text_encoder", "text_encoder_2"):
+    for component in COMPONENTS:
         model = getattr(pipe, component, None)
         for name, module in model.named_modules() if model is not None else ():
             if not name.endswith(modules) or not isinstance(module, nn.Linear | nn.Conv2d):
@@ -185,7 +195,7 @@ def parameters(pipe: Any) -> dict[str, torch.Tensor]:
     """A copy of every parameter of a pipeline, by component and name."""
     return {
         f"{component}.{name}": parameter.detach().clone()
-        for component in ("unet", "text_encoder", "text_encoder_2")
+        for component in COMPONENTS
         if isinstance(model := getattr(pipe, component, None), nn.Module)
         for name, parameter in model.named_parameters()
     }

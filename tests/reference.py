@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 
 Choice = Literal["content", "style"]
 
+#: Components of pipelines that are evaluated at every step, or one of which is.
+DENOISERS = ("unet", "transformer", "transformer_2")
+
 
 class Lora:
     """The pairs of one file with keys as PEFT writes them, optionally with alpha tensors."""
@@ -62,11 +65,10 @@ class KLora:
         """Of either LoRA, text encoders included."""
         return sorted({*self._content.layers, *self._style.layers})
 
-    @property
-    def denoiser_pairs(self) -> list[str]:
-        """Denoiser layers that both adapt."""
+    def pairs(self, denoiser: str) -> list[str]:
+        """Layers of a denoiser that both adapt."""
         both = set(self._content.layers) & set(self._style.layers)
-        return sorted(layer for layer in both if layer.startswith("unet."))
+        return sorted(layer for layer in both if _component(layer) == denoiser)
 
     def s(self, t: float) -> float:
         """S(t), or S*(t): equation 7 and its wrapped form in the supplement."""
@@ -75,14 +77,14 @@ class KLora:
         offset = 1.3 if self.semantics == "paper" else 0.85 * 1.5
         return (1.5 * t + offset) % 1.5
 
-    def gamma(self) -> float:
+    def gamma(self, denoiser: str) -> float:
         """Equation 9; or the authors' mean of ratios, without those of 3 times the mean."""
         sums = [
             (
                 float(self._content.delta(layer).abs().sum()),
                 float(self._style.delta(layer).abs().sum()),
             )
-            for layer in self.denoiser_pairs
+            for layer in self.pairs(denoiser)
         ]
         if self.semantics == "paper":
             return sum(c for c, _ in sums) / sum(s for _, s in sums)
@@ -110,11 +112,15 @@ class KLora:
         return self._content.delta(layer) if role == "content" else self._style.delta(layer)
 
     def deltas(self, t: float) -> dict[str, torch.Tensor]:
-        """What every layer of the denoiser and the text encoders gets at progress t."""
-        gamma, pairs = self.gamma(), set(self.denoiser_pairs)
+        """What every layer of the denoisers and the text encoders gets at progress t."""
+        choices: dict[str, Choice] = {}
+        for denoiser in DENOISERS:
+            if pairs := self.pairs(denoiser):
+                gamma = self.gamma(denoiser)
+                choices |= {layer: self.choice(layer, t, gamma) for layer in pairs}
         deltas = {}
         for layer in self.layers:
-            roles = {"content", "style"} if layer not in pairs else {self.choice(layer, t, gamma)}
+            roles = {choices[layer]} if layer in choices else {"content", "style"}
             delta = torch.zeros(())
             if "content" in roles and layer in self._content.layers:
                 delta = delta + self.content_weight * self._content.delta(layer)
@@ -128,6 +134,7 @@ class KLora:
 def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[None]:
     """Let one generation run as K-LoRA says, each denoiser evaluation at its given progress.
 
+    Where a pipeline has two denoisers, ``progress`` lists the evaluations of both in their order.
     Before every evaluation all weights are computed and written anew. The text encoders, which
     have no step, are written at the start. All weights are given back at the end.
     """
@@ -137,23 +144,29 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
 
     def write(t: float, *, denoiser: bool) -> None:
         for layer, delta in klora.deltas(t).items():
-            if layer.startswith("unet.") == denoiser:
+            if (_component(layer) in DENOISERS) == denoiser:
                 exact = base[layer].double() + delta.reshape(base[layer].shape)
                 weights[layer].data.copy_(exact)
 
     def before_evaluation(module: torch.nn.Module, args: Any) -> None:
-        assert to_come, f"more than {len(progress)} evaluations of the denoiser"
+        assert to_come, f"more than {len(progress)} evaluations of the denoisers"
         write(to_come.pop(0), denoiser=True)
 
     write(0.0, denoiser=False)
-    hook = pipe.unet.register_forward_pre_hook(before_evaluation)
+    denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
+    hooks = [model.register_forward_pre_hook(before_evaluation) for model in denoisers]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         for layer, weight in weights.items():
             weight.data.copy_(base[layer])
     assert not to_come, f"{len(to_come)} of {len(progress)} evaluations did not happen"
+
+
+def _component(layer: str) -> str:
+    return layer.partition(".")[0]
 
 
 def _weight(pipe: Any, layer: str) -> torch.nn.Parameter:

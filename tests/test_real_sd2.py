@@ -96,7 +96,7 @@ def test_every_layer_holds_the_base_and_the_right_delta(pipe: Any, fusion: Fusio
     assert fates.count("switching") > 20
     klora, live = KLora(CONTENT, STYLE), weights_of(pipe, fusion)
     base = {layer: weight.clone() for layer, weight in live.items()}
-    gamma = klora.gamma()
+    gamma = klora.gamma("unet")
     chosen: list[list[str]] = []
 
     def check(module: torch.nn.Module, args: Any) -> None:

@@ -8,12 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+_SD3_ATTENTION = re.compile(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$")
+_WAN_ATTENTION = re.compile(r"^blocks\.\d+\.attn[12]\.to_[qkv]$")
+
 #: (family, component, pattern of a module path, input width of that layer's weight)
 _MARKS: tuple[tuple[str, str, re.Pattern[str], int], ...] = (
     ("sd1", "unet", re.compile(r"\.attn2\.to_[kv]$"), 768),
     ("sd2", "unet", re.compile(r"\.attn2\.to_[kv]$"), 1024),
     ("sdxl-refiner", "unet", re.compile(r"\.attn2\.to_[kv]$"), 1280),
     ("sdxl", "unet", re.compile(r"\.attn2\.to_[kv]$"), 2048),
+    # Widths of the released SD3 and SD3.5 medium, and of SD3.5 large.
+    ("sd3", "transformer", _SD3_ATTENTION, 1536),
+    ("sd3", "transformer", _SD3_ATTENTION, 2432),
+    # From here on: the defaults of the model classes of diffusers 0.42, under names that no other
+    # model of them has at that width, but those that are trained from this one. FLUX.1 has no row:
+    # its names and widths are those of HunyuanVideo, Bria and LongCat-Image too.
+    ("flux.2", "transformer", re.compile(r"\.attn\.(add_[qkv]_proj|to_qkv_mlp_proj)$"), 6144),
+    (
+        "qwen-image",
+        "transformer",
+        re.compile(r"^transformer_blocks\.\d+\.(img|txt)_(mod\.1|mlp\.net\.0\.proj)$"),
+        3072,
+    ),
+    ("z-image", "transformer", re.compile(r"^layers\.\d+\.attention\.to_[qkv]$"), 3840),
+    ("wan", "transformer", _WAN_ATTENTION, 5120),
+    ("wan", "transformer_2", _WAN_ATTENTION, 5120),
+    ("ltx", "transformer", re.compile(r"^transformer_blocks\.\d+\.attn[12]\.to_[qkv]$"), 2048),
+    ("hunyuan-video", "transformer", re.compile(r"^context_embedder\.token_refiner\."), 3072),
 )
 
 FAMILY_NAMES: Mapping[str, str] = {
@@ -21,6 +42,13 @@ FAMILY_NAMES: Mapping[str, str] = {
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
     "sdxl-refiner": "Stable Diffusion XL refiner",
+    "sd3": "Stable Diffusion 3",
+    "flux.2": "FLUX.2",
+    "qwen-image": "Qwen-Image",
+    "z-image": "Z-Image",
+    "wan": "Wan 14B",
+    "ltx": "LTX-Video 2B",
+    "hunyuan-video": "HunyuanVideo",
 }
 
 

@@ -1,0 +1,121 @@
+"""Every family samples as the literal reference does, with its real pipeline class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, square
+from generation import LEAST_EFFECT, TOLERANCE
+from handmade import State
+from reference import KLora, sampling
+from safetensors.torch import load_file, save_file
+from sd_families import UNETS
+from tiny_pipeline import relative_difference, tiny_lora
+from torch import nn
+from video_families import VIDEOS
+
+from klora_compile import Config, compile_fusion
+from klora_runtime import apply_fusion, save_fusion
+from klora_runtime.fusion import Fusion
+
+MODES = ("merge",)
+
+#: As many blocks as FLUX.1 has: 19 of 14 linear layers, 38 of 6.
+FULL_DEPTH = FamilyCase(
+    "FLUX.1 of full depth",
+    lambda: flux(num_layers=19, num_single_layers=38),
+    {**FLUX_PROMPT, **square(64)},
+    FLUX_BLOCKS,
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", [*UNETS, *IMAGES, *VIDEOS], ids=str)
+def test_latents_equal_the_reference(case: FamilyCase, mode: str, tmp_path: Path) -> None:
+    compare(case, mode, tmp_path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pattern", ["s", "s*"])
+def test_all_layers_of_flux(pattern: Literal["s", "s*"], mode: str, tmp_path: Path) -> None:
+    fusion = compare(replace(FULL_DEPTH, pattern=pattern), mode, tmp_path)
+
+    in_blocks = {
+        f"transformer.{path}"
+        for path, module in FULL_DEPTH.pipeline().transformer.named_modules()
+        if "transformer_blocks." in path and isinstance(module, nn.Linear)
+    }
+    assert {entry.layer for entry in fusion.entries if entry.acts} == in_blocks
+    assert len(in_blocks) == 494
+
+
+def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:
+    """Generate as the reference does and with a fusion, and leave the pipeline as it was."""
+    pipe = case.pipeline()
+    content, style = lora_files(pipe, case, folder)
+    fusion = compile_fusion(content, style, Config(pattern=case.pattern), device="cpu")
+    save_fusion(fusion, folder / "a.klora.safetensors")
+    assert switching(fusion, case) == set(case.ran)
+    bare = case.generate(pipe)  # leaves attributes on pipelines and schedulers
+    before = State.of(pipe)
+    moments = [moment for denoiser in case.ran for moment in case.progress(denoiser)]
+    with sampling(pipe, KLora(content, style, case.pattern), moments):
+        expected = case.generate(pipe)
+
+    with (
+        apply_fusion(pipe, folder / "a.klora.safetensors", mode=mode),
+        counted(pipe, case) as evaluations,
+    ):
+        found = case.generate(pipe)
+
+    assert relative_difference(found, expected) <= TOLERANCE
+    assert relative_difference(expected, bare) >= LEAST_EFFECT
+    assert evaluations == {denoiser: len(case.progress(denoiser)) for denoiser in case.ran}
+    assert State.of(pipe) == before
+    return fusion
+
+
+def lora_files(pipe: Any, case: FamilyCase, folder: Path) -> tuple[Path, Path]:
+    """The content LoRA is stronger in the second denoiser, if any, so gammas are far apart."""
+    modules = tuple(case.modules)
+    content = tiny_lora(pipe, folder / "content.safetensors", seed=1, rank=4, modules=modules)
+    style = tiny_lora(pipe, folder / "style.safetensors", seed=2, rank=3, modules=modules)
+    tensors = load_file(str(content))
+    for key, tensor in tensors.items():
+        if key.startswith("transformer_2.") and ".lora_B." in key:
+            tensor.mul_(3)
+    save_file(tensors, str(content))
+    return content, style
+
+
+def switching(fusion: Fusion, case: FamilyCase) -> set[str]:
+    """The denoisers of which layers switch while they run."""
+    found = set()
+    for entry in fusion.entries:
+        if entry.component in case.ran:
+            first, *_, last = case.progress(entry.component)
+            if any(first < moment <= last for moment in entry.timeline.starts):
+                found.add(entry.component)
+    return found
+
+
+@contextmanager
+def counted(pipe: Any, case: FamilyCase) -> Iterator[Counter[str]]:
+    """How often each denoiser is evaluated."""
+    counts: Counter[str] = Counter()
+
+    def hook(denoiser: str) -> Any:
+        return getattr(pipe, denoiser).register_forward_pre_hook(
+            lambda *_: counts.update([denoiser])
+        )
+
+    hooks = [hook(denoiser) for denoiser in case.ran]
+    yield counts
+    for each in hooks:
+        each.remove()

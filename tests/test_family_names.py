@@ -1,0 +1,64 @@
+"""Models of real size, without their weights, are known by the shapes of their layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from klora_runtime.families import FAMILY_NAMES, family_of
+
+
+def shapes(component: str, model: str, settings: dict[str, Any]) -> dict[Any, tuple[int, ...]]:
+    with torch.device("meta"):
+        network = getattr(diffusers, model)(**settings)
+    return {
+        (component, path): tuple(module.weight.shape)
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def unet(width: int) -> tuple[str, dict[str, Any]]:
+    return "UNet2DConditionModel", {"cross_attention_dim": width}
+
+
+def sd3(heads: int) -> tuple[str, dict[str, Any]]:
+    settings = {"num_attention_heads": heads, "caption_projection_dim": 64 * heads}
+    return "SD3Transformer2DModel", settings
+
+
+#: Family, component, model class, settings other than its defaults.
+MODELS: list[tuple[str | None, str, str, dict[str, Any]]] = [
+    ("sd1", "unet", *unet(768)),
+    ("sd2", "unet", *unet(1024)),
+    ("sdxl-refiner", "unet", *unet(1280)),
+    ("sdxl", "unet", *unet(2048)),
+    ("sd3", "transformer", *sd3(24)),
+    ("sd3", "transformer", *sd3(38)),
+    ("flux.2", "transformer", "Flux2Transformer2DModel", {}),
+    ("qwen-image", "transformer", "QwenImageTransformer2DModel", {}),
+    ("z-image", "transformer", "ZImageTransformer2DModel", {}),
+    ("wan", "transformer", "WanTransformer3DModel", {}),
+    ("wan", "transformer_2", "WanTransformer3DModel", {}),
+    ("ltx", "transformer", "LTXVideoTransformer3DModel", {}),
+    ("hunyuan-video", "transformer", "HunyuanVideoTransformer3DModel", {}),
+    (None, "transformer", "FluxTransformer2DModel", {}),
+    (None, "transformer", "LTX2VideoTransformer3DModel", {}),
+    (None, "transformer", "CosmosTransformer3DModel", {}),
+    (None, "transformer", "HunyuanVideo15Transformer3DModel", {}),
+]
+
+
+@pytest.mark.parametrize(("family", "component", "model", "settings"), MODELS)
+def test_a_model_of_real_size_is_known(
+    family: str | None, component: str, model: str, settings: dict[str, Any]
+) -> None:
+    assert family_of(shapes(component, model, settings)) == family
+
+
+def test_every_family_is_tested() -> None:
+    assert {family for family, *_ in MODELS} == {*FAMILY_NAMES, None}
