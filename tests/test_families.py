@@ -24,7 +24,7 @@ from klora_compile import Config, compile_fusion
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.fusion import Fusion
 
-MODES = ("merge",)
+MODES = ("merge", "branch")
 
 #: As many blocks as FLUX.1 has: 19 of 14 linear layers, 38 of 6.
 FULL_DEPTH = FamilyCase(

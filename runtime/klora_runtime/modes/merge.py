@@ -272,7 +272,7 @@ def merge_hindrance(target: Target) -> str | None:
     if type(parameter.data) is not torch.Tensor:
         return f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
     if parameter.dtype not in COMPUTE_DTYPES:
-        return f"its weight is {parameter.dtype}"
+        return f"its weight is {parameter.dtype}{_reason(target.module)}"
     if parameter.device.type == "meta":
         return "its weight has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
@@ -280,6 +280,14 @@ def merge_hindrance(target: Target) -> str | None:
     if any(diffusers_hook(module, "group_offloading") for module in ancestors(target)):
         return "group offloading keeps its own copy of the weight; switch it off first"
     return None
+
+
+def _reason(module: torch.nn.Module) -> str:
+    """What made a weight's dtype, in a few words, where that can be seen."""
+    if diffusers_hook(module, "layerwise_casting") is not None:
+        return ", by layerwise casting"
+    kind = type(module).__name__
+    return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
 
 
 def _storage(parameter: torch.nn.Parameter) -> int:
