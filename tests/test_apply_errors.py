@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Apply
 from diffusers import StableDiffusionImg2ImgPipeline
 from generation import TWO_STEPS, Case, build, generate
 from handmade import ATTENTION, CROSS_ATTENTION, State, fusion_for, hand_entry, hand_fusion
@@ -198,19 +199,43 @@ def test_applying_to_a_pipeline_that_shares_the_denoiser(pipe: Any, fusion: Fusi
     assert headline == ALREADY
 
 
-def test_peft_adapters(pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+@pytest.mark.parametrize("active", [True, False])
+def test_peft_adapters(active: bool, pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
     lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=9, modules=("to_q",))
     pipe.load_lora_weights(str(lora))
+    if not active:
+        pipe.disable_lora()
 
     headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
 
     assert headline == (
-        "unet carries PEFT adapters on 14 modules, and a fusion on top of them would be neither; "
-        "call pipe.unload_lora_weights() first."
+        "unet carries PEFT adapters on 14 modules, active or not, and would have to share them "
+        "with the fusion; call pipe.unload_lora_weights() first (after pipe.fuse_lora(), to keep what "
+        "they do)."
     )
     assert issues[0] == TO_Q
     pipe.unload_lora_weights()
     apply_fusion(pipe, fusion).remove()
+
+
+def test_a_lora_that_was_fused_before_stays(
+    apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path
+) -> None:
+    """A distilled model's LoRA under the fusion."""
+    lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=9, modules=("to_q",))
+    pipe.load_lora_weights(str(lora))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused = generate(pipe, TWO_STEPS)
+
+    handle = apply(pipe, fusion)
+    found = generate(pipe, TWO_STEPS)
+
+    handle.set(content=0, style=0)
+    assert torch.equal(generate(pipe, TWO_STEPS), fused)
+    handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), fused)
+    assert not torch.equal(found, fused)
 
 
 def test_fused_projections(pipe: Any) -> None:

@@ -22,6 +22,7 @@ from video_families import VIDEOS
 
 from klora_compile import Config, compile_fusion
 from klora_runtime import apply_fusion, save_fusion
+from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.fusion import Fusion
 
 MODES = ("merge", "branch")
@@ -53,6 +54,27 @@ def test_all_layers_of_flux(pattern: Literal["s", "s*"], mode: str, tmp_path: Pa
     }
     assert {entry.layer for entry in fusion.entries if entry.acts} == in_blocks
     assert len(in_blocks) == 494
+
+
+#: Families whose attention can be made to use one fused projection.
+FUSIBLE = ("SD1", "SD2", "SDXL", "SD3", "FLUX.1", "FLUX.2", "Wan 2.2", "LTX", "CogVideoX")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in (*UNETS, *IMAGES, *VIDEOS) if case.name in FUSIBLE], ids=str
+)
+def test_fused_projections_are_refused(case: FamilyCase, tmp_path: Path) -> None:
+    pipe = case.pipeline()
+    fusion = compile_fusion(*lora_files(pipe, case, tmp_path), device="cpu")
+    for denoiser in case.ran:
+        getattr(pipe, denoiser).fuse_qkv_projections()
+    before = State.of(pipe)
+
+    for mode in ("auto", *MODES):
+        with pytest.raises(IncompatibleModelError, match=r"call pipe\.unfuse_qkv_projections\(\)"):
+            apply_fusion(pipe, fusion, mode=mode)
+
+    assert State.of(pipe) == before
 
 
 def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:

@@ -198,8 +198,9 @@ def _refuse_adapters(name: str, model: nn.Module) -> None:
     wrapped = [path for path, module in model.named_modules() if _is_adapter(module)]
     refuse(
         [f"{name}.{path}" for path in wrapped],
-        f"{name} carries PEFT adapters on {len(wrapped)} modules, and a fusion on top of them "
-        "would be neither; call pipe.unload_lora_weights() first.",
+        f"{name} carries PEFT adapters on {len(wrapped)} modules, active or not, and would have "
+        "to share them with the fusion; call pipe.unload_lora_weights() first (after "
+        "pipe.fuse_lora(), to keep what they do).",
     )
 
 
