@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,8 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
+from safetensors.torch import load_file, save_file
+from tiny_pipeline import tiny_lora
 from torch import nn
 
 #: The end of every name.
@@ -90,14 +93,27 @@ class FamilyCase:
                 model.eval().requires_grad_(False)
         return pipe
 
-    def generate(self, pipe: Any) -> torch.Tensor:
+    def generate(self, pipe: Any, steps: int = STEPS) -> torch.Tensor:
         """All latents of one generation; equal weights and schedules give equal latents."""
         call = self.call or latents_of
         generator = torch.Generator().manual_seed(7)
-        parts = call(pipe, num_inference_steps=STEPS, generator=generator, **self.arguments)
+        parts = call(pipe, num_inference_steps=steps, generator=generator, **self.arguments)
         latents = torch.cat([part.flatten() for part in parts])
         assert latents.isfinite().all()
         return latents
+
+
+def lora_files(pipe: Any, case: FamilyCase, folder: Path) -> tuple[Path, Path]:
+    """The content LoRA is stronger in the second denoiser, if any, so gammas are far apart."""
+    modules = tuple(case.modules)
+    content = tiny_lora(pipe, folder / "content.safetensors", seed=1, rank=4, modules=modules)
+    style = tiny_lora(pipe, folder / "style.safetensors", seed=2, rank=3, modules=modules)
+    tensors = load_file(str(content))
+    for key, tensor in tensors.items():
+        if key.startswith("transformer_2.") and ".lora_B." in key:
+            tensor.mul_(3)
+    save_file(tensors, str(content))
+    return content, style
 
 
 def latents_of(pipe: Any, **arguments: Any) -> Sequence[torch.Tensor]:

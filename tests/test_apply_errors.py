@@ -210,8 +210,8 @@ def test_peft_adapters(active: bool, pipe: Any, fusion: Fusion, tmp_path: Path) 
 
     assert headline == (
         "unet carries PEFT adapters on 14 modules, active or not, and would have to share them "
-        "with the fusion; call pipe.unload_lora_weights() first (after pipe.fuse_lora(), to keep what "
-        "they do)."
+        "with the fusion; call pipe.unload_lora_weights() first (after pipe.fuse_lora(), to keep "
+        "what they do)."
     )
     assert issues[0] == TO_Q
     pipe.unload_lora_weights()

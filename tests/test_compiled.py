@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import IMAGES, lora_files
 from generation import TOLERANCE, TWO_STEPS, LoraPair, build, generate
 from tiny_pipeline import Family, relative_difference
 
+from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.fusion import Fusion
@@ -21,19 +24,57 @@ from klora_runtime.handle import FusionHandle
 NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None, reason="inductor needs a C++ compiler here, and there is no g++"
 )
-Compile = Callable[..., None]
+Compile = Callable[..., Any]
 
 
-def in_place(pipe: Any, **options: Any) -> None:
-    pipe.unet.compile(fullgraph=True, **options)
+def in_place(denoiser: Any, **options: Any) -> Any:
+    denoiser.compile(fullgraph=True, **options)
+    return denoiser
 
 
-def wrapped(pipe: Any, **options: Any) -> None:
-    pipe.unet = torch.compile(pipe.unet, fullgraph=True, **options)
+def wrapped(denoiser: Any, **options: Any) -> Any:
+    return torch.compile(denoiser, fullgraph=True, **options)
 
 
-def by_block(pipe: Any, **options: Any) -> None:
-    pipe.unet.compile_repeated_blocks(fullgraph=True, **options)
+def by_block(denoiser: Any, **options: Any) -> Any:
+    denoiser.compile_repeated_blocks(fullgraph=True, **options)
+    return denoiser
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline and two fusions of the same layers for it."""
+
+    build: Callable[[], Any]
+    sample: Callable[[Any, int], torch.Tensor]
+    denoiser: str
+    fusion: Fusion
+    other: Fusion
+
+
+@pytest.fixture
+def unet(lora_pairs: dict[Family, LoraPair]) -> Model:
+    loras = lora_pairs["sd1"]
+    return Model(
+        lambda: build(TWO_STEPS),
+        lambda pipe, steps: generate(pipe, replace(TWO_STEPS, steps=steps)),
+        "unet",
+        loras.fusion(TWO_STEPS),
+        loras.swapped().fusion(TWO_STEPS),
+    )
+
+
+@pytest.fixture
+def transformer(tmp_path: Path) -> Model:
+    (case,) = (case for case in IMAGES if case.name == "FLUX.1")
+    content, style = lora_files(case.pipeline(), case, tmp_path)
+    return Model(
+        case.pipeline,
+        case.generate,
+        "transformer",
+        compile_fusion(content, style, device="cpu"),
+        compile_fusion(style, content, device="cpu"),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -48,48 +89,50 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def use(pipe: Any, handle: FusionHandle, other: Fusion) -> Iterator[torch.Tensor]:
+def use(model: Model, pipe: Any, handle: FusionHandle) -> Iterator[torch.Tensor]:
     """One image after each thing that can be done to a fusion."""
-    fusion = handle.fusion
-    yield generate(pipe, TWO_STEPS)
-    yield generate(pipe, replace(TWO_STEPS, steps=5))
+    yield model.sample(pipe, 2)
+    yield model.sample(pipe, 5)
     handle.set(content=0.5, style=1.5)
-    yield generate(pipe, TWO_STEPS)
+    yield model.sample(pipe, 2)
     handle.enabled = False
-    yield generate(pipe, TWO_STEPS)
+    yield model.sample(pipe, 2)
     handle.enabled = True
-    yield generate(pipe, TWO_STEPS)
-    handle.swap(other)
-    yield generate(pipe, TWO_STEPS)
-    handle.swap(fusion)
-    yield generate(pipe, TWO_STEPS)
+    yield model.sample(pipe, 2)
+    handle.swap(model.other)
+    yield model.sample(pipe, 2)
+    handle.swap(model.fusion)
+    yield model.sample(pipe, 2)
 
 
-def check(kind: str, compile_: Compile, first: str, loras: LoraPair, **options: Any) -> int:
+def check(model: Model, kind: str, compile_: Compile, first: str, **options: Any) -> int:
     """Compare with eager; returns how many graphs were compiled after applying."""
-    fusion, other = loras.fusion(TWO_STEPS), loras.swapped().fusion(TWO_STEPS)
-    eager = build(TWO_STEPS)
-    expected = list(use(eager, apply_fusion(eager, fusion, mode=kind), other))
-    pipe = build(TWO_STEPS)
-    if first == "compile":
-        compile_(pipe, **options)
-        bare = generate(pipe, TWO_STEPS)
-    before = graphs()
-    handle = apply_fusion(pipe, fusion, mode=kind)
-    if first == "apply":
-        compile_(pipe, **options)
+    eager = model.build()
+    expected = list(use(model, eager, apply_fusion(eager, model.fusion, mode=kind)))
+    pipe = model.build()
 
-    generate(pipe, TWO_STEPS)
+    def compile_now() -> None:
+        setattr(pipe, model.denoiser, compile_(getattr(pipe, model.denoiser), **options))
+
+    if first == "compile":
+        compile_now()
+        bare = model.sample(pipe, 2)
+    before = graphs()
+    handle = apply_fusion(pipe, model.fusion, mode=kind)
+    if first == "apply":
+        compile_now()
+
+    model.sample(pipe, 2)
     after = graphs()
     assert after > 0
-    images = list(use(pipe, handle, other))
+    images = list(use(model, pipe, handle))
 
     assert graphs() == after
     for image, one in zip(images, expected, strict=True):
         assert relative_difference(image, one) <= TOLERANCE
     handle.remove()
     if first == "compile":
-        assert relative_difference(generate(pipe, TWO_STEPS), bare) == 0
+        assert torch.equal(model.sample(pipe, 2), bare)
         assert graphs() == after
     return after - before
 
@@ -97,20 +140,21 @@ def check(kind: str, compile_: Compile, first: str, loras: LoraPair, **options: 
 @pytest.mark.parametrize("first", ["compile", "apply"])
 @pytest.mark.parametrize("compile_", [in_place, wrapped, by_block])
 @pytest.mark.parametrize("mode", ["merge", "branch"])
-def test_nothing_is_compiled_anew(
-    mode: str, compile_: Compile, first: str, lora_pairs: dict[Family, LoraPair]
-) -> None:
-    compiled = check(mode, compile_, first, lora_pairs["sd1"], backend="eager")
+def test_nothing_is_compiled_anew(mode: str, compile_: Compile, first: str, unet: Model) -> None:
+    compiled = check(unet, mode, compile_, first, backend="eager")
 
     regions = 2 if compile_ is by_block else 1  # the UNet has blocks of two widths
     assert compiled == (0 if (mode, first) == ("merge", "compile") else regions)
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("mode", ["merge", "branch"])
-def test_with_inductor(mode: str, lora_pairs: dict[Family, LoraPair]) -> None:
-    first = "compile" if mode == "merge" else "apply"
-    check(mode, by_block, first, lora_pairs["sd1"], mode="reduce-overhead")
+def test_blocks_with_inductor(unet: Model) -> None:
+    check(unet, "merge", by_block, "compile")
+
+
+@NEEDS_COMPILER
+def test_a_whole_transformer_with_inductor(transformer: Model) -> None:
+    check(transformer, "branch", in_place, "apply", mode="reduce-overhead")
 
 
 FREEZING = {"freezing": True}

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, square
+from families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, lora_files, square
 from generation import LEAST_EFFECT, TOLERANCE
 from handmade import State
 from reference import KLora, sampling
-from safetensors.torch import load_file, save_file
 from sd_families import UNETS
-from tiny_pipeline import relative_difference, tiny_lora
+from tiny_pipeline import relative_difference
 from torch import nn
 from video_families import VIDEOS
 
@@ -101,19 +100,6 @@ def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:
     assert evaluations == {denoiser: len(case.progress(denoiser)) for denoiser in case.ran}
     assert State.of(pipe) == before
     return fusion
-
-
-def lora_files(pipe: Any, case: FamilyCase, folder: Path) -> tuple[Path, Path]:
-    """The content LoRA is stronger in the second denoiser, if any, so gammas are far apart."""
-    modules = tuple(case.modules)
-    content = tiny_lora(pipe, folder / "content.safetensors", seed=1, rank=4, modules=modules)
-    style = tiny_lora(pipe, folder / "style.safetensors", seed=2, rank=3, modules=modules)
-    tensors = load_file(str(content))
-    for key, tensor in tensors.items():
-        if key.startswith("transformer_2.") and ".lora_B." in key:
-            tensor.mul_(3)
-    save_file(tensors, str(content))
-    return content, style
 
 
 def switching(fusion: Fusion, case: FamilyCase) -> set[str]:
