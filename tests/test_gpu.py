@@ -15,6 +15,7 @@ from tiny_pipeline import Family, parameters, relative_difference
 from klora_compile import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.verify import differences
+from klora_runtime import apply_fusion
 
 DEVICE = "cuda"
 CASES = [
@@ -123,3 +124,38 @@ def test_cuda_graphs(first: str, apply: Apply, lora_pairs: dict[Family, LoraPair
         found.append(generate(pipe, case))
     for image, one in zip(found, expected, strict=True):
         assert relative_difference(image, one) <= 1e-3  # compiled products round differently
+
+
+@pytest.mark.parametrize("use_stream", [False, True])
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offloading(kind: str, use_stream: bool, lora_pairs: dict[Family, LoraPair]) -> None:
+    case = CASES[0]
+    fusion = lora_pairs["sd1"].fusion(case)
+    plain = build(case).to(DEVICE)
+    apply_fusion(plain, fusion, mode="branch")
+    pipe = build(case).to(DEVICE)
+    pipe.unet.to("cpu")
+    pipe.unet.enable_group_offload(
+        onload_device=torch.device(DEVICE),
+        offload_type=kind,
+        num_blocks_per_group=1,
+        use_stream=use_stream,
+    )
+    handle = apply_fusion(pipe, fusion)
+    assert handle.report().mode == "branch"
+    assert relative_difference(generate(pipe, case), generate(plain, case)) <= TOLERANCE
+    assert "factors on cuda:0" in handle.report().nbytes
+
+
+@pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_of_the_pipeline(method: str, lora_pairs: dict[Family, LoraPair]) -> None:
+    case = CASES[0]
+    fusion = lora_pairs["sd1"].fusion(case)
+    plain = build(case).to(DEVICE)
+    apply_fusion(plain, fusion)
+    pipe = build(case)
+    getattr(pipe, method)()
+    handle = apply_fusion(pipe, fusion)
+    assert handle.report().mode == ("merge" if "model" in method else "branch")
+    for _ in range(2):
+        assert relative_difference(generate(pipe, case), generate(plain, case)) <= TOLERANCE
