@@ -10,10 +10,11 @@ import pytest
 import torch
 from generation import TWO_STEPS, LoraPair, build, generate
 from safetensors.torch import load_file, save_file
+from shipped import Shipped
 from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion
-from klora_runtime import apply_fusion
+from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.fusion import Fusion
 from klora_runtime.handle import FusionHandle
 
@@ -29,6 +30,29 @@ def lora_pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, LoraPai
     """A content and a style LoRA per family: alphas, and layers that only one has."""
     folder = tmp_path_factory.mktemp("loras")
     return {family: _pair(folder, family) for family in ("sd1", "sd2", "sdxl")}
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    return Shipped.into(tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="session")
+def stated_artifact(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two LoRAs that state trigger words and licences."""
+    folder = tmp_path_factory.mktemp("stated")
+    metadata = {
+        "fox_v2": {"modelspec.trigger_phrase": "sks fox", "modelspec.license": "Fox Terms 1.1"},
+        "ink": {"modelspec.trigger_phrase": "in ink_wash style"},
+    }
+    files = []
+    for name, given in zip(("fox", "ink"), metadata, strict=True):
+        tensors = load_file(shipped.artifact.with_name(f"{name}.safetensors"))
+        files.append(folder / f"{given}.safetensors")
+        save_file(tensors, files[-1], metadata=metadata[given])
+    output = folder / "fox-in-ink.klora.safetensors"
+    save_fusion(compile_fusion(*files, device="cpu"), output)
+    return output
 
 
 @pytest.fixture

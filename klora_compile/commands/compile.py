@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import LORA, Device, NumberOr
 from klora_compile.commands.progress import layer_bar
 from klora_compile.config import Config
@@ -112,7 +112,9 @@ def compile_command(
     (K-LoRA). All of that is computed here, once, for any prompt and any number of steps.
     """
     config = Config(top_k=None if top_k == "auto" else int(top_k), **settings)
-    _check_output(output, force, inputs=(content, style))
+    if content.samefile(style):
+        raise click.UsageError(f"{content} and {style} are one file; name two LoRAs.")
+    check_output(output, force, inputs=(content, style))
 
     from klora_compile.compiler import compile_fusion
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
@@ -134,17 +136,3 @@ def compile_command(
     rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
     rows.append(("seconds", f"{seconds:.1f}"))
     click.echo(table(rows))
-
-
-def _check_output(output: Path, force: bool, inputs: tuple[Path, ...]) -> None:
-    """See, before the work, that its result can be written."""
-    if inputs[0].samefile(inputs[1]):
-        raise click.UsageError(f"{inputs[0]} and {inputs[1]} are one file; name two LoRAs.")
-    if any(output.exists() and output.samefile(path) for path in inputs):
-        raise click.UsageError(f"{output} is one of the inputs; name another file.")
-    if not output.parent.is_dir():
-        raise click.UsageError(f"{output.parent} is not a folder; make it first.")
-    if output.exists() and not output.is_file():
-        raise click.UsageError(f"{output} is not a regular file; name another.")
-    if os.path.lexists(output) and not force:
-        raise click.ClickException(f"{output} exists already; add --force to overwrite it.")

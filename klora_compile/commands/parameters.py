@@ -60,3 +60,40 @@ class Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name
+
+
+class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``SLOT=FACTOR``, such as ``style=0.8``."""
+
+    name = "SLOT=FACTOR"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        slot, sign, factor = str(value).partition("=")
+        if not slot or not sign:
+            self.fail(f"{value!r} is not {self.name}.", param, ctx)
+        return slot, float(NumberOr().convert(factor, param, ctx))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
+class HubId(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub."""
+
+    name = "OWNER/NAME"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        text = str(value)
+        part = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+        if not re.fullmatch(rf"{part}(?:/{part})?", text, re.ASCII):
+            self.fail(f"{text!r} is not an id on the Hub, {self.name}.", param, ctx)
+        return text
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name

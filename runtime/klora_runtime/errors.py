@@ -62,12 +62,12 @@ class InUseError(KloraError):
         self.handle = handle
 
 
-def shown(text: object) -> str:
+def shown(text: object, limit: int = _SHOWN_CHARACTERS) -> str:
     """Text from a file, made safe for a terminal: no control characters, a bounded length."""
     plain = str(text)
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
-    if len(plain) > _SHOWN_CHARACTERS:
-        plain = plain[: _SHOWN_CHARACTERS - 1] + "…"
+    if len(plain) > limit:
+        plain = plain[: limit - 1] + "…"
     return plain
 
 

@@ -1,0 +1,147 @@
+"""``klora sample``: an artifact and a diffusers folder in, pictures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klora_compile.commands.output import check_output
+from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight
+from klora_runtime.errors import KloraError
+
+#: ``klora_runtime.modes.choice.MODES``, which is not imported for the help's sake.
+MODES = ("auto", "merge", "branch")
+
+#: Arguments of a pipeline's call and the parameters below that they come from.
+_CALL = {
+    "negative_prompt": "negative_prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "height": "height",
+    "width": "width",
+}
+
+_LAST_SEED = 2**63 - 1
+_SIZE = click.IntRange(1, 2**20)
+
+
+@click.command("sample")
+@click.argument("file", type=ARTIFACT)
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR",
+    help="A diffusers folder (pipe.save_pretrained wrote it), or OWNER/NAME of one on the Hub.",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    required=True,
+    help="What to show. Repeat it for a contact sheet with a row for each.",
+)
+@click.option("--negative-prompt", help="What not to show.")
+@click.option("--steps", type=click.IntRange(1, 10_000), help="Steps.  [default: the pipeline's]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, _LAST_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of the first picture of each prompt; the next ones count up.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="Pictures for each prompt, a column for each.",
+)
+@click.option("--guidance", type=NumberOr(), help="Guidance scale.  [default: the pipeline's]")
+@click.option("--height", type=_SIZE, help="Pixels.  [default: the pipeline's]")
+@click.option("--width", type=_SIZE, help="Pixels.  [default: the pipeline's]")
+@click.option(
+    "--scheduler",
+    metavar="NAME",
+    help="A scheduler of diffusers, such as DDIM or EulerDiscrete, with the settings of the "
+    "model's own.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="How the fusion acts on the model.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    type=Weight(),
+    multiple=True,
+    help="How strongly a slot acts, such as style=0.8. Repeat it for the other.",
+)
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="torch.compile the denoiser: a slow first picture, then faster ones.",
+)
+@click.option(
+    "--device",
+    type=Device(),
+    default="auto",
+    show_default=True,
+    help="Where to sample; auto takes a GPU where there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the weights; auto is float32 on the CPU, on a GPU as the denoiser is stored.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The picture to write: .png, .jpg, .webp; for one video also .gif.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def sample_command(
+    file: Path,
+    model: str,
+    prompts: tuple[str, ...],
+    seed: int,
+    count: int,
+    scheduler: str | None,
+    mode: str,
+    weights: tuple[tuple[str, float], ...],
+    compiled: bool,
+    device: str,
+    dtype: str,
+    output: Path,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Make pictures with the artifact FILE.
+
+    One prompt makes one picture; several prompts or a count make a contact sheet, a row for each
+    prompt and a column for each seed. A picture depends on its prompt and seed alone.
+    """
+    if seed > _LAST_SEED - count:
+        raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
+    check_output(output, force, inputs=(file,))
+
+    try:
+        from klora_compile.sampling.pictures import Request
+        from klora_compile.sampling.run import How, sample_to_file
+    except ModuleNotFoundError as error:
+        raise KloraError(
+            f"klora sample needs {error.name}, which is not installed: pip install 'klora[sample]'"
+        ) from error
+    settings = {name: options[option] for name, option in _CALL.items()}
+    request = Request(prompts, seed, count, settings)
+    how = How(scheduler, mode, dict(weights), compiled, device, dtype)
+    click.echo(sample_to_file(file, model, request, output, how))

@@ -1,0 +1,228 @@
+"""A diffusers folder as a pipeline, ready to sample; every problem as one error of klora."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+
+from klora_compile.measure import resolve_device
+from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.fusion import TEXT_ENCODERS, Fusion
+
+_INDEX = "model_index.json"
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?"
+    r"(-\d+-of-\d+)?\.(safetensors|bin)"
+)
+_ADVICE = "pip install 'klora[sample]'"
+
+
+def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any:
+    """The pipeline of a diffusers folder, on its device.
+
+    Args:
+        model: a folder that ``pipe.save_pretrained`` wrote, or the id of one on the Hub.
+        fusion: what will be applied; tells the denoiser, whose dtype ``auto`` follows.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on the CPU, on a GPU
+            as the denoiser is stored.
+
+    Raises:
+        KloraError: there is no such folder, or it cannot be loaded.
+        ConfigError: an unknown device.
+    """
+    where = resolve_device(device)
+    folder = _folder(model)
+    _require_libraries(folder, model)
+    wanted = _dtype(folder, fusion, where, dtype)
+    loader: Any = diffusers.DiffusionPipeline
+    keyword = "torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the keyword
+            pipe = loader.from_pretrained(
+                str(folder), variant=_variant(folder), **{keyword: wanted}
+            )
+    except ImportError as error:
+        raise KloraError(
+            f"{shown(model)} needs a library that is not installed: {_reason(error)} ({_ADVICE} "
+            "brings what most models need.)"
+        ) from error
+    except Exception as error:  # a broken folder makes diffusers raise anything
+        raise KloraError(
+            f"diffusers cannot load {shown(model)}: {_reason(error)} Get the folder again, or "
+            "save it anew with pipe.save_pretrained(FOLDER)."
+        ) from error
+    try:
+        return pipe.to(where)
+    except RuntimeError as error:
+        raise KloraError(
+            f"{shown(model)} cannot be moved to {where}: {_reason(error)} Try --dtype bfloat16, "
+            "another --device, or a smaller model."
+        ) from error
+
+
+def use_scheduler(pipe: Any, name: str) -> None:
+    """Give a pipeline another scheduler of diffusers, with the settings of its own.
+
+    Args:
+        name: a class, with or without ``Scheduler`` at its end, in any case.
+
+    Raises:
+        ConfigError: there is none, or it does not fit; the message lists those that do.
+        KloraError: it needs a library that is not installed.
+    """
+    present = getattr(pipe, "scheduler", None)
+    if present is None:
+        raise ConfigError(f"--scheduler: {type(pipe).__name__} has no scheduler to replace.")
+    fitting = {_short(each): each for each in _fitting(present)}
+    short = name.lower().removesuffix("scheduler")
+    chosen = next((each for key, each in fitting.items() if key.lower() == short), None)
+    if chosen is None:
+        raise ConfigError(
+            f"--scheduler {shown(name)}: not one that fits this model, which comes with "
+            f"{_short(type(present))}. These fit: {', '.join(sorted(fitting))}."
+        )
+    try:
+        pipe.scheduler = chosen.from_config(present.config)
+    except ImportError as error:
+        raise KloraError(
+            f"--scheduler {shown(name)} needs a library that is not installed: {_reason(error)}"
+        ) from error
+
+
+def compile_denoiser(pipe: Any, fusion: Fusion) -> None:
+    """``torch.compile`` in place: the repeated blocks where the model names them, else all."""
+    for component in fusion.components:
+        if component in TEXT_ENCODERS:
+            continue
+        model = getattr(pipe, component)
+        if getattr(model, "_repeated_blocks", None):
+            model.compile_repeated_blocks()
+        else:
+            model.compile()
+
+
+def _folder(model: str) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / _INDEX).is_file():
+            found = ", ".join(shown(path.name) for path in sorted(folder.iterdir())[:6])
+            raise KloraError(
+                f"{shown(model)} is no diffusers folder: expected {_INDEX} in it, found "
+                f"{found or 'nothing'}. Name the folder that pipe.save_pretrained(FOLDER) wrote."
+            )
+        return folder
+    if folder.exists():
+        raise KloraError(
+            f"{shown(model)} is a file, expected a diffusers folder. Make one of a checkpoint: "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    if folder.is_absolute() or model.count("/") != 1 or model.startswith("."):
+        raise KloraError(
+            f"there is no folder {shown(model)}; expected a diffusers folder, or OWNER/NAME of a "
+            "model on the Hub."
+        )
+    try:
+        loader: Any = diffusers.DiffusionPipeline
+        return Path(loader.download(model))
+    except Exception as error:  # of the network, the Hub or the cache
+        root = error.__cause__ or error
+        raise KloraError(
+            f"there is no folder {shown(model)}, and the Hub gives no model of that name: "
+            f"{type(root).__name__}: {_reason(root)}"
+        ) from error
+
+
+def _require_libraries(folder: Path, model: str) -> None:
+    """See that the libraries which the parts of a pipeline come from are there."""
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        parts = {name: part for name, part in index.items() if isinstance(part, list)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise KloraError(
+            f"{_INDEX} of {shown(model)} cannot be read: {shown(error)}. Get the folder again."
+        ) from error
+    missing = {
+        name: part
+        for name, part in parts.items()
+        if len(part) == 2 and isinstance(part[0], str) and not _is_there(part[0], folder)
+    }
+    if missing:
+        libraries = sorted({shown(library) for library, _ in missing.values()})
+        raise KloraError(
+            f"parts of {shown(model)} come from {', '.join(libraries)}, which is not installed: "
+            f"{_ADVICE}, or pip install {' '.join(libraries)}",
+            [f"{shown(name)} is a {shown('.'.join(map(str, p)))}" for name, p in missing.items()],
+        )
+
+
+def _is_there(library: str, folder: Path) -> bool:
+    if hasattr(diffusers.pipelines, library) or (folder / f"{library}.py").exists():
+        return True
+    try:
+        return find_spec(library.partition(".")[0]) is not None
+    except ValueError:
+        return False
+
+
+def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> torch.dtype:
+    if name != "auto":
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    stored: Counter[str] = Counter()
+    denoisers = [name for name in fusion.components if name not in TEXT_ENCODERS]
+    for path in sorted(
+        file for name in denoisers for file in (folder / name).glob("*.safetensors")
+    ):
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored.update(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue  # diffusers says what is wrong with it
+    most = stored.most_common(1)
+    return _STORED.get(most[0][0], torch.float32) if most else torch.float32
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant, such as ``fp16``, that a part of the pipeline has only."""
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        names = [_WEIGHTS.fullmatch(path.name) for path in part.iterdir()]
+        variants = {match["variant"] for match in names if match}
+        if variants and None not in variants:
+            return min(variants)
+    return None
+
+
+def _fitting(scheduler: Any) -> Iterator[Any]:
+    """Scheduler classes that fit a scheduler's settings; all of diffusers' where it cannot say."""
+    try:
+        yield from scheduler.compatibles
+    except AttributeError:
+        for name in dir(diffusers):
+            if name.endswith("Scheduler"):
+                yield getattr(diffusers, name)
+
+
+def _short(scheduler: type) -> str:
+    return scheduler.__name__.removesuffix("Scheduler")
+
+
+def _reason(error: BaseException) -> str:
+    """The message of another library in one line."""
+    text = shown(" ".join(str(error).split()) or type(error).__name__, limit=500)
+    return text if text.endswith((".", "…")) else f"{text}."

@@ -1,0 +1,75 @@
+"""A whole run of ``klora sample``, in the order that finds every problem before the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from klora_compile.sampling.album import check_ending, write_shots
+from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
+from klora_compile.sampling.pipeline import compile_denoiser, load_pipeline, use_scheduler
+from klora_runtime.artifact import load_fusion
+from klora_runtime.errors import IncompatibleModelError, KloraError, shown
+from klora_runtime.families import family_name
+from klora_runtime.fusion import Fusion
+from klora_runtime.handle import apply_fusion
+
+
+@dataclass(frozen=True)
+class How:
+    """How to sample, as the options of ``klora sample`` say it."""
+
+    scheduler: str | None = None
+    mode: str = "auto"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    compiled: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> str:
+    """Apply the artifact ``file`` to ``model``, make the pictures, write them into ``output``.
+
+    Returns:
+        One line on what was written, in which mode, and how fast.
+
+    Raises:
+        KloraError: of any of the steps; ``output`` is as it was.
+    """
+    check_ending(output, total=request.total, videos=True)
+    fusion = load_fusion(file)
+    pipe = load_pipeline(model, fusion, device=how.device, dtype=how.dtype)
+    if how.scheduler is not None:
+        use_scheduler(pipe, how.scheduler)
+    arguments(pipe, request)
+    check_ending(output, total=request.total, videos=makes_videos(pipe))
+    try:
+        handle = apply_fusion(pipe, fusion, mode=how.mode, weights=how.weights)
+    except IncompatibleModelError as error:
+        raise _misfit(error, file, fusion, model) from error
+    with handle:
+        if how.compiled:
+            compile_denoiser(pipe, fusion)
+        shots = list(sample(pipe, request))
+        report = handle.report()
+    held = write_shots(shots, output)
+    return f"wrote {shown(output)}: {held}; mode {report.mode}: {report.why}; {_pace(shots)}"
+
+
+def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:
+    family = f" (for {family_name(fusion.family)})" if fusion.family else ""
+    named = IncompatibleModelError(
+        f"{shown(file)}{family} cannot be applied to {shown(model)}: {error}"
+    )
+    named.issues = error.issues
+    return named
+
+
+def _pace(shots: Sequence[Shot]) -> str:
+    """Seconds per picture; the first, which warms up, apart."""
+    first, *rest = (shot.seconds for shot in shots)
+    what = "video" if shots[0].is_video else "picture"
+    if not rest:
+        return f"{first:.2f} s per {what}"
+    return f"{sum(rest) / len(rest):.2f} s per {what}, the first {first:.2f} s"
