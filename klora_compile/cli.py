@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from klora_compile.commands.card import card_command
 from klora_compile.commands.compile import compile_command
 from klora_compile.commands.inspect import inspect_command
+from klora_compile.commands.sample import sample_command
 from klora_compile.commands.verify import verify_command
 from klora_runtime import __version__
 from klora_runtime.errors import ConfigError, KloraError
@@ -31,7 +33,7 @@ def main() -> None:
     """Precompile two LoRAs into one fused artifact, and look at what is inside."""
 
 
-for _command in (compile_command, inspect_command, verify_command):
+for _command in (compile_command, inspect_command, verify_command, sample_command, card_command):
     main.add_command(_command)
 
 if __name__ == "__main__":

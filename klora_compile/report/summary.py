@@ -109,7 +109,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     settings = summary.settings
     rows = [("base model", family_name(summary.family))]
     rows.append(("rule", shown(f"{summary.rule}, {_rule_text(settings)}")))
-    rows.append(("gamma", _gamma_text(summary.gamma)))
+    rows.append(("gamma", gamma_text(summary.gamma)))
     total = sum(summary.fates.values())
     for position, (fate, count) in enumerate(summary.fates.items()):
         if count or fate not in ("constant", "dropped"):
@@ -118,7 +118,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:
         rows.append(("", "… all of them with --json"))
-    rows.append(("ranks", _by_slot({s: _ranks_text(r) for s, r in summary.ranks.items()})))
+    rows.append(("ranks", _by_slot({s: ranks_text(r) for s, r in summary.ranks.items()})))
     return rows
 
 
@@ -143,13 +143,15 @@ def _rule_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _gamma_text(gamma: float | Mapping[str, float | None] | None) -> str:
+def gamma_text(gamma: float | Mapping[str, float | None] | None) -> str:
+    """gamma for people, made safe for a terminal."""
     if isinstance(gamma, Mapping):
-        return ", ".join(f"{shown(name)} {_gamma_text(value)}" for name, value in gamma.items())
+        return ", ".join(f"{shown(name)} {gamma_text(value)}" for name, value in gamma.items())
     return "undefined (no layer needs it)" if gamma is None else f"{gamma:.6g}"
 
 
-def _ranks_text(ranks: Sequence[int]) -> str:
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Distinct ranks for people; the ends alone where they are many."""
     if len(ranks) > 4:
         return f"{ranks[0]}…{ranks[-1]}"
     return "/".join(map(str, ranks))

@@ -1,0 +1,84 @@
+"""``klora card``: a model card for an artifact that is shipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from klora_compile.commands.output import check_output
+from klora_compile.commands.parameters import ARTIFACT, HubId
+
+_STDOUT = Path("-")
+
+
+@click.command("card")
+@click.argument("file", type=ARTIFACT)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The card to write, README.md on the Hub; - prints it.",
+)
+@click.option("--base-model", type=HubId(), help="The base model's id on the Hub.")
+@click.option(
+    "--license",
+    "licence",
+    metavar="LICENCE",
+    help="Licence of the fused file.  [default: as its sources state]",
+)
+@click.option(
+    "--map",
+    "picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PICTURE.png",
+    help="Draw the schedule as a heat map into this file too, and show it in the card.",
+)
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+def card_command(
+    file: Path,
+    output: Path,
+    base_model: str | None,
+    licence: str | None,
+    picture: Path | None,
+    force: bool,
+) -> None:
+    """Write a model card for the artifact FILE, as the Hugging Face Hub reads it.
+
+    It says where both LoRAs come from, what acts when, and how to load the file. Equal input gives
+    equal bytes.
+    """
+    if output != _STDOUT:
+        check_output(output, force, inputs=(file,))
+    if picture is not None:
+        if picture.suffix.lower() != ".png":
+            raise click.UsageError(f"--map {picture}: expected a name that ends in .png.")
+        check_output(picture, force, inputs=(file,))
+        if output.absolute() == picture.absolute():
+            raise click.UsageError(f"-o and --map are both {output}; name two files.")
+
+    from klora_compile.report.card import CardFacts, model_card
+    from klora_compile.report.plot import plot_schedule
+    from klora_compile.writing import replacing
+    from klora_runtime.artifact import load_fusion
+    from klora_runtime.errors import shown
+
+    fusion = load_fusion(file, check="full")
+    link = None
+    if picture is not None:
+        folder = Path() if output == _STDOUT else output.parent
+        link = Path(os.path.relpath(picture, folder)).as_posix()
+    facts = CardFacts.of(file, base_model=base_model, licence=licence, picture=link)
+    card = model_card(fusion, facts)
+    if picture is not None:
+        with replacing(picture) as temporary:
+            plot_schedule(fusion, temporary)
+        click.echo(f"wrote {shown(picture)}", err=output == _STDOUT)
+    if output == _STDOUT:
+        click.echo(card, nl=False)
+        return
+    with replacing(output) as temporary:
+        temporary.write_bytes(card.encode())
+    click.echo(f"wrote {shown(output)}")

@@ -1,0 +1,260 @@
+"""A model card for the Hugging Face Hub, from an artifact alone: equal input, equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+
+from klora_compile.report.licences import licence_fields
+from klora_compile.report.markdown import fenced, plain, printable, table, yaml_string
+from klora_compile.report.schedule_map import text_map
+from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, summarise
+from klora_runtime.families import family_name
+from klora_runtime.fusion import FATES, Fusion, Source
+from klora_runtime.schema import FORMAT_NAME, FORMAT_VERSION
+
+_MAP_WIDTH = 60
+_PAPER = "https://arxiv.org/abs/2502.18461"
+
+#: Family -> the pipeline class of diffusers that samples with it.
+_PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux.2": "Flux2Pipeline",
+    "qwen-image": "QwenImagePipeline",
+    "z-image": "ZImagePipeline",
+    "wan": "WanPipeline",
+    "ltx": "LTXPipeline",
+    "hunyuan-video": "HunyuanVideoPipeline",
+}
+_TAGS = {
+    "sd1": "stable-diffusion",
+    "sd2": "stable-diffusion",
+    "sdxl": "stable-diffusion-xl",
+    "sdxl-refiner": "stable-diffusion-xl",
+    "sd3": "sd3",
+}
+_VIDEO_FAMILIES = ("wan", "ltx", "hunyuan-video")
+
+_CITATION = """@inproceedings{ouyang2025klora,
+  title     = {K-LoRA: Unlocking Training-Free Fusion of Any Subject and Style LoRAs},
+  author    = {Ouyang, Ziheng and Li, Zhen and Hou, Qibin},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern
+               Recognition (CVPR)},
+  year      = {2025}
+}"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that is not in the artifact."""
+
+    name: str
+    """File name of the artifact."""
+    nbytes: int
+    sha256: str
+    base_model: str | None = None
+    """Id of the base model on the Hub."""
+    licence: str | None = None
+    """Of the artifact."""
+    picture: str | None = None
+    """Path of the schedule's heat map, relative to the card."""
+
+    @classmethod
+    def of(cls, file: Path, **given: str | None) -> CardFacts:
+        """Facts about an artifact on disk; ``given`` are the other fields."""
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(file.name, file.stat().st_size, digest, **given)
+
+
+def model_card(fusion: Fusion, facts: CardFacts) -> str:
+    """The card as Markdown with YAML in front. Nothing from the artifact acts as markup."""
+    parts = [
+        _front_matter(fusion, facts),
+        f"# {plain(_title(facts.name))}",
+        _introduction(fusion),
+        "## Base model",
+        _base_model(fusion, facts),
+        "## Sources",
+        _sources(fusion),
+        _licence(facts),
+        "## Schedule",
+        _schedule(fusion, facts),
+        "## How to load",
+        _how_to_load(fusion, facts),
+        "## File",
+        _file(fusion, facts),
+        "## Citation",
+        fenced(_CITATION, "bibtex"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".safetensors").removesuffix(".klora") or name
+
+
+def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
+    task = "text-to-video" if fusion.family in _VIDEO_FAMILIES else "text-to-image"
+    tags = ["lora", "klora", "diffusers", task]
+    tags += [_TAGS[fusion.family]] if fusion.family in _TAGS else []
+    lines = ["---", "library_name: diffusers", f"pipeline_tag: {task}", "tags:"]
+    lines += [f"- {tag}" for tag in tags]
+    if facts.base_model is not None:
+        lines += [f"base_model: {yaml_string(facts.base_model)}", "base_model_relation: adapter"]
+    words = _trigger_words(fusion)
+    if words:
+        lines.append(f"instance_prompt: {yaml_string(words)}")
+    licences = [source.license for source in fusion.sources.values()]
+    fields = licence_fields(facts.licence, licences)
+    lines += [f"{key}: {yaml_string(value)}" for key, value in fields.items()]
+    return "\n".join([*lines, "---"])
+
+
+def _introduction(fusion: Fusion) -> str:
+    rule, choice = f"the rule {plain(fusion.rule.name)}", ""
+    if fusion.rule.name == "klora":
+        rule = "K-LoRA"
+        choice = (
+            "In every layer of the denoiser, at every step of sampling, the one acts whose largest "
+            f"weights matter more (Ouyang et al., CVPR 2025, [arXiv:2502.18461]({_PAPER})). "
+        )
+    return (
+        f"A LoRA of a subject and a LoRA of a style in one file, fused by {rule}. {choice}All of "
+        "these choices are in the file: they hold for any prompt, any seed and any number of "
+        "steps. It is no plain LoRA: load it as [below](#how-to-load), not with "
+        "`load_lora_weights`."
+    )
+
+
+def _base_model(fusion: Fusion, facts: CardFacts) -> str:
+    family = "" if fusion.family is None else plain(family_name(fusion.family))
+    components = ", ".join(f"`{name}`" for name in fusion.components)
+    if facts.base_model is not None:
+        link = f"https://huggingface.co/{quote(facts.base_model)}"
+        model = f"[{plain(facts.base_model)}]({link}){f', {family}' if family else ''}."
+    elif family:
+        model = f"{family}: any model of this family with its layers."
+    else:
+        model = "Not stated. The layers do not tell the family; their shapes have to match."
+    return f"{model} The fusion changes {components}."
+
+
+def _sources(fusion: Fusion) -> str:
+    heads = ["Role", "File", "Bytes", "Keys", "Ranks", "Licence", "Trigger words", "SHA-256"]
+    rows = [_source_row(fusion, name, source) for name, source in fusion.sources.items()]
+    return table(heads, rows)
+
+
+def _source_row(fusion: Fusion, name: str, source: Source) -> list[str]:
+    roles = {slot.role for slot in fusion.slots.values() if name in slot.sources}
+    return [
+        " and ".join(sorted(roles)) or plain(name),
+        plain(source.file),
+        f"{source.bytes:,}",
+        plain(source.layout),
+        ranks_text(source.ranks),
+        plain(source.license) if source.license else "not stated",
+        plain(", ".join(filter(None, source.trigger_words))) or "none stated",
+        f"`{source.sha256}`",
+    ]
+
+
+def _licence(facts: CardFacts) -> str:
+    if facts.licence is not None:
+        return f"Licence of the fused file: {plain(facts.licence)}."
+    return (
+        "No licence of its own is stated for the fused file. It holds weights of its sources, and "
+        "theirs are as their files state them."
+    )
+
+
+def _schedule(fusion: Fusion, facts: CardFacts) -> str:
+    summary = summarise(fusion)
+    settings = [
+        ["rule", plain(fusion.rule.name)],
+        *([plain(key), plain(_value(value))] for key, value in sorted(summary.settings.items())),
+        ["gamma, computed", plain(gamma_text(summary.gamma))],
+    ]
+    total = sum(summary.fates.values())
+    fates = [
+        [str(count), plain(fate), FATES.get(fate, "")]
+        for fate, count in summary.fates.items()
+        if count
+    ]
+    picture = []
+    if facts.picture is not None:
+        words = "The schedule as a heat map: layers by progress of sampling"
+        picture = [f"![{words}]({quote(os.fsencode(facts.picture))})"]
+    parts = [
+        table(["Setting", "Value"], settings),
+        table([f"Layers ({total})", "Fate", "Which LoRA acts"], fates),
+        *picture,
+        "By block of the denoiser, progress of sampling from left to right:",
+        fenced(click.unstyle(text_map(fusion, _MAP_WIDTH)), "text"),
+    ]
+    return "\n\n".join(parts)
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
+    pipeline = _PIPELINES.get(fusion.family or "", "DiffusionPipeline")
+    base = facts.base_model or "BASE-MODEL"
+    prompt = _trigger_words(fusion) or "a prompt"
+    video = fusion.family in _VIDEO_FAMILIES
+    result, output = ("frames", "video.gif") if video else ("image", "picture.png")
+    name = printable(facts.name)
+    code = (
+        f"from diffusers import {pipeline}\n"
+        "from klora_runtime import apply_fusion\n\n"
+        f'pipe = {pipeline}.from_pretrained({_literal(base)})  # .to("cuda")\n'
+        f"handle = apply_fusion(pipe, {_literal(name)})\n"
+        f"{result} = pipe({_literal(prompt)}, num_inference_steps=30)"
+        f".{'frames' if video else 'images'}[0]\n"
+        "handle.remove()  # every weight back to the bit"
+    )
+    file = f"./{name}" if name.startswith("-") else name
+    words = ["klora", "sample", file, "--model", base, "--prompt", prompt, "-o", output]
+    hint = "" if facts.base_model else " BASE-MODEL stands for the folder or the id of yours."
+    return "\n\n".join(
+        [
+            f"In Python, with klora installed, or from the command line.{hint}",
+            fenced(code, "python"),
+            fenced(" ".join(map(shlex.quote, words)), "sh"),
+        ]
+    )
+
+
+def _file(fusion: Fusion, facts: CardFacts) -> str:
+    rows = [
+        ["Name", plain(facts.name)],
+        ["Size", f"{facts.nbytes:,} bytes ({bytes_text(facts.nbytes)})"],
+        ["SHA-256", f"`{facts.sha256}`"],
+        ["Format", f"{FORMAT_NAME}, version {FORMAT_VERSION}"],
+        ["Fits layers", f"`{fusion.fingerprint}`"],
+        ["Written by", plain(fusion.tool)],
+    ]
+    return table(["Property", "Value"], rows)
+
+
+def _trigger_words(fusion: Fusion) -> str:
+    words = [word.strip() for source in fusion.sources.values() for word in source.trigger_words]
+    return printable(", ".join(dict.fromkeys(filter(None, words))))
+
+
+def _literal(text: str) -> str:
+    """A string of Python, and of JSON."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,56 @@
+"""Text from files as Markdown that shows it and nothing else: no markup, HTML, links or YAML."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from klora_runtime.errors import shown
+
+_LIMIT = 1000
+
+#: ASCII that is left as it is. All else becomes a numeric character reference, which no
+#: Markdown reader takes for structure.
+_PLAIN = frozenset(" .,-'\"()=%?;+/")
+_WWW = re.compile(r"(?i)\bwww\.")
+
+
+def printable(text: object) -> str:
+    """One line without control characters, of at most 1000 characters."""
+    return shown(text, _LIMIT)
+
+
+def plain(text: object) -> str:
+    """Text for a paragraph or a table cell."""
+    line = printable(text)
+    escaped = "".join(
+        c if _is_plain(line, index) else f"&#{ord(c)};" for index, c in enumerate(line)
+    )
+    return _WWW.sub(lambda match: f"{match[0][:-1]}&#46;", escaped)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block, its fence longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table; its cells are Markdown already."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def yaml_string(text: object) -> str:
+    """A double-quoted YAML scalar, which JSON's strings are."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
+def _is_plain(line: str, index: int) -> bool:
+    character = line[index]
+    if character == "_":  # within a word it is no emphasis
+        return line[index - 1 : index].isalnum() and line[index + 1 : index + 2].isalnum()
+    return not character.isascii() or character.isalnum() or character in _PLAIN
