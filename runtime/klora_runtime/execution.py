@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.targets import Target, ancestors
+from klora_runtime.targets import Target
 
 #: Dtypes that low-rank factors can be multiplied in.
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,7 +36,7 @@ def has_memory(target: Target) -> bool:
 
 def diffusers_hook(module: nn.Module, name: str) -> Any:
     """The hook of this name that diffusers keeps on a module, or None."""
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = vars(module).get("_diffusers_hook")  # getattr is slow where there is none
     return getattr(registry, "hooks", {}).get(name)
 
 
@@ -55,7 +55,7 @@ def _devices(target: Target) -> Iterator[torch.device]:
 
 
 def _hook_devices(target: Target) -> Iterator[torch.device]:
-    for module in reversed(list(ancestors(target))):
+    for module in reversed(target.lineage):
         found = (read(module) for read in _DEVICE_READERS)
         yield from (torch.device(device) for device in found if device is not None)
 
@@ -66,7 +66,7 @@ def _first(values: Iterable[Any]) -> Any:
 
 def _hf_device(module: nn.Module) -> Any:
     """accelerate: model and sequential offloading, device maps."""
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")
     hooks = getattr(hook, "hooks", (hook,))
     return _first(getattr(each, "execution_device", None) for each in hooks)
 

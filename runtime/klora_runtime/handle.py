@@ -123,6 +123,7 @@ class FusionHandle:
         self._carriers: dict[str, ComponentWatch] = {}
         self._enabled = True
         self._removed = False
+        self._looked_at = False
         self._watch = PipelineWatch(pipe, self._follow, self._generation, self._bare)
         self._clock = Clock(self._on_progress, self._watch.check_thread, self._on_run)
         self._mode: Mode
@@ -306,6 +307,13 @@ class FusionHandle:
             self._clock.attach(scheduler)
 
     def _on_run(self) -> None:
+        """A run begins. The first one of a generation was looked at when that began."""
+        if not self._looked_at:
+            self._look()
+        self._looked_at = False
+
+    def _look(self) -> None:
+        """See that nothing has come between the fusion and its layers."""
         if self._enabled:
             refuse_freezing(getattr(self._pipe, name) for name in self._carriers)
             self._mode.check()
@@ -313,11 +321,13 @@ class FusionHandle:
     @contextmanager
     def _generation(self) -> Iterator[None]:
         """Around one generation of the pipeline; text encoders run before the scheduler does."""
-        self._on_run()
+        self._look()
         self._on_progress(self._clock.progress or 0.0)
+        self._looked_at = True
         try:
             yield
         finally:
+            self._looked_at = False
             self._clock.end_run()
 
     def _on_evaluation(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ _OPTIONAL_PREFIX = "text_model."
 
 _MODULE_TYPES = (nn.Linear, nn.Conv2d)
 
+#: Projections that ``fuse_qkv_projections`` puts out of use.
+_FUSIBLE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -34,13 +38,23 @@ class Target:
     module: nn.Module
     path: str
     """Name of the parameter in this pipeline: component, module path, parameter."""
-    model: nn.Module
-    """The component that the module is part of."""
+    lineage: tuple[nn.Module, ...]
+    """The component, every module between, and the module itself."""
 
     @property
+    def model(self) -> nn.Module:
+        """The component that the module is part of."""
+        return self.lineage[0]
+
+    @cached_property
     def layer(self) -> str:
         """The path without the parameter, for messages."""
         return self.path.removesuffix(f".{self.entry.parameter}")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The module's path inside its component, one name for each step of the lineage."""
+        return tuple(self.layer.removeprefix(f"{self.entry.component}.").split("."))
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -172,26 +186,15 @@ def _refuse_marked(name: str, model: nn.Module, owner: object) -> None:
 
 def _displaced(target: Target) -> str | None:
     """Why a module is not where it was, or is not used."""
-    path = _inside(target)
-    parent_path, _, leaf = path.rpartition(".")
-    parent = target.model.get_submodule(parent_path)
-    if getattr(parent, leaf, None) is not target.module:
-        return "was replaced or wrapped"
-    return _check_projections(target.model, path, target.module, target.entry)
-
-
-def _inside(target: Target) -> str:
-    """The module's path inside its component."""
-    return target.layer.removeprefix(f"{target.entry.component}.")
-
-
-def ancestors(target: Target) -> Iterator[nn.Module]:
-    """The component, every module between, and the target's own module."""
-    module = target.model
-    yield module
-    for name in _inside(target).split("."):
-        module = module.get_submodule(name)
-        yield module
+    steps = zip(target.lineage, target.names, target.lineage[1:], strict=False)
+    if any(parent._modules.get(name) is not child for parent, name, child in steps):
+        # A block between may be wrapped (torch.compile) and still lead to the module.
+        found: Any = target.model
+        for name in target.names:
+            found = getattr(found, name, None)
+        if found is not target.module:
+            return "was replaced or wrapped"
+    return _check_projections(target.lineage[-2], target.names[-1])
 
 
 def _refuse_adapters(name: str, model: nn.Module) -> None:
@@ -219,10 +222,22 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
         except AttributeError:
             return f"{entry.layer}: there is no such module"
     name = f"{entry.component}.{path}"
-    for problem in (check(model, path, module, entry) for check in _CHECKS):
-        if problem is not None:
-            return f"{name}: {problem}"
-    return Target(entry, module, f"{name}.{entry.parameter}", model)
+    lineage = tuple(_lineage(model, path))
+    problem = (
+        _check_type(module)
+        or _check_parameter(module, entry)
+        or _check_projections(lineage[-2], path.rpartition(".")[2])
+    )
+    if problem is not None:
+        return f"{name}: {problem}"
+    return Target(entry, module, f"{name}.{entry.parameter}", lineage)
+
+
+def _lineage(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    yield model
+    for name in path.split("."):
+        model = model.get_submodule(name)
+        yield model
 
 
 def _other_spelling(path: str) -> str:
@@ -231,14 +246,14 @@ def _other_spelling(path: str) -> str:
     return _OPTIONAL_PREFIX + path
 
 
-def _check_type(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
+def _check_type(module: nn.Module) -> str | None:
     if isinstance(module, _MODULE_TYPES):
         return None
     known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)
     return f"is a {type(module).__name__}, expected one of {known}"
 
 
-def _check_parameter(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
+def _check_parameter(module: nn.Module, entry: Entry) -> str | None:
     parameter = getattr(module, entry.parameter, None)
     if not isinstance(parameter, nn.Parameter):
         return f"has no parameter {entry.parameter}"
@@ -249,11 +264,8 @@ def _check_parameter(model: nn.Module, path: str, module: nn.Module, entry: Entr
     return None
 
 
-def _check_projections(model: nn.Module, path: str, module: nn.Module, entry: Entry) -> str | None:
-    parent = model.get_submodule(path.rpartition(".")[0])
-    fused = _projections_are_fused(parent)
-    leaf = path.rpartition(".")[2]
-    if fused and leaf in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
+def _check_projections(parent: nn.Module, leaf: str) -> str | None:
+    if leaf in _FUSIBLE and _projections_are_fused(parent):
         return (
             "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
             "apply the fusion, and leave the projections apart"
@@ -268,13 +280,6 @@ def _projections_are_fused(attention: nn.Module) -> bool:
         return True
     # An older kind of attention keeps the flag for good; its processor tells what it uses.
     return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
-
-
-_CHECKS: tuple[Callable[[nn.Module, str, nn.Module, Entry], str | None], ...] = (
-    _check_type,
-    _check_parameter,
-    _check_projections,
-)
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from klora_runtime.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.fusion import Factors
 from klora_runtime.modes.gates import Gates
 from klora_runtime.modes.leaf import attach, detach
-from klora_runtime.targets import Target, ancestors, recheck, refuse
+from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda
 
 #: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
@@ -275,10 +275,9 @@ def _padded_ranks(targets: Sequence[Target]) -> list[int]:
 def _graph_key(target: Target) -> str:
     """Equal for layers at the same place of blocks that ``compile_repeated_blocks`` compiles."""
     repeated = getattr(target.model, "_repeated_blocks", None) or ()
-    names = target.layer.split(".")[1:]
-    for depth, module in enumerate(ancestors(target)):
+    for depth, module in enumerate(target.lineage):
         if type(module).__name__ in repeated:
-            return ".".join([target.entry.component, type(module).__name__, *names[depth:]])
+            return ".".join([target.entry.component, type(module).__name__, *target.names[depth:]])
     return target.path
 
 

@@ -16,7 +16,7 @@ import torch
 from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.precision import full_float32
-from klora_runtime.targets import Target, ancestors, recheck, refuse
+from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda, Timeline
 
 
@@ -277,7 +277,7 @@ def merge_hindrance(target: Target) -> str | None:
         return "its weight has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
         return "its weight is not a dense strided tensor"
-    if any(diffusers_hook(module, "group_offloading") for module in ancestors(target)):
+    if any(diffusers_hook(module, "group_offloading") for module in target.lineage):
         return "group offloading keeps its own copy of the weight; switch it off first"
     return None
 
