@@ -98,10 +98,11 @@ def test_what_a_pipeline_does_not_take_is_wrong_usage(
 
 
 def test_options_that_are_not_given_are_left_to_the_pipeline() -> None:
-    pipe = _Plain(SimpleNamespace(images=[Image.new("RGB", (4, 4))]))
+    pipe = _Plain(SimpleNamespace(images=[Image.new("RGB", (4, 4)), Image.new("RGB", (5, 5))]))
     request = Request(("a", "b"), 3, 2, {"num_inference_steps": None, "guidance_scale": None})
     shots = list(sample(pipe, request))
     assert [(shot.prompt, shot.seed) for shot in shots] == [("a", 3), ("a", 4), ("b", 3), ("b", 4)]
+    assert {len(shot.frames) for shot in shots} == {1}
     assert pipe.calls == [{"steps": 9, "seed": seed} for seed in (3, 4, 3, 4)]
     assert [bar["desc"] for bar in pipe.bars] == [f"picture {n} of 4" for n in (1, 2, 3, 4)]
 

@@ -57,7 +57,15 @@ def _devices(target: Target) -> Iterator[torch.device]:
 def _hook_devices(target: Target) -> Iterator[torch.device]:
     for module in reversed(target.lineage):
         found = (read(module) for read in _DEVICE_READERS)
-        yield from (torch.device(device) for device in found if device is not None)
+        yield from (_indexed(device) for device in found if device is not None)
+
+
+def _indexed(device: Any) -> torch.device:
+    """A device as tensors on it name it: hooks may say ``cuda`` for ``cuda:0``, or ``cpu:0``."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return torch.device("cpu")
+    return torch.empty(0, device=device).device if device.index is None else device
 
 
 def _first(values: Iterable[Any]) -> Any:

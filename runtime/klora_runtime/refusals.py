@@ -35,6 +35,7 @@ REFUSALS: Mapping[str, Refusal] = {
     "fuse_lora": Refusal("what it fuses would be lost at the next switch"),
     "unfuse_lora": Refusal("it would subtract from weights that a switch has written anew"),
     "fuse_qkv_projections": _PROJECTIONS,
+    "dequantize": Refusal("it puts new layers in the place of those that the fusion is on"),
     "__reduce_ex__": _COPY,
     "enable_sequential_cpu_offload": Refusal("the weights would be out of reach", "merge"),
     "enable_group_offload": Refusal("it keeps its own copies of the weights", "merge"),

@@ -57,10 +57,10 @@ class Target:
         return tuple(self.layer.removeprefix(f"{self.entry.component}.").split("."))
 
     @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter as it is now (offloading and ``.to()`` may have moved it)."""
-        parameter = getattr(self.module, self.entry.parameter)
-        assert isinstance(parameter, nn.Parameter)
+    def parameter(self) -> torch.Tensor:
+        """The parameter as it is now (offloading and ``.to()`` may have moved or replaced it)."""
+        parameter = self.module._parameters[self.entry.parameter]
+        assert parameter is not None
         return parameter
 
 
@@ -254,14 +254,21 @@ def _check_type(module: nn.Module) -> str | None:
 
 
 def _check_parameter(module: nn.Module, entry: Entry) -> str | None:
-    parameter = getattr(module, entry.parameter, None)
-    if not isinstance(parameter, nn.Parameter):
+    parameter = module._parameters.get(entry.parameter)
+    if parameter is None:
         return f"has no parameter {entry.parameter}"
-    wanted, found = _core(entry.shape), _core(tuple(parameter.shape))
-    # Quantised parameters are packed: their own shape says nothing, the mode refuses them.
-    if parameter.is_floating_point() and wanted != found:
-        return f"{entry.parameter} has shape {list(parameter.shape)}, expected {list(entry.shape)}"
+    found = _unpacked_shape(module, parameter)
+    if _core(entry.shape) != _core(found):
+        return f"{entry.parameter} has shape {list(found)}, expected {list(entry.shape)}"
     return None
+
+
+def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ...]:
+    """The shape that a parameter stands for; quantised ones are packed into another."""
+    packed = type(parameter) is not nn.Parameter or not parameter.is_floating_point()
+    if packed and isinstance(module, nn.Linear) and parameter is module._parameters["weight"]:
+        return module.out_features, module.in_features
+    return tuple(parameter.shape)
 
 
 def _check_projections(parent: nn.Module, leaf: str) -> str | None:

@@ -273,6 +273,8 @@ def merge_hindrance(target: Target) -> str | None:
         return f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
     if parameter.dtype not in COMPUTE_DTYPES:
         return f"its weight is {parameter.dtype}{_reason(target.module)}"
+    if type(parameter) is not torch.nn.Parameter:
+        return f"its weight is a {type(parameter).__name__}, not a plain parameter"
     if parameter.device.type == "meta":
         return "its weight has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
@@ -290,7 +292,7 @@ def _reason(module: torch.nn.Module) -> str:
     return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
 
 
-def _storage(parameter: torch.nn.Parameter) -> int:
+def _storage(parameter: torch.Tensor) -> int:
     if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
         return id(parameter)
     return parameter.untyped_storage().data_ptr()
