@@ -359,6 +359,8 @@ def test_unknown_components(pipe: Any, fusion: Fusion) -> None:
     assert apply("unet", "vae") == (
         "components=['unet', 'vae']: the fusion changes text_encoder, unet, not vae."
     )
+    with pytest.raises(ConfigError, match=r"components='unet': expected a list, \['unet'\]\."):
+        apply_fusion(pipe, fusion, components="unet")
     assert apply() == "components=[]: the fusion changes text_encoder, unet; name at least one."
 
 
@@ -374,6 +376,17 @@ def test_a_weight_that_is_out_of_range(weight: Any, pipe: Any, fusion: Fusion) -
     headline, _ = refused(pipe, ConfigError, lambda: handle.set(content=0.5, style=weight))
     assert headline == expected
     assert handle.report().weights == {"content": 1.0, "style": 1.0}
+
+
+def test_arguments_of_another_kind(pipe: Any, fusion: Fusion) -> None:
+    with pytest.raises(ConfigError, match=r"weights=\[1\]: expected slot names"):
+        apply_fusion(pipe, fusion, weights=[1])  # type: ignore[arg-type]
+    handle = apply_fusion(pipe, fusion)
+    with pytest.raises(ConfigError, match=r"weights=0\.5: expected slot names"):
+        handle.set(0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"enabled='no': expected True or False\."):
+        handle.enabled = "no"  # type: ignore[assignment]
+    assert handle.enabled
 
 
 def test_an_unknown_slot(pipe: Any, fusion: Fusion) -> None:

@@ -20,10 +20,11 @@ from handmade import (
 )
 from tiny_pipeline import Family, relative_difference, tiny_pipeline
 from torch import nn
+from torch.nn.utils import parametrize
 
 from klora_runtime import apply_fusion
-from klora_runtime.errors import IncompatibleModelError
-from klora_runtime.fusion import Fusion
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.fusion import Factors, Fusion
 from klora_runtime.handle import FusionHandle
 from klora_runtime.modes import branch as branch_module
 from klora_runtime.modes import pristine
@@ -394,3 +395,89 @@ def fail_once(patch: pytest.MonkeyPatch, place: str) -> None:
         original(*args)
 
     patch.setattr(owner, name, failing)
+
+
+# A model that changes under it.
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+@pytest.mark.parametrize("first", ["convert", "disable"])
+def test_a_converted_model_can_be_made_bare(
+    first: str, mode: str, pipe: Any, fusion: Fusion
+) -> None:
+    bare = build(TWO_STEPS).to(torch.bfloat16)
+    handle = apply_fusion(pipe, fusion, mode=mode)
+    generate(pipe, TWO_STEPS)
+    if first == "disable":
+        handle.enabled = False
+    pipe.to(torch.bfloat16)
+    handle.enabled = False
+
+    assert torch.equal(generate(pipe, TWO_STEPS), generate(bare, TWO_STEPS))
+    handle.enabled = True
+    fresh = build(TWO_STEPS).to(torch.bfloat16)
+    apply_fusion(fresh, fusion, mode=mode)
+    assert torch.equal(generate(pipe, TWO_STEPS), generate(fresh, TWO_STEPS))
+    handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), generate(bare, TWO_STEPS))
+
+
+def test_a_merged_model_that_is_converted_is_written_anew(pipe: Any, fusion: Fusion) -> None:
+    apply_fusion(pipe, fusion, mode="merge")
+    pipe.to(torch.bfloat16)
+    fresh = build(TWO_STEPS).to(torch.bfloat16)
+    apply_fusion(fresh, fusion, mode="merge")
+
+    assert torch.equal(generate(pipe, TWO_STEPS), generate(fresh, TWO_STEPS))
+
+
+def test_factors_of_unequal_size_do_not_overflow(pipe: Any) -> None:
+    pipe.to(torch.float16)
+    fusion = fusion_for(pipe, [TO_Q], size=0.1)
+    (entry,) = fusion.entries
+    factors = {
+        slot: Factors(each.scale, each.down * 2.0**14, each.up / 2.0**14)
+        for slot, each in entry.factors.items()
+    }
+    skewed = hand_fusion(type(entry)(**{**vars(entry), "factors": factors}))
+    x = inputs_for(module_of(pipe, TO_Q))
+    with branch(pipe, fusion):
+        expected = module_of(pipe, TO_Q)(x)
+
+    handle = branch(pipe, skewed)
+
+    assert torch.equal(module_of(pipe, TO_Q)(x), expected)
+    assert handle.report().rounding < 1e-3
+
+
+def test_a_class_that_was_changed_on_top_is_noticed(pipe: Any) -> None:
+    handle = branch(pipe, fusion_for(pipe, [TO_Q]))
+    module = module_of(pipe, TO_Q)
+    parametrize.register_parametrization(module, "weight", nn.Identity())
+
+    with pytest.raises(InUseError, match=r"has no parameter weight any more"):
+        handle.remove()
+
+    parametrize.remove_parametrizations(module, "weight")
+    handle.remove()
+    assert type(module) is nn.Linear
+
+
+def test_a_release_that_is_interrupted_is_not_half_of_a_fusion(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = branch(pipe, fusion)
+    expected = generate(pipe, TWO_STEPS)
+    calls = iter(range(3))
+    original = branch_module.detach
+
+    def failing(module: Any) -> None:
+        if next(calls, None) is None:
+            raise MemoryError
+        original(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(branch_module, "detach", failing)
+        with pytest.raises(MemoryError):
+            handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)

@@ -182,8 +182,28 @@ def freeze_blocks(pipe: Any) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def freeze_a_part(pipe: Any) -> AbstractContextManager[None]:
+    pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, options=FREEZING)
+    return nullcontext()
+
+
+def freeze_forward(pipe: Any) -> AbstractContextManager[None]:
+    pipe.unet.forward = torch.compile(pipe.unet.forward, options=FREEZING)
+    return nullcontext()
+
+
 @pytest.mark.parametrize("mode", ["merge", "branch"])
-@pytest.mark.parametrize("freeze", [freeze_all, freeze_this, freeze_this_wrapped, freeze_blocks])
+@pytest.mark.parametrize(
+    "freeze",
+    [
+        freeze_all,
+        freeze_this,
+        freeze_this_wrapped,
+        freeze_blocks,
+        freeze_a_part,
+        freeze_forward,
+    ],
+)
 def test_freezing_is_refused(
     freeze: Callable[[Any], AbstractContextManager[None]], mode: str, pipe: Any, fusion: Fusion
 ) -> None:

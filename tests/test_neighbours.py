@@ -34,6 +34,7 @@ from klora_runtime.modes.pristine import Pristine
         (lambda pipe: pipe.unfuse_lora(), "unfuse_lora is not possible"),
         (lambda pipe: pipe.unet.load_lora_adapter("x"), "load_lora_adapter is not possible"),
         (lambda pipe: pipe.unet.fuse_lora(), "fuse_lora is not possible"),
+        (lambda pipe: pipe.unet.load_state_dict(pipe.unet.state_dict()), "would be mixed"),
         (lambda pipe: pipe.unet.enable_layerwise_casting(), "would round the fused weights"),
         (lambda pipe: pipe.fuse_qkv_projections(), "fuse_qkv_projections is not possible"),
         (lambda pipe: pipe.enable_sequential_cpu_offload(), "the weights would be out of reach"),
@@ -95,15 +96,14 @@ def test_weights_moved_out_of_reach(pipe: Any, fusion: Fusion) -> None:
     assert all(torch.equal(value, bare[name]) for name, value in parameters(pipe).items())
 
 
-def test_a_wrapped_layer_is_noticed(
-    apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path
-) -> None:
+def test_a_wrapped_layer_is_noticed(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
     handle = apply(pipe, fusion)
-    lora = tiny_lora(pipe, tmp_path / "lora.safetensors", seed=5, modules=("to_q",))
-    type(pipe.unet).load_lora_adapter(pipe.unet, str(lora), prefix="unet")
+    config = peft.LoraConfig(r=2, target_modules=["to_q"])
+    type(pipe.unet).add_adapter(pipe.unet, config, adapter_name="other")
     with pytest.raises(InUseError, match="was replaced or wrapped"):
         generate(pipe, TWO_STEPS)
-    pipe.unet.delete_adapters("default_0")
+    pipe.unet.delete_adapters("other")
     pipe.unet.unload_lora()
     generate(pipe, TWO_STEPS)
     handle.remove()
@@ -378,6 +378,14 @@ def test_a_denoiser_called_by_hand(apply: Apply, pipe: Any, fusion: Fusion) -> N
     pipe.unet(*inputs)
     handle.remove()
     pipe.unet(*inputs)
+
+
+def test_attributes_of_the_component_come_back(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    def mine() -> None: ...
+
+    pipe.unet.save_pretrained = mine
+    apply(pipe, fusion).remove()
+    assert pipe.unet.save_pretrained is mine
 
 
 def test_a_saved_component_is_bare(apply: Apply, pipe: Any, fusion: Fusion, tmp_path: Path) -> None:

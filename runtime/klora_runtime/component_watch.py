@@ -49,7 +49,9 @@ class ComponentWatch:
         save = getattr(model, "save_pretrained", None)
         if callable(save):
             self._attributes["save_pretrained"] = _saving(save, bare)
-        vars(model).update(self._attributes)
+        own = vars(model)
+        self._before = {name: own[name] for name in self._attributes if name in own}
+        own.update(self._attributes)
         self._hook = None if on_evaluation is None else _before(model, on_evaluation)
 
     def detach(self) -> None:
@@ -58,7 +60,8 @@ class ComponentWatch:
             self._hook.remove()
         for name in self._attributes:
             vars(self.model).pop(name, None)
-        self._attributes.clear()
+        vars(self.model).update(self._before)
+        self._attributes, self._before = {}, {}
 
 
 def _before(model: nn.Module, on_evaluation: Callable[[], None]) -> RemovableHandle:

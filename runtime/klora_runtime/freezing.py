@@ -37,8 +37,11 @@ def _on_for_all() -> bool:
 
 
 def _on_for(component: nn.Module) -> bool:
-    compiled = [component, *(module._compiled_call_impl for module in component.modules())]
-    return any(_options(each).get("freezing", False) for each in compiled)
+    return any(
+        _options(compiled).get("freezing", False)
+        for module in component.modules()
+        for compiled in (module, module._compiled_call_impl, vars(module).get("forward"))
+    )
 
 
 def _options(compiled: Any) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def apply_fusion(
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     fusion = _fusion(path_or_fusion)
-    return FusionHandle(pipe, fusion, mode, components, weights or {})
+    return FusionHandle(pipe, fusion, mode, components, {} if weights is None else weights)
 
 
 class FusionHandle:
@@ -187,6 +187,7 @@ class FusionHandle:
             self._take_hold()
             if self._enabled:
                 self._write()
+            self._why = "kept at a swap, which never changes the mode"
         except BaseException:
             mode.yield_to(before[1])
             self._fusion, self._mode, self._weights, self._enabled = before
@@ -208,7 +209,8 @@ class FusionHandle:
         """
         self._require_applied()
         before = self._weights, self._enabled
-        changed = _checked_weights(self._fusion, {**(weights or {}), **named})
+        given = {} if weights is None else weights
+        changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
         self._weights = self._weights | changed
         try:
             if self._enabled:
@@ -227,6 +229,8 @@ class FusionHandle:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._require_applied()
+        if not isinstance(value, bool):
+            raise ConfigError(f"enabled={value!r}: expected True or False.")
         if value == self._enabled:
             return
         if value:
@@ -388,6 +392,8 @@ def _fusion(path_or_fusion: str | os.PathLike[str] | Fusion) -> Fusion:
 
 
 def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(weights, Mapping):
+        raise ConfigError(f"weights={weights!r}: expected slot names with a number each.")
     for slot, weight in weights.items():
         if slot not in fusion.slots:
             raise ConfigError(

@@ -37,6 +37,7 @@ REFUSALS: Mapping[str, Refusal] = {
     "fuse_qkv_projections": _PROJECTIONS,
     "dequantize": Refusal("it puts new layers in the place of those that the fusion is on"),
     "__reduce_ex__": _COPY,
+    "load_state_dict": Refusal("its weights would be mixed with the base's at a switch", "merge"),
     "enable_sequential_cpu_offload": Refusal("the weights would be out of reach", "merge"),
     "enable_group_offload": Refusal("it keeps its own copies of the weights", "merge"),
     "enable_layerwise_casting": Refusal("it would round the fused weights", "merge"),

@@ -72,6 +72,8 @@ def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple
     """
     if components is None:
         return fusion.components
+    if isinstance(components, str):
+        raise ConfigError(f"components={components!r}: expected a list, [{components!r}].")
     unknown = sorted(set(components) - set(fusion.components))
     if unknown or not components:
         raise ConfigError(
@@ -194,6 +196,8 @@ def _displaced(target: Target) -> str | None:
             found = getattr(found, name, None)
         if found is not target.module:
             return "was replaced or wrapped"
+    if target.module._parameters.get(target.entry.parameter) is None:
+        return f"has no parameter {target.entry.parameter} any more"
     return _check_projections(target.lineage[-2], target.names[-1])
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from klora_runtime.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.fusion import Factors
 from klora_runtime.modes.gates import Gates
-from klora_runtime.modes.leaf import attach, detach
+from klora_runtime.modes.leaf import attach, detach, is_branched
 from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda
 
@@ -65,6 +65,7 @@ class Branch:
         self._agenda = Agenda([target.entry.timeline for target in targets])
         self._progress: float | None = None  # None: what the gates hold is not known
         self._filled = False
+        self._attached = False
         self._gates: dict[_Place, Gates] = {}
         self._leaves: list[_Leaf] = []
         if previous is not None and previous._holds(self._targets):
@@ -99,6 +100,7 @@ class Branch:
             self._show(progress)
         for leaf in self._leaves:
             attach(leaf.target.module, leaf.down, leaf.up, leaf.gate)
+        self._attached = True
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
         """See :meth:`Mode.move`."""
@@ -117,7 +119,9 @@ class Branch:
 
     def release(self) -> None:
         """See :meth:`Mode.release`."""
-        self.check()
+        recheck(self._targets, self._hindrance)
+        self._progress = None  # what is interrupted here is not attached any more
+        self._attached = False
         for target in self._targets:
             detach(target.module)
         self._targets.clear()
@@ -131,7 +135,7 @@ class Branch:
     def yield_to(self, other: Branch) -> None:
         """See :meth:`Mode.yield_to`."""
         self.check()
-        self._filled = False
+        self._filled = self._attached = False
         kept = set(other.paths)
         for target in self._targets:
             if target.path not in kept:
@@ -139,10 +143,10 @@ class Branch:
 
     def check(self) -> None:
         """See :meth:`Mode.check`. Follows a model that was moved or converted."""
-        recheck(self._targets, branch_hindrance)
+        recheck(self._targets, self._hindrance)
         if any(_place(leaf.target) != leaf.place for leaf in self._leaves):
+            self._close()  # what is attached still has these gates, until the next write
             self._allocate()
-            self._progress = None
 
     def nbytes(self) -> dict[str, int]:
         """See :meth:`Mode.nbytes`."""
@@ -207,14 +211,18 @@ class Branch:
             begin = 0
             for factors in leaf.target.entry.factors.values():
                 end = begin + factors.rank
-                leaf.down[begin:end].copy_(factors.down.reshape(-1, *leaf.down.shape[1:]))
-                leaf.up[:, begin:end].copy_(
-                    factors.up.reshape(len(leaf.up), -1, *leaf.up.shape[2:])
-                )
+                down, up = _balanced(factors)
+                leaf.down[begin:end].copy_(down.reshape(-1, *leaf.down.shape[1:]))
+                leaf.up[:, begin:end].copy_(up.reshape(len(leaf.up), -1, *leaf.up.shape[2:]))
                 begin = end
             leaf.down[begin:].zero_()
             leaf.up[:, begin:].zero_()
         self._filled = True
+
+    def _hindrance(self, target: Target) -> str | None:
+        if self._attached and not is_branched(target.module):
+            return "its class was changed"
+        return branch_hindrance(target)
 
     def _show(self, progress: float) -> None:
         self._progress = None
@@ -320,5 +328,18 @@ def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 def _product(factors: Factors, gate: float, dtype: torch.dtype) -> torch.Tensor:
     """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
-    up, down = (f.flatten(1).to(dtype).double() for f in (factors.up, factors.down))
+    down, up = (f.flatten(1).to(dtype).double() for f in _balanced(factors))
     return (up * torch.tensor(gate, dtype=dtype).double()) @ down
+
+
+def _balanced(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """down and up in float32, brought to one size by a power of two, which loses no bit.
+
+    Else ``down @ x`` of a LoRA with a large down and a small up overflows in float16.
+    """
+    down, up = factors.down.float(), factors.up.float()
+    sizes = float(down.abs().amax()), float(up.abs().amax())
+    if not all(map(math.isfinite, sizes)) or not all(sizes):
+        return down, up
+    shift = 2.0 ** round((math.log2(sizes[0]) - math.log2(sizes[1])) / 2)
+    return down / shift, up * shift

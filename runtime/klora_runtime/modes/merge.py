@@ -98,7 +98,9 @@ class Merge:
             self.write(progress, weights)
         else:
             changed = self._agenda.between(self._progress, progress)
-            self._write_layers(changed, progress, weights)
+            if changed:
+                self._write_layers(changed, progress, weights)
+            self._progress = progress
 
     def pause(self) -> None:
         """See :meth:`Mode.pause`."""
@@ -142,8 +144,11 @@ class Merge:
             yield layer.target.layer, *_rounding(layer.target, base, weights)
 
     def check(self) -> None:
-        """See :meth:`Mode.check`."""
-        recheck((layer.target for layer in self._layers), merge_hindrance)
+        """See :meth:`Mode.check`. All is written anew to a model that was converted."""
+        targets = [layer.target for layer in self._layers]
+        recheck(targets, merge_hindrance)
+        if any(map(self._pristine.was_converted, targets)):
+            self._progress = None
 
     def _write_layers(
         self, indices: Iterable[int], progress: float, weights: Mapping[str, float]

@@ -56,6 +56,10 @@ class Pristine:
             self._homes[target.path] = parameter.device
         return copy
 
+    def was_converted(self, target: Target) -> bool:
+        """Whether a target's parameter has another dtype than its copy."""
+        return self._copies[target.path].dtype != target.parameter.dtype
+
     def restore(self, paths: Iterable[str]) -> None:
         """Write the base values of these targets back, bit for bit."""
         with torch.inference_mode():
