@@ -1,0 +1,60 @@
+"""Drawings as tensors: the same subjects by several hands, rendered from icon packages.
+
+The packages are those of the npm registry (``@iconify-json/...``), unpacked into one folder each:
+
+    npm pack @iconify-json/noto && mkdir noto && tar xzf iconify-json-noto-*.tgz \\
+        -C noto --strip-components=1
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import resvg_py
+import torch
+from PIL import Image
+
+PIXELS = 48
+
+#: Rendered larger and scaled down, which draws thin lines evenly.
+_OVERSAMPLING = 3
+
+
+def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:
+    """One drawing on white, (3, 48, 48) in [-1, 1]; None where the package has none."""
+    svg = _svg(packages / package / "icons.json", name)
+    if svg is None:
+        return None
+    size = _OVERSAMPLING * PIXELS
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    paper = Image.new("RGBA", picture.size, "white")
+    paper.alpha_composite(picture)
+    small = paper.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+    values = np.asarray(small, dtype=np.float32) / 127.5 - 1
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+@lru_cache
+def _icons(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _svg(path: Path, name: str) -> str | None:
+    icons = _icons(path)
+    alias = icons.get("aliases", {}).get(name)
+    icon = icons["icons"].get(name if alias is None else alias["parent"])
+    if icon is None:
+        return None
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box}" width="{width}" height="{height}" color="black">{icon["body"]}</svg>'
+    )

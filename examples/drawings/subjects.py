@@ -1,0 +1,33 @@
+"""Which subjects and styles there are, and which of them the base model never saw."""
+
+from __future__ import annotations
+
+#: Word in prompts -> package of drawings.
+TRAINING_STYLES = {
+    "noto": "noto",
+    "twemoji": "twemoji",
+    "flat": "fluent-emoji-flat",
+    "blob": "noto-v1",
+}
+HELD_OUT_STYLES = {
+    "ink": "fluent-emoji-high-contrast",
+    "soft": "fluent-emoji",
+    "firefox": "fxemoji",
+}
+STYLES = TRAINING_STYLES | HELD_OUT_STYLES
+
+#: Word in prompts = name of the drawing in the packages.
+HELD_OUT_SUBJECTS = tuple("penguin octopus mushroom rocket cactus frog pineapple guitar".split())
+TRAINING_SUBJECTS = tuple(
+    """
+    fox cat dog owl banana house crown snowman bear bell bird bread bus camera candle cherries
+    chicken cloud cow crocodile dolphin doughnut elephant fish ghost grapes hamburger hammer
+    honeybee horse key koala lemon lollipop melon monkey mouse peach pear pig rainbow ring rose
+    sailboat skull snail snake spider strawberry sunflower tent tiger tulip turtle umbrella whale
+    """.split()
+)
+
+
+def prompt(subject: str, style: str) -> str:
+    """What a drawing is called in training and sampling."""
+    return f"a {subject}, {style} style"
