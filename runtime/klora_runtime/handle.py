@@ -183,22 +183,14 @@ class FusionHandle:
         self._require_applied()
         fusion = _fusion(path_or_fusion)
         mode = self._mode.successor(self._find(fusion))
-        before = self._fusion, self._mode, self._weights, self._enabled
-        weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
-        try:
+        with self._as_it_was_on_failure():
             self._mode.yield_to(mode)
-            self._fusion, self._mode, self._weights = fusion, mode, weights
+            self._fusion, self._mode = fusion, mode
+            self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
             self._take_hold()
             if self._enabled:
                 self._write()
-            self._why = "kept at a swap, which never changes the mode"
-        except BaseException:
-            mode.yield_to(before[1])
-            self._fusion, self._mode, self._weights, self._enabled = before
-            self._take_hold()
-            if self._enabled:
-                self._write()
-            raise
+        self._why = "kept at a swap, which never changes the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
         """Change how strongly slots act: ``handle.set(content=0.8)``. Others stay.
@@ -212,18 +204,12 @@ class FusionHandle:
             InUseError: another thread is generating.
         """
         self._require_applied()
-        before = self._weights, self._enabled
         given = {} if weights is None else weights
         changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
-        self._weights = self._weights | changed
-        try:
+        with self._as_it_was_on_failure():
+            self._weights = self._weights | changed
             if self._enabled:
                 self._write()
-        except BaseException:
-            self._weights, self._enabled = before
-            if self._enabled:
-                self._write()
-            raise
 
     @property
     def enabled(self) -> bool:
@@ -364,6 +350,22 @@ class FusionHandle:
             yield
         finally:
             self.enabled = enabled
+
+    @contextmanager
+    def _as_it_was_on_failure(self) -> Iterator[None]:
+        """Undo the changes of attributes and layers inside where they fail."""
+        before = self._fusion, self._mode, self._weights, self._enabled
+        try:
+            yield
+        except BaseException:
+            failed = self._mode
+            self._fusion, self._mode, self._weights, self._enabled = before
+            if failed is not self._mode:
+                failed.yield_to(self._mode)
+                self._take_hold()
+            if self._enabled:
+                self._write()
+            raise
 
     def _write(self) -> None:
         """Make every layer act for the present progress; where that fails, none acts any more."""
