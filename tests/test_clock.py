@@ -23,9 +23,11 @@ from diffusers import (
 from generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
 
+from klora_runtime import clock as clock_module
 from klora_runtime.clock import Clock
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.run import Run
+from klora_runtime.timesteps import differ
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}
@@ -419,14 +421,15 @@ def test_a_loop_that_is_elsewhere_in_the_list_is_refused_in_another_thread() -> 
     assert watched.clock.progress == middles(5)[1]
 
 
-def test_an_evaluation_shows_where_a_loop_is() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_evaluation_shows_where_a_loop_is(batch: int) -> None:
     """Loops that neither scale their input nor set a begin index, from the middle of the list."""
     followed = FlowMatchEulerDiscreteScheduler()
     watched = Watched(followed)
     followed.set_timesteps(6)
     seen = []
     for t in followed.timesteps[2:]:
-        watched.clock.evaluate(t.expand(1))
+        watched.clock.evaluate(t.expand(batch))
         seen.append(watched.clock.progress)
     assert seen == middles(6)[2:]
 
@@ -451,8 +454,8 @@ def test_a_loop_that_nobody_steps_is_refused() -> None:
         watched.clock.evaluate(others.timesteps[0])
 
 
-def test_a_call_may_evaluate_at_any_timestep() -> None:
-    """What it does before its loop is at progress 0, whatever the last image ended with."""
+def test_a_call_may_evaluate_before_its_loop() -> None:
+    """That is at progress 0, whatever the last image ended with; at one timestep."""
     followed = DDIMScheduler(**SD_BETAS)
     watched = Watched(followed)
     followed.set_timesteps(4)
@@ -460,9 +463,125 @@ def test_a_call_may_evaluate_at_any_timestep() -> None:
     with watched.run_.call():
         watched.clock.rewind()
         assert watched.told[-1] == 0.0
-        for timestep in (torch.tensor(1.0), torch.tensor(2.0), None):
+        for timestep in (torch.tensor(1.0), torch.tensor([1.0, 1.0]), None):
             watched.clock.evaluate(timestep)
+        with pytest.raises(InUseError, match="went from one timestep to another"):
+            watched.clock.evaluate(torch.tensor(2.0))
     assert not watched.run_.going_on
+
+
+def test_several_images_with_one_list_of_timesteps() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(3)
+    seen = []
+    for t in [*followed.timesteps, *followed.timesteps]:
+        watched.clock.evaluate(t)
+        seen.append(watched.clock.progress)
+        followed.step(torch.ones(1), t, torch.ones(1))
+    assert seen == middles(3) * 2
+
+
+@pytest.mark.parametrize("passed", [lambda t: t.expand(2), lambda t: (t / 1000).expand(2)])
+def test_a_loop_may_change_its_thread_between_two_steps(passed: Callable[[Any], Any]) -> None:
+    """Servers that stream send what a step gave, and draw the next one anywhere."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+
+    def loop() -> Iterator[float | None]:
+        followed.set_timesteps(5)
+        for t in followed.timesteps:
+            watched.clock.evaluate(passed(t))
+            seen = watched.clock.progress
+            followed.step(torch.ones(1), t, torch.ones(1))
+            yield seen
+
+    drawn = loop()
+    assert [elsewhere(lambda: next(drawn)) for _ in range(5)] == middles(5)
+
+
+def test_loops_over_two_copies_in_one_thread() -> None:
+    followed = FlowMatchEulerDiscreteScheduler()
+    watched = Watched(followed)
+
+    def loop(own: Any, steps: int) -> Iterator[float | None]:
+        own.set_timesteps(steps)
+        for t in own.timesteps:
+            watched.clock.evaluate(t)
+            yield watched.clock.progress
+            own.step(torch.ones(1), t, torch.ones(1))
+
+    one, other = loop(followed, 4), loop(copy.deepcopy(followed), 2)
+    seen = [next(drawn) for drawn in (one, other, one, other, one, one)]
+    assert seen == [0.125, 0.25, 0.375, 0.75, 0.625, 0.875]
+
+
+def test_a_copy_in_another_thread_does_not_take_over() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    other = copy.deepcopy(followed)
+    followed.set_timesteps(4)
+    sample = torch.ones(1)
+    elsewhere(lambda: other.set_timesteps(4))  # takes over: the first loop is refused
+    with pytest.raises(InUseError, match="generating in another thread"):
+        followed.scale_model_input(sample, followed.timesteps[0])
+    with pytest.raises(InUseError, match="generating in another thread"):
+        watched.clock.evaluate(followed.timesteps[0])
+
+
+def test_a_copy_goes_on_from_where_the_scheduler_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TextToVideoZero does; on a GPU timesteps cannot be looked up by value."""
+    monkeypatch.setattr(clock_module, "index_by_value", lambda *_: None)
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(8)
+    first, second = followed.timesteps[:3].clone(), followed.timesteps[3:].clone()
+    assert watched.run(followed, first) == middles(8)[:3]
+    twin = copy.deepcopy(followed)
+    assert watched.run(twin, second) == middles(8)[3:]
+    assert watched.run_.going_on  # the last word is the scheduler's that began
+    assert watched.run(followed, second) == middles(8)[3:]
+    assert not watched.run_.going_on
+
+
+def test_a_scheduler_that_leads_back_to_itself_can_be_copied() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    Watched(followed)
+    followed.mine = [followed.step]
+    twin = copy.deepcopy(followed)
+    assert twin.mine[0].__self__ is twin
+
+
+def test_timesteps_that_could_not_be_set_begin_no_loop() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        followed.set_timesteps(5000)
+    assert not watched.run_.going_on
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "different"),
+    [
+        (1, torch.tensor(1.9), True),
+        (torch.tensor(1.9), torch.tensor(1), True),
+        (torch.tensor([2.0, 2.0]), 2, False),
+        (torch.tensor([2.0]), torch.tensor([2, 2, 2]), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), True),
+        (torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [2.0]]), False),
+    ],
+)
+def test_timesteps_differ(one: Any, other: Any, different: bool) -> None:
+    assert differ(one, other, wait=False) == different
+
+
+def test_a_gpu_is_only_waited_for_where_that_is_allowed() -> None:
+    timesteps = torch.empty(4, device="meta")  # whose values cannot be read
+    assert differ(timesteps[0], timesteps[1], wait=False)
+    assert not differ(timesteps[1].expand(2), timesteps[1], wait=False)
+    assert not differ(timesteps[1], torch.empty(2, device="meta"), wait=False)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        differ(timesteps[1], torch.empty(2, device="meta"), wait=True)
 
 
 def test_what_is_made_from_a_followed_scheduler_is_not_followed() -> None:

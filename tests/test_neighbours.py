@@ -17,6 +17,7 @@ import torch
 from conftest import Apply
 from diffusers import (
     ControlNetModel,
+    DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -484,6 +485,69 @@ def test_a_denoiser_that_runs_before_there_are_timesteps(
     first = generate(early, TWO_STEPS), early.memory
     second = generate(early, TWO_STEPS), early.memory
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_preview_by_a_sibling_in_a_callback(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    """It has its own scheduler, but runs inside the pipeline's call."""
+    apply(pipe, fusion)
+    sibling = with_its_own_scheduler(pipe)
+
+    def preview(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        image_to_image(sibling)
+        return values
+
+    with pytest.raises(InUseError, match="went from one timestep to another"):
+        generate(pipe, TWO_STEPS, callback_on_step_end=preview)
+
+
+class OwnScheduler(StableDiffusionPipeline):
+    """Samples with a scheduler that it makes itself."""
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(4)
+        latents = torch.zeros(1, 4, 8, 8)
+        for t in scheduler.timesteps:
+            noise = self.unet(latents, t, encoder_hidden_states=torch.zeros(1, 77, 32)).sample
+            latents = scheduler.step(noise, t, latents).prev_sample
+        return latents
+
+
+def test_a_pipeline_that_makes_its_own_scheduler(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    own = OwnScheduler(**parts, requires_safety_checker=False)
+    with (
+        apply(own, fusion),
+        pytest.raises(InUseError, match="the scheduler that the fusion follows does not"),
+    ):
+        own()
+    own()
+
+
+def test_a_generation_does_not_begin_while_a_thread_changes_the_handle(
+    apply: Apply, pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = apply(pipe, fusion)
+    writing, written = threading.Event(), threading.Event()
+    write = type(handle._mode).write
+
+    def slow(*args: Any) -> None:
+        writing.set()
+        written.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(type(handle._mode), "write", slow)
+    thread = threading.Thread(target=lambda: handle.set(content=0.5))
+    thread.start()
+    assert writing.wait(60)
+    with pytest.raises(InUseError, match="generating in another thread"):
+        generate(pipe, TWO_STEPS)
+    written.set()
+    thread.join(60)
+    monkeypatch.undo()
+    found = generate(pipe, TWO_STEPS)
+    handle.set(content=0.5)
+    assert torch.equal(generate(pipe, TWO_STEPS), found)
 
 
 def test_a_weight_for_loras_of_peft_is_refused(apply: Apply, pipe: Any, fusion: Fusion) -> None:

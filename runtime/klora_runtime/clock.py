@@ -29,9 +29,9 @@ from klora_runtime.run import Run
 from klora_runtime.timeline import progress_of_step
 from klora_runtime.timesteps import (
     Reader,
+    differ,
     index_by_value,
     index_by_view,
-    same_values,
     timestep_reader,
 )
 
@@ -66,7 +66,8 @@ class Clock:
         # Each scheduler seen, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._told_by: weakref.ref[Any] | None = None  # the scheduler that spoke last
-        self._timestep: Any = None  # of the first evaluation since then
+        self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
+        self._timestep: Any = None  # of the first evaluation since the last word
 
     def attach(self, scheduler: Any) -> None:
         """Follow ``scheduler``. A copy of a followed scheduler is followed already.
@@ -94,11 +95,11 @@ class Clock:
             take_off(scheduler)
         self._index.clear()
         self._on_progress, self._on_run = _ignore, _ignore
-        self._told_by = self._timestep = None
+        self._told_by = self._begun_by = self._timestep = None
 
     def rewind(self) -> None:
         """A call of the pipeline begins; what it evaluates before its loop is at progress 0."""
-        self.progress = None
+        self.progress = self._timestep = None
         self._on_progress(0.0)
 
     def evaluate(self, timestep: Any) -> None:
@@ -110,22 +111,36 @@ class Clock:
         Raises:
             InUseError: no loop over a followed scheduler is going on, or it is not this one.
         """
-        scheduler = None if self._told_by is None else self._told_by()
-        index = None if scheduler is None else index_by_view(scheduler.timesteps, timestep)
-        if not self._run.going_on:
-            raise InUseError(f"{_NOT_FOLLOWED} (To call the denoiser by hand, {_BY_HAND})")
-        self._run.go_on(where_it_was=index is not None and index == self._index.get(scheduler))
-        if index is not None:
-            if index != self._index.get(scheduler):
+        scheduler, index = self._place_of(timestep)
+        if scheduler is None:
+            if not self._run.going_on:
+                raise InUseError(f"{_NOT_FOLLOWED} (To call the denoiser by hand, {_BY_HAND})")
+            self._run.go_on(where_it_was=self._timestep is None)  # between two steps
+        else:
+            self._go_on(scheduler, index)
+            if index != self._index.get(scheduler) or not self._was_told_by(scheduler):
                 self._move(scheduler, index)
-        elif not self._run.in_call and timestep is not None:
+        if timestep is not None:
             self._require_one_timestep(timestep)
 
+    def _place_of(self, timestep: Any) -> tuple[Any, int]:
+        """The scheduler whose list a timestep is in, the one that spoke last first; and where."""
+        seen = list(self._index)
+        for scheduler in sorted(seen, key=self._was_told_by, reverse=True):
+            index = index_by_view(scheduler.timesteps, timestep)
+            if index is not None:
+                return scheduler, index
+        return None, 0
+
+    def _was_told_by(self, scheduler: Any) -> bool:
+        """Whether this scheduler spoke last."""
+        return self._told_by is not None and self._told_by() is scheduler
+
     def _require_one_timestep(self, timestep: Any) -> None:
-        """A loop that nobody watches: all evaluations of a step must be at one timestep."""
+        """All evaluations between two words of the scheduler must be at one timestep."""
         if self._timestep is None:
             self._timestep = timestep
-        elif not same_values(self._timestep, timestep):
+        elif differ(self._timestep, timestep, wait=not self._run.in_call):
             raise InUseError(
                 f"{_NOT_FOLLOWED} (It went from one timestep to another, and the scheduler was "
                 f"not told. To call the denoiser by hand, {_BY_HAND})"
@@ -138,7 +153,7 @@ class Clock:
             for name, wrap in _WRAPPERS.items()
             if (original := getattr(plain, name, None)) is not None
         }
-        return wrapped | _copying(plain)
+        return wrapped | _copying(self, plain)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
         counted = self._index.get(scheduler, 0)
@@ -149,6 +164,8 @@ class Clock:
 
     def _begin(self, scheduler: Any) -> None:
         if self._overlay.active:
+            self._run.begin()
+            self._begun_by = weakref.ref(scheduler)
             self._on_run()
             self.progress = None  # told anew, so that whatever was interrupted is made good
         self._move(scheduler, 0)
@@ -156,7 +173,8 @@ class Clock:
     def _go_on(self, scheduler: Any, index: int) -> None:
         """``scheduler`` is about to be told something about step ``index``."""
         if self._overlay.active:
-            self._run.go_on(where_it_was=index == self._index.get(scheduler))
+            known = self._was_told_by(scheduler) and index == self._index.get(scheduler)
+            self._run.go_on(where_it_was=known)
 
     def _move(self, scheduler: Any, index: int) -> None:
         """Step ``index`` of the scheduler's full list comes next."""
@@ -167,7 +185,8 @@ class Clock:
         order = max(1, int(getattr(scheduler, "order", 1)))
         evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
-            self._run.end()  # the next one begins with set_timesteps
+            if self._begun_by is not None and self._begun_by() is scheduler:  # and no copy of it
+                self._run.end()
             return
         steps = -(-evaluations // order)
         progress = progress_of_step(index // order, steps)
@@ -200,7 +219,7 @@ def _after_the_sample(method: _Method) -> Reader:
 def _set_timesteps(clock: Clock, original: _Method) -> _Method:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         if clock._overlay.active:
-            clock._run.begin()
+            clock._run.require_no_other_call()
         result = original(self, *args, **kwargs)
         clock._begin(self)
         return result
@@ -243,26 +262,29 @@ def _step(clock: Clock, original: _Method) -> _Method:
     return step
 
 
-def _copying(plain: type) -> dict[str, Any]:
-    """Copies are followed as the scheduler is; what is pickled is an ordinary scheduler."""
+def _copying(clock: Clock, plain: type) -> dict[str, Any]:
+    """Copies are followed from where the scheduler is; what is pickled is an ordinary scheduler."""
+
+    def twin_of(scheduler: Any) -> Any:
+        twin = object.__new__(type(scheduler))
+        if clock._overlay.active and scheduler in clock._index:
+            clock._index[twin] = clock._index[scheduler]
+        return twin
 
     def copied(self: Any) -> Any:
-        return _with_class_of(self, copy.copy(plain_twin(self, plain)))
+        twin = twin_of(self)
+        vars(twin).update(vars(self))
+        return twin
 
     def deep_copied(self: Any, memo: dict[int, Any]) -> Any:
-        twin = _with_class_of(self, copy.deepcopy(plain_twin(self, plain), memo))
-        memo[id(self)] = twin
+        twin = memo[id(self)] = twin_of(self)
+        vars(twin).update(copy.deepcopy(vars(self), memo))
         return twin
 
     def reduced(self: Any, _: Any) -> Any:
         return plain_twin(self, plain).__reduce_ex__(1)  # later ones insist on the class of self
 
     return {"__copy__": copied, "__deepcopy__": deep_copied, "__reduce_ex__": reduced}
-
-
-def _with_class_of(thing: Any, twin: Any) -> Any:
-    twin.__class__ = type(thing)
-    return twin
 
 
 #: The methods that are wrapped, each with the wrapper that tells the clock.

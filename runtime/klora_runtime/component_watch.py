@@ -61,7 +61,7 @@ class ComponentWatch:
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
         own.update(self._attributes)
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: dict[int, RemovableHandle] = {}  # by the id of the module they are on
         self.look_at(model)
         self._look_at_compiled()
 
@@ -71,12 +71,13 @@ class ComponentWatch:
         Hooks that are added inside code that was compiled before would not run; those of the
         module around it do.
         """
-        if self._look is not None:
-            self._hooks.append(caller.register_forward_pre_hook(self._look, with_kwargs=True))
+        if self._look is not None and id(caller) not in self._hooks:
+            hook = caller.register_forward_pre_hook(self._look, with_kwargs=True)
+            self._hooks[id(caller)] = hook
 
     def detach(self) -> None:
         """Stop for good."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
         compiled = vars(self.model).get(_COMPILED)
         if isinstance(compiled, _Looked):
@@ -84,7 +85,7 @@ class ComponentWatch:
         for name in self._attributes:
             vars(self.model).pop(name, None)
         vars(self.model).update(self._before)
-        self._attributes, self._before, self._hooks, self._look = {}, {}, [], None
+        self._attributes, self._before, self._hooks, self._look = {}, {}, {}, None
 
     def _compiling(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compile_)

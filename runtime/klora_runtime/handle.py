@@ -171,8 +171,8 @@ class FusionHandle:
         """
         if self._removed:
             return
-        self._run.require_none_elsewhere()
-        self._let_go()
+        with self._run.change():
+            self._let_go()
 
     def swap(self, path_or_fusion: str | os.PathLike[str] | Fusion) -> None:
         """Put another fusion in this one's place; weights of slots with the same name stay.
@@ -182,14 +182,15 @@ class FusionHandle:
         """
         self._require_applied()
         fusion = _fusion(path_or_fusion)
-        mode = self._mode.successor(self._find(fusion))
-        with self._as_it_was_on_failure():
-            self._mode.yield_to(mode)
-            self._fusion, self._mode = fusion, mode
-            self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
-            self._take_hold()
-            if self._enabled:
-                self._write()
+        with self._run.change():
+            mode = self._mode.successor(self._find(fusion))
+            with self._as_it_was_on_failure():
+                self._mode.yield_to(mode)
+                self._fusion, self._mode = fusion, mode
+                self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
+                self._take_hold()
+                if self._enabled:
+                    self._write()
         self._why = "kept at a swap, which never changes the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
@@ -206,7 +207,7 @@ class FusionHandle:
         self._require_applied()
         given = {} if weights is None else weights
         changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
-        with self._as_it_was_on_failure():
+        with self._run.change(), self._as_it_was_on_failure():
             self._weights = self._weights | changed
             if self._enabled:
                 self._write()
@@ -221,13 +222,14 @@ class FusionHandle:
         self._require_applied()
         if not isinstance(value, bool):
             raise ConfigError(f"enabled={value!r}: expected True or False.")
-        if value == self._enabled:
-            return
-        if value:
-            self._write()
-        else:
-            self._pause()
-        self._enabled = value
+        with self._run.change():
+            if value == self._enabled:
+                return
+            if value:
+                self._write()
+            else:
+                self._pause()
+            self._enabled = value
 
     def report(self) -> Report:
         """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while."""
@@ -343,13 +345,14 @@ class FusionHandle:
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
-        """The bare model for a while."""
-        enabled = self._enabled
-        self.enabled = False
-        try:
-            yield
-        finally:
-            self.enabled = enabled
+        """The bare model for a while, in which nobody samples."""
+        with self._run.change():
+            enabled = self._enabled
+            self.enabled = False
+            try:
+                yield
+            finally:
+                self.enabled = enabled
 
     @contextmanager
     def _as_it_was_on_failure(self) -> Iterator[None]:
@@ -391,7 +394,6 @@ class FusionHandle:
     def _require_applied(self) -> None:
         if self._removed:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
-        self._run.require_none_elsewhere()
 
 
 def _fusion(path_or_fusion: str | os.PathLike[str] | Fusion) -> Fusion:

@@ -8,6 +8,7 @@ the next one that begins takes over, and the one that was there is refused whate
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ class Run:
                 if self._calls == 0:
                     self._thread = None
 
+    def require_no_other_call(self) -> None:
+        """See that no other thread is in a call.
+
+        Raises:
+            InUseError: one is.
+        """
+        with self._lock:
+            self._require_no_other_call()
+
     def begin(self) -> None:
         """A loop begins in this thread.
 
@@ -87,17 +97,26 @@ class Run:
             if self._calls == 0:
                 self._thread = None
 
-    def require_none_elsewhere(self) -> None:
-        """See that no other thread is sampling.
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Around a change of what is sampled with: no other thread samples meanwhile.
 
         Raises:
-            InUseError: one is, or has abandoned a loop and still lives.
+            InUseError: one does, or has abandoned a loop and still lives.
         """
         with self._lock:
-            if self._thread in (None, threading.get_ident()):
-                return
-            if self._calls or any(each.ident == self._thread for each in threading.enumerate()):
+            before = self._thread
+            elsewhere = before not in (None, threading.get_ident())
+            if elsewhere and (self._calls or before in sys._current_frames()):
                 raise self._busy()
+            self._thread = threading.get_ident()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._thread = None if elsewhere else before
 
     def _require_no_other_call(self) -> None:
         if self._calls and self._thread != threading.get_ident():

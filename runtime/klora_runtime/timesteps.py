@@ -1,6 +1,6 @@
 """Timesteps as loops pass them: where among the arguments, and which of the scheduler's list.
 
-Nothing in here waits for a GPU, but for :func:`same_values` of two tensors there.
+Nothing in here waits for a GPU but :func:`differ`, where it may.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def timestep_reader(
 
 
 def index_by_view(timesteps: Any, timestep: Any) -> int | None:
-    """Index of ``timestep`` in ``timesteps`` where it is a view into that tensor, else None."""
+    """Index of ``timestep`` in ``timesteps`` where it is a view into that tensor, else None.
+
+    It may be expanded to a batch, all of whose elements are then that one.
+    """
     if not isinstance(timesteps, torch.Tensor) or not isinstance(timestep, torch.Tensor):
         return None
-    if timestep.numel() != 1 or timesteps.dim() != 1 or timestep.dtype != timesteps.dtype:
+    if timesteps.dim() != 1 or timestep.dtype != timesteps.dtype or not _is_one(timestep):
         return None
-    if timestep.device != timesteps.device:
-        return None
-    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+    if timestep.device != timesteps.device or not _share_memory(timestep, timesteps):
         return None
     index = (timestep.storage_offset() - timesteps.storage_offset()) // max(1, timesteps.stride(0))
     return index if 0 <= index < len(timesteps) else None
@@ -69,10 +70,29 @@ def index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
     return next((index for index in matches if index >= counted), None)
 
 
-def same_values(one: Any, other: Any) -> bool:
-    """Whether two timesteps are equal. On a GPU this waits only where they are two tensors."""
+def differ(one: Any, other: Any, *, wait: bool) -> bool:
+    """Whether two timesteps are known to be different.
+
+    Args:
+        wait: whether a GPU may be waited for; else values that only it knows count as equal.
+    """
     if one is other:
-        return True
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one, other.to(one))
-    return bool(torch.as_tensor(one).eq(torch.as_tensor(other)).all())
+        return False
+    tensors = [each for each in (one, other) if isinstance(each, torch.Tensor)]
+    if not wait and any(tensor.device.type != "cpu" for tensor in tensors):
+        views = len(tensors) == 2 and all(map(_is_one, tensors)) and _share_memory(*tensors)
+        return views and tensors[0].storage_offset() != tensors[1].storage_offset()
+    first, second = (torch.as_tensor(each).flatten().tolist() for each in (one, other))
+    if len(first) != len(second):  # one in a batch of another size
+        return set(first) != set(second)
+    return bool(first != second)
+
+
+def _is_one(timestep: torch.Tensor) -> bool:
+    """Whether all elements are one and the same in memory."""
+    sides = zip(timestep.shape, timestep.stride(), strict=True)
+    return timestep.numel() > 0 and all(size == 1 or stride == 0 for size, stride in sides)
+
+
+def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
