@@ -360,10 +360,21 @@ def test_timesteps_on_the_host_are_looked_up(as_numbers: bool) -> None:
     assert watched.run(followed, rest if as_numbers else torch.tensor(rest)) == middles(10)[4:]
 
 
+#: Threads that live until a test ends, for the name of one that is gone goes to the next.
+_threads: list[ThreadPoolExecutor] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_threads() -> Iterator[None]:
+    yield
+    while _threads:
+        _threads.pop().shutdown()
+
+
 def elsewhere(act: Callable[[], Any]) -> Any:
     """Result of ``act`` in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(act).result()
+    _threads.append(ThreadPoolExecutor(1))
+    return _threads[-1].submit(act).result()
 
 
 def test_another_threads_call_keeps_every_method_from_running() -> None:
@@ -460,6 +471,8 @@ def test_a_call_may_evaluate_before_its_loop() -> None:
     watched = Watched(followed)
     followed.set_timesteps(4)
     watched.run(followed, followed.timesteps)
+    followed.set_timesteps(4)
+    watched.clock.evaluate(torch.tensor(7.0))  # of a loop that is abandoned here
     with watched.run_.call():
         watched.clock.rewind()
         assert watched.told[-1] == 0.0
