@@ -8,9 +8,12 @@ the same rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+#: A number in a module path. A leading zero is none: no module is called ``blocks.01``.
+_NUMBER = re.compile(r"0(?![0-9])|[1-9][0-9]*")
 
 #: (rows of the file's weight, columns) -> the rows that each diffusers module takes.
 Split = Callable[[int, int], list[list[range]]]
@@ -56,6 +59,17 @@ class Row:
             Placement(module, tuple(share)) for module, share in zip(modules, shares, strict=True)
         )
 
+    def numbers_of(self, numbers: Sequence[str]) -> tuple[str, ...] | None:
+        """Those of a module's numbers that stand for ``{}``; None where another one differs."""
+        pairs = list(zip(numbers, self._numbers, strict=True))
+        if any(own not in ("{}", number) for number, own in pairs):
+            return None
+        return tuple(number for number, own in pairs if own == "{}")
+
+    @cached_property
+    def _numbers(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"[0-9]+|\{\}", self.source))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -75,26 +89,34 @@ class Layout:
             stem: the module path without what says which component.
             flat: whether underscores stand for dots.
         """
-        pattern = self._flat if flat else self._dotted
-        found = pattern.fullmatch(stem)
-        if found is None:
-            return None
-        index = next(i for i in range(len(self.rows)) if found[f"row{i}"] is not None)
-        numbers = re.findall(r"\d+", self._numbers(index, found[0], flat=flat))
-        return self.rows[index], tuple(numbers)
+        index = self._flat if flat else self._dotted
+        numbers = _NUMBER.findall(stem)
+        for row in index.get(_NUMBER.sub("0", stem), ()):
+            taken = row.numbers_of(numbers)
+            if taken is not None:
+                return row, taken
+        return None
 
-    def _numbers(self, index: int, stem: str, *, flat: bool) -> str:
-        match = re.fullmatch(_expression(self.rows[index].source, flat=flat), stem)
-        assert match is not None
-        return " ".join(match.groups())
-
-    @cached_property
-    def _dotted(self) -> re.Pattern[str]:
-        return _alternatives(self.rows, flat=False)
+    def in_diffusers_names(self) -> Layout:
+        """The layout of files that write the same modules under diffusers' own names."""
+        targets = dict.fromkeys(target for row in self.rows for target in row.targets)
+        return replace(self, name="diffusers", rows=tuple(same(*targets)))
 
     @cached_property
-    def _flat(self) -> re.Pattern[str]:
-        return _alternatives(self.rows, flat=True)
+    def _dotted(self) -> Mapping[str, Sequence[Row]]:
+        return self._by_name(flat=False)
+
+    @cached_property
+    def _flat(self) -> Mapping[str, Sequence[Row]]:
+        return self._by_name(flat=True)
+
+    def _by_name(self, *, flat: bool) -> Mapping[str, Sequence[Row]]:
+        """Rows under their source with every number written as 0."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            source = row.source.replace(".", "_") if flat else row.source
+            found.setdefault(_NUMBER.sub("0", source.replace("{}", "0")), []).append(row)
+        return found
 
 
 def thirds(out: int, _: int) -> list[list[range]]:
@@ -120,6 +142,20 @@ def square_thirds_and_rest(out: int, inner: int) -> list[list[range]]:
     return [*parts, [range(3 * inner, out)]]
 
 
+def square_and_halves(out: int, inner: int) -> list[list[range]]:
+    """A query as wide as the input, and a key and a value of fewer heads."""
+    rest = out - inner
+    if rest <= 0 or rest % 2:
+        raise ValueError(f"{out} rows are not {inner} and two equal parts")
+    middle = inner + rest // 2
+    return [[range(inner)], [range(inner, middle)], [range(middle, out)]]
+
+
+def swapped_where_two(out: int, inner: int) -> list[list[range]]:
+    """A modulation, of which diffusers swaps shift and scale where these two are all it has."""
+    return swapped_halves(out, inner) if out == 2 * inner else [[range(out)]]
+
+
 def swapped_halves(out: int, _: int) -> list[list[range]]:
     """Shift and scale, which diffusers stores the other way round."""
     if out % 2:
@@ -135,18 +171,3 @@ def same(*paths: str) -> Iterator[Row]:
 def renamed(prefix: str, target: str, names: dict[str, str]) -> Iterator[Row]:
     """Rows of the modules of one block: ``prefix.key`` becomes ``target.value``."""
     return (Row(f"{prefix}.{key}", (f"{target}.{value}",)) for key, value in names.items())
-
-
-def _alternatives(rows: Sequence[Row], *, flat: bool) -> re.Pattern[str]:
-    return re.compile(
-        "|".join(
-            f"(?P<row{i}>{_expression(row.source, flat=flat, capture=False)})"
-            for i, row in enumerate(rows)
-        )
-    )
-
-
-def _expression(source: str, *, flat: bool, capture: bool = True) -> str:
-    path = source.replace(".", "_") if flat else source
-    number = r"(\d+)" if capture else r"\d+"
-    return number.join(map(re.escape, path.split("{}")))
