@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import lora_conversion_utils, single_file_utils
 from layout_models import DENOISERS, weights
 
 from klora_compile.reading.layouts import anima, flux, krea2, qwen_image, text_encoders, unet
@@ -180,6 +180,21 @@ def test_a_whole_checkpoint_goes_where_diffusers_puts_it(layout: Layout) -> None
             rows = range(one.shape[0]) if place.rows is None else [*chain(*place.rows)]
             expected = value[list(rows)]
             assert torch.equal(converted[f"{place.module}.weight"], expected), one.source
+
+
+def test_an_xlabs_lora_goes_where_diffusers_puts_it() -> None:
+    modules = [one for one in expanded(flux.XLABS) if one.numbers == ("0",)]
+    assert len(modules) == len(flux.XLABS.rows)
+    values = checkpoint(modules)
+    converted = lora_conversion_utils._convert_xlabs_flux_lora_to_diffusers(
+        {f"{one.source}.up.weight": values[f"{one.source}.weight"] for one in modules}
+        | {f"{one.source}.down.weight": torch.zeros(1, one.shape[1]) for one in modules}
+    )
+    for one in modules:
+        for place in one.placements:
+            rows = range(one.shape[0]) if place.rows is None else [*chain(*place.rows)]
+            up = converted[f"transformer.{place.module}.lora_B.weight"]
+            assert torch.equal(up, values[f"{one.source}.weight"][list(rows)]), one.source
 
 
 FORMATS = (
