@@ -1,0 +1,70 @@
+"""Anima: NVIDIA's Cosmos-Predict2 transformer in its authors' names, and Anima's own adapter.
+
+sd-scripts (``library/anima_models.py``) writes them with underscores after ``lora_unet_``, others
+with dots after ``diffusion_model.``. diffusers runs the transformer as ``CosmosTransformer3DModel``
+and the adapter, ``llm_adapter`` in a file, as a component of its own, ``text_conditioner``. The way
+into diffusers' names is that of ``convert_cosmos_transformer_checkpoint_to_diffusers`` (Cosmos 2.0)
+in its ``loaders/single_file_utils.py`` and of ``scripts/convert_anima_to_diffusers.py``.
+``blocks.N.self_attn`` and ``blocks.N.cross_attn`` are Wan's names too; what is in them differs
+(``q_proj`` here, ``q`` there).
+"""
+
+from __future__ import annotations
+
+from klora_compile.reading.layouts.rows import Layout, Row, renamed
+
+_BLOCK, _TARGET = "blocks.{}", "transformer_blocks.{}"
+_ATTENTION = {
+    "q_proj": "to_q",
+    "k_proj": "to_k",
+    "v_proj": "to_v",
+    "output_proj": "to_out.0",
+    "q_norm": "norm_q",
+    "k_norm": "norm_k",
+}
+_LINEARS = {"1": "linear_1", "2": "linear_2"}
+
+COSMOS = Layout(
+    name="cosmos",
+    family="anima",
+    component="transformer",
+    rows=(
+        *renamed(f"{_BLOCK}.self_attn", f"{_TARGET}.attn1", _ATTENTION),
+        *renamed(f"{_BLOCK}.cross_attn", f"{_TARGET}.attn2", _ATTENTION),
+        *renamed(f"{_BLOCK}.adaln_modulation_self_attn", f"{_TARGET}.norm1", _LINEARS),
+        *renamed(f"{_BLOCK}.adaln_modulation_cross_attn", f"{_TARGET}.norm2", _LINEARS),
+        *renamed(f"{_BLOCK}.adaln_modulation_mlp", f"{_TARGET}.norm3", _LINEARS),
+        *renamed(f"{_BLOCK}.mlp", f"{_TARGET}.ff", {"layer1": "net.0.proj", "layer2": "net.2"}),
+        *renamed(
+            "t_embedder.1",
+            "time_embed.t_embedder",
+            {"linear_1": "linear_1", "linear_2": "linear_2"},
+        ),
+        *renamed("final_layer.adaln_modulation", "norm_out", _LINEARS),
+        Row("t_embedding_norm", ("time_embed.norm",)),
+        Row("x_embedder.proj.1", ("patch_embed.proj",)),
+        Row("final_layer.linear", ("proj_out",)),
+    ),
+)
+
+_ADAPTER = "llm_adapter"
+_ADAPTER_BLOCK = (
+    *(
+        f"blocks.{{}}.{attention}.{name}"
+        for attention in ("self_attn", "cross_attn")
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    ),
+    *(f"blocks.{{}}.{name}" for name in ("norm_self_attn", "norm_cross_attn", "norm_mlp")),
+    "blocks.{}.mlp.0",
+    "blocks.{}.mlp.2",
+)
+
+LLM_ADAPTER = Layout(
+    name="cosmos",
+    family="anima",
+    component="text_conditioner",
+    rows=tuple(
+        Row(f"{_ADAPTER}.{name}", (name,))
+        for name in (*_ADAPTER_BLOCK, "embed", "out_proj", "norm")
+    ),
+)

@@ -1,0 +1,40 @@
+"""Chroma in the names of its author (lodestone-rock/flow), which are FLUX.1's where both have them.
+
+It is FLUX.1 without the modulations, the embedders of time, guidance and pooled text, and with a
+``distilled_guidance_layer`` that makes what these made. A file of blocks alone fits both tables;
+what tells them apart is ``img_mod``, ``txt_mod``, ``modulation`` (FLUX.1 only) and
+``distilled_guidance_layer`` (Chroma only), or else the file's metadata. The way into diffusers'
+names is that of ``convert_chroma_transformer_checkpoint_to_diffusers`` in its
+``loaders/single_file_utils.py``.
+"""
+
+from __future__ import annotations
+
+from klora_compile.reading.layouts import flux
+from klora_compile.reading.layouts.rows import Layout, renamed, same
+
+_NOT_IN_CHROMA = (
+    "double_blocks.{}.img_mod.",
+    "double_blocks.{}.txt_mod.",
+    "single_blocks.{}.modulation.",
+    "time_in.",
+    "vector_in.",
+    "guidance_in.",
+    "final_layer.adaLN_modulation.",
+)
+_APPROXIMATOR = "distilled_guidance_layer"
+
+BFL = Layout(
+    name="bfl",
+    family="chroma",
+    component="transformer",
+    rows=(
+        *(row for row in flux.BFL.rows if not row.source.startswith(_NOT_IN_CHROMA)),
+        *same(*(f"{_APPROXIMATOR}.{name}" for name in ("in_proj", "out_proj", "norms.{}"))),
+        *renamed(
+            f"{_APPROXIMATOR}.layers.{{}}",
+            f"{_APPROXIMATOR}.layers.{{}}",
+            {"in_layer": "linear_1", "out_layer": "linear_2"},
+        ),
+    ),
+)

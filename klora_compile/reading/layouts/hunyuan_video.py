@@ -1,0 +1,119 @@
+"""HunyuanVideo in the names of its authors (Tencent-Hunyuan/HunyuanVideo), as musubi-tuner trains.
+
+The blocks are called as FLUX.1's, ``double_blocks`` and ``single_blocks``, but what is in them is
+not: ``img_attn_qkv`` here is ``img_attn.qkv`` there, ``img_mlp.fc1`` is ``img_mlp.0``, and
+``img_mod.linear`` is ``img_mod.lin``. Written with underscores, the first pair is one name, and so
+is ``single_blocks_N_linear1`` in any case: a file of attention and ``linear1`` alone fits both
+tables, and both models are 3072 wide. Where the file's metadata do not say, only double block 19
+and single blocks 38 and 39 tell, which FLUX.1 has not.
+The way into diffusers' names is that of ``convert_hunyuan_video_transformer_to_diffusers`` in its
+``loaders/single_file_utils.py``.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from klora_compile.reading.layouts.rows import (
+    Layout,
+    Row,
+    renamed,
+    square_thirds_and_rest,
+    swapped_halves,
+    thirds,
+)
+
+_DOUBLE, _SINGLE = "double_blocks.{}", "single_blocks.{}"
+_JOINT, _ONE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+_REFINER = "txt_in.individual_token_refiner.blocks.{}"
+_REFINED = "context_embedder.token_refiner.refiner_blocks.{}"
+_SEQUENTIAL = {"mlp.0": "linear_1", "mlp.2": "linear_2"}
+
+_QKV = ("to_q", "to_k", "to_v")
+_ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
+_LINEAR1 = tuple(f"{_ONE}.{name}" for name in (*(f"attn.{n}" for n in _QKV), "proj_mlp"))
+
+_BLOCKS = (
+    Row(f"{_DOUBLE}.img_attn_qkv", tuple(f"{_JOINT}.attn.{n}" for n in _QKV), thirds),
+    Row(f"{_DOUBLE}.txt_attn_qkv", tuple(f"{_JOINT}.attn.{n}" for n in _ADDED_QKV), thirds),
+    *renamed(
+        _DOUBLE,
+        _JOINT,
+        {
+            "img_attn_k_norm": "attn.norm_k",
+            "img_attn_proj": "attn.to_out.0",
+            "img_attn_q_norm": "attn.norm_q",
+            "img_mlp.fc1": "ff.net.0.proj",
+            "img_mlp.fc2": "ff.net.2",
+            "img_mod.linear": "norm1.linear",
+            "txt_attn_k_norm": "attn.norm_added_k",
+            "txt_attn_proj": "attn.to_add_out",
+            "txt_attn_q_norm": "attn.norm_added_q",
+            "txt_mlp.fc1": "ff_context.net.0.proj",
+            "txt_mlp.fc2": "ff_context.net.2",
+            "txt_mod.linear": "norm1_context.linear",
+        },
+    ),
+    Row(f"{_SINGLE}.linear1", _LINEAR1, square_thirds_and_rest),
+    *renamed(
+        _SINGLE,
+        _ONE,
+        {
+            "k_norm": "attn.norm_k",
+            "linear2": "proj_out",
+            "modulation.linear": "norm.linear",
+            "q_norm": "attn.norm_q",
+        },
+    ),
+)
+_TOKEN_REFINER = (
+    Row(f"{_REFINER}.self_attn_qkv", tuple(f"{_REFINED}.attn.{n}" for n in _QKV), thirds),
+    *renamed(
+        _REFINER,
+        _REFINED,
+        {
+            "adaLN_modulation.1": "norm_out.linear",
+            "mlp.fc1": "ff.net.0.proj",
+            "mlp.fc2": "ff.net.2",
+            "norm1": "norm1",
+            "norm2": "norm2",
+            "self_attn_proj": "attn.to_out.0",
+        },
+    ),
+    Row("txt_in.input_embedder", ("context_embedder.proj_in",)),
+    *renamed(
+        "txt_in",
+        "context_embedder.time_text_embed",
+        {
+            "c_embedder.linear_1": "text_embedder.linear_1",
+            "c_embedder.linear_2": "text_embedder.linear_2",
+            "t_embedder.mlp.0": "timestep_embedder.linear_1",
+            "t_embedder.mlp.2": "timestep_embedder.linear_2",
+        },
+    ),
+)
+
+ORIGINAL = Layout(
+    name="hunyuan",
+    family="hunyuan-video",
+    component="transformer",
+    rows=(
+        *_BLOCKS,
+        *_TOKEN_REFINER,
+        *chain.from_iterable(
+            renamed(source, f"time_text_embed.{target}", names)
+            for source, target, names in (
+                ("time_in", "timestep_embedder", _SEQUENTIAL),
+                ("guidance_in", "guidance_embedder", _SEQUENTIAL),
+                (
+                    "vector_in",
+                    "text_embedder",
+                    {"in_layer": "linear_1", "out_layer": "linear_2"},
+                ),
+            )
+        ),
+        Row("img_in.proj", ("x_embedder.proj",)),
+        Row("final_layer.linear", ("proj_out",)),
+        Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
+    ),
+)

@@ -1,0 +1,46 @@
+"""LTX-Video in the names of its authors (Lightricks/LTX-Video).
+
+The way into diffusers' names is that of ``convert_ltx_transformer_checkpoint_to_diffusers`` in its
+``loaders/single_file_utils.py``: the blocks are called the same but for two norms.
+"""
+
+from __future__ import annotations
+
+from klora_compile.reading.layouts.rows import Layout, Row, renamed, same
+
+_BLOCK = "transformer_blocks.{}"
+
+ORIGINAL = Layout(
+    name="ltx",
+    family="ltx",
+    component="transformer",
+    rows=(
+        *same(
+            *(
+                f"{_BLOCK}.attn{i}.{name}"
+                for i in (1, 2)
+                for name in ("to_q", "to_k", "to_v", "to_out.0")
+            ),
+            f"{_BLOCK}.ff.net.0.proj",
+            f"{_BLOCK}.ff.net.2",
+            "caption_projection.linear_1",
+            "caption_projection.linear_2",
+            "proj_out",
+        ),
+        *(
+            Row(f"{_BLOCK}.attn{i}.{side}_norm", (f"{_BLOCK}.attn{i}.norm_{side}",))
+            for i in (1, 2)
+            for side in "qk"
+        ),
+        *renamed(
+            "adaln_single",
+            "time_embed",
+            {
+                "emb.timestep_embedder.linear_1": "emb.timestep_embedder.linear_1",
+                "emb.timestep_embedder.linear_2": "emb.timestep_embedder.linear_2",
+                "linear": "linear",
+            },
+        ),
+        Row("patchify_proj", ("proj_in",)),
+    ),
+)

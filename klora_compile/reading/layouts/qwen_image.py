@@ -1,0 +1,52 @@
+"""Qwen-Image (also Edit): all trainers keep the names of diffusers, which are its authors'.
+
+musubi-tuner (``qwen_image/qwen_image_model.py``) writes them with underscores after
+``lora_unet_``, ai-toolkit with dots after ``diffusion_model.``, OneTrainer after ``transformer.``
+or with underscores after ``lora_transformer_``, and some files have nothing in front. The names
+are those of diffusers' ``models/transformers/transformer_qwenimage.py``.
+"""
+
+from __future__ import annotations
+
+from klora_compile.reading.layouts.rows import Layout, same
+
+_BLOCK = "transformer_blocks.{}"
+_ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "norm_q",
+    "norm_k",
+    "norm_added_q",
+    "norm_added_k",
+)
+
+DIFFUSERS = Layout(
+    name="diffusers",
+    family="qwen-image",
+    component="transformer",
+    rows=(
+        *same(*(f"{_BLOCK}.attn.{name}" for name in _ATTENTION)),
+        *same(
+            *(
+                f"{_BLOCK}.{stream}_{name}"
+                for stream in ("img", "txt")
+                for name in ("mod.1", "mlp.net.0.proj", "mlp.net.2")
+            )
+        ),
+        *same(
+            "img_in",
+            "txt_in",
+            "txt_norm",
+            "time_text_embed.timestep_embedder.linear_1",
+            "time_text_embed.timestep_embedder.linear_2",
+            "norm_out.linear",
+            "proj_out",
+        ),
+    ),
+)

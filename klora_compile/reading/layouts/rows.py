@@ -1,0 +1,173 @@
+"""The form of a layout table: a row says where one module of a file goes in diffusers' model.
+
+A pattern is a module path in dots in which each ``{}`` stands for a number; the numbers go, in
+order, into the ``{}`` of the diffusers paths. Files that write underscores for dots are read with
+the same rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+#: A number in a module path. A leading zero is none: no module is called ``blocks.01``.
+_NUMBER = re.compile(r"0(?![0-9])|[1-9][0-9]*")
+
+#: (rows of the file's weight, columns) -> the rows that each diffusers module takes.
+Split = Callable[[int, int], list[list[range]]]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where rows of one module of a file go."""
+
+    module: str
+    """Dotted diffusers module path."""
+    rows: tuple[range, ...] | None
+    """Rows of the file's weight, in this order; None for all as they are."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module (or one per number) of a layout."""
+
+    source: str
+    """Pattern of the file's module path."""
+    targets: tuple[str, ...]
+    """Patterns of the diffusers modules that it becomes."""
+    split: Split | None = None
+    """How the rows are shared out; None: one target takes all."""
+
+    def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
+        """Where the module goes.
+
+        Args:
+            numbers: what the source's ``{}`` stand for.
+            out: rows of the file's weight.
+            inner: its columns.
+
+        Raises:
+            ValueError: the rows cannot be shared out; says why.
+        """
+        modules = [target.format(*numbers) for target in self.targets]
+        if self.split is None:
+            return (Placement(modules[0], None),)
+        shares = self.split(out, inner)
+        return tuple(
+            Placement(module, tuple(share)) for module, share in zip(modules, shares, strict=True)
+        )
+
+    def numbers_of(self, numbers: Sequence[str]) -> tuple[str, ...] | None:
+        """Those of a module's numbers that stand for ``{}``; None where another one differs."""
+        pairs = list(zip(numbers, self._numbers, strict=True))
+        if any(own not in ("{}", number) for number, own in pairs):
+            return None
+        return tuple(number for number, own in pairs if own == "{}")
+
+    @cached_property
+    def _numbers(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"[0-9]+|\{\}", self.source))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The module names of one kind of file, for one component."""
+
+    name: str
+    """Whose names these are, such as ``bfl`` or ``ldm``."""
+    family: str
+    """Base model family as in ``klora_runtime.families``, or a word for it where that has none."""
+    component: str
+    rows: tuple[Row, ...]
+
+    def match(self, stem: str, *, flat: bool) -> tuple[Row, tuple[str, ...]] | None:
+        """The row of a module and the numbers in its name, or None.
+
+        Args:
+            stem: the module path without what says which component.
+            flat: whether underscores stand for dots.
+        """
+        index = self._flat if flat else self._dotted
+        numbers = _NUMBER.findall(stem)
+        for row in index.get(_NUMBER.sub("0", stem), ()):
+            taken = row.numbers_of(numbers)
+            if taken is not None:
+                return row, taken
+        return None
+
+    def in_diffusers_names(self) -> Layout:
+        """The layout of files that write the same modules under diffusers' own names."""
+        targets = dict.fromkeys(target for row in self.rows for target in row.targets)
+        return replace(self, name="diffusers", rows=tuple(same(*targets)))
+
+    @cached_property
+    def _dotted(self) -> Mapping[str, Sequence[Row]]:
+        return self._by_name(flat=False)
+
+    @cached_property
+    def _flat(self) -> Mapping[str, Sequence[Row]]:
+        return self._by_name(flat=True)
+
+    def _by_name(self, *, flat: bool) -> Mapping[str, Sequence[Row]]:
+        """Rows under their source with every number written as 0."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            source = row.source.replace(".", "_") if flat else row.source
+            found.setdefault(_NUMBER.sub("0", source.replace("{}", "0")), []).append(row)
+        return found
+
+
+def thirds(out: int, _: int) -> list[list[range]]:
+    """Query, key and value in one weight."""
+    if out % 3:
+        raise ValueError(f"{out} rows are not three equal parts")
+    size = out // 3
+    return [[range(size * i, size * (i + 1))] for i in range(3)]
+
+
+def halves(out: int, _: int) -> list[list[range]]:
+    """Two projections in one weight."""
+    if out % 2:
+        raise ValueError(f"{out} rows are not two equal parts")
+    return [[range(out // 2)], [range(out // 2, out)]]
+
+
+def square_thirds_and_rest(out: int, inner: int) -> list[list[range]]:
+    """Query, key and value, each as wide as the input, and what remains."""
+    if out <= 3 * inner:
+        raise ValueError(f"{out} rows are not three times {inner} and a rest")
+    parts = [[range(inner * i, inner * (i + 1))] for i in range(3)]
+    return [*parts, [range(3 * inner, out)]]
+
+
+def square_and_halves(out: int, inner: int) -> list[list[range]]:
+    """A query as wide as the input, and a key and a value of fewer heads."""
+    rest = out - inner
+    if rest <= 0 or rest % 2:
+        raise ValueError(f"{out} rows are not {inner} and two equal parts")
+    middle = inner + rest // 2
+    return [[range(inner)], [range(inner, middle)], [range(middle, out)]]
+
+
+def swapped_where_two(out: int, inner: int) -> list[list[range]]:
+    """A modulation, of which diffusers swaps shift and scale where these two are all it has."""
+    return swapped_halves(out, inner) if out == 2 * inner else [[range(out)]]
+
+
+def swapped_halves(out: int, _: int) -> list[list[range]]:
+    """Shift and scale, which diffusers stores the other way round."""
+    if out % 2:
+        raise ValueError(f"{out} rows are not two equal parts")
+    return [[range(out // 2, out), range(out // 2)]]
+
+
+def same(*paths: str) -> Iterator[Row]:
+    """Rows of modules that have one name in the file and in diffusers."""
+    return (Row(path, (path,)) for path in paths)
+
+
+def renamed(prefix: str, target: str, names: dict[str, str]) -> Iterator[Row]:
+    """Rows of the modules of one block: ``prefix.key`` becomes ``target.value``."""
+    return (Row(f"{prefix}.{key}", (f"{target}.{value}",)) for key, value in names.items())

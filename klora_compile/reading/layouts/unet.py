@@ -1,0 +1,131 @@
+"""UNets of Stable Diffusion in the names of their authors (CompVis' LDM, Stability's SGM).
+
+The authors count the modules of both halves through: ``input_blocks.N`` is every residual block
+and every downsampler in order, ``output_blocks.N`` every residual block. diffusers counts blocks
+and, inside each, layers. Both follow from the structure alone, so that the rows are made from it,
+as ``convert_ldm_unet_checkpoint`` of diffusers' ``loaders/single_file_utils.py`` does.
+
+kohya's sd-scripts trains SD 1.x and 2.x in diffusers' names and SDXL in these; ComfyUI and LyCORIS
+files have these for all. A name that SD 1.x and SDXL both have goes to the same diffusers module.
+Only SDXL has ``label_emb``, more than one transformer block in an attention and attentions in
+``output_blocks.0`` to ``2``; only SD 1.x and 2.x have attentions in ``input_blocks.1`` and ``2``
+and in ``output_blocks.6`` to ``11``. SD 1.x and 2.x differ in no name, only in widths. The refiner
+is built like SD 1.x without its finest attentions, with four transformer blocks in each other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from klora_compile.reading.layouts.rows import Layout, Row, renamed
+
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+}
+_SHORTCUT = {"skip_connection": "conv_shortcut"}
+_ATTENTION = ("norm", "proj_in", "proj_out")
+_TRANSFORMER = (
+    *(f"attn{i}.{name}" for i in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    "ff.net.0.proj",
+    "ff.net.2",
+    "norm1",
+    "norm2",
+    "norm3",
+)
+_TOP = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_SIZE_AND_CROP = {
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+}
+
+
+@dataclass(frozen=True)
+class UNetStructure:
+    """What the names of a UNet follow from."""
+
+    widths: tuple[int, ...]
+    """Channels of each block, from the finest, as multiples of the first one's."""
+    transformers: tuple[int, ...]
+    """Transformer blocks in each attention of each block; 0: it has none."""
+    middle: int
+    """The same for the middle."""
+    size_and_crop: bool
+    """Whether it is told of the picture's size (``label_emb``)."""
+    layers: int = 2
+    """Residual blocks of each block on the way down; one more on the way up."""
+
+    def rows(self) -> Iterator[Row]:
+        """All modules, norms included."""
+        yield from (Row(source, (target,)) for source, target in _TOP.items())
+        if self.size_and_crop:
+            yield from (Row(source, (target,)) for source, target in _SIZE_AND_CROP.items())
+        yield from self._down()
+        yield from renamed("middle_block.0", "mid_block.resnets.0", _RESNET)
+        yield from _attention("middle_block.1", "mid_block.attentions.0", self.middle)
+        yield from renamed("middle_block.2", "mid_block.resnets.1", _RESNET)
+        yield from self._up()
+
+    def _down(self) -> Iterator[Row]:
+        number = count(1)
+        for block, depth in enumerate(self.transformers):
+            target = f"down_blocks.{block}"
+            wider = self.widths[block] != self.widths[max(block - 1, 0)]
+            for layer in range(self.layers):
+                source = f"input_blocks.{next(number)}"
+                names = _RESNET | _SHORTCUT if wider and layer == 0 else _RESNET
+                yield from renamed(f"{source}.0", f"{target}.resnets.{layer}", names)
+                yield from _attention(f"{source}.1", f"{target}.attentions.{layer}", depth)
+            if block < len(self.transformers) - 1:
+                source = f"input_blocks.{next(number)}.0.op"
+                yield Row(source, (f"{target}.downsamplers.0.conv",))
+
+    def _up(self) -> Iterator[Row]:
+        number = count()
+        for block, depth in enumerate(reversed(self.transformers)):
+            target = f"up_blocks.{block}"
+            for layer in range(self.layers + 1):
+                source = f"output_blocks.{next(number)}"
+                names = _RESNET | _SHORTCUT  # its input is joined to that of the way down
+                yield from renamed(f"{source}.0", f"{target}.resnets.{layer}", names)
+                yield from _attention(f"{source}.1", f"{target}.attentions.{layer}", depth)
+            if block < len(self.transformers) - 1:
+                place = 2 if depth else 1
+                yield Row(f"{source}.{place}.conv", (f"{target}.upsamplers.0.conv",))
+
+
+def _attention(source: str, target: str, depth: int) -> Iterator[Row]:
+    if not depth:
+        return
+    yield from renamed(source, target, {name: name for name in _ATTENTION})
+    for i in range(depth):
+        inner = {
+            f"transformer_blocks.{i}.{name}": f"transformer_blocks.{i}.{name}"
+            for name in _TRANSFORMER
+        }
+        yield from renamed(source, target, inner)
+
+
+def _layout(family: str, structure: UNetStructure) -> Layout:
+    return Layout(name="ldm", family=family, component="unet", rows=tuple(structure.rows()))
+
+
+_FIRST = UNetStructure((1, 2, 4, 4), transformers=(1, 1, 1, 0), middle=1, size_and_crop=False)
+_XL = UNetStructure((1, 2, 4), transformers=(0, 2, 10), middle=10, size_and_crop=True)
+_REFINER = UNetStructure((1, 2, 4, 4), transformers=(0, 4, 4, 0), middle=4, size_and_crop=True)
+
+SD1 = _layout("sd1", _FIRST)
+SD2 = _layout("sd2", _FIRST)
+SDXL = _layout("sdxl", _XL)
+SDXL_REFINER = _layout("sdxl-refiner", _REFINER)

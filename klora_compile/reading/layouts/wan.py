@@ -1,0 +1,44 @@
+"""Wan 2.1 and 2.2 in the names of their authors (Wan-Video/Wan2.1), text and image to video.
+
+musubi-tuner (``wan/modules/model.py``, after ``lora_unet_``), diffusion-pipe and ai-toolkit (after
+``diffusion_model.``) write these. The way into diffusers' names is that of
+``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``. Only Wan 2.1 from
+image to video has ``k_img``, ``v_img`` and ``img_emb``. diffusers swaps the numbers of the second
+and third norm: only the authors' third has a weight. A file says nowhere whether it is for
+Wan 2.2's first or second transformer; the component here is the first.
+"""
+
+from __future__ import annotations
+
+from klora_compile.reading.layouts.rows import Layout, Row, renamed, same
+
+_BLOCK = "blocks.{}"
+_PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+_IMAGE = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+_NORMS = {"norm_q": "norm_q", "norm_k": "norm_k"}
+_EMBEDDER = {"0": "linear_1", "2": "linear_2"}
+
+ORIGINAL = Layout(
+    name="wan",
+    family="wan",
+    component="transformer",
+    rows=(
+        *renamed(f"{_BLOCK}.self_attn", f"{_BLOCK}.attn1", _PROJECTIONS | _NORMS),
+        *renamed(f"{_BLOCK}.cross_attn", f"{_BLOCK}.attn2", _PROJECTIONS | _NORMS | _IMAGE),
+        *renamed(
+            _BLOCK,
+            _BLOCK,
+            {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2", "norm3": "norm2"},
+        ),
+        *renamed("time_embedding", "condition_embedder.time_embedder", _EMBEDDER),
+        *renamed("text_embedding", "condition_embedder.text_embedder", _EMBEDDER),
+        *renamed(
+            "img_emb.proj",
+            "condition_embedder.image_embedder",
+            {"0": "norm1", "1": "ff.net.0.proj", "3": "ff.net.2", "4": "norm2"},
+        ),
+        Row("time_projection.1", ("condition_embedder.time_proj",)),
+        Row("head.head", ("proj_out",)),
+        *same("patch_embedding"),
+    ),
+)

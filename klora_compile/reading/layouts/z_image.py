@@ -1,0 +1,52 @@
+"""Z-Image as its authors' single files name it, and as trainers that mix both namings do.
+
+musubi-tuner and ai-toolkit train in diffusers' names. ComfyUI's names have query, key and value in
+one and ``attention.out``; musubi-tuner's ``networks/convert_z_image_lora_to_comfy.py`` writes
+them. ``mixed`` has ``attention.out`` next to separate ``to_q``, ``to_k``, ``to_v``, which
+diffusers' ``_convert_non_diffusers_z_image_lora_to_diffusers`` also reads. The way into diffusers'
+names is that of ``convert_z_image_transformer_checkpoint_to_diffusers`` in its
+``loaders/single_file_utils.py``; the released model has one patch size, hence ``2-1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from klora_compile.reading.layouts.rows import Layout, Row, renamed, same, thirds
+
+_BLOCKS = ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
+_QKV = ("to_q", "to_k", "to_v")
+_SAME = (
+    *(f"feed_forward.w{i}" for i in (1, 2, 3)),
+    *(f"{part}_norm{i}" for part in ("attention", "ffn") for i in (1, 2)),
+)
+_ATTENTION = {
+    "attention.k_norm": "attention.norm_k",
+    "attention.out": "attention.to_out.0",
+    "attention.q_norm": "attention.norm_q",
+}
+
+
+def _rest() -> Iterator[Row]:
+    for block in _BLOCKS:
+        yield from renamed(block, block, _ATTENTION)
+        yield from same(*(f"{block}.{name}" for name in _SAME))
+    yield from same("layers.{}.adaLN_modulation.0", "noise_refiner.{}.adaLN_modulation.0")
+    yield from same("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1")
+    yield Row("x_embedder", ("all_x_embedder.2-1",))
+    yield Row("final_layer.linear", ("all_final_layer.2-1.linear",))
+    yield Row("final_layer.adaLN_modulation.1", ("all_final_layer.2-1.adaLN_modulation.1",))
+
+
+def _layout(name: str, attention: Iterator[Row]) -> Layout:
+    return Layout(name, family="z-image", component="transformer", rows=(*attention, *_rest()))
+
+
+COMFY = _layout(
+    "comfy",
+    (
+        Row(f"{block}.attention.qkv", tuple(f"{block}.attention.{n}" for n in _QKV), thirds)
+        for block in _BLOCKS
+    ),
+)
+MIXED = _layout("mixed", same(*(f"{block}.attention.{n}" for block in _BLOCKS for n in _QKV)))
