@@ -18,9 +18,10 @@ from klora_runtime.errors import LoraError
 ATTENTION = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
 LAYER = f"unet.{ATTENTION}.to_q"
 #: A module path of a UNet, of a CLIP text encoder, of a transformer.
-UNET, CLIP, DIT = (
+UNET, CLIP, T5, DIT = (
     f"{ATTENTION}.to_out.0",
     "encoder.layers.3.mlp.fc1",
+    "encoder.block.0.layer.0.SelfAttention.q",
     "transformer_blocks.0.attn.to_q",
 )
 
@@ -39,7 +40,7 @@ DOTTED: dict[str, tuple[str, str]] = {
     "text_encoder.base_model.model.text_model.": ("text_encoder", CLIP),
     "text_encoder_2.": ("text_encoder_2", CLIP),
     "text_encoder_2.text_model.": ("text_encoder_2", CLIP),
-    "text_encoder_3.": ("text_encoder_3", "encoder.block.0.layer.0.SelfAttention.q"),
+    "text_encoder_3.": ("text_encoder_3", T5),
     "text_model.": ("text_encoder", CLIP),
     "base_model.model.text_model.": ("text_encoder", CLIP),
 }
@@ -51,6 +52,7 @@ FLAT: dict[str, tuple[str, str]] = {
     "lora_te1_text_model_": ("text_encoder", CLIP),
     "lora_te2_": ("text_encoder_2", CLIP),
     "lora_te2_text_model_": ("text_encoder_2", CLIP),
+    "lora_te3_": ("text_encoder_3", T5),
 }
 
 
@@ -66,7 +68,8 @@ def test_every_prefix_with_every_suffix(prefix: str, suffix: str) -> None:
 
 def test_the_prefixes_above_are_all_there_are() -> None:
     assert {component for component, _ in DOTTED.values()} == set(key_layouts.COMPONENTS)
-    assert {row.prefix for row in key_layouts.FLAT_PREFIXES} <= set(FLAT)
+    alone = {row.prefix for row in key_layouts.FLAT_PREFIXES if row.vocabularies}
+    assert alone <= set(FLAT)
     assert set(key_layouts.ROOTS.values()) == {"unet", "text_encoder", "transformer"}
 
 
@@ -171,14 +174,15 @@ def test_the_usual_other_forms_are_in_the_table(form: str) -> None:
     [
         ("unet.x.weight", "its ending is of no known LoRA form"),
         ("state_step", "its ending is of no known LoRA form"),
-        ("vae.encoder.lora_A.weight", "names no component; expected one of unet, transformer,"),
-        (".lora_A.weight", "names no component; expected one of unet"),
+        ("vae.encoder.lora_A.weight", "is a module of no model whose names klora knows"),
+        (".lora_A.weight", "is not a module path"),
         ("unet.lora_A.weight", "is not a module path"),
         ("unet..conv.lora_A.weight", "is not a module path"),
         ("unet.a/b.lora_A.weight", "is not a module path"),
         ("unet.a b.lora_A.weight", "is not a module path"),
         ("lora_unet_.lora_down.weight", "names no module of a known unet in kohya's spelling"),
-        ("lora_unet_input_blocks_1.lora_down.weight", "names no module of a known unet in kohya's"),
+        ("lora_unet_input_blocks_1.lora_down.weight", "is a module of no model whose names klora"),
+        ("lora_transformer_.lora_down.weight", "names no module of a known transformer in kohya's"),
         ("lora_unet_conv_in_.lora_down.weight", "names no module of a known unet in kohya's"),
         ("lora_te_mystery.lora_down.weight", "names no module of a known text_encoder in kohya's"),
     ],

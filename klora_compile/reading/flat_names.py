@@ -77,6 +77,22 @@ CLIP_NAMES = frozenset(
 )
 
 
+#: Names inside a transformers T5 encoder.
+T5_NAMES = frozenset(
+    [
+        "encoder",
+        "block",
+        "layer",
+        "SelfAttention",
+        "DenseReluDense",
+        *"qkvo",
+        "wi_0",
+        "wi_1",
+        "wo",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Names that may occur between two dots of a module path; numbers always may."""
@@ -103,3 +119,4 @@ class Vocabulary:
 
 UNET = Vocabulary(UNET_NAMES)
 CLIP = Vocabulary(CLIP_NAMES)
+T5 = Vocabulary(T5_NAMES)

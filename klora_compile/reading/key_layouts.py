@@ -1,18 +1,20 @@
-"""How trainers name the tensors of a LoRA file, as tables: a new layout is new rows.
+"""How trainers name the tensors of a LoRA file, as tables: a new spelling is new rows.
 
 A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
 *suffix* that says which part of the layer. :func:`parse_key` takes a key apart; a key that fits
-no row is never guessed at.
+no row is never guessed at. Module paths in diffusers' names are understood here; those in the names
+of a model's authors are a :class:`~klora_compile.reading.placing.Stem`, for ``layouts`` to place.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from klora_compile.reading.flat_names import CLIP, UNET, Vocabulary
+from klora_compile.reading.flat_names import CLIP, T5, UNET, Vocabulary
+from klora_compile.reading.placing import Stem
 
 
 class Part(Enum):
@@ -33,6 +35,8 @@ PARTS: Mapping[str, Part] = {
     ".lora.up.weight": Part.UP,
     ".lora_down.weight": Part.DOWN,
     ".lora_up.weight": Part.UP,
+    ".down.weight": Part.DOWN,
+    ".up.weight": Part.UP,
     ".lora_linear_layer.down.weight": Part.DOWN,
     ".lora_linear_layer.up.weight": Part.UP,
     ".alpha": Part.ALPHA,
@@ -79,6 +83,9 @@ COMPONENTS = (
 #: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
 PEFT_PREFIX = "base_model.model."
 
+#: Prefix that ComfyUI's names put before the denoiser's.
+COMFY_PREFIX = "diffusion_model."
+
 #: First names of a path that says no component -> the component whose models have them.
 ROOTS: Mapping[str, str] = {
     "down_blocks": "unet",
@@ -100,20 +107,35 @@ class FlatPrefix:
 
     prefix: str
     component: str
-    vocabulary: Vocabulary
+    vocabularies: tuple[Vocabulary, ...]
+    """Of the names of diffusers and transformers, in the order in which they are tried."""
+    denoiser: bool = False
+    """Whether the names may also be those of a denoiser's authors."""
 
 
-#: kohya sd-scripts, in the module names of diffusers and transformers.
+#: kohya's sd-scripts and musubi-tuner; OneTrainer (``lora_transformer_``).
 FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
-    FlatPrefix("lora_unet_", "unet", UNET),
-    FlatPrefix("lora_te_", "text_encoder", CLIP),
-    FlatPrefix("lora_te1_", "text_encoder", CLIP),
-    FlatPrefix("lora_te2_", "text_encoder_2", CLIP),
+    FlatPrefix("lora_unet_", "unet", (UNET,), denoiser=True),
+    FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
+    FlatPrefix("lora_te_", "text_encoder", (CLIP,)),
+    FlatPrefix("lora_te1_", "text_encoder", (CLIP,)),
+    FlatPrefix("lora_te2_", "text_encoder_2", (CLIP, T5)),
+    FlatPrefix("lora_te3_", "text_encoder_3", (T5,)),
 )
+
+#: ``lora_te3_`` is T5; in these families that is not the pipeline's third text encoder.
+T5_COMPONENTS: Mapping[str, str] = {"flux.1": "text_encoder_2", "chroma": "text_encoder"}
+
+#: What the old attention processors of diffusers called their layers -> the layer they stand for.
+PROCESSORS: Mapping[str, str] = {
+    **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
+    ".processor.to_out_lora": ".to_out.0",
+}
 
 #: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
 CLIP_PREFIX = "text_model."
 
+_FLAT = re.compile(r"[A-Za-z0-9]+(_+[A-Za-z0-9]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
 
@@ -127,6 +149,8 @@ class ParsedKey:
     component: str
     module: str
     part: Part
+    stem: Stem | None = field(default=None, compare=False)
+    """The module in kohya's spelling, where a model's authors may have one of the same name."""
 
     @property
     def layer(self) -> str:
@@ -134,7 +158,21 @@ class ParsedKey:
         return f"{self.component}.{self.module}"
 
 
-def parse_key(key: str) -> ParsedKey | str:
+@dataclass(frozen=True)
+class UnplacedKey:
+    """A key taken apart whose module is in the names of the model's authors, or of no component."""
+
+    layout: str
+    stem: Stem
+    part: Part
+
+    @property
+    def layer(self) -> str:
+        """The module as the file names it."""
+        return self.stem.name
+
+
+def parse_key(key: str) -> ParsedKey | UnplacedKey | str:
     """Take a key of a LoRA file apart.
 
     Returns:
@@ -148,31 +186,53 @@ def parse_key(key: str) -> ParsedKey | str:
     place = _place(key.removesuffix(suffix))
     if isinstance(place, str):
         return place
-    layout, component, module = place
+    if place.module is None:
+        assert place.stem is not None
+        return UnplacedKey(place.layout, place.stem, PARTS[suffix])
+    component, module = place.module
     if component.startswith("text_encoder"):
         module = module.removeprefix(CLIP_PREFIX)
-    return ParsedKey(layout, component, module, PARTS[suffix])
+    return ParsedKey(place.layout, component, module, PARTS[suffix], place.stem)
 
 
-def _place(path: str) -> tuple[str, str, str] | str:
+@dataclass(frozen=True)
+class _Place:
+    """What the prefix and the path of a key say; at least one of the last two."""
+
+    layout: str
+    module: tuple[str, str] | None = None
+    """Component and path in diffusers' names."""
+    stem: Stem | None = None
+
+
+def _place(path: str) -> _Place | str:
     for row in FLAT_PREFIXES:
         if path.startswith(row.prefix):
-            module = row.vocabulary.dotted(path.removeprefix(row.prefix))
-            if module is None:
+            flat = path.removeprefix(row.prefix)
+            dotted = (vocabulary.dotted(flat) for vocabulary in row.vocabularies)
+            module = next((each for each in dotted if each is not None), None)
+            if module is None and not (row.denoiser and _FLAT.fullmatch(flat)):
                 return f"names no module of a known {row.component} in kohya's spelling"
-            return "kohya", row.component, module
+            return _Place(
+                "kohya",
+                None if module is None else (row.component, module),
+                Stem(flat, flat=True) if row.denoiser else None,
+            )
     return _dotted_place(path)
 
 
-def _dotted_place(path: str) -> tuple[str, str, str] | str:
+def _dotted_place(path: str) -> _Place | str:
     inner = path.removeprefix(PEFT_PREFIX)
     component, _, module = inner.partition(".")
-    if component in COMPONENTS:
-        module = module.removeprefix(PEFT_PREFIX)
-    else:
-        if component not in ROOTS:
-            return f"names no component; expected one of {', '.join(COMPONENTS)} in front"
-        component, module = ROOTS[component], inner
+    if component not in COMPONENTS:
+        inner = inner.removeprefix(COMFY_PREFIX).removeprefix(PEFT_PREFIX)
+        component, module = ROOTS.get(inner.partition(".")[0], ""), inner
+    module = module.removeprefix(PEFT_PREFIX)
     if not _PATH.fullmatch(module):
         return "is not a module path"
-    return "peft", component, module
+    for processor, layer in PROCESSORS.items():
+        if module.endswith(processor):
+            module = module.removesuffix(processor) + layer
+    if component:
+        return _Place("peft", (component, module))
+    return _Place("peft", stem=Stem(module, flat=False))

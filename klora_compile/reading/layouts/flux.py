@@ -5,6 +5,8 @@ The way into diffusers' names is that of ``scripts/convert_flux_to_diffusers.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fractions import Fraction
 from itertools import chain
 
 from klora_compile.reading.layouts.rows import (
@@ -14,6 +16,7 @@ from klora_compile.reading.layouts.rows import (
     square_thirds_and_rest,
     swapped_halves,
     thirds,
+    with_ratios,
 )
 
 _DOUBLE, _SINGLE = "double_blocks.{}", "single_blocks.{}"
@@ -23,59 +26,69 @@ _QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("to_q", "to_k", "to_v"))
 _ADDED_QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj"))
 _LINEAR1 = tuple(f"{_ONE}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
 
+#: The feed-forward layers' widths, which tell FLUX.1 from FLUX.2.
+_RATIOS: Mapping[str, Fraction | int] = {
+    "_mlp.0": 4,
+    "_mlp.2": Fraction(1, 4),
+    "linear1": 7,
+    "linear2": Fraction(1, 5),
+}
+
+_ROWS = (
+    Row(f"{_DOUBLE}.img_attn.qkv", _QKV, thirds),
+    Row(f"{_DOUBLE}.txt_attn.qkv", _ADDED_QKV, thirds),
+    *renamed(
+        _DOUBLE,
+        _JOINT,
+        {
+            "img_attn.proj": "attn.to_out.0",
+            "txt_attn.proj": "attn.to_add_out",
+            "img_mlp.0": "ff.net.0.proj",
+            "img_mlp.2": "ff.net.2",
+            "txt_mlp.0": "ff_context.net.0.proj",
+            "txt_mlp.2": "ff_context.net.2",
+            "img_mod.lin": "norm1.linear",
+            "txt_mod.lin": "norm1_context.linear",
+            "img_attn.norm.query_norm": "attn.norm_q",
+            "img_attn.norm.key_norm": "attn.norm_k",
+            "txt_attn.norm.query_norm": "attn.norm_added_q",
+            "txt_attn.norm.key_norm": "attn.norm_added_k",
+        },
+    ),
+    Row(f"{_SINGLE}.linear1", _LINEAR1, square_thirds_and_rest),
+    *renamed(
+        _SINGLE,
+        _ONE,
+        {
+            "linear2": "proj_out",
+            "modulation.lin": "norm.linear",
+            "norm.query_norm": "attn.norm_q",
+            "norm.key_norm": "attn.norm_k",
+        },
+    ),
+    *chain.from_iterable(
+        renamed(
+            embedder,
+            f"time_text_embed.{target}",
+            {"in_layer": "linear_1", "out_layer": "linear_2"},
+        )
+        for embedder, target in {
+            "time_in": "timestep_embedder",
+            "vector_in": "text_embedder",
+            "guidance_in": "guidance_embedder",
+        }.items()
+    ),
+    Row("img_in", ("x_embedder",)),
+    Row("txt_in", ("context_embedder",)),
+    Row("final_layer.linear", ("proj_out",)),
+    Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
+)
+
 BFL = Layout(
     name="bfl",
     family="flux.1",
     component="transformer",
-    rows=(
-        Row(f"{_DOUBLE}.img_attn.qkv", _QKV, thirds),
-        Row(f"{_DOUBLE}.txt_attn.qkv", _ADDED_QKV, thirds),
-        *renamed(
-            _DOUBLE,
-            _JOINT,
-            {
-                "img_attn.proj": "attn.to_out.0",
-                "txt_attn.proj": "attn.to_add_out",
-                "img_mlp.0": "ff.net.0.proj",
-                "img_mlp.2": "ff.net.2",
-                "txt_mlp.0": "ff_context.net.0.proj",
-                "txt_mlp.2": "ff_context.net.2",
-                "img_mod.lin": "norm1.linear",
-                "txt_mod.lin": "norm1_context.linear",
-                "img_attn.norm.query_norm": "attn.norm_q",
-                "img_attn.norm.key_norm": "attn.norm_k",
-                "txt_attn.norm.query_norm": "attn.norm_added_q",
-                "txt_attn.norm.key_norm": "attn.norm_added_k",
-            },
-        ),
-        Row(f"{_SINGLE}.linear1", _LINEAR1, square_thirds_and_rest),
-        *renamed(
-            _SINGLE,
-            _ONE,
-            {
-                "linear2": "proj_out",
-                "modulation.lin": "norm.linear",
-                "norm.query_norm": "attn.norm_q",
-                "norm.key_norm": "attn.norm_k",
-            },
-        ),
-        *chain.from_iterable(
-            renamed(
-                embedder,
-                f"time_text_embed.{target}",
-                {"in_layer": "linear_1", "out_layer": "linear_2"},
-            )
-            for embedder, target in {
-                "time_in": "timestep_embedder",
-                "vector_in": "text_embedder",
-                "guidance_in": "guidance_embedder",
-            }.items()
-        ),
-        Row("img_in", ("x_embedder",)),
-        Row("txt_in", ("context_embedder",)),
-        Row("final_layer.linear", ("proj_out",)),
-        Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
-    ),
+    rows=tuple(with_ratios(_ROWS, _RATIOS)),
 )
 
 XLABS = Layout(

@@ -8,8 +8,9 @@ the same rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 #: A number in a module path. A leading zero is none: no module is called ``blocks.01``.
@@ -39,6 +40,8 @@ class Row:
     """Patterns of the diffusers modules that it becomes."""
     split: Split | None = None
     """How the rows are shared out; None: one target takes all."""
+    ratio: Fraction | None = None
+    """Rows by columns, where that tells this family from another one with this name."""
 
     def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
         """Where the module goes.
@@ -171,3 +174,10 @@ def same(*paths: str) -> Iterator[Row]:
 def renamed(prefix: str, target: str, names: dict[str, str]) -> Iterator[Row]:
     """Rows of the modules of one block: ``prefix.key`` becomes ``target.value``."""
     return (Row(f"{prefix}.{key}", (f"{target}.{value}",)) for key, value in names.items())
+
+
+def with_ratios(rows: Iterable[Row], ratios: Mapping[str, Fraction | int]) -> Iterator[Row]:
+    """The rows, those whose source ends as named with a ratio."""
+    for row in rows:
+        found = (Fraction(ratio) for end, ratio in ratios.items() if row.source.endswith(end))
+        yield replace(row, ratio=next(found, None))

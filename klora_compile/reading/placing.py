@@ -1,0 +1,104 @@
+"""Where modules go that a file names as the model's authors do: one table for all of them.
+
+A name such as ``double_blocks_0_img_attn_qkv`` may be in the tables of several families. All of a
+file's modules are of one model, so the tables that name every one of them decide together; where
+they say different things, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from klora_compile.reading.layouts.catalogue import FURTHER, IN_DIFFUSERS_NAMES, WHOLE
+from klora_compile.reading.layouts.rows import Layout, Placement, Row
+from klora_runtime.errors import shown
+
+#: The tables of denoisers; of equal ones the first gives the file's layout its name.
+_TABLES: tuple[Layout, ...] = (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES)
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A module as a file names it."""
+
+    name: str
+    flat: bool
+    """Whether underscores stand for dots."""
+
+
+def choose(shapes: Mapping[Stem, tuple[int, int] | None]) -> Layout | dict[Stem, str]:
+    """The table that says where all these modules go.
+
+    Args:
+        shapes: at least one module, and rows and columns of its weight where they are known; they
+            decide where names do not.
+
+    Returns:
+        The table, or what is wrong with each module that is a problem.
+    """
+    stems = list(shapes)
+    fitting = [table for table in _TABLES if all(_match(table, stem) for stem in stems)]
+    if not fitting:
+        return dict(_strangers(stems))
+    alike = [t for t in fitting if all(_has_ratio(t, stem, shapes[stem]) for stem in stems)]
+    fitting = alike or fitting
+    different = {tuple(_meaning(table, stem) for stem in stems): table for table in fitting}
+    if len(different) > 1:
+        families = ", ".join(sorted({table.family for table in different.values()}))
+        return {
+            stem: f"may be a module of {families}, and goes elsewhere in each"
+            for stem in stems
+            if len({_meaning(table, stem) for table in fitting}) > 1
+        }
+    return fitting[0]
+
+
+def placements(table: Layout, stem: Stem, out: int, inner: int) -> tuple[Placement, ...] | str:
+    """The modules of diffusers that one becomes, and the rows of each.
+
+    Args:
+        table: of :func:`choose`.
+        out: rows of the module's weight.
+        inner: its columns.
+
+    Returns:
+        The placements, or why there are none.
+    """
+    match = _match(table, stem)
+    assert match is not None
+    row, numbers = match
+    try:
+        return row.placements(numbers, out, inner)
+    except ValueError as error:
+        return f"cannot be parted into {', '.join(row.targets)}: {error}"
+
+
+def _match(table: Layout, stem: Stem) -> tuple[Row, tuple[str, ...]] | None:
+    return table.match(stem.name, flat=stem.flat)
+
+
+def _has_ratio(table: Layout, stem: Stem, shape: tuple[int, int] | None) -> bool:
+    match = _match(table, stem)
+    assert match is not None
+    ratio = match[0].ratio
+    return ratio is None or shape is None or shape[0] == ratio * shape[1]
+
+
+def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
+    """Where a table sends a module; equal for tables that say the same."""
+    match = _match(table, stem)
+    assert match is not None
+    row, numbers = match
+    return table.component, tuple(target.format(*numbers) for target in row.targets), row.split
+
+
+def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:
+    """The modules that are not in the table that names most."""
+    best = max(_TABLES, key=lambda table: sum(bool(_match(table, stem)) for stem in stems))
+    known = [stem for stem in stems if _match(best, stem)]
+    for stem in stems:
+        if not known:
+            yield stem, "is a module of no model whose names klora knows"
+        elif stem not in known:
+            yield stem, f"is no module of {best.family}, as {shown(known[0].name)} is"
