@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from PIL import Image
-from torch.nn.functional import mse_loss, pixel_unshuffle
+from torch.nn.functional import pixel_unshuffle
 
 from drawings.material import drawing
 from drawings.pipeline import PATCH, DrawingPipeline, new_pipeline
@@ -30,6 +30,9 @@ from drawings.subjects import (
 )
 
 _BATCH, _RATE, _WARMUP, _DROPOUT, _AVERAGE = 16, 8e-4, 200, 0.1, 0.999
+
+#: Share of noise below which errors do not count for more.
+_SHARPEST = 0.05
 
 
 @click.command()
@@ -120,14 +123,18 @@ def shifted(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def flow_loss(pipe: Any, pictures: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """Rectified flow: predict noise - drawing at a random point between them."""
+    """Rectified flow: the error of noise - drawing, at a random point between them.
+
+    The UNet predicts the drawing; near its end the flow would follow from a division by almost
+    nothing, so errors there count as those at ``_SHARPEST``.
+    """
     x = pixel_unshuffle(pictures, PATCH)
     noise = torch.randn_like(x)
     sigma = torch.sigmoid(torch.randn(len(x)))
     at = sigma[:, None, None, None]
     states = pipe.encode(texts)
-    flow = pipe.unet(at * noise + (1 - at) * x, 1000 * sigma, encoder_hidden_states=states).sample
-    return mse_loss(flow, noise - x)
+    drawn = pipe.unet(at * noise + (1 - at) * x, 1000 * sigma, encoder_hidden_states=states).sample
+    return ((drawn - x) / at.clamp(min=_SHARPEST)).square().mean()
 
 
 def averaged(pipe: DrawingPipeline, average: torch.nn.ModuleDict) -> DrawingPipeline:
