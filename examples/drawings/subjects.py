@@ -17,12 +17,14 @@ HELD_OUT_STYLES = {
 STYLES = TRAINING_STYLES | HELD_OUT_STYLES
 
 #: Word in prompts = name of the drawing in the packages.
-#: Every other one, from the first, is for tuning; the rest for what is reported.
 HELD_OUT_SUBJECTS = tuple(
     """
     penguin octopus mushroom rocket cactus frog pineapple guitar tractor headphone rooster telescope
     """.split()
 )
+#: Settings are chosen on the first, and what is reported is measured on the second.
+TUNING_SUBJECTS, REPORTED_SUBJECTS = HELD_OUT_SUBJECTS[::2], HELD_OUT_SUBJECTS[1::2]
+
 TRAINING_SUBJECTS = tuple(
     """
     fox cat dog owl banana house crown snowman bear bell bird bread bus camera candle cherries
