@@ -1,8 +1,7 @@
 """The base model: a small text-to-image pipeline in parts of diffusers and transformers.
 
 Drawings of 48 x 48 pixels become 27 channels of 16 x 16 by ``pixel_unshuffle``, so there is no
-autoencoder. Noise and drawing are mixed on a straight line (rectified flow); the UNet predicts the
-drawing, from which the flow follows, so that paper stays white.
+autoencoder. The UNet is trained by rectified flow.
 """
 
 from __future__ import annotations
@@ -72,11 +71,10 @@ class DrawingPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         for t in self.progress_bar(self.scheduler.timesteps):
             batch = torch.cat([x, x]) if guided else x
-            drawn = self.unet(batch, t, encoder_hidden_states=states).sample
+            flow = self.unet(batch, t, encoder_hidden_states=states).sample
             if guided:
-                wanted, empty = drawn.chunk(2)
-                drawn = empty + guidance_scale * (wanted - empty)
-            flow = (x - drawn) / (t / self.scheduler.config.num_train_timesteps)
+                wanted, empty = flow.chunk(2)
+                flow = empty + guidance_scale * (wanted - empty)
             x = self.scheduler.step(flow, t, x).prev_sample
         pictures = (pixel_shuffle(x, PATCH).float() / 2 + 0.5).clamp(0, 1).cpu()
         if output_type == "pt":
