@@ -6,10 +6,11 @@ afterwards, because |s * x| = |s| * |x|; so one measurement serves every partner
 reading of alpha.
 
 A delta is never held whole. Tiles of rows are multiplied in float32 (without TF32), their rows
-summed in float64, the row sums joined exactly by ``math.fsum``, and the K largest values are
-carried from tile to tile and summed exactly. Extra memory per worker, measured: up to 16 tiles of
-:data:`TILE_ELEMENTS` float32 values (16 MiB on a CPU) plus 60 bytes for each of the K values,
-whatever the size of the layer. There are as many workers as torch has threads, at most 16.
+summed in float64 and the row sums joined exactly by ``math.fsum``. The K largest values are found
+by a threshold that a sample of the delta gives, carried from tile to tile, and summed exactly.
+Extra memory per worker, measured: up to 16 tiles of :data:`TILE_ELEMENTS` float32 values (16 MiB
+on a CPU) plus 60 bytes for each of the K values, whatever the size of the layer. There are as many
+workers as torch has threads, at most 16.
 
 On a CPU each layer is computed by one thread and the threads share out the layers: a library
 that splits one product among threads may round differently for another number of threads, this
@@ -34,6 +35,13 @@ TILE_ELEMENTS = 2**18
 _CUDA_TILE_ELEMENTS = 2**24
 _MAX_WORKERS = 16
 _SUM_BLOCK = 2**16
+
+#: Rows and columns, at most, of the sample from which a threshold is guessed.
+_SAMPLE_SIDE = 128
+#: Values that are compared with the threshold at once.
+_BLOCK = 64
+#: How many times K values may wait before the smaller ones are dropped.
+_SLACK = 4
 
 #: Called after each layer with its name, how many are done, and how many there are.
 OnLayer = Callable[[str, int, int], None]
@@ -144,47 +152,98 @@ def _in_inference_mode(work: Callable[[_Task], Statistics]) -> Callable[[_Task],
 def _measure_layer(layer: Layer, ks: tuple[int, ...], device: torch.device) -> Statistics:
     up = layer.up.to(device, torch.float32, copy=True).flatten(1)
     down = layer.down.to(device, torch.float32, copy=True).flatten(1)
-    largest = _Largest(max(ks, default=0), device)
+    k = max(ks, default=0)
     row_sums: list[float] = []
+    largest = _Largest(k, _guess(up, down, k))
     for tile in _tiles(up, down):
-        tile.abs_()
         row_sums.extend(tile.sum(dim=1, dtype=torch.float64).tolist())
         largest.add(tile)
-    return Statistics(l1=math.fsum(row_sums), top_k=largest.sums(ks))
+    l1 = math.fsum(row_sums)
+    if not math.isfinite(l1):
+        return Statistics(l1, {})  # refused by the caller
+    if not largest.complete:  # the guess was too high
+        largest = _Largest(k, -1.0)
+        for tile in _tiles(up, down):
+            largest.add(tile)
+    return Statistics(l1, largest.sums(ks))
+
+
+def _guess(up: torch.Tensor, down: torch.Tensor, k: int) -> float:
+    """A value that a few more than ``k`` absolute values of up @ down exceed, from a sample.
+
+    A higher one costs a second pass, a lower one work; the result is the same.
+    """
+    rows, columns = up.shape[0], down.shape[1]
+    every_row, every_column = -(-rows // _SAMPLE_SIDE), -(-columns // _SAMPLE_SIDE)
+    sample = (up[::every_row] @ down[:, ::every_column]).abs_().reshape(-1)
+    expected = k * len(sample) / (rows * columns)
+    wanted = math.ceil(expected + 4 * math.sqrt(expected) + 4)
+    if k == 0 or wanted >= len(sample):
+        return -1.0
+    return float(sample.topk(wanted).values[-1])
 
 
 def _tiles(up: torch.Tensor, down: torch.Tensor) -> Iterator[torch.Tensor]:
-    """up @ down in blocks of rows."""
+    """|up @ down| in blocks of rows, each in the memory of the one before."""
     elements = TILE_ELEMENTS if up.device.type == "cpu" else _CUDA_TILE_ELEMENTS
     rows = max(1, elements // down.shape[1])
+    buffer = up.new_empty(min(rows, up.shape[0]), down.shape[1])
     for start in range(0, up.shape[0], rows):
-        yield up[start : start + rows] @ down
+        some = up[start : start + rows]
+        yield torch.mm(some, down, out=buffer[: len(some)]).abs_()
 
 
 class _Largest:
-    """The K largest of all values seen, exactly."""
+    """The K largest of all values seen, exactly.
 
-    def __init__(self, k: int, device: torch.device) -> None:
+    Args:
+        k: how many.
+        threshold: values up to this are passed over; it rises as larger ones are found.
+    """
+
+    def __init__(self, k: int, threshold: float) -> None:
         self._k = k
-        self._values = torch.empty(0, dtype=torch.float32, device=device)
-        self._threshold = -1.0
+        self._threshold = threshold
+        self._values: torch.Tensor | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no value that was passed over can be one of the K largest."""
+        return self._k == 0 or (self._values is not None and len(self._values) >= self._k)
 
     def add(self, tile: torch.Tensor) -> None:
         if self._k == 0:
             return
-        values = tile.reshape(-1)
-        if len(self._values) == self._k:
-            values = values[values > self._threshold]  # others cannot change the sum
-            if values.numel() == 0:
-                return
-        values = torch.cat([self._values, values.topk(min(self._k, values.numel())).values])
-        self._values = values.topk(min(self._k, values.numel())).values
-        self._threshold = float(self._values[-1])
+        found = _above(tile.reshape(-1), self._threshold)
+        self._values = found if self._values is None else torch.cat([self._values, found])
+        if len(self._values) > _SLACK * self._k:
+            self._keep_largest()
+
+    def _keep_largest(self) -> None:
+        assert self._values is not None
+        self._values = self._values.topk(self._k).values
+        self._threshold = float(self._values[-1])  # others cannot change the sum
 
     def sums(self, ks: tuple[int, ...]) -> dict[int, float]:
         """K -> exact sum of the K largest."""
-        return {k: math.fsum(self._numbers(k)) for k in ks}
+        if not ks:
+            return {}
+        assert self._values is not None
+        largest = self._values.topk(self._k).values
+        return {k: math.fsum(_numbers(largest[:k])) for k in ks}
 
-    def _numbers(self, k: int) -> Iterator[float]:
-        for start in range(0, k, _SUM_BLOCK):
-            yield from self._values[start : min(k, start + _SUM_BLOCK)].tolist()
+
+def _above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The values above a threshold: blocks first, for few blocks have any."""
+    whole = len(values) // _BLOCK * _BLOCK
+    blocks = values[:whole].view(-1, _BLOCK)
+    hits = (blocks.amax(dim=1) > threshold).nonzero().squeeze(1) if whole else blocks[:0, 0].long()
+    if 2 * len(hits) > len(blocks):
+        return values[values > threshold]
+    near = torch.cat([blocks[hits].reshape(-1), values[whole:]])
+    return near[near > threshold]
+
+
+def _numbers(values: torch.Tensor) -> Iterator[float]:
+    for start in range(0, len(values), _SUM_BLOCK):
+        yield from values[start : start + _SUM_BLOCK].tolist()

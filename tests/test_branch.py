@@ -312,6 +312,15 @@ def test_a_projection_that_is_never_called_is_refused(pipe: Any) -> None:
     )
 
 
+def test_a_layer_of_a_block_that_reads_its_weights_is_refused(pipe: Any) -> None:
+    """Torch's own block of a transformer has a fast path that calls none of its layers."""
+    pipe.unet.block = torch.nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    fusion = fusion_for(pipe, ["unet.block.linear1"])
+    with pytest.raises(IncompatibleModelError, match="linear1: its weight is read without"):
+        branch(pipe, fusion)
+    apply_fusion(pipe, fusion, mode="auto")
+
+
 def test_a_module_that_two_layers_share_is_refused(pipe: Any) -> None:
     attention = pipe.unet.get_submodule(ATTENTION)
     fusion = fusion_for(pipe, [TO_Q, TO_K])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import diffusers
@@ -14,6 +16,7 @@ from diffusers import (
     CogVideoXDPMScheduler,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
 )
@@ -21,7 +24,8 @@ from generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
 
 from klora_runtime.clock import Clock
-from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.run import Run
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}
@@ -30,9 +34,10 @@ WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}
 class Watched:
     """A scheduler under a clock, and what the clock said."""
 
-    def __init__(self, followed: Any, guard: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, followed: Any) -> None:
         self.told: list[float] = []
-        self.clock = Clock(self.told.append, guard)
+        self.run_ = Run()
+        self.clock = Clock(self.told.append, self.run_)
         self.clock.attach(followed)
 
     def run(self, followed: Any, timesteps: Any) -> list[float | None]:
@@ -353,21 +358,133 @@ def test_timesteps_on_the_host_are_looked_up(as_numbers: bool) -> None:
     assert watched.run(followed, rest if as_numbers else torch.tensor(rest)) == middles(10)[4:]
 
 
-def test_the_guard_keeps_a_method_from_running() -> None:
-    def refuse() -> None:
-        raise PermissionError("not now")
+def elsewhere(act: Callable[[], Any]) -> Any:
+    """Result of ``act`` in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(act).result()
 
-    followed = DDIMScheduler(**SD_BETAS)
-    watched = Watched(followed, refuse)
-    timesteps = followed.timesteps
 
-    with pytest.raises(PermissionError, match="not now"):
-        followed.set_timesteps(4)
-
-    assert followed.timesteps is timesteps
-    watched.clock.detach()
+def test_another_threads_call_keeps_every_method_from_running() -> None:
+    followed = EulerDiscreteScheduler(**SD_BETAS)
+    watched = Watched(followed)
     followed.set_timesteps(4)
-    assert len(followed.timesteps) == 4
+    sample = torch.ones(1, 4, 8, 8)
+    acts = {
+        "set_timesteps": lambda: followed.set_timesteps(7),
+        "set_begin_index": lambda: followed.set_begin_index(0),
+        "scale_model_input": lambda: followed.scale_model_input(sample, followed.timesteps[0]),
+        "step": lambda: followed.step(sample, followed.timesteps[0], sample),
+    }
+    assert set(acts) == WRAPPED
+    with watched.run_.call():
+        before = copy.deepcopy(vars(followed))
+        for act in acts.values():
+            with pytest.raises(InUseError, match="generating in another thread"):
+                elsewhere(act)
+        assert str(vars(followed)) == str(before)
+    elsewhere(acts["set_timesteps"])
+    assert len(followed.timesteps) == 7
+
+
+def test_a_loop_may_go_on_in_another_thread() -> None:
+    """Servers draw from a generator in whichever thread is free."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+
+    def loop() -> Iterator[float | None]:
+        followed.set_timesteps(5)
+        latents = torch.ones(1, 4, 8, 8)
+        for t in followed.timesteps:
+            followed.scale_model_input(latents, t)
+            watched.clock.evaluate(t)
+            yield watched.clock.progress
+            latents = followed.step(torch.ones_like(latents), t, latents).prev_sample
+
+    drawn = loop()
+    assert [elsewhere(lambda: next(drawn)) for _ in range(5)] == middles(5)
+
+
+def test_a_loop_that_is_elsewhere_in_the_list_is_refused_in_another_thread() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(5)
+    first, second = followed.timesteps[:2]
+    followed.scale_model_input(torch.ones(1), second)
+    for act in (
+        lambda: followed.scale_model_input(torch.ones(1), first),
+        lambda: watched.clock.evaluate(first),
+    ):
+        with pytest.raises(InUseError, match="generating in another thread"):
+            elsewhere(act)
+    assert watched.clock.progress == middles(5)[1]
+
+
+def test_an_evaluation_shows_where_a_loop_is() -> None:
+    """Loops that neither scale their input nor set a begin index, from the middle of the list."""
+    followed = FlowMatchEulerDiscreteScheduler()
+    watched = Watched(followed)
+    followed.set_timesteps(6)
+    seen = []
+    for t in followed.timesteps[2:]:
+        watched.clock.evaluate(t.expand(1))
+        seen.append(watched.clock.progress)
+    assert seen == middles(6)[2:]
+
+
+def test_a_loop_that_nobody_steps_is_refused() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        watched.clock.evaluate(torch.tensor([999.0]))
+    followed.set_timesteps(4)
+    others = DDIMScheduler(**SD_BETAS)
+    others.set_timesteps(4)
+    watched.clock.evaluate(others.timesteps[0])
+    watched.clock.evaluate(others.timesteps[0].clone())  # the other half of guidance
+    with pytest.raises(InUseError, match="went from one timestep to another"):
+        watched.clock.evaluate(others.timesteps[1])
+    followed.set_timesteps(4)
+    for t in followed.timesteps.clone():  # no views, but told
+        watched.clock.evaluate(t / 1000)
+        followed.step(torch.ones(1), t, torch.ones(1))
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        watched.clock.evaluate(others.timesteps[0])
+
+
+def test_a_call_may_evaluate_at_any_timestep() -> None:
+    """What it does before its loop is at progress 0, whatever the last image ended with."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(4)
+    watched.run(followed, followed.timesteps)
+    with watched.run_.call():
+        watched.clock.rewind()
+        assert watched.told[-1] == 0.0
+        for timestep in (torch.tensor(1.0), torch.tensor(2.0), None):
+            watched.clock.evaluate(timestep)
+    assert not watched.run_.going_on
+
+
+def test_what_is_made_from_a_followed_scheduler_is_not_followed() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    made = [
+        followed.from_config(followed.config),
+        type(followed)(**SD_BETAS),
+        pickle.loads(pickle.dumps(followed)),
+    ]
+    for each in made:
+        assert type(each) is DDIMScheduler
+        assert each.config.beta_end == SD_BETAS["beta_end"]
+        each.set_timesteps(4)
+    assert watched.told == []
+
+
+def test_a_shallow_copy_is_followed() -> None:
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    copy.copy(followed).set_timesteps(4)
+    assert watched.told == [0.125]
 
 
 @pytest.mark.parametrize("again", ["the same step", "a new run"])
@@ -380,7 +497,7 @@ def test_a_progress_that_could_not_be_taken_is_told_again(again: str) -> None:
         if len(told) == 1:
             raise RuntimeError("out of memory")
 
-    clock = Clock(fail_once)
+    clock = Clock(fail_once, Run())
     clock.attach(followed)
     with pytest.raises(RuntimeError, match="out of memory"):
         followed.set_timesteps(4)

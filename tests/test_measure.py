@@ -115,6 +115,32 @@ def test_values_that_hardly_differ_are_told_apart(monkeypatch: pytest.MonkeyPatc
         assert one(Layer("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 5).top_k[5] == expected
 
 
+@pytest.mark.parametrize("guess", [-1.0, 0.0, 0.5, 1e9])
+def test_a_guess_changes_no_bit(guess: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too low, it lets more through than is kept; too high, a second pass is made."""
+    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 600)
+    subject = layer(60, 50, 4)
+    expected = one(subject, 9, 40)
+    monkeypatch.setattr(measuring, "_guess", lambda *_: guess)
+    assert one(subject, 9, 40) == expected
+    assert_exact(expected, subject, (9, 40))
+
+
+def test_a_sample_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = measuring._tiles
+    passes: list[None] = []
+    monkeypatch.setattr(measuring, "_tiles", lambda *args: passes.append(None) or tiles(*args))
+    kept: list[int] = []
+    above = measuring._above
+    monkeypatch.setattr(
+        measuring, "_above", lambda *args: (found := above(*args), kept.append(len(found)))[0]
+    )
+    for seed in range(5):
+        one(layer(900, 700, 8, seed=seed), 64)
+    assert len(passes) == 5
+    assert 5 * 64 <= sum(kept) <= 5 * 64 * 8
+
+
 def test_rows_are_summed_in_float64() -> None:
     down = torch.ones(1, 4096)
     down[0, 0] = 2.0**25

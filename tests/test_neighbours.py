@@ -7,23 +7,33 @@ import gc
 import pickle
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from conftest import Apply
-from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from generation import TWO_STEPS, build, generate
-from handmade import State, weight_of
+from handmade import State, fusion_for, weight_of
 from tiny_pipeline import parameters, tiny_lora
 
 from klora_runtime import apply_fusion
-from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.component_watch import _Looked
+from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
 from klora_runtime.fusion import Fusion
+from klora_runtime.handle import FusionHandle
 from klora_runtime.modes.merge import Merge
 from klora_runtime.modes.pristine import Pristine
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +44,10 @@ from klora_runtime.modes.pristine import Pristine
         (lambda pipe: pipe.unfuse_lora(), "unfuse_lora is not possible"),
         (lambda pipe: pipe.unet.load_lora_adapter("x"), "load_lora_adapter is not possible"),
         (lambda pipe: pipe.unet.fuse_lora(), "fuse_lora is not possible"),
-        (lambda pipe: pipe.unet.load_state_dict(pipe.unet.state_dict()), "would be mixed"),
+        (lambda pipe: pipe.unet.load_state_dict({}), "would be mixed"),
+        (lambda pipe: pipe.unet.state_dict(), "state_dict would hold the fused weights"),
+        (lambda pipe: ControlNetModel.from_unet(pipe.unet), "in a model made from this one"),
+        (lambda pipe: accelerate.cpu_offload(pipe.unet, CPU), "state_dict would hold"),
         (lambda pipe: pipe.unet.enable_layerwise_casting(), "would round the fused weights"),
         (lambda pipe: pipe.fuse_qkv_projections(), "fuse_qkv_projections is not possible"),
         (lambda pipe: pipe.enable_sequential_cpu_offload(), "the weights would be out of reach"),
@@ -82,11 +95,11 @@ def test_projections_fused_behind_its_back(apply: Apply, pipe: Any, fusion: Fusi
 
 
 def test_weights_moved_out_of_reach(pipe: Any, fusion: Fusion) -> None:
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     bare = parameters(pipe)
     handle = apply_fusion(pipe, fusion)
     expected = generate(pipe, TWO_STEPS)
-    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    live = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+    accelerate.cpu_offload(pipe.unet, CPU, state_dict=live)
     for act in (lambda: generate(pipe, TWO_STEPS), handle.remove):
         with pytest.raises(InUseError, match="meta device"):
             act()
@@ -198,21 +211,14 @@ def test_another_thread_cannot_change_a_running_generation(
     errors: list[BaseException] = []
 
     def change() -> None:
-        for act in (
-            lambda: handle.set(content=0.1),
-            lambda: setattr(handle, "enabled", False),
-            lambda: handle.swap(fusion),
-            handle.remove,
-        ):
+        for act in changes(handle, fusion):
             with pytest.raises(InUseError, match="generating in another thread") as error:
                 act()
             errors.append(error.value)
 
     def on_step(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if not errors:
-            thread = threading.Thread(target=change)
-            thread.start()
-            thread.join()
+            in_a_thread(change)
         return values
 
     found = generate(pipe, TWO_STEPS, callback_on_step_end=on_step)
@@ -235,12 +241,12 @@ def test_an_interrupt_while_restoring_is_made_good(
 
     smaller = Fusion(**{**vars(fusion), "entries": fusion.entries[::2]})
     monkeypatch.setattr(Pristine, "restore", interrupted)
-    changes: dict[str, Callable[[], None]] = {
+    acts: dict[str, Callable[[], None]] = {
         "enabled": lambda: setattr(handle, "enabled", False),
         "swap": lambda: handle.swap(smaller),
     }
     with pytest.raises(KeyboardInterrupt):
-        changes[act]()
+        acts[act]()
     assert torch.equal(generate(pipe, TWO_STEPS), expected)
 
 
@@ -275,7 +281,7 @@ def test_a_removed_handle_holds_nothing(apply: Apply, pipe: Any, fusion: Fusion)
     assert weight_of(pipe, layer) is not None
 
 
-def image_to_image(sibling: Any) -> torch.Tensor:
+def image_to_image(sibling: Any, **extra: Any) -> torch.Tensor:
     sibling.set_progress_bar_config(disable=True)
     latents = sibling(
         "a fox",
@@ -284,6 +290,7 @@ def image_to_image(sibling: Any) -> torch.Tensor:
         strength=0.5,
         output_type="latent",
         generator=torch.Generator().manual_seed(3),
+        **extra,
     ).images
     assert isinstance(latents, torch.Tensor)
     return latents
@@ -297,15 +304,36 @@ def test_a_sibling_follows_the_shared_scheduler(apply: Apply, pipe: Any, fusion:
     assert handle.report().progress == 3.5 / 4
 
 
+def compiled_in_place(unet: Any) -> Any:
+    unet.compile(backend="eager")
+    return unet
+
+
+def compiled_around(unet: Any) -> Any:
+    return torch.compile(unet, backend="eager")
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def with_its_own_scheduler(pipe: Any) -> Any:
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    sibling.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
+    return sibling
+
+
 @pytest.mark.parametrize("ran_before", [False, True])
 def test_a_sibling_with_a_scheduler_of_its_own(
     apply: Apply, ran_before: bool, pipe: Any, fusion: Fusion
 ) -> None:
     """Nobody would tell the fusion of its steps."""
-    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    bare = image_to_image(sibling)
+    bare = image_to_image(with_its_own_scheduler(pipe))
     handle = apply(pipe, fusion)
+    sibling = with_its_own_scheduler(pipe)
     if ran_before:
         generate(pipe, TWO_STEPS)
     with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
@@ -316,18 +344,183 @@ def test_a_sibling_with_a_scheduler_of_its_own(
     assert torch.equal(image_to_image(sibling), bare)
 
 
-def test_a_sibling_after_an_interrupted_generation(apply: Apply, pipe: Any, fusion: Fusion) -> None:
-    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
-    sibling.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    apply(pipe, fusion)
-
-    def interrupt(*_: Any) -> dict[str, Any]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(pipe, TWO_STEPS, callback_on_step_end=interrupt)
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("first", ["compile", "apply"])
+@pytest.mark.parametrize("compile_", [compiled_in_place, compiled_around])
+def test_a_sibling_with_a_scheduler_of_its_own_and_a_compiled_denoiser(
+    compile_: Callable[[Any], Any], first: str, pipe: Any, fusion: Fusion
+) -> None:
+    """Hooks inside the compiled code do nothing, so the look is around it."""
+    if first == "compile":
+        pipe.unet = compile_(pipe.unet)
+        generate(pipe, TWO_STEPS)
+    handle = apply_fusion(pipe, fusion)
+    if first == "apply":
+        pipe.unet = compile_(pipe.unet)
+    sibling = with_its_own_scheduler(pipe)
     with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
         image_to_image(sibling)
+    handle.remove()
+    assert not isinstance(vars(pipe.unet).get("_compiled_call_impl"), _Looked)
+
+
+def interrupt(*_: Any) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+def interrupted(pipe: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, TWO_STEPS, callback_on_step_end=interrupt)
+
+
+def interrupted_sibling(pipe: Any) -> None:
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    with pytest.raises(KeyboardInterrupt):
+        sibling(
+            "a fox",
+            image=torch.zeros(1, 3, 32, 32),
+            num_inference_steps=4,
+            callback_on_step_end=interrupt,
+        )
+
+
+def set_timesteps(pipe: Any) -> None:
+    pipe.scheduler.set_timesteps(4)
+
+
+@pytest.mark.parametrize("before", [interrupted, interrupted_sibling, set_timesteps])
+def test_a_sibling_after_a_loop_that_was_abandoned(
+    apply: Apply, before: Callable[[Any], None], pipe: Any, fusion: Fusion
+) -> None:
+    apply(pipe, fusion)
+    before(pipe)
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        image_to_image(with_its_own_scheduler(pipe))
+
+
+def changes(handle: FusionHandle, fusion: Fusion) -> list[Callable[[], None]]:
+    return [
+        lambda: handle.set(content=0.1),
+        lambda: setattr(handle, "enabled", False),
+        lambda: handle.swap(fusion),
+        handle.remove,
+    ]
+
+
+def test_another_thread_cannot_change_a_running_sibling(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply(pipe, fusion)
+    sibling = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    expected = image_to_image(sibling)
+    refused: list[BaseException] = []
+
+    def change() -> None:
+        for act in changes(handle, fusion):
+            with pytest.raises(InUseError, match="generating in another thread") as error:
+                act()
+            refused.append(error.value)
+
+    def on_step(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if not refused:
+            in_a_thread(change)
+        return values
+
+    assert torch.equal(image_to_image(sibling, callback_on_step_end=on_step), expected)
+    assert len(refused) == 4
+
+
+def test_a_loop_that_was_abandoned_in_another_thread(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    """While that thread lives nobody knows, but the loop can be ended."""
+    bare = generate(pipe, TWO_STEPS)
+    handle = apply(pipe, fusion)
+    begun, ended = threading.Event(), threading.Event()
+
+    def abandon() -> None:
+        pipe.scheduler.set_timesteps(4)
+        begun.set()
+        ended.wait(60)
+
+    thread = threading.Thread(target=abandon)
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(InUseError, match=r"calling pipe\.scheduler\.set_timesteps .* ends it"):
+        handle.remove()
+    pipe.scheduler.set_timesteps(4)
+    handle.set(content=1.0)
+    in_a_thread(lambda: pipe.scheduler.set_timesteps(4))  # of a thread that is gone
+    ended.set()
+    thread.join(60)
+    handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), bare)
+
+
+def in_a_thread(act: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join(60)
+
+
+class Conditioned(StableDiffusionPipeline):
+    """Runs its denoiser once before it has timesteps, as pipelines with image conditions do."""
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        states = super().encode_prompt(*args, **kwargs)
+        zeros = torch.zeros(1, 4, 8, 8)
+        self.memory = self.unet(zeros, torch.tensor(0), encoder_hidden_states=states[0]).sample
+        return states
+
+
+def test_a_denoiser_that_runs_before_there_are_timesteps(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    """It is at progress 0, also where the last image ended elsewhere."""
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    early = Conditioned(**parts, requires_safety_checker=False)
+    early.set_progress_bar_config(disable=True)
+    apply(early, fusion)
+    first = generate(early, TWO_STEPS), early.memory
+    second = generate(early, TWO_STEPS), early.memory
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_weight_for_loras_of_peft_is_refused(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
+    with pytest.raises(ConfigError) as error:
+        generate(pipe, TWO_STEPS, cross_attention_kwargs={"scale": 0.5})
+    assert str(error.value) == (
+        "cross_attention_kwargs={'scale': 0.5} weighs LoRAs that PEFT has loaded and would not act "
+        "on a fusion; call handle.set(content=..., style=...) instead."
+    )
+    generate(pipe, TWO_STEPS, cross_attention_kwargs={"scale": 1.0})
+    handle.enabled = False
+    generate(pipe, TWO_STEPS, cross_attention_kwargs={"scale": 0.5})
+
+
+def test_gradients_through_a_switch_are_refused_by_torch(apply: Apply, pipe: Any) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    apply(pipe, fusion_for(pipe, [layer], switch=0.5))
+    pipe.scheduler.set_timesteps(2)
+    x = torch.randn(1, 4, 8, 8, requires_grad=True)
+    states = torch.zeros(1, 77, 32)
+    early, late = pipe.scheduler.timesteps[[0, -1]]
+    pipe.unet(x, early, states).sample.sum().backward()
+    out = pipe.unet(x, early, states).sample.sum()
+    pipe.scheduler.scale_model_input(x, pipe.scheduler.timesteps[-1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (out + pipe.unet(x, late, states).sample.sum()).backward()
+
+
+def test_the_state_of_a_bare_model_can_be_taken(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    bare = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    handle = apply(pipe, fusion)
+    handle.enabled = False
+    assert all(torch.equal(v, bare[name]) for name, v in pipe.unet.state_dict().items())
+    handle.enabled = True
+    handle.remove()
+    assert all(torch.equal(v, bare[name]) for name, v in pipe.unet.state_dict().items())
 
 
 def test_a_sibling_in_another_thread(apply: Apply, pipe: Any, fusion: Fusion) -> None:

@@ -8,23 +8,32 @@ view, its value is looked up if it is on the host, and then ``set_begin_index`` 
 take over.
 
 The scheduler instance gets a class of its own (`own_class`), so the shared class and the
-instance's ``__dict__`` stay untouched, signatures stay true, and a deep copy drives the same clock.
+instance's ``__dict__`` stay untouched and signatures stay true. A copy drives the same clock; one
+that was pickled does not.
+
+The denoiser tells the timestep that it is about to run at (:meth:`Clock.evaluate`). That shows
+whether the loop that runs it is the one over the followed scheduler.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from klora_runtime.errors import IncompatibleModelError
-from klora_runtime.own_class import Overlay, take_off
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.own_class import Overlay, plain_twin, take_off
+from klora_runtime.run import Run
 from klora_runtime.timeline import progress_of_step
+from klora_runtime.timesteps import (
+    Reader,
+    index_by_value,
+    index_by_view,
+    same_values,
+    timestep_reader,
+)
 
 #: What a scheduler must have; ``scale_model_input`` and ``set_begin_index`` are used where it does.
 _NEEDED = ("set_timesteps", "step")
@@ -34,30 +43,30 @@ class Clock:
     """Follows schedulers and reports progress.
 
     Args:
-        on_run: called when a run begins, after its timesteps are set.
         on_progress: called with the progress of the step that is about to run, before the
-            denoiser does: when a run begins, and whenever it changes.
-        guard: called before each wrapped method; what it raises keeps the method from running.
+            denoiser does: when a loop begins, and whenever it changes.
+        run: which loop may sample; asked before each wrapped method does anything.
+        on_run: called when a loop begins, after its timesteps are set.
 
     Attributes:
         progress: of the current step; None before the first run.
-        thread: the thread in which a run is going on; None between runs.
     """
 
     def __init__(
         self,
         on_progress: Callable[[float], None],
-        guard: Callable[[], None] = lambda: None,
+        run: Run,
         on_run: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress: float | None = None
-        self.thread: int | None = None
         self._on_progress = on_progress
+        self._run = run
         self._on_run = on_run
-        self._guard = guard
         self._overlay = Overlay(self._methods)
         # Each scheduler seen, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._told_by: weakref.ref[Any] | None = None  # the scheduler that spoke last
+        self._timestep: Any = None  # of the first evaluation since then
 
     def attach(self, scheduler: Any) -> None:
         """Follow ``scheduler``. A copy of a followed scheduler is followed already.
@@ -84,25 +93,58 @@ class Clock:
         for scheduler in list(self._index):
             take_off(scheduler)
         self._index.clear()
-        self._on_progress, self._on_run, self._guard = _ignore, _ignore, _ignore
+        self._on_progress, self._on_run = _ignore, _ignore
+        self._told_by = self._timestep = None
 
-    def end_run(self) -> None:
-        """The run is over, also where it was interrupted."""
-        self.thread = None
+    def rewind(self) -> None:
+        """A call of the pipeline begins; what it evaluates before its loop is at progress 0."""
+        self.progress = None
+        self._on_progress(0.0)
+
+    def evaluate(self, timestep: Any) -> None:
+        """The denoiser is about to run.
+
+        Args:
+            timestep: what it is given as that; None where it is not known.
+
+        Raises:
+            InUseError: no loop over a followed scheduler is going on, or it is not this one.
+        """
+        scheduler = None if self._told_by is None else self._told_by()
+        index = None if scheduler is None else index_by_view(scheduler.timesteps, timestep)
+        if not self._run.going_on:
+            raise InUseError(f"{_NOT_FOLLOWED} (To call the denoiser by hand, {_BY_HAND})")
+        self._run.go_on(where_it_was=index is not None and index == self._index.get(scheduler))
+        if index is not None:
+            if index != self._index.get(scheduler):
+                self._move(scheduler, index)
+        elif not self._run.in_call and timestep is not None:
+            self._require_one_timestep(timestep)
+
+    def _require_one_timestep(self, timestep: Any) -> None:
+        """A loop that nobody watches: all evaluations of a step must be at one timestep."""
+        if self._timestep is None:
+            self._timestep = timestep
+        elif not same_values(self._timestep, timestep):
+            raise InUseError(
+                f"{_NOT_FOLLOWED} (It went from one timestep to another, and the scheduler was "
+                f"not told. To call the denoiser by hand, {_BY_HAND})"
+            )
 
     def _methods(self, plain: type) -> dict[str, Any]:
-        """The wrapped methods for a scheduler of class ``plain``."""
-        return {
+        """What is different in a scheduler of class ``plain``."""
+        wrapped = {
             name: functools.wraps(original)(wrap(self, original))
             for name, wrap in _WRAPPERS.items()
             if (original := getattr(plain, name, None)) is not None
         }
+        return wrapped | _copying(plain)
 
     def _index_of(self, scheduler: Any, timestep: Any) -> int:
         counted = self._index.get(scheduler, 0)
-        index = _index_by_view(scheduler.timesteps, timestep)
+        index = index_by_view(scheduler.timesteps, timestep)
         if index is None:
-            index = _index_by_value(scheduler.timesteps, timestep, counted)
+            index = index_by_value(scheduler.timesteps, timestep, counted)
         return counted if index is None else index
 
     def _begin(self, scheduler: Any) -> None:
@@ -111,17 +153,22 @@ class Clock:
             self.progress = None  # told anew, so that whatever was interrupted is made good
         self._move(scheduler, 0)
 
+    def _go_on(self, scheduler: Any, index: int) -> None:
+        """``scheduler`` is about to be told something about step ``index``."""
+        if self._overlay.active:
+            self._run.go_on(where_it_was=index == self._index.get(scheduler))
+
     def _move(self, scheduler: Any, index: int) -> None:
         """Step ``index`` of the scheduler's full list comes next."""
         if not self._overlay.active:
             return
         self._index[scheduler] = index
+        self._told_by, self._timestep = weakref.ref(scheduler), None
         order = max(1, int(getattr(scheduler, "order", 1)))
         evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
-            self.end_run()  # the next one begins with set_timesteps
+            self._run.end()  # the next one begins with set_timesteps
             return
-        self.thread = threading.get_ident()
         steps = -(-evaluations // order)
         progress = progress_of_step(index // order, steps)
         if progress != self.progress:
@@ -130,60 +177,30 @@ class Clock:
             self.progress = progress
 
 
+_NOT_FOLLOWED = (
+    "the denoiser runs, but the scheduler that the fusion follows does not: is this another "
+    "pipeline that shares the denoiser and has a scheduler of its own? Give it the one of the "
+    "pipeline that the fusion was applied to, or apply the fusion to this one."
+)
+_BY_HAND = "call scheduler.set_timesteps first and scheduler.step after each step."
+
+
 def _ignore(*_: object) -> None:
     """What a stopped clock tells."""
-
-
-def _index_by_view(timesteps: Any, timestep: Any) -> int | None:
-    """Index of ``timestep`` in ``timesteps`` where it is a view into that tensor, else None."""
-    if not isinstance(timesteps, torch.Tensor) or not isinstance(timestep, torch.Tensor):
-        return None
-    if timestep.numel() != 1 or timesteps.dim() != 1 or timestep.dtype != timesteps.dtype:
-        return None
-    if timestep.device != timesteps.device:
-        return None
-    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
-        return None
-    index = (timestep.storage_offset() - timesteps.storage_offset()) // max(1, timesteps.stride(0))
-    return index if 0 <= index < len(timesteps) else None
-
-
-def _index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
-    """Index of a host-side ``timestep`` by its value, at or after the counted index; else None.
-
-    Nothing is looked up on a GPU: that would wait for it. A value may occur twice in a row (PNDM,
-    Heun), hence the counted index.
-    """
-    if isinstance(timestep, torch.Tensor):
-        if timestep.numel() != 1 or timestep.device.type != "cpu":
-            return None
-        timestep = timestep.item()
-    if not isinstance(timesteps, torch.Tensor) or timesteps.device.type != "cpu":
-        return None
-    matches = (timesteps == timestep).nonzero().flatten().tolist()
-    return next((index for index in matches if index >= counted), None)
 
 
 _Method = Callable[..., Any]
 
 
-def _timestep(method: _Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """What takes the timestep from the arguments after the first one.
-
-    It is the first of them, but CogVideoX's DPM scheduler steps with another before it.
-    """
-    names = list(inspect.signature(method).parameters)
-    place = names.index("timestep") - 2 if "timestep" in names else 0
-
-    def take(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[place] if place < len(args) else kwargs.get("timestep")
-
-    return take
+def _after_the_sample(method: _Method) -> Reader:
+    """What takes the timestep from the arguments after the first one, which is a sample."""
+    return timestep_reader(method, skip=2, otherwise=0)
 
 
 def _set_timesteps(clock: Clock, original: _Method) -> _Method:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._guard()
+        if clock._overlay.active:
+            clock._run.begin()
         result = original(self, *args, **kwargs)
         clock._begin(self)
         return result
@@ -193,7 +210,7 @@ def _set_timesteps(clock: Clock, original: _Method) -> _Method:
 
 def _set_begin_index(clock: Clock, original: _Method) -> _Method:
     def set_begin_index(self: Any, begin_index: int = 0, *args: Any, **kwargs: Any) -> Any:
-        clock._guard()
+        clock._go_on(self, begin_index)
         result = original(self, begin_index, *args, **kwargs)
         clock._move(self, begin_index)
         return result
@@ -202,27 +219,50 @@ def _set_begin_index(clock: Clock, original: _Method) -> _Method:
 
 
 def _scale_model_input(clock: Clock, original: _Method) -> _Method:
-    timestep = _timestep(original)
+    timestep = _after_the_sample(original)
 
     def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._guard()
-        clock._move(self, clock._index_of(self, timestep(args, kwargs)))
+        index = clock._index_of(self, timestep(args, kwargs))
+        clock._go_on(self, index)
+        clock._move(self, index)
         return original(self, sample, *args, **kwargs)
 
     return scale_model_input
 
 
 def _step(clock: Clock, original: _Method) -> _Method:
-    timestep = _timestep(original)
+    timestep = _after_the_sample(original)
 
     def step(self: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
-        clock._guard()
         index = clock._index_of(self, timestep(args, kwargs))
+        clock._go_on(self, index)
         result = original(self, model_output, *args, **kwargs)
         clock._move(self, index + 1)
         return result
 
     return step
+
+
+def _copying(plain: type) -> dict[str, Any]:
+    """Copies are followed as the scheduler is; what is pickled is an ordinary scheduler."""
+
+    def copied(self: Any) -> Any:
+        return _with_class_of(self, copy.copy(plain_twin(self, plain)))
+
+    def deep_copied(self: Any, memo: dict[int, Any]) -> Any:
+        twin = _with_class_of(self, copy.deepcopy(plain_twin(self, plain), memo))
+        memo[id(self)] = twin
+        return twin
+
+    def reduced(self: Any, _: Any) -> Any:
+        return plain_twin(self, plain).__reduce_ex__(1)  # later ones insist on the class of self
+
+    return {"__copy__": copied, "__deepcopy__": deep_copied, "__reduce_ex__": reduced}
+
+
+def _with_class_of(thing: Any, twin: Any) -> Any:
+    twin.__class__ = type(thing)
+    return twin
 
 
 #: The methods that are wrapped, each with the wrapper that tells the clock.

@@ -2,7 +2,7 @@
 
 Several pipelines may share a component, so what concerns it is on it: the mark by which a second
 fusion knows of the first, the methods that are refused, and a look at each evaluation. These are
-attributes of the instance and a forward hook: its class, and with it all compiled code, stay.
+attributes of the instance and forward hooks: its class, and with it all compiled code, stay.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from klora_runtime.refusals import REFUSALS, refuse_method
+from klora_runtime.refusals import REFUSALS, refusing, saving
 from klora_runtime.targets import APPLIED_MARK
+from klora_runtime.timesteps import timestep_reader
+
+#: Where ``Module.compile`` keeps the compiled code of a module that was compiled in place.
+_COMPILED = "_compiled_call_impl"
 
 
 class ComponentWatch:
@@ -28,8 +32,8 @@ class ComponentWatch:
         model: the component itself, not what ``torch.compile`` made around it.
         owner: the handle of the fusion; referred to weakly.
         mode: the name of the mode that the fusion is applied in.
-        on_evaluation: called before each evaluation that is not compiled; may raise. None where
-            it does not matter when the component runs.
+        on_evaluation: called with the timestep (None where there is none) before each evaluation;
+            may raise. None where it does not matter when the component runs.
         bare: gives a context in which the component is bare, for saving it.
     """
 
@@ -38,55 +42,83 @@ class ComponentWatch:
         model: nn.Module,
         owner: object,
         mode: str,
-        on_evaluation: Callable[[], None] | None,
+        on_evaluation: Callable[[Any], None] | None,
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.model = model
         self._attributes: dict[str, Any] = {APPLIED_MARK: weakref.ref(owner)}
         for method in REFUSALS:
             if callable(getattr(model, method, None)):
-                self._attributes[method] = _refused(getattr(model, method), method, mode)
+                self._attributes[method] = refusing(
+                    getattr(model, method), method, lambda *_, **__: mode
+                )
         save = getattr(model, "save_pretrained", None)
         if callable(save):
-            self._attributes["save_pretrained"] = _saving(save, bare)
+            self._attributes["save_pretrained"] = saving(save, lambda *_, **__: bare())
+        self._look = None if on_evaluation is None else _looking(model, on_evaluation)
+        if self._look is not None:
+            self._attributes["compile"] = self._compiling(model.compile)
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
         own.update(self._attributes)
-        self._hook = None if on_evaluation is None else _before(model, on_evaluation)
+        self._hooks: list[RemovableHandle] = []
+        self.look_at(model)
+        self._look_at_compiled()
+
+    def look_at(self, caller: nn.Module) -> None:
+        """Look at evaluations through this module: the component, or a compiled one around it.
+
+        Hooks that are added inside code that was compiled before would not run; those of the
+        module around it do.
+        """
+        if self._look is not None:
+            self._hooks.append(caller.register_forward_pre_hook(self._look, with_kwargs=True))
 
     def detach(self) -> None:
         """Stop for good."""
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        compiled = vars(self.model).get(_COMPILED)
+        if isinstance(compiled, _Looked):
+            vars(self.model)[_COMPILED] = compiled.inner
         for name in self._attributes:
             vars(self.model).pop(name, None)
         vars(self.model).update(self._before)
-        self._attributes, self._before = {}, {}
+        self._attributes, self._before, self._hooks, self._look = {}, {}, [], None
+
+    def _compiling(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(compile_)
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            result = compile_(*args, **kwargs)
+            self._look_at_compiled()
+            return result
+
+        return compiled
+
+    def _look_at_compiled(self) -> None:
+        """Look at evaluations of a component that was compiled in place."""
+        compiled = vars(self.model).get(_COMPILED)
+        if self._look is not None and compiled is not None and not isinstance(compiled, _Looked):
+            vars(self.model)[_COMPILED] = _Looked(self.model, self._look, compiled)
 
 
-def _before(model: nn.Module, on_evaluation: Callable[[], None]) -> RemovableHandle:
-    def before(module: nn.Module, args: Any) -> None:
+class _Looked:
+    """Compiled code, with a look before it."""
+
+    def __init__(self, model: nn.Module, look: Callable[..., None], inner: Any) -> None:
+        functools.update_wrapper(self, inner)
+        self._model, self._look, self.inner = model, look, inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._look(self._model, args, kwargs)
+        return self.inner(*args, **kwargs)
+
+
+def _looking(model: nn.Module, on_evaluation: Callable[[Any], None]) -> Callable[..., None]:
+    timestep = timestep_reader(model.forward)
+
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            on_evaluation()
+            on_evaluation(timestep(args, kwargs))
 
-    return model.register_forward_pre_hook(before)
-
-
-def _refused(method: Callable[..., Any], name: str, mode: str) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def refused(*args: Any, **kwargs: Any) -> Any:
-        refuse_method(name, mode)
-        return method(*args, **kwargs)
-
-    return refused
-
-
-def _saving(
-    save: Callable[..., Any], bare: Callable[[], AbstractContextManager[None]]
-) -> Callable[..., Any]:
-    @functools.wraps(save)
-    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
-        with bare():
-            return save(*args, **kwargs)
-
-    return save_pretrained
+    return look

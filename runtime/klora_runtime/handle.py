@@ -7,7 +7,6 @@ weight goes back to the base.
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,9 @@ from klora_runtime.freezing import refuse_freezing
 from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.modes.choice import MODES, choose, rounding_share
 from klora_runtime.modes.mode import Mode
-from klora_runtime.pipeline_watch import PipelineWatch, busy
+from klora_runtime.pipeline_watch import PipelineWatch
+from klora_runtime.refusals import refuse_lora_scale
+from klora_runtime.run import Run
 from klora_runtime.targets import Target, chosen_components, find_targets, original_module
 
 #: Weights of slots lie within plus and minus this.
@@ -124,8 +125,11 @@ class FusionHandle:
         self._enabled = True
         self._removed = False
         self._looked_at = False
-        self._watch = PipelineWatch(pipe, self._follow, self._generation, self._bare)
-        self._clock = Clock(self._on_progress, self._watch.check_thread, self._on_run)
+        self._run = Run()
+        self._watch = PipelineWatch(
+            pipe, self._run, self._follow, self._look_at, self._generation, self._bare
+        )
+        self._clock = Clock(self._on_progress, self._run, self._on_run)
         self._mode: Mode
         self._mode, self._why = choose(mode, self._find(fusion), self._weights)
         try:
@@ -167,7 +171,7 @@ class FusionHandle:
         """
         if self._removed:
             return
-        self._watch.check_thread()
+        self._run.require_none_elsewhere()
         self._let_go()
 
     def swap(self, path_or_fusion: str | os.PathLike[str] | Fusion) -> None:
@@ -179,22 +183,14 @@ class FusionHandle:
         self._require_applied()
         fusion = _fusion(path_or_fusion)
         mode = self._mode.successor(self._find(fusion))
-        before = self._fusion, self._mode, self._weights, self._enabled
-        weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
-        try:
+        with self._as_it_was_on_failure():
             self._mode.yield_to(mode)
-            self._fusion, self._mode, self._weights = fusion, mode, weights
+            self._fusion, self._mode = fusion, mode
+            self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
             self._take_hold()
             if self._enabled:
                 self._write()
-            self._why = "kept at a swap, which never changes the mode"
-        except BaseException:
-            mode.yield_to(before[1])
-            self._fusion, self._mode, self._weights, self._enabled = before
-            self._take_hold()
-            if self._enabled:
-                self._write()
-            raise
+        self._why = "kept at a swap, which never changes the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
         """Change how strongly slots act: ``handle.set(content=0.8)``. Others stay.
@@ -208,18 +204,12 @@ class FusionHandle:
             InUseError: another thread is generating.
         """
         self._require_applied()
-        before = self._weights, self._enabled
         given = {} if weights is None else weights
         changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
-        self._weights = self._weights | changed
-        try:
+        with self._as_it_was_on_failure():
+            self._weights = self._weights | changed
             if self._enabled:
                 self._write()
-        except BaseException:
-            self._weights, self._enabled = before
-            if self._enabled:
-                self._write()
-            raise
 
     @property
     def enabled(self) -> bool:
@@ -288,9 +278,16 @@ class FusionHandle:
             timed = name not in TEXT_ENCODERS and self._switches(self._fusion, name)
             look = self._on_evaluation if timed else None
             self._carriers[name] = ComponentWatch(model, self, self._mode.name, look, self._bare)
+            self._look_at(name)
         self._watch.components, self._watch.mode = tuple(self._carriers), self._mode.name
         self._follow(getattr(self._pipe, "scheduler", None))
         self._watch.attach()
+
+    def _look_at(self, name: str) -> None:
+        """Look at what the pipeline holds as this component, where that is compiled around it."""
+        held = getattr(self._pipe, name)
+        if held is not self._carriers[name].model:
+            self._carriers[name].look_at(held)
 
     def _let_go_of_components(self) -> None:
         for carrier in self._carriers.values():
@@ -323,28 +320,22 @@ class FusionHandle:
             self._mode.check()
 
     @contextmanager
-    def _generation(self) -> Iterator[None]:
+    def _generation(self, arguments: Mapping[str, Any]) -> Iterator[None]:
         """Around one generation of the pipeline; text encoders run before the scheduler does."""
+        if self._enabled:
+            refuse_lora_scale(arguments)
         self._look()
-        self._on_progress(self._clock.progress or 0.0)
+        self._clock.rewind()
         self._looked_at = True
         try:
             yield
         finally:
             self._looked_at = False
-            self._clock.end_run()
 
-    def _on_evaluation(self) -> None:
+    def _on_evaluation(self, timestep: Any) -> None:
         """A component with layers that switch is about to run."""
-        if self._enabled and self._clock.thread is None:
-            raise InUseError(
-                "the denoiser runs, but the scheduler that the fusion follows does not: is this "
-                "another pipeline that shares the denoiser and has a scheduler of its own? Give "
-                "it the one of the pipeline that the fusion was applied to, or apply the fusion to "
-                "this one. (To call the denoiser by hand, call scheduler.set_timesteps first.)"
-            )
-        if self._enabled and self._clock.thread != threading.get_ident():
-            raise busy()
+        if self._enabled:
+            self._clock.evaluate(timestep)
 
     def _on_progress(self, progress: float) -> None:
         if self._enabled:
@@ -359,6 +350,22 @@ class FusionHandle:
             yield
         finally:
             self.enabled = enabled
+
+    @contextmanager
+    def _as_it_was_on_failure(self) -> Iterator[None]:
+        """Undo the changes of attributes and layers inside where they fail."""
+        before = self._fusion, self._mode, self._weights, self._enabled
+        try:
+            yield
+        except BaseException:
+            failed = self._mode
+            self._fusion, self._mode, self._weights, self._enabled = before
+            if failed is not self._mode:
+                failed.yield_to(self._mode)
+                self._take_hold()
+            if self._enabled:
+                self._write()
+            raise
 
     def _write(self) -> None:
         """Make every layer act for the present progress; where that fails, none acts any more."""
@@ -384,7 +391,7 @@ class FusionHandle:
     def _require_applied(self) -> None:
         if self._removed:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
-        self._watch.check_thread()
+        self._run.require_none_elsewhere()
 
 
 def _fusion(path_or_fusion: str | os.PathLike[str] | Fusion) -> Fusion:

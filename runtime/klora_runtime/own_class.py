@@ -1,8 +1,9 @@
 """Changing what one object does, and nothing else: a class of its own under the same name.
 
 The object's ``__class__`` becomes a subclass of what it was. Its ``__dict__`` and the class that
-other objects share stay untouched, and a deep copy behaves as the object does. Several such
-classes may lie on one object and be taken off in any order.
+other objects share stay untouched; what is made from its class (``type(thing)(...)``,
+``thing.from_config(...)``) is of the class that it was. Several such classes may lie on one object
+and be taken off in any order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ class Overlay:
         """Give ``thing`` its own class; twice is once."""
         if self.is_on(thing):
             return
-        plain = type(thing)
+        plain: Any = type(thing)
+
+        def new(_: type, *args: Any, **kwargs: Any) -> Any:
+            """``type(thing)(...)`` makes a thing of its own, over which nothing lies."""
+            return plain(*args, **kwargs)
+
         thing.__class__ = type(
             plain.__name__,
             (plain,),
@@ -36,6 +42,7 @@ class Overlay:
                 "__module__": plain.__module__,
                 "__qualname__": plain.__qualname__,
                 "__doc__": plain.__doc__,
+                "__new__": new,
                 _OVERLAY: self,
                 **self._make(plain),
             },
@@ -44,6 +51,13 @@ class Overlay:
     def is_on(self, thing: Any) -> bool:
         """Whether ``thing``, or what it is a copy of, was given a class by this owner."""
         return any(vars(cls).get(_OVERLAY) is self for cls in type(thing).__mro__)
+
+
+def plain_twin(thing: Any, plain: type) -> Any:
+    """An object of class ``plain`` that shares its attributes with ``thing``."""
+    twin: Any = object.__new__(plain)
+    vars(twin).update(vars(thing))
+    return twin
 
 
 def take_off(thing: Any) -> None:

@@ -8,14 +8,14 @@ concerned: it gets a class of its own (`own_class`).
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from klora_runtime.errors import InUseError
 from klora_runtime.own_class import Overlay, take_off
-from klora_runtime.refusals import REFUSALS, refuse_method
+from klora_runtime.refusals import REFUSALS, refusing, saving
+from klora_runtime.run import Run
 
 
 class PipelineWatch:
@@ -23,8 +23,11 @@ class PipelineWatch:
 
     Args:
         pipe: the pipeline instance.
+        run: the loop that may sample now.
         on_scheduler: called with a scheduler that is being assigned to the pipeline.
-        generation: gives a context around each generation.
+        on_component: called with the name of a component that carries the fusion, after it was
+            assigned anew: the same one, compiled or not.
+        generation: given the arguments of a call, makes a context around the generation.
         bare: gives a context in which the model is bare, for saving it.
 
     Attributes:
@@ -35,19 +38,21 @@ class PipelineWatch:
     def __init__(
         self,
         pipe: Any,
+        run: Run,
         on_scheduler: Callable[[Any], None],
-        generation: Callable[[], AbstractContextManager[None]],
+        on_component: Callable[[str], None],
+        generation: Callable[[dict[str, Any]], AbstractContextManager[None]],
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.components: Collection[str] = ()
         self.mode = ""
         self._pipe = pipe
+        self._run = run
         self._on_scheduler = on_scheduler
+        self._on_component = on_component
         self._generation = generation
         self._bare = bare
         self._overlay = Overlay(self._methods)
-        self._running = threading.RLock()
-        self._thread: int | None = None
 
     def attach(self) -> None:
         """Begin to watch."""
@@ -58,31 +63,16 @@ class PipelineWatch:
         self._overlay.active = False
         take_off(self._pipe)
         self._pipe = None
-        self._on_scheduler = self._generation = self._bare = None  # type: ignore[assignment]
-
-    def check_thread(self) -> None:
-        """Refuse a thread other than the one that is generating.
-
-        Raises:
-            InUseError: another thread is in the middle of a generation.
-        """
-        if self._thread not in (None, threading.get_ident()):
-            raise busy()
+        nothing: Any = None
+        self._on_scheduler = self._on_component = self._generation = self._bare = nothing
 
     def generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one generation, alone."""
-        if not self._running.acquire(blocking=False):
-            raise busy()
-        outer = self._thread
-        try:
-            if self._thread is not None:  # a pipeline that calls itself
-                return call(*args, **kwargs)
-            self._thread = threading.get_ident()
-            with self._generation():
-                return call(*args, **kwargs)
-        finally:
-            self._thread = outer
-            self._running.release()
+        with (
+            self._run.call() as outermost,
+            self._generation(kwargs) if outermost else nullcontext(),
+        ):
+            return call(*args, **kwargs)
 
     def assign(self, name: str, value: Any) -> None:
         """Called before ``pipe.name = value``."""
@@ -102,46 +92,37 @@ class PipelineWatch:
         set_attribute: Any = plain.__setattr__
 
         def assign(pipe: Any, name: str, value: Any) -> None:
-            if self._watches(pipe):
+            watched = self._watches(pipe)
+            if watched:
                 self.assign(name, value)
             set_attribute(pipe, name, value)
+            if watched and name in self.components:
+                self._on_component(name)
 
-        def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-            """``type(pipe)(**components)`` makes another pipeline, which is not watched."""
-            return plain(*args, **kwargs)
-
-        methods: dict[str, Any] = {"__setattr__": assign, "__new__": new}
+        methods: dict[str, Any] = {"__setattr__": assign}
         for name in REFUSALS:
             if callable(getattr(plain, name, None)):
-                methods[name] = self._refused(getattr(plain, name), name)
-        for name, wrap in {"__call__": self.generate, "save_pretrained": self._save}.items():
-            if callable(_attribute(plain, name)):
-                methods[name] = self._through(wrap, _attribute(plain, name))
+                methods[name] = refusing(getattr(plain, name), name, self._mode_on)
+        if callable(save := _attribute(plain, "save_pretrained")):
+            methods["save_pretrained"] = saving(save, self._bare_on)
+        if callable(call := _attribute(plain, "__call__")):
+            methods["__call__"] = self._generating(call)
         return methods
 
-    def _refused(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def refused(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+    def _mode_on(self, pipe: Any, *_: Any, **__: Any) -> str | None:
+        return self.mode if self._watches(pipe) else None
+
+    def _bare_on(self, pipe: Any, *_: Any, **__: Any) -> AbstractContextManager[None]:
+        return self._bare() if self._watches(pipe) else nullcontext()
+
+    def _generating(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def generate(pipe: Any, *args: Any, **kwargs: Any) -> Any:
             if self._watches(pipe):
-                refuse_method(name, self.mode)
-            return method(pipe, *args, **kwargs)
+                return self.generate(call, pipe, *args, **kwargs)
+            return call(pipe, *args, **kwargs)
 
-        return refused
-
-    def _through(self, wrap: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def through(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._watches(pipe):
-                return wrap(method, pipe, *args, **kwargs)
-            return method(pipe, *args, **kwargs)
-
-        return through
-
-    def _save(self, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Save the bare model: the fusion has a file of its own."""
-        self.check_thread()
-        with self._bare():
-            return save(*args, **kwargs)
+        return generate
 
 
 def _attribute(cls: type, name: str) -> Any:
@@ -152,11 +133,3 @@ def _attribute(cls: type, name: str) -> Any:
 def _same_model(one: Any, other: Any) -> bool:
     """Whether two modules are the same one, compiled or not."""
     return getattr(one, "_orig_mod", one) is getattr(other, "_orig_mod", other)
-
-
-def busy() -> InUseError:
-    """The error for a thread that comes while another one generates."""
-    return InUseError(
-        "this denoiser is generating in another thread, and one fusion can be at one step only; "
-        "wait for it, or give each thread its own pipeline."
-    )

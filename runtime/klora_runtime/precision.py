@@ -51,4 +51,6 @@ def _set_precisions(values: list[str]) -> None:
         torch.set_float32_matmul_precision("highest" if values == ["ieee"] else values[0])
         return
     for switch, value in zip(_switches(), values, strict=True):
-        switch.fp32_precision = value
+        switch.fp32_precision = "none"  # what the switches above it say
+        if switch.fp32_precision != value:
+            switch.fp32_precision = value

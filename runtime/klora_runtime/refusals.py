@@ -6,10 +6,13 @@ method that must not be called is a new row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
-from klora_runtime.errors import InUseError
+from klora_runtime.errors import ConfigError, InUseError
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,56 @@ def refuse_method(name: str, mode: str) -> None:
             f"{refusal.called or name} is not possible while a fusion is applied: "
             f"{refusal.reason}. Call .remove() on the handle first{instead}."
         )
+
+
+def refusing(method: Callable[..., Any], name: str, mode: Callable[..., str | None]) -> Any:
+    """``method``, refused by its row.
+
+    Args:
+        mode: given the same arguments, the name of the mode that a fusion is applied in; None
+            where none is.
+    """
+
+    @functools.wraps(method)
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        applied = mode(*args, **kwargs)
+        if applied is not None:
+            refuse_method(name, applied)
+        return method(*args, **kwargs)
+
+    return refused
+
+
+def saving(save: Callable[..., Any], bare: Callable[..., AbstractContextManager[None]]) -> Any:
+    """``save``, inside a context in which what it saves is bare.
+
+    Args:
+        bare: given the same arguments, makes the context.
+    """
+
+    @functools.wraps(save)
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        with bare(*args, **kwargs):
+            return save(*args, **kwargs)
+
+    return save_pretrained
+
+
+#: Arguments of pipelines in which ``scale`` weighs the LoRAs that PEFT has loaded.
+_LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+
+
+def refuse_lora_scale(arguments: Mapping[str, Any]) -> None:
+    """Refuse a weight for LoRAs among the arguments of a pipeline's call: it would do nothing.
+
+    Raises:
+        ConfigError: names the argument, and what to call.
+    """
+    for name in _LORA_SCALES:
+        given = arguments.get(name)
+        scale = given.get("scale", 1.0) if isinstance(given, Mapping) else 1.0
+        if scale != 1.0:
+            raise ConfigError(
+                f"{name}={{'scale': {scale}}} weighs LoRAs that PEFT has loaded and would not act "
+                "on a fusion; call handle.set(content=..., style=...) instead."
+            )

@@ -256,7 +256,8 @@ def branch_hindrance(target: Target) -> str | None:
         return f"its {target.entry.parameter} is changed, which only mode merge can do"
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
         return "it is a convolution in groups or with padding other than zeros"
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if read or isinstance(target.lineage[-2], nn.TransformerEncoderLayer):
         return "its weight is read without calling it"
     if not has_memory(target):
         return "its weight has no memory (meta device), and nothing loads it"

@@ -10,9 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
+from torch.utils.hooks import RemovableHandle
 
+from klora_runtime.errors import InUseError
 from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.precision import full_float32
@@ -73,6 +77,7 @@ class Merge:
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
         self._scratch: dict[torch.device, torch.Tensor] = {}
+        self._guards: list[RemovableHandle] = []  # see _refuse_state; none while paused
         for layer in self._layers:
             if not _direct(layer.target.parameter.data):
                 self._scratch_for(layer.target.parameter.data)
@@ -90,6 +95,7 @@ class Merge:
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
         self.check()
+        self._guard()
         self._write_layers(range(len(self._layers)), progress, weights)
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
@@ -107,6 +113,7 @@ class Merge:
         self.check()
         self._progress = None
         self._pristine.restore(self.paths)
+        self._unguard()
 
     def release(self) -> None:
         """See :meth:`Mode.release`."""
@@ -124,6 +131,7 @@ class Merge:
         self.check()
         self._progress = None
         self._pristine.restore(set(self.paths) - set(other.paths))
+        self._unguard()
 
     def nbytes(self) -> dict[str, int]:
         """See :meth:`Mode.nbytes`."""
@@ -150,6 +158,17 @@ class Merge:
         if any(map(self._pristine.was_converted, targets)):
             self._progress = None
 
+    def _guard(self) -> None:
+        """Refuse to give weights away that hold a delta."""
+        if not self._guards:
+            modules: list[Any] = [layer.target.module for layer in self._layers]
+            self._guards = [each.register_state_dict_pre_hook(_refuse_state) for each in modules]
+
+    def _unguard(self) -> None:
+        for guard in self._guards:
+            guard.remove()
+        self._guards = []
+
     def _write_layers(
         self, indices: Iterable[int], progress: float, weights: Mapping[str, float]
     ) -> None:
@@ -159,6 +178,7 @@ class Merge:
                 layer = self._layers[index]
                 layer.segment = layer.timeline.segment(progress)
                 self._write_layer(layer, weights)
+                increment_version(layer.target.parameter)  # autograd's graphs of old values
         self._progress = progress
 
     def _write_layer(self, layer: _Layer, weights: Mapping[str, float]) -> None:
@@ -193,6 +213,15 @@ class Merge:
             buffer = torch.empty(live.numel(), dtype=torch.float32, device=live.device)
             self._scratch[live.device] = buffer
         return buffer
+
+
+def _refuse_state(*_: Any) -> None:
+    """Before ``state_dict`` of a merged module, or of one that it is part of."""
+    raise InUseError(
+        "state_dict would hold the fused weights of one moment, for instance in a model made from "
+        "this one. Call .remove() on the fusion's handle or set .enabled = False first, or apply "
+        "the fusion with mode='branch'."
+    )
 
 
 def _terms(target: Target) -> Iterator[_Term]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch.autograd.graph import increment_version
 
 from klora_runtime.targets import Target
 
@@ -29,6 +30,7 @@ class Pristine:
 
     def __init__(self, targets: Sequence[Target], previous: Pristine | None = None) -> None:
         known = {} if previous is None else previous._copies
+        homes: Mapping[str, torch.device] = {} if previous is None else previous._homes
         self._targets = {target.path: target for target in targets}
         places = _places([target for target in targets if target.path not in known])
         self._copies: dict[str, torch.Tensor] = {}
@@ -38,23 +40,31 @@ class Pristine:
                 parameter = target.parameter.data
                 copy = parameter.to(places[target.path], copy=True)
             self._copies[target.path] = copy
-        self._homes = {target.path: target.parameter.device for target in targets}
+        # Where each parameter was when its copy was placed.
+        self._homes: dict[str, torch.device] = {
+            t.path: homes.get(t.path, t.parameter.device) for t in targets
+        }
 
     def of(self, target: Target) -> torch.Tensor:
         """The base value of a target, in its parameter's present dtype.
 
         The parameter may have been moved or converted since (``pipe.to(torch.float16)``); the copy
-        is converted the same way, so that it is what the bare model would hold, and placed anew.
+        is converted the same way, so that it is what the bare model would hold. Where one was
+        moved, all that were are placed anew at once, for they share the room.
         """
+        if target.parameter.device != self._homes[target.path]:
+            self._place_anew()
         parameter = target.parameter.data
-        copy = self._copies[target.path]
-        moved = parameter.device != self._homes[target.path]
-        if copy.dtype != parameter.dtype or moved:
-            place = _places([target])[target.path] if moved else copy.device
-            copy = copy.to(place, parameter.dtype)
-            self._copies[target.path] = copy
-            self._homes[target.path] = parameter.device
-        return copy
+        if self._copies[target.path].dtype != parameter.dtype:
+            self._copies[target.path] = self._copies[target.path].to(parameter.dtype)
+        return self._copies[target.path]
+
+    def _place_anew(self) -> None:
+        targets = self._targets.values()
+        moved = [t for t in targets if t.parameter.device != self._homes[t.path]]
+        for path, place in _places(moved).items():
+            self._copies[path] = self._copies[path].to(place)
+        self._homes |= {target.path: target.parameter.device for target in moved}
 
     def was_converted(self, target: Target) -> bool:
         """Whether a target's parameter has another dtype than its copy."""
@@ -66,6 +76,7 @@ class Pristine:
             for path in paths:
                 target = self._targets[path]
                 target.parameter.data.copy_(self.of(target))
+                increment_version(target.parameter)
 
     def forget(self) -> None:
         """Drop every copy."""

@@ -1,0 +1,115 @@
+"""Who is sampling with a fusion: one loop at a time, and in which thread.
+
+A *call* is one of the watched pipeline: it has a certain end, and no other thread gets in between.
+Any other loop (by hand, or of a pipeline that shares the scheduler) is only known by what it tells
+its scheduler: it begins with ``set_timesteps``, and where it was abandoned nobody hears of it. So
+the next one that begins takes over, and the one that was there is refused whatever it does next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from klora_runtime.errors import InUseError
+
+
+class Run:
+    """The one loop that may sample now."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._calls = 0
+
+    @property
+    def going_on(self) -> bool:
+        """Whether a loop has begun and, as far as anybody knows, not ended."""
+        return self._thread is not None
+
+    @property
+    def in_call(self) -> bool:
+        """Whether it is a call of the watched pipeline."""
+        return self._calls > 0
+
+    @contextmanager
+    def call(self) -> Iterator[bool]:
+        """Around one call of the watched pipeline, which may call itself.
+
+        Yields:
+            Whether it is the outermost.
+
+        Raises:
+            InUseError: another thread is in a call.
+        """
+        with self._lock:
+            self._require_no_other_call()
+            self._thread = threading.get_ident()
+            self._calls += 1
+        try:
+            yield self._calls == 1
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    self._thread = None
+
+    def begin(self) -> None:
+        """A loop begins in this thread.
+
+        Raises:
+            InUseError: another thread is in a call.
+        """
+        with self._lock:
+            self._require_no_other_call()
+            self._thread = threading.get_ident()
+
+    def go_on(self, *, where_it_was: bool = False) -> None:
+        """A loop goes on in this thread.
+
+        Args:
+            where_it_was: whether it is where the one that was known of has got to. That one may
+                then have moved to another thread, as generators do that servers draw from.
+
+        Raises:
+            InUseError: it is another thread's.
+        """
+        with self._lock:
+            here = threading.get_ident()
+            if self._thread not in (None, here) and (self._calls or not where_it_was):
+                raise self._busy()
+            self._thread = here
+
+    def end(self) -> None:
+        """The loop is through its steps. A call goes on until it returns."""
+        with self._lock:
+            if self._calls == 0:
+                self._thread = None
+
+    def require_none_elsewhere(self) -> None:
+        """See that no other thread is sampling.
+
+        Raises:
+            InUseError: one is, or has abandoned a loop and still lives.
+        """
+        with self._lock:
+            if self._thread in (None, threading.get_ident()):
+                return
+            if self._calls or any(each.ident == self._thread for each in threading.enumerate()):
+                raise self._busy()
+
+    def _require_no_other_call(self) -> None:
+        if self._calls and self._thread != threading.get_ident():
+            raise self._busy()
+
+    def _busy(self) -> InUseError:
+        abandoned = (
+            " (If that is a loop that was abandoned: calling pipe.scheduler.set_timesteps in this "
+            "thread ends it.)"
+        )
+        return InUseError(
+            "this denoiser is generating in another thread, and one fusion can be at one step "
+            "only; wait for it, or give each thread its own pipeline."
+            + ("" if self._calls else abandoned)
+        )

@@ -1,0 +1,78 @@
+"""Timesteps as loops pass them: where among the arguments, and which of the scheduler's list.
+
+Nothing in here waits for a GPU, but for :func:`same_values` of two tensors there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+#: What schedulers and denoisers call the argument; the first that a function has is taken.
+_NAMES = ("timestep", "timesteps", "t")
+
+Reader = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+
+
+def timestep_reader(
+    function: Callable[..., Any], *, skip: int = 0, otherwise: int | None = None
+) -> Reader:
+    """What takes the timestep from the arguments of a function; it gives None where there is none.
+
+    Args:
+        function: with its parameters as ``inspect.signature`` gives them.
+        skip: how many of the first parameters are not among the arguments that are read.
+        otherwise: place among those arguments where no parameter has the name of a timestep.
+    """
+    parameters = list(inspect.signature(function).parameters)
+    name = next((name for name in _NAMES if name in parameters), None)
+    place = otherwise if name is None else parameters.index(name) - skip
+
+    def read(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if place is not None and 0 <= place < len(args):
+            return args[place]
+        return None if name is None else kwargs.get(name)
+
+    return read
+
+
+def index_by_view(timesteps: Any, timestep: Any) -> int | None:
+    """Index of ``timestep`` in ``timesteps`` where it is a view into that tensor, else None."""
+    if not isinstance(timesteps, torch.Tensor) or not isinstance(timestep, torch.Tensor):
+        return None
+    if timestep.numel() != 1 or timesteps.dim() != 1 or timestep.dtype != timesteps.dtype:
+        return None
+    if timestep.device != timesteps.device:
+        return None
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
+        return None
+    index = (timestep.storage_offset() - timesteps.storage_offset()) // max(1, timesteps.stride(0))
+    return index if 0 <= index < len(timesteps) else None
+
+
+def index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
+    """Index of a host-side ``timestep`` by its value, at or after the counted index; else None.
+
+    Nothing is looked up on a GPU: that would wait for it. A value may occur twice in a row (PNDM,
+    Heun), hence the counted index.
+    """
+    if isinstance(timestep, torch.Tensor):
+        if timestep.numel() != 1 or timestep.device.type != "cpu":
+            return None
+        timestep = timestep.item()
+    if not isinstance(timesteps, torch.Tensor) or timesteps.device.type != "cpu":
+        return None
+    matches = (timesteps == timestep).nonzero().flatten().tolist()
+    return next((index for index in matches if index >= counted), None)
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two timesteps are equal. On a GPU this waits only where they are two tensors."""
+    if one is other:
+        return True
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other.to(one))
+    return bool(torch.as_tensor(one).eq(torch.as_tensor(other)).all())
