@@ -30,6 +30,9 @@ from drawings.subjects import (
     TUNING_SUBJECTS,
 )
 
+#: Curves are drawn in these styles only, for time.
+_SWEEP_STYLES = ("ink", "soft")
+
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -63,10 +66,7 @@ def main(
     )
     settings = (judges, weights, out, steps)
     with ProcessPoolExecutor(processes, get_context("spawn"), begin, settings) as pool:
-        tuning = {
-            **verdicts(pool, TABLE, TUNING_SUBJECTS, seeds),
-            **verdicts(pool, SWEEPS, TUNING_SUBJECTS, sweep_seeds),
-        }
+        tuning = verdicts(pool, SWEEPS, TUNING_SUBJECTS, sweep_seeds, _SWEEP_STYLES)
         rows = (*TABLE, *tuned(tuning))
         reported = verdicts(pool, rows, REPORTED_SUBJECTS, seeds)
     results = {

@@ -32,14 +32,18 @@ def tuned(tuning: Mapping[str, Verdicts]) -> list[Rule]:
 
 
 def verdicts(
-    pool: Executor, rules: Iterable[Rule], subjects: Sequence[str], seeds: int
+    pool: Executor,
+    rules: Iterable[Rule],
+    subjects: Sequence[str],
+    seeds: int,
+    styles: Sequence[str] | None = None,
 ) -> dict[str, Verdicts]:
-    """Rule -> "subject, style" -> one verdict per seed."""
+    """Rule -> "subject, style" -> one verdict per seed; all held-out styles if None."""
     tasks = [
         (rule.name, subject, style, seeds)
         for rule in rules
         for subject in subjects
-        for style in HELD_OUT_STYLES
+        for style in styles or HELD_OUT_STYLES
     ]
     found: dict[str, dict[str, Any]] = {}
     for task, answer in zip(tasks, pool.map(_verdicts, tasks), strict=True):

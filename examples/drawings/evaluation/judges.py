@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -121,6 +122,11 @@ class Judges:
             gallery,
         )
 
+    @cached_property
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        """The gallery as both judges see it."""
+        return self.subject(self.gallery.pictures), self.style(self.gallery.pictures)
+
     def judge(self, pictures: Tensor, names: Sequence[Name]) -> list[Verdict]:
         """A verdict on each picture.
 
@@ -130,10 +136,10 @@ class Judges:
         """
         known = list(self.gallery.names)
         truth = torch.tensor([known.index(name) for name in names])
-        drawings = self.gallery.pictures
-        subjects = self.subject(pictures) @ self.subject(drawings).T
-        styles = self.style(pictures) @ self.style(drawings).T
-        distances = self.distance(pictures, drawings[truth])
+        gallery_subjects, gallery_styles = self._seen
+        subjects = self.subject(pictures) @ gallery_subjects.T
+        styles = self.style(pictures) @ gallery_styles.T
+        distances = self.distance(pictures, self.gallery.pictures[truth])
         verdicts = []
         for index, (name, true) in enumerate(zip(names, truth.tolist(), strict=True)):
             found = nearest((subjects + styles)[index].tolist(), known)

@@ -169,7 +169,7 @@ TABLE = (
     Rule("K-LoRA s*, authors' code", klora(Config(semantics="authors", pattern="s*"))),
 )
 
-_FACTORS = (1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
+_FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
 
 def _curve(name: str, settings: tuple[float, ...], way: Callable[[Any], Way]) -> tuple[Rule, ...]:
@@ -180,18 +180,18 @@ def _curve(name: str, settings: tuple[float, ...], way: Callable[[Any], Way]) ->
 SWEEPS = (
     *_curve("K-LoRA s, gamma x", _FACTORS, lambda x: klora(Config(), x)),
     *_curve("K-LoRA s*, gamma x", _FACTORS, lambda x: klora(Config(pattern="s*"), x)),
-    *_curve("K-LoRA s, alpha", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0), lambda x: klora(Config(alpha=x))),
-    *_curve("K-LoRA s, beta", (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0), lambda x: klora(Config(beta=x))),
-    *_curve("K-LoRA s, K", (1, 8, 64, 512, 4096, 2**20), lambda x: klora(Config(top_k=int(x)))),
+    *_curve("K-LoRA s, alpha", (0.0, 1.5, 3.0), lambda x: klora(Config(alpha=x))),
+    *_curve("K-LoRA s, beta", (0.0, 0.5, 1.0), lambda x: klora(Config(beta=x))),
+    *_curve("K-LoRA s, K", (1, 64, 2**20), lambda x: klora(Config(top_k=int(x)))),
     *_curve(
         "direct sum, share of style",
-        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        (0.3, 0.5, 0.7),
         lambda x: added(*(2 * share for share in (1 - x, x))),
     ),
-    *_curve("direct sum, both weights", (0.4, 0.55, 0.7, 0.85, 1.0, 1.2), lambda x: added(x, x)),
+    *_curve("direct sum, both weights", (0.4, 0.7, 1.0), lambda x: added(x, x)),
     *_curve(
         "all layers: subject, style from",
-        (0.1, 0.2, 1 / 3, 0.5, 0.65),
+        (0.2, 1 / 3, 0.5),
         lambda x: alike("content", x),
     ),
 )
