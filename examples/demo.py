@@ -1,67 +1,68 @@
-"""The main job from end to end: two LoRAs, one artifact, pictures. Run by ``make demo``.
+"""The main job from end to end: LoRAs of subjects and styles, fused, drawn. Run by ``make demo``.
 
-The pipeline is real but tiny and untrained, so its pictures are noise, not things. What they do
-show is what each LoRA changes in them, and that the fusion takes from both.
+The model is small but real: trained from scratch on drawings (``drawings/README.md``). The base
+has seen neither these subjects nor these styles, and no LoRA a subject in its new style.
 
-    python examples/demo.py FOLDER
+    python examples/demo.py out/demo penguin octopus --style ink --style soft
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import click
 import torch
-from matplotlib.figure import Figure
-from tiny_pipeline import tiny_lora, tiny_pipeline
+from drawings.evaluation.rules import added
+from drawings.loras import lora_path
+from drawings.pipeline import DrawingPipeline, load
+from drawings.sheet import Pictures, Table, draw_sheet
+from drawings.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, prompt
 
-from klora_compile import Config, compile_fusion
-from klora_runtime import apply_fusion, load_fusion
+from klora_runtime import apply_fusion
 
-SEEDS = (0, 1, 2, 3)
-STEPS = 20
-#: Far stronger than a trained LoRA, so that its effect on textures can be seen.
-STRONG: dict[str, Any] = {
-    "strength": 3.0,
-    "modules": ("to_q", "to_v", "to_out.0", "conv1", "conv2"),
-}
-PROMPT = "a fox in ink"
+WEIGHTS = Path(__file__).parent / "drawings" / "weights"
+SUBJECTS = ("penguin", "octopus", "mushroom", "rocket")
+STEPS = 16
+
+#: A LoRA alone is shown with what the base knows: a style on these subjects, a subject in these
+#: styles.
+KNOWN_SUBJECTS, KNOWN_STYLES = ("fox", "house", "snowman"), ("noto", "twemoji", "flat")
 
 
-def main(folder: Path) -> None:
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("subjects", nargs=-1, type=click.Choice(HELD_OUT_SUBJECTS))
+@click.option("--style", "styles", multiple=True, type=click.Choice(list(HELD_OUT_STYLES)))
+@click.option("--seeds", type=click.IntRange(1, 3), default=2, show_default=True)
+def main(folder: Path, subjects: Sequence[str], styles: Sequence[str], seeds: int) -> None:
+    """Fuse the LoRAs of SUBJECTS and styles, and write artifacts and pictures into FOLDER."""
+    subjects, styles = subjects or SUBJECTS, styles or tuple(HELD_OUT_STYLES)
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = tiny_pipeline("sd1")
-    content = tiny_lora(pipe, folder / "content.safetensors", seed=1, rank=4, **STRONG)
-    style = tiny_lora(pipe, folder / "style.safetensors", seed=2, rank=8, **STRONG)
-    artifact = folder / "fused.klora.safetensors"
-    schedule = folder / "schedule.png"
-
-    klora("compile", content, style, "-o", artifact, "--force")
-    klora("inspect", artifact, "--plot", schedule)
-    klora("verify", artifact, "--against", content, style)
-
-    # A gamma far to one side makes one LoRA win in every layer at every step.
-    only_content = Config(gamma=1e-9, text_encoder="content")
-    only_style = Config(gamma=1e9, text_encoder="style")
-    rows = {"bare model": pictures(pipe)}
-    for label, fusion in {
-        "content alone": compile_fusion(content, style, only_content),
-        "style alone": compile_fusion(content, style, only_style),
-        "fused": load_fusion(artifact),
-    }.items():
-        with apply_fusion(pipe, fusion) as handle:
-            rows[label] = pictures(pipe)
-            if label == "fused":
-                print(f"\n{handle.report()}")
-    restored = np.array_equal(pictures(pipe), rows["bare model"])
-    print(f"after remove() the bare model's pictures are {'the same' if restored else 'CHANGED'}")
-
-    sheet = folder / "pictures.png"
-    contact_sheet(rows, sheet)
-    print(f"\nThe pictures are {sheet} and {schedule}; the artifact is {artifact}.")
+    pipe = load(WEIGHTS)
+    known = [prompt(subject, KNOWN_STYLES[0]) for subject in KNOWN_SUBJECTS[:seeds]]
+    bare = draw(pipe, known)
+    artifacts = {
+        (subject, style): compiled(subject, style, folder)
+        for subject in subjects
+        for style in styles
+    }
+    table = Table(
+        styles={style: style_alone(pipe, style, seeds) for style in styles},
+        subjects={subject: subject_alone(pipe, subject, seeds) for subject in subjects},
+        fused={pair: fused(pipe, pair, path, seeds) for pair, path in artifacts.items()},
+    )
+    sheet, schedule = folder / "pictures.png", folder / "schedule.png"
+    draw_sheet(table, "K-LoRA s, by klora: each LoRA alone, and fused").save(sheet)
+    example = artifacts[subjects[0], styles[0]]
+    klora("inspect", example, "--plot", schedule)
+    sources = (lora_path(WEIGHTS, "subject", subjects[0]), lora_path(WEIGHTS, "style", styles[0]))
+    klora("verify", example, "--against", *sources)
+    restored = draw(pipe, known) == bare
+    print(f"\nafter remove() the bare model's pictures are {'the same' if restored else 'CHANGED'}")
+    print(f"The pictures are {sheet} and {schedule}; the artifacts are beside them.")
     if not restored:
         sys.exit(1)
 
@@ -73,42 +74,40 @@ def klora(*arguments: object) -> None:
     subprocess.run(command, check=True)
 
 
-def pictures(pipe: Any) -> list[np.ndarray]:
-    """One picture per seed, as (height, width, 3) in [0, 1]."""
-    return [
-        pipe(
-            PROMPT,
-            num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-        ).images[0]
-        for seed in SEEDS
-    ]
+def compiled(subject: str, style: str, folder: Path) -> Path:
+    """The artifact of two LoRAs, by ``klora compile``."""
+    artifact = folder / f"{subject}-{style}.klora.safetensors"
+    sources = (lora_path(WEIGHTS, "subject", subject), lora_path(WEIGHTS, "style", style))
+    klora("compile", *sources, "-o", artifact, "--force")
+    return artifact
 
 
-def contact_sheet(rows: dict[str, list[np.ndarray]], path: Path) -> None:
-    """The bare model's pictures, then what each row changes in them; a column per seed."""
-    bare = rows["bare model"]
-    changes = {label: np.subtract(images, bare) for label, images in rows.items()}
-    scale = max(np.abs(change).max() for change in changes.values())
-    figure = Figure(figsize=(2 * len(SEEDS), 2 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.subplots(len(rows), len(SEEDS), squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        is_bare = images is bare
-        line[0].set_ylabel(label if is_bare else f"change: {label}", fontsize=11)
-        for place, image, change in zip(line, images, changes[label], strict=True):
-            shown = stretched(image) if is_bare else 0.5 + 0.5 * change / scale
-            place.imshow(shown, interpolation="nearest")
-            place.set_xticks([])
-            place.set_yticks([])
-    figure.savefig(path, facecolor="white")
+def draw(pipe: DrawingPipeline, prompts: Sequence[str]) -> Pictures:
+    """A picture of each prompt, the first with noise of seed 0, the next of seed 1, ..."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    pictures = pipe(prompts, num_inference_steps=STEPS, generator=generators).images
+    return list(pictures)
 
 
-def stretched(image: np.ndarray) -> np.ndarray:
-    """Full contrast: an untrained decoder stays near grey."""
-    low, high = image.min(), image.max()
-    return (image - low) / (high - low)
+def style_alone(pipe: DrawingPipeline, style: str, seeds: int) -> Pictures:
+    """A style's LoRA on subjects that the base knows, loaded as PEFT does it."""
+    lora = lora_path(WEIGHTS, "style", style)
+    with added(0, 1)(pipe, lora, lora):
+        return draw(pipe, [prompt(subject, style) for subject in KNOWN_SUBJECTS[:seeds]])
+
+
+def subject_alone(pipe: DrawingPipeline, subject: str, seeds: int) -> Pictures:
+    """A subject's LoRA in styles that the base knows, likewise."""
+    lora = lora_path(WEIGHTS, "subject", subject)
+    with added(1, 0)(pipe, lora, lora):
+        return draw(pipe, [prompt(subject, style) for style in KNOWN_STYLES[:seeds]])
+
+
+def fused(pipe: DrawingPipeline, pair: tuple[str, str], artifact: Path, seeds: int) -> Pictures:
+    """Both LoRAs, by klora's runtime."""
+    with apply_fusion(pipe, artifact):
+        return draw(pipe, [prompt(*pair)] * seeds)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo"))
+    main()

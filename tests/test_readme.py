@@ -31,7 +31,9 @@ def test_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_demo_leaves_pictures(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "demo.py"), str(tmp_path / "demo")]
+    few = ["penguin", "--style", "ink", "--seeds", "1"]
+    demo = str(ROOT / "examples" / "demo.py")
+    command = [sys.executable, demo, str(tmp_path / "demo"), *few]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the models are tiny
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     assert run.returncode == 0, run.stderr

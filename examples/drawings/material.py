@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,29 @@ import resvg_py
 import torch
 from PIL import Image
 
+from drawings.evaluation.gallery import Gallery
+
 PIXELS = 48
 
 #: Rendered larger and scaled down, which draws thin lines evenly.
 _OVERSAMPLING = 3
+
+
+def gallery(packages: Path, subjects: Iterable[str], styles: Mapping[str, str]) -> Gallery:
+    """Every drawing of these subjects that there is in these styles.
+
+    Args:
+        packages: the folder with the packages.
+        subjects: names of drawings.
+        styles: word -> package.
+    """
+    found = {
+        (subject, style): picture
+        for subject in subjects
+        for style, package in styles.items()
+        if (picture := drawing(packages, package, subject)) is not None
+    }
+    return Gallery(tuple(found), torch.stack(list(found.values())) / 2 + 0.5)
 
 
 def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ autoencoder. The UNet is trained by rectified flow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,13 @@ class DrawingPipeline(DiffusionPipeline):  # type: ignore[misc]
             return ImagePipelineOutput(images=pictures)
         arrays = (pictures.permute(0, 2, 3, 1) * 255).round().byte().numpy()
         return ImagePipelineOutput(images=[Image.fromarray(array) for array in arrays])
+
+
+def load(weights: Path) -> DrawingPipeline:
+    """The base model of a folder of weights, float32."""
+    pipe = DrawingPipeline.from_pretrained(weights / "base", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def new_pipeline(words: Sequence[str]) -> DrawingPipeline:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from drawings.subjects import (
     prompt,
 )
 
-_BATCH, _RATE, _WARMUP, _DROPOUT, _AVERAGE = 16, 8e-4, 200, 0.1, 0.999
+_BATCH, _WARMUP, _DROPOUT, _AVERAGE = 16, 200, 0.1, 0.999
 
 
 @click.command()
@@ -37,18 +38,41 @@ _BATCH, _RATE, _WARMUP, _DROPOUT, _AVERAGE = 16, 8e-4, 200, 0.1, 0.999
 @click.argument("run", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--updates", default=6000, show_default=True)
 @click.option("--every", default=250, show_default=True, help="Updates between checkpoints.")
+@click.option("--rate", "peak", default=8e-4, show_default=True, help="Highest learning rate.")
+@click.option(
+    "--subjects",
+    default=len(TRAINING_SUBJECTS),
+    show_default=True,
+    help="How many, from the first.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A trained base to go on from, such as RUN/base of an earlier training.",
+)
 @click.option("--seed", default=0, show_default=True)
-def main(packages: Path, run: Path, updates: int, every: int, seed: int) -> None:
+def main(
+    packages: Path,
+    run: Path,
+    updates: int,
+    every: int,
+    peak: float,
+    subjects: int,
+    start: Path | None,
+    seed: int,
+) -> None:
     """Train the base model on the drawings in PACKAGES; checkpoints go to the folder RUN."""
     torch.manual_seed(seed)
     run.mkdir(parents=True, exist_ok=True)
-    pictures, prompts = material(packages)
+    pictures, prompts = material(packages, TRAINING_SUBJECTS[:subjects])
     words = ["a", "style", *STYLES, *TRAINING_SUBJECTS, *HELD_OUT_SUBJECTS]
     pipe = new_pipeline(words)
+    if start is not None:
+        take_over(DrawingPipeline.from_pretrained(start), pipe)
     pipe.unet.to(memory_format=torch.channels_last)
     models = torch.nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
     average = copy.deepcopy(models).requires_grad_(False)
-    optimizer = torch.optim.AdamW(models.parameters(), lr=_RATE, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(models.parameters(), lr=peak, weight_decay=0.01, fused=True)
     click.echo(
         f"{len(prompts)} drawings, {sum(p.numel() for p in models.parameters()) / 1e6:.1f} M"
     )
@@ -56,7 +80,7 @@ def main(packages: Path, run: Path, updates: int, every: int, seed: int) -> None
     begin, losses = time.time(), []
     for update in range(first, updates):
         for group in optimizer.param_groups:
-            group["lr"] = rate(update, updates)
+            group["lr"] = rate(update, updates, peak)
         chosen = torch.randint(len(prompts), (_BATCH,))
         dropped = torch.rand(_BATCH) < _DROPOUT
         texts = ["" if drop else prompts[i] for i, drop in zip(chosen, dropped, strict=True)]
@@ -89,10 +113,10 @@ def main(packages: Path, run: Path, updates: int, every: int, seed: int) -> None
             losses = []
 
 
-def material(packages: Path) -> tuple[torch.Tensor, list[str]]:
-    """All training drawings, (drawings, 3, 48, 48), and their prompts."""
+def material(packages: Path, subjects: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
+    """Drawings of these subjects in the training styles, (drawings, 3, 48, 48), and prompts."""
     pictures, prompts = [], []
-    for subject in TRAINING_SUBJECTS:
+    for subject in subjects:
         for style, package in TRAINING_STYLES.items():
             picture = drawing(packages, package, subject)
             if picture is not None:
@@ -101,12 +125,24 @@ def material(packages: Path) -> tuple[torch.Tensor, list[str]]:
     return torch.stack(pictures), prompts
 
 
-def rate(update: int, updates: int) -> float:
+def take_over(trained: DrawingPipeline, pipe: DrawingPipeline) -> None:
+    """Give ``pipe`` the weights of a trained one, whose prompts may hold fewer words."""
+    pipe.unet.load_state_dict(trained.unet.float().state_dict())
+    state = trained.text_encoder.float().state_dict()
+    (name,) = (name for name in state if name.endswith("token_embedding.weight"))
+    rows = pipe.text_encoder.state_dict()[name].clone()
+    words = pipe.tokenizer.get_vocab()
+    for word, index in trained.tokenizer.get_vocab().items():
+        rows[words[word]] = state[name][index]
+    pipe.text_encoder.load_state_dict({**state, name: rows})
+
+
+def rate(update: int, updates: int, peak: float) -> float:
     """Learning rate: a short warm-up, then a cosine to a twentieth."""
     if update < _WARMUP:
-        return _RATE * (update + 1) / _WARMUP
+        return peak * (update + 1) / _WARMUP
     done = (update - _WARMUP) / max(1, updates - _WARMUP)
-    return _RATE * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+    return peak * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def shifted(pictures: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,12 @@ from drawings.pipeline import DrawingPipeline
 from drawings.subjects import STYLES, TRAINING_STYLES, TRAINING_SUBJECTS, prompt
 from drawings.train_base import flow_loss, shifted
 
-#: All linear layers of the attention blocks.
-_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
-_BATCH = 16
+#: All linear layers of the attention blocks, and the convolutions of the residual blocks, without
+#: which a style does not reach the finest level.
+_LAYERS = [
+    *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+    *("conv1", "conv2"),
+]
 
 
 @click.command()
@@ -33,6 +36,7 @@ _BATCH = 16
 @click.argument("kind", type=click.Choice(["subject", "style"]))
 @click.argument("name")
 @click.option("--updates", default=500, show_default=True)
+@click.option("--batch", default=8, show_default=True)
 @click.option("--rank", default=8, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True, help="Learning rate, falling to 0.")
 @click.option("--seed", default=0, show_default=True)
@@ -43,6 +47,7 @@ def main(
     kind: str,
     name: str,
     updates: int,
+    batch: int,
     rank: int,
     rate: float,
     seed: int,
@@ -67,8 +72,8 @@ def main(
     for update in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (update + 1) / 20) * (1 - update / updates)
-        chosen = torch.randint(len(prompts), (_BATCH,))
-        dropped = torch.rand(_BATCH) < 0.1
+        chosen = torch.randint(len(prompts), (batch,))
+        dropped = torch.rand(batch) < 0.1
         texts = ["" if drop else prompts[i] for i, drop in zip(chosen, dropped, strict=True)]
         loss = flow_loss(pipe, shifted(pictures[chosen]), texts)
         optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,1 @@
+"""How well rules fuse the LoRAs of drawings: judged against the true drawing, which exists."""

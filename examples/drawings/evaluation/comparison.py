@@ -1,0 +1,83 @@
+"""Every rule on every pair: drawn and judged in several processes, gathered, written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drawings.evaluation.judges import Judges
+from drawings.evaluation.pictures import Studio
+from drawings.evaluation.plots import plot_curves, plot_plane
+from drawings.evaluation.results import Verdicts, best, markdown
+from drawings.evaluation.rules import SWEEPS, TABLE, Rule
+from drawings.pipeline import load
+from drawings.subjects import HELD_OUT_STYLES
+
+#: What every rule is compared with.
+_REFERENCE = "direct sum 1 : 1"
+
+
+def tuned(tuning: Mapping[str, Verdicts]) -> list[Rule]:
+    """The best point of each curve, on the tuning subjects."""
+    chosen = []
+    for sweep in dict.fromkeys(rule.sweep for rule in SWEEPS):
+        points = {rule.name: rule for rule in SWEEPS if rule.sweep == sweep}
+        chosen.append(points[best({name: tuning[name] for name in points})])
+    return chosen
+
+
+def verdicts(
+    pool: Executor,
+    rules: Iterable[Rule],
+    subjects: Sequence[str],
+    seeds: int,
+    styles: Sequence[str] | None = None,
+) -> dict[str, Verdicts]:
+    """Rule -> "subject, style" -> one verdict per seed; all held-out styles if None."""
+    tasks = [
+        (rule.name, subject, style, seeds)
+        for rule in rules
+        for subject in subjects
+        for style in styles or HELD_OUT_STYLES
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for task, answer in zip(tasks, pool.map(_verdicts, tasks), strict=True):
+        name, subject, style, _ = task
+        found.setdefault(name, {})[f"{subject}, {style}"] = answer
+    return dict(found)
+
+
+def write(results: Mapping[str, Any], out: Path) -> None:
+    """Numbers, table and plots."""
+    text = json.dumps(results, indent=1)
+    (out / "results.json").write_text(f"{text}\n", encoding="utf-8")
+    table = markdown(results["reported"], _REFERENCE)
+    (out / "table.md").write_text(table, encoding="utf-8")
+    plot_curves(results["tuning"], out / "curves.png")
+    plot_plane(results["reported"], results["tuning"], out / "plane.png")
+
+
+#: Of a worker: its judges, its pipeline and folders.
+_worker: dict[str, Any] = {}
+
+
+def begin(judges: Judges, weights: Path, out: Path, steps: int) -> None:
+    """Make this process ready to draw and judge; a worker's first call."""
+    torch.set_num_threads(1)
+    _worker.update(judges=judges, pipe=load(weights), weights=weights, out=out, steps=steps)
+
+
+def _verdicts(task: tuple[str, str, str, int]) -> list[dict[str, float]]:
+    name, subject, style, seeds = task
+    rule = next(rule for rule in (*TABLE, *SWEEPS) if rule.name == name)  # ways do not travel
+    studio = Studio(
+        _worker["pipe"], _worker["weights"], _worker["out"], seeds, steps=_worker["steps"]
+    )
+    pictures = studio.pictures(rule, subject, style)
+    judged = _worker["judges"].judge(pictures, [(subject, style)] * seeds)
+    return [verdict.json() for verdict in judged]

@@ -1,0 +1,115 @@
+"""The arithmetic of the evaluation, without networks or files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def gram(features: Tensor) -> Tensor:
+    """Which channels occur together, wherever in the picture (Gatys et al., arXiv 1508.06576).
+
+    Args:
+        features: (pictures, channels, height, width).
+
+    Returns:
+        (pictures, channels * (channels + 1) / 2): means over the places of the products of two
+        channels, each pair once.
+    """
+    flat = features.flatten(2)
+    products = flat @ flat.transpose(1, 2) / flat.shape[-1]
+    rows, columns = torch.triu_indices(*products.shape[1:])
+    return products[:, rows, columns]
+
+
+def harmonic_mean(one: float, other: float) -> float:
+    """High only where both are; 0 where one is 0 or below."""
+    return 2 * one * other / (one + other) if one > 0 and other > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """Fisher's linear discriminant: features as they tell groups apart, and nothing else.
+
+    Features are standardised, whitened by how they vary within the groups, and projected on the
+    space of the groups' means. In it, drawings of other groups have a cosine near 0.
+    """
+
+    mean: Tensor
+    """(features,)."""
+    deviation: Tensor
+    """(features,)."""
+    projection: Tensor
+    """(features, dimensions)."""
+
+    @classmethod
+    def fit(
+        cls, features: Tensor, groups: Sequence[str], *, components: int = 100, shrink: float = 0.1
+    ) -> Discriminant:
+        """Learn from drawings of known groups.
+
+        Args:
+            features: (drawings, features).
+            groups: one name per drawing; at least two names.
+            components: principal components that are kept.
+            shrink: share of the within-group covariance replaced by a multiple of the identity.
+        """
+        mean, deviation = features.mean(0), features.std(0)
+        deviation = deviation.clamp(min=1e-6 * float(deviation.max()))
+        standard = (features - mean) / deviation
+        axes = torch.linalg.svd(standard, full_matrices=False).Vh[:components].T
+        reduced = standard @ axes
+        names = sorted(set(groups))
+        members = torch.tensor([names.index(group) for group in groups])
+        means = torch.stack([reduced[members == index].mean(0) for index in range(len(names))])
+        apart = reduced - means[members]
+        within = apart.T @ apart / len(apart)
+        level = torch.eye(len(within)) * within.diagonal().mean()
+        values, vectors = torch.linalg.eigh((1 - shrink) * within + shrink * level)
+        whitening = vectors / values.sqrt()
+        centred = (means - means.mean(0)) @ whitening
+        between = torch.linalg.svd(centred, full_matrices=False).Vh[: len(names) - 1].T
+        return cls(mean, deviation, axes @ whitening @ between)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(pictures, dimensions), of length 1: their products are cosines."""
+        seen = (features - self.mean) / self.deviation @ self.projection
+        return seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-10)
+
+
+def nearest(similarities: Sequence[float], drawings: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Subject and style of the drawing that is most similar; of equals the first."""
+    return drawings[int(np.argmax(np.asarray(similarities)))]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean over subjects, and how far it may move with other subjects.
+
+    Args:
+        values: one per subject (a mean over its styles and seeds), in any unit.
+        resamples: drawn with replacement.
+        seed: of the resampling.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    chosen = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
+    low, high = np.percentile(array[chosen].mean(axis=1), (2.5, 97.5))
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def separation(right: Sequence[float], wrong: Sequence[float]) -> float:
+    """Chance that a right pair scores above a wrong one (area under the curve): 0.5 is blind."""
+    higher = np.asarray(right)[:, None] - np.asarray(wrong)[None, :]
+    return float((higher > 0).mean() + (higher == 0).mean() / 2)
