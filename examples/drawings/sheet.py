@@ -43,9 +43,9 @@ def draw_sheet(table: Table, title: str) -> Image.Image:
             paper.paste(large, (left + index * (_CELL + _GAP), top + _TEXT + 2 * _GAP))
 
     for column, (style, pictures) in enumerate(table.styles.items(), 1):
-        cell(0, column, f"{style}: style LoRA alone", pictures)
+        cell(0, column, f"{style}: LoRA alone", pictures)
     for row, (subject, pictures) in enumerate(table.subjects.items(), 1):
-        cell(row, 0, f"{subject}: subject LoRA alone", pictures)
+        cell(row, 0, f"{subject}: LoRA alone", pictures)
         for column, style in enumerate(table.styles, 1):
             cell(row, column, f"{subject} + {style}, fused", table.fused[subject, style])
     beside, below = columns[1] - _RULE // 2, rows[1] - _RULE // 2
