@@ -68,6 +68,11 @@ def test_all_weights_are_there_and_small() -> None:
     assert sum(path.stat().st_size for path in files) <= 40e6
 
 
+def test_no_file_says_where_it_was_made() -> None:
+    for path in (WEIGHTS / "base").rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(), path
+
+
 @pytest.mark.parametrize("path", LORAS, ids=lambda path: path.stem)
 def test_every_lora_is_read_and_fits_the_base(path: Path, pipe: DrawingPipeline) -> None:
     layers = read_adapter(path).layers
