@@ -244,8 +244,8 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 def test_what_is_missing_is_named(
     shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "klora_compile.sampling.run")
-    monkeypatch.delitem(sys.modules, "klora_compile.sampling.pictures")
+    monkeypatch.delitem(sys.modules, "klora_compile.sampling.run", raising=False)
+    monkeypatch.delitem(sys.modules, "klora_compile.sampling.pictures", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert error_of(sampled(shipped, tmp_path / "fox.png"), 1) == (
         "klora sample needs PIL, which is not installed: pip install 'klora[sample]'"
