@@ -228,6 +228,31 @@ def test_which_text_encoder_t5_is_follows_from_the_family(
     )
 
 
+def test_onetrainers_files_in_diffusers_names(tmp_path: Path) -> None:
+    tensors = kohya(
+        {
+            "lora_transformer_single_transformer_blocks_3_attn_to_k": (8, 8),
+            "lora_transformer_proj_out": (8, 8),
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1": (8, 8),
+            "lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0": (8, 8),
+        }
+    )
+    assert list(read(tensors, tmp_path).layers) == [
+        "text_encoder.encoder.layers.0.mlp.fc1",
+        "text_encoder_2.encoder.block.0.layer.1.DenseReluDense.wi_0",
+        "transformer.proj_out",
+        "transformer.single_transformer_blocks.3.attn.to_k",
+    ]
+
+
+def test_a_name_that_a_unet_has_too_goes_where_the_others_go(tmp_path: Path) -> None:
+    tensors = kohya({f"lora_unet_{name}": (8, 8) for name in ("proj_out", "x_embedder")})
+    assert list(read(tensors, tmp_path).layers) == [
+        "transformer.proj_out",
+        "transformer.x_embedder",
+    ]
+
+
 def test_old_attention_processors_of_diffusers(tmp_path: Path) -> None:
     attention = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     tensors = {}
