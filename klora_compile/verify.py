@@ -99,7 +99,10 @@ def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
         expected = other.factors[slot]
         if factors.scale != expected.scale:
             yield f"scale of {slot}"
-        if not (_same(factors.down, expected.down) and _same(factors.up, expected.up)):
+        pairs = zip(factors.tensors, expected.tensors, strict=False)
+        if type(factors) is not type(expected):
+            yield f"kind of {slot}"
+        elif not all(_same(own, other) for own, other in pairs):
             yield f"factors of {slot}"
 
 

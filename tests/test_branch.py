@@ -277,7 +277,7 @@ def test_a_bias_is_refused(pipe: Any) -> None:
     changed = type(entry)(**{**vars(entry), "parameter": "bias", "shape": (32,)})
 
     assert refusal(pipe, hand_fusion(changed)) == (
-        f"{TO_OUT}: its bias is changed, which only mode merge can do"
+        f"{TO_OUT}.bias: its bias is changed, which only mode merge can do"
     )
 
 

@@ -75,9 +75,10 @@ def test_reading_and_writing_again_changes_no_byte(tmp_path: Path) -> None:
 
 def test_golden_file_has_every_fate_and_dtype() -> None:
     artifact = Artifact.read()
-    assert {entry["fate"] for entry in artifact.entries.values()} == set(FATES)
+    fates = set(FATES) - {"with its weight"}  # of biases; tests/test_dense.py has them
+    assert {entry["fate"] for entry in artifact.entries.values()} == fates
     assert {tensor.dtype for tensor in artifact.tensors.values()} == {"F32", "F16", "BF16"}
-    assert len(golden_fusion().entries) == len(FATES)
+    assert len(golden_fusion().entries) == len(fates)
 
 
 # --- reproducible bytes -----------------------------------------------------------------------
@@ -176,14 +177,14 @@ def keys_of(value: Any, provenance: bool = False) -> set[str]:
 def test_every_key_of_the_spec_is_in_the_golden_file_and_the_reverse() -> None:
     required = set(re.findall(r"\*\*`([a-z_0-9]+)`\*\*", SPEC))
     found = keys_of(json.loads(metadata_text(GOLDEN)))
-    assert found - {"content", "style"} == required
+    assert found - {"content", "style"} == required - {"delta"}  # of kind dense: test_dense.py
     assert {"from", "timeline", "encoding", "sha256"} <= required  # the pattern finds something
 
 
 def test_every_word_that_the_spec_reserves_is_absent_from_the_golden_file() -> None:
     reserved = SPEC.partition("Reserved for it:")[2].partition("##")[0]
     words = re.findall(r"`([a-z0-9.]+)`", reserved)
-    assert set(words) >= {"content.1", "dense", "rows", "q8", "f8", "bias"}
+    assert set(words) >= {"content.1", "rows", "q8", "f8"}
     text = metadata_text(GOLDEN)
     for word in set(words) - {"derived", "scores", "klora"}:
         assert f'"{word}"' not in text

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
-from klora_runtime.fusion import Entry, Factors, Fusion, Source
+from klora_runtime.fusion import Entry, Fusion, Source
 from klora_runtime.safetensors_file import (
     SafetensorsFile,
     canonical_json,
@@ -33,6 +33,7 @@ from klora_runtime.schema import (
     CheckedDocument,
     check_document,
 )
+from klora_runtime.stored_factors import factors_json
 
 METADATA_KEY = "klora"
 _NAME_DIGITS = 32
@@ -197,15 +198,6 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             storages.add(storage)
         return name
 
-    def factors_json(factors: Factors) -> dict[str, object]:
-        return {
-            "kind": "lowrank",
-            "encoding": "plain",
-            "scale": factors.scale,
-            "down": keep(factors.down),
-            "up": keep(factors.up),
-        }
-
     def entry_json(entry: Entry) -> dict[str, object]:
         return {
             "component": entry.component,
@@ -214,7 +206,10 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             "shape": list(entry.shape),
             "fate": entry.fate,
             "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
-            "factors": {slot: factors_json(f) for slot, f in entry.factors.items()},
+            "factors": {
+                slot: factors_json(stored, tuple(map(keep, stored.tensors)))
+                for slot, stored in entry.factors.items()
+            },
             "scores": dict(entry.scores),
         }
 
@@ -238,7 +233,7 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
 
 
 def _source_json(source: Source) -> dict[str, object]:
-    return {
+    return dict(source.notes) | {
         "file": source.file,
         "sha256": source.sha256,
         "bytes": source.bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ FATES: Mapping[str, str] = {
     "always style": "the style LoRA at every step",
     "switching": "one LoRA at a time, changing at the timeline's breakpoints",
     "one-sided": "only one LoRA changes this layer; it acts at every step",
+    "with its weight": "a bias, chosen with the weight beside it",
     "constant": "a layer without steps (text encoder): constant weights",
     "zero": "both deltas are exactly zero; nothing is stored",
     "dropped": "left out by a setting of the compiler; nothing is stored",
 }
+
+#: For :meth:`Factors.matrix`.
+ALL_ROWS = slice(None)
 
 #: Fates of layers of which nothing is stored.
 SILENT_FATES = ("zero", "dropped")
@@ -63,6 +67,9 @@ class Source:
     trigger_words: tuple[str, ...] = ()
     license: str | None = None
     """As the file states it."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Further JSON values of the writer by key, such as keys that were left out; carried as they
+    are."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,47 @@ class Factors:
         return int(self.down.shape[0])
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is stored."""
+        return self.down, self.up
+
+    @property
     def nbytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
+
+    def matrix(self, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """The delta without its scale, as (rows, all other dimensions).
+
+        Args:
+            dtype: to compute in.
+            rows: which of them.
+        """
+        up, down = self.up[rows].to(dtype), self.down.to(dtype)
+        return up.flatten(1) @ down.flatten(1)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One slot of one entry whose delta is no product: scale * delta."""
+
+    scale: float
+    """As of :class:`Factors`."""
+    delta: torch.Tensor
+    """Of the parameter's shape; float32, float16 or bfloat16."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is stored."""
+        return (self.delta,)
+
+    @property
+    def nbytes(self) -> int:
+        return self.delta.nbytes
+
+    def matrix(self, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """See :meth:`Factors.matrix`."""
+        values = self.delta[rows].to(dtype)
+        return values.reshape(len(values), -1)
 
 
 @dataclass(frozen=True)
@@ -96,11 +142,11 @@ class Entry:
     parameter: str
     """``weight`` or ``bias``."""
     shape: tuple[int, ...]
-    """Of the parameter: (out, in), or (out, in, height, width)."""
+    """Of the parameter: (out, in), (out, in, *kernel), or (n,)."""
     fate: str
     """In a few words; see :data:`FATES`."""
     timeline: Timeline
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Factors | Dense]
     """Slot name -> factors; only slots that the timeline uses."""
     scores: Mapping[str, Any]
     """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
@@ -158,7 +204,7 @@ class Fusion:
             tensor.data_ptr(): tensor.nbytes
             for entry in self.entries
             for factors in entry.factors.values()
-            for tensor in (factors.down, factors.up)
+            for tensor in factors.tensors
         }
         return sum(seen.values())
 

@@ -19,7 +19,6 @@ from klora_runtime.fusion import (
     SILENT_FATES,
     TEXT_ENCODERS,
     Entry,
-    Factors,
     Fusion,
     Rule,
     Slot,
@@ -27,6 +26,7 @@ from klora_runtime.fusion import (
     fingerprint,
 )
 from klora_runtime.safetensors_file import TensorInfo
+from klora_runtime.stored_factors import factors_of, factors_problems, is_number
 from klora_runtime.timeline import Timeline
 
 FORMAT_NAME = "klora-fusion"
@@ -41,7 +41,6 @@ _ENTRY_KEYS = [
     *("component", "module", "parameter", "shape"),
     *("fate", "timeline", "factors", "scores"),
 ]
-_FACTOR_DTYPES = ("F32", "F16", "BF16")
 _PARAMETERS = ("weight", "bias")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,31}")
@@ -224,7 +223,7 @@ class _Check:
                 self.say(where, f"{'.'.join(place)} is a duplicate or out of order")
             previous = place
             where += f" ({'.'.join(place)})"
-            stored = self.factors(entry, where, slots, tensors, used)
+            stored = self.factors(entry, f"{where}.factors", slots, tensors, used)
             constant = entry["component"] in TEXT_ENCODERS
             self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
             if entry["fate"] in SILENT_FATES and stored:
@@ -265,55 +264,15 @@ class _Check:
     ) -> set[str]:
         value = entry["factors"]
         if not isinstance(value, dict):
-            self.say(f"{where}.factors", "expected an object")
+            self.say(where, "expected an object")
             return set()
         for slot, factors in value.items():
-            here = f"{where}.factors.{shown(slot)}"
+            here = f"{where}.{shown(slot)}"
             if slot not in slots:
                 self.say(here, "is not in slots")
-            if not isinstance(factors, dict):
-                self.say(here, "expected an object")
-            elif factors.get("kind") != "lowrank":
-                self.say(here, f"unknown kind {shown(factors.get('kind'))}; update klora")
-            elif factors.get("encoding") != "plain":
-                self.say(here, f"unknown encoding {shown(factors.get('encoding'))}; update klora")
-            elif self.keys(factors, here, ["kind", "encoding", "scale", "down", "up"]):
-                if not _is_number(factors["scale"]):
-                    self.say(f"{here}.scale", f"not a number: {shown(factors['scale'])}")
-                self.pair(factors, here, entry["shape"], tensors, used)
+            for place, problem in factors_problems(factors, entry["shape"], tensors, used):
+                self.say(here + place, problem)
         return set(value)
-
-    def pair(
-        self,
-        factors: Mapping[str, Any],
-        where: str,
-        shape: list[int],
-        tensors: Mapping[str, TensorInfo],
-        used: set[str],
-    ) -> None:
-        infos = []
-        for part in ("down", "up"):
-            name = factors[part]
-            info = tensors.get(name) if isinstance(name, str) else None
-            if info is None:
-                self.say(f"{where}.{part}", f"no tensor {shown(name)} in the file")
-                continue
-            used.add(name)
-            if info.dtype not in _FACTOR_DTYPES:
-                self.say(f"{where}.{part}", f"dtype {info.dtype}, expected {_FACTOR_DTYPES}")
-            infos.append(info)
-        if len(infos) != 2:
-            return
-        down, up = infos
-        rank = down.shape[0] if down.shape else 0
-        tail = tuple(shape[2:])
-        expected_down = (rank, *shape[1:])
-        expected_up = (shape[0], rank) + (1,) * len(tail)
-        if len(shape) < 2 or rank < 1 or down.shape != expected_down or up.shape != expected_up:
-            self.say(
-                where,
-                f"down {list(down.shape)} and up {list(up.shape)} do not make {shape}",
-            )
 
     def timeline(
         self, value: Any, where: str, slots: Mapping[str, Any], stored: set[str], constant: bool
@@ -329,14 +288,14 @@ class _Check:
             if not self.keys(row, here, ["from", *slots]):
                 return
             start = row["from"]
-            if not _is_number(start) or not 0.0 <= start < 1.0 or start <= previous:
+            if not is_number(start) or not 0.0 <= start < 1.0 or start <= previous:
                 self.say(f"{here}.from", f"not an ascending progress in [0, 1): {shown(start)}")
                 return
             if index == 0 and start != 0.0:
                 self.say(f"{here}.from", f"the first segment must start at 0, found {start}")
             previous = start
             for slot in slots:
-                if not _is_number(row[slot]):
+                if not is_number(row[slot]):
                     self.say(f"{here}.{slot}", f"not a number: {shown(row[slot])}")
                 elif row[slot] != 0 and slot not in stored:
                     self.say(f"{here}.{slot}", "acts, but its factors are not stored")
@@ -373,11 +332,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _is_number_or_null(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN as well
+    return value is None or is_number(value)
 
 
 def _source(value: Mapping[str, Any]) -> Source:
@@ -389,6 +344,7 @@ def _source(value: Mapping[str, Any]) -> Source:
         ranks=tuple(value["ranks"]),
         trigger_words=tuple(value["trigger_words"]),
         license=value["license"],
+        notes={key: note for key, note in value.items() if key not in _SOURCE_TESTS},
     )
 
 
@@ -396,8 +352,8 @@ def _entry(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None)
     rows = value["timeline"]
     slots = [key for key in rows[0] if key != "from"]
     factors = {
-        slot: Factors(float(f["scale"]), tensors[f["down"]], tensors[f["up"]])
-        for slot, f in value["factors"].items()
+        slot: factors_of(stored, tensors)
+        for slot, stored in value["factors"].items()
         if tensors is not None
     }
     return Entry(

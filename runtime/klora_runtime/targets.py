@@ -16,7 +16,7 @@ from torch import nn
 
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.families import family_name, family_of
-from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
 
 #: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
 APPLIED_MARK = "_klora_applied"
@@ -24,7 +24,8 @@ APPLIED_MARK = "_klora_applied"
 #: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
 _OPTIONAL_PREFIX = "text_model."
 
-_MODULE_TYPES = (nn.Linear, nn.Conv2d)
+#: Modules that a low-rank delta can be of; a dense one can be of any that has the parameter.
+_MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 #: Projections that ``fuse_qkv_projections`` puts out of use.
 _FUSIBLE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -48,13 +49,14 @@ class Target:
 
     @cached_property
     def layer(self) -> str:
-        """The path without the parameter, for messages."""
-        return self.path.removesuffix(f".{self.entry.parameter}")
+        """The path without ``weight``, for messages."""
+        return self.path.removesuffix(".weight")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The module's path inside its component, one name for each step of the lineage."""
-        return tuple(self.layer.removeprefix(f"{self.entry.component}.").split("."))
+        path = self.path.removesuffix(f".{self.entry.parameter}")
+        return tuple(path.removeprefix(f"{self.entry.component}.").split("."))
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -228,7 +230,7 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     name = f"{entry.component}.{path}"
     lineage = tuple(_lineage(model, path))
     problem = (
-        _check_type(module)
+        _check_type(module, entry)
         or _check_parameter(module, entry)
         or _check_projections(lineage[-2], path.rpartition(".")[2])
     )
@@ -250,8 +252,9 @@ def _other_spelling(path: str) -> str:
     return _OPTIONAL_PREFIX + path
 
 
-def _check_type(module: nn.Module) -> str | None:
-    if isinstance(module, _MODULE_TYPES):
+def _check_type(module: nn.Module, entry: Entry) -> str | None:
+    low_rank = any(isinstance(factors, Factors) for factors in entry.factors.values())
+    if not low_rank or isinstance(module, _MODULE_TYPES):
         return None
     known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)
     return f"is a {type(module).__name__}, expected one of {known}"

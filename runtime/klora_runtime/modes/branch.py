@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from klora_runtime.execution import compute_dtype, execution_device, has_memory
-from klora_runtime.fusion import Factors
+from klora_runtime.fusion import Dense, Factors
 from klora_runtime.modes.gates import Gates
 from klora_runtime.modes.leaf import attach, detach, is_branched
 from klora_runtime.targets import Target, recheck, refuse
@@ -209,7 +209,7 @@ class Branch:
         self._close()
         for leaf in self._leaves:
             begin = 0
-            for factors in leaf.target.entry.factors.values():
+            for factors in _low_rank(leaf.target).values():
                 end = begin + factors.rank
                 down, up = _balanced(factors)
                 leaf.down[begin:end].copy_(down.reshape(-1, *leaf.down.shape[1:]))
@@ -254,6 +254,10 @@ def branch_hindrance(target: Target) -> str | None:
     module = target.module
     if target.entry.parameter != "weight":
         return f"its {target.entry.parameter} is changed, which only mode merge can do"
+    if any(isinstance(factors, Dense) for factors in target.entry.factors.values()):
+        return "its delta is dense, which only mode merge can apply"
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return f"it is a {type(module).__name__}, which only mode merge can change"
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
         return "it is a convolution in groups or with padding other than zeros"
     read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
@@ -264,12 +268,18 @@ def branch_hindrance(target: Target) -> str | None:
     return None
 
 
+def _low_rank(target: Target) -> dict[str, Factors]:
+    """The factors of a target that can be branched, by slot."""
+    stored = target.entry.factors.items()
+    return {slot: factors for slot, factors in stored if isinstance(factors, Factors)}
+
+
 def _place(target: Target) -> _Place:
     return execution_device(target), compute_dtype(target)
 
 
 def _rank(target: Target) -> int:
-    return sum(factors.rank for factors in target.entry.factors.values())
+    return sum(factors.rank for factors in _low_rank(target).values())
 
 
 def _padded_ranks(targets: Sequence[Target]) -> list[int]:
@@ -303,7 +313,7 @@ def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int,
     """Name, rank, and scale * weight of each slot, in the order of the buffers."""
     return [
         (slot, factors.rank, factors.scale * weights.get(slot, 1.0))
-        for slot, factors in target.entry.factors.items()
+        for slot, factors in _low_rank(target).items()
     ]
 
 
@@ -312,7 +322,7 @@ def _rounding(leaf: _Leaf, weights: Mapping[str, float]) -> tuple[float, float]:
     errors, norms = [], []
     for _, row in leaf.target.entry.timeline.rows():
         held = exact = None
-        for slot, factors in leaf.target.entry.factors.items():
+        for slot, factors in _low_rank(leaf.target).items():
             gate = factors.scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
             if gate:
                 held = _add(held, _product(factors, gate, leaf.down.dtype))

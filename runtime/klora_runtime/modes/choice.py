@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from klora_runtime.modes.branch import Branch
+from klora_runtime.modes.branch import Branch, branch_hindrances
 from klora_runtime.modes.merge import Merge, merge_hindrances, merge_rounding
 from klora_runtime.modes.mode import Mode
 from klora_runtime.modes.pristine import host_shortage
-from klora_runtime.targets import Target
+from klora_runtime.targets import Target, refuse
 
 #: What ``apply_fusion`` takes as ``mode``.
 MODES = ("auto", "merge", "branch")
@@ -34,10 +34,23 @@ def choose(mode: str, targets: Sequence[Target], weights: Mapping[str, float]) -
     """
     if mode != "auto":
         return {"merge": Merge, "branch": Branch}[mode](targets), "asked for"
+    only_merge = next(iter(branch_hindrances(targets)), None)
+    if only_merge is not None:
+        return _merge_only(targets, only_merge)
     obstacle = _obstacle(targets)
     if obstacle is not None:
         return Branch(targets), obstacle
     return _by_rounding(targets, weights)
+
+
+def _merge_only(targets: Sequence[Target], why: str) -> tuple[Mode, str]:
+    hindrances = list(merge_hindrances(targets))
+    refuse(
+        [f"merge: {hindrance}" for hindrance in hindrances] + [f"branch: {why}"] * bool(hindrances),
+        "no mode can apply this fusion to these layers; nothing was changed. Load the model "
+        "unquantised in float32, float16 or bfloat16 for mode merge.",
+    )
+    return Merge(targets), f"not every layer can be branched ({why})"
 
 
 def rounding_share(parts: Sequence[tuple[str, float, float]]) -> float:

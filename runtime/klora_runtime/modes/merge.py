@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.errors import InUseError
 from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
+from klora_runtime.fusion import Dense
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.precision import full_float32
 from klora_runtime.targets import Target, recheck, refuse
@@ -25,7 +26,7 @@ from klora_runtime.timeline import Agenda, Timeline
 
 
 @dataclass
-class _Term:
+class _LowRank:
     """One slot of one layer, ready to multiply: delta = scale * up @ down."""
 
     slot: str
@@ -35,11 +36,62 @@ class _Term:
     up: torch.Tensor
     """(out, rank), float32, on the layer's device."""
 
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
+    def to(self, device: torch.device) -> None:
+        self.down, self.up = self.down.to(device), self.up.to(device)
+
+    def write(self, result: torch.Tensor, factor: float, base: torch.Tensor | None) -> None:
+        """result = base + factor * delta, all (rows, -1); 0 where there is no base."""
+        if base is None:
+            torch.mm(self.up, self.down, out=result).mul_(factor)
+        else:
+            torch.addmm(base, self.up, self.down, alpha=factor, out=result)
+
+    def add(self, result: torch.Tensor, factor: float) -> None:
+        """result += factor * delta."""
+        result.addmm_(self.up, self.down, alpha=factor)
+
+
+@dataclass
+class _Dense:
+    """One slot of one layer whose delta is stored as it is: delta = scale * values."""
+
+    slot: str
+    scale: float
+    values: torch.Tensor
+    """(rows, -1), in the dtype of the file, on the layer's device."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def to(self, device: torch.device) -> None:
+        self.values = self.values.to(device)
+
+    def write(self, result: torch.Tensor, factor: float, base: torch.Tensor | None) -> None:
+        """See :meth:`_LowRank.write`."""
+        if base is None:
+            result.copy_(self.values).mul_(factor)
+        else:
+            torch.add(base, self.values, alpha=factor, out=result)
+
+    def add(self, result: torch.Tensor, factor: float) -> None:
+        """See :meth:`_LowRank.add`."""
+        result.add_(self.values, alpha=factor)
+
+
+_Term = _LowRank | _Dense
+
 
 @dataclass
 class _Layer:
     target: Target
     terms: list[_Term]
+    device: torch.device
+    """Where the terms are."""
     segment: int = 0
 
     @property
@@ -48,7 +100,7 @@ class _Layer:
 
 
 class Merge:
-    """Holds a set of targets at base + sum of scale * coefficient * weight * up @ down.
+    """Holds a set of targets at base + sum of scale * coefficient * weight * delta.
 
     Creating one checks that every parameter can be written and allocates what the writes need;
     it changes no weight until :meth:`write`.
@@ -73,7 +125,9 @@ class Merge:
         self._pristine: Pristine = Pristine(
             targets, previous._pristine if previous is not None else None
         )
-        self._layers = [_Layer(target, list(_terms(target))) for target in targets]
+        self._layers = [
+            _Layer(target, list(_terms(target)), target.parameter.device) for target in targets
+        ]
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
         self._scratch: dict[torch.device, torch.Tensor] = {}
@@ -140,7 +194,7 @@ class Merge:
         )
         for layer in self._layers:
             for term in layer.terms:
-                places[f"factors on {term.down.device}"] += term.down.nbytes + term.up.nbytes
+                places[f"factors on {layer.target.parameter.device}"] += term.nbytes
         for device, buffer in self._scratch.items():
             places[f"scratch on {device}"] += buffer.nbytes
         return dict(places)
@@ -188,19 +242,20 @@ class Merge:
         if not terms:
             live.copy_(base, non_blocking=True)
             return
-        for term, _ in terms:
-            if term.down.device != live.device:  # the model was moved
-                term.down, term.up = term.down.to(live.device), term.up.to(live.device)
+        if layer.device != live.device:  # the model was moved
+            for term in layer.terms:
+                term.to(live.device)
+            layer.device = live.device
         (first, factor), rest = terms[0], terms[1:]
         rows = live.shape[0]
         if _direct(live) and base.device == live.device:
             result = live.view(rows, -1)
-            torch.addmm(base.view(rows, -1), first.up, first.down, alpha=factor, out=result)
+            first.write(result, factor, base.view(rows, -1))
         else:
             result = self._scratch_for(live)[: live.numel()].view(rows, -1)
-            torch.mm(first.up, first.down, out=result).mul_(factor)
+            first.write(result, factor, None)
         for term, factor in rest:
-            result.addmm_(term.up, term.down, alpha=factor)
+            term.add(result, factor)
         if result.data_ptr() != live.data_ptr():
             if base.device != live.device:  # the base passes through the live weight
                 base = live.copy_(base, non_blocking=True)
@@ -227,9 +282,13 @@ def _refuse_state(*_: Any) -> None:
 def _terms(target: Target) -> Iterator[_Term]:
     device = target.parameter.device
     for slot, factors in target.entry.factors.items():
+        if isinstance(factors, Dense):
+            values = factors.delta.to(device)
+            yield _Dense(slot, factors.scale, values.reshape(len(values), -1))
+            continue
         down = factors.down.to(device, torch.float32).flatten(1).contiguous()
         up = factors.up.to(device, torch.float32).flatten(1).contiguous()
-        yield _Term(slot, factors.scale, down, up)
+        yield _LowRank(slot, factors.scale, down, up)
 
 
 def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[tuple[_Term, float]]:
@@ -267,17 +326,18 @@ def _rounding(
     step = 1 if rows is None else -(-len(base) // rows)
     device = target.parameter.device
     with torch.inference_mode(), full_float32():
-        start = base[::step].to(device, torch.float64).flatten(1)
-        factors = {
-            slot: [t.to(device, torch.float64).flatten(1) for t in (each.up[::step], each.down)]
+        start = base[::step].to(device, torch.float64)
+        start = start.reshape(len(start), -1)
+        deltas = {
+            slot: each.matrix(torch.float64, slice(None, None, step)).to(device)
             for slot, each in target.entry.factors.items()
         }
         for _, row in target.entry.timeline.rows():
             delta = torch.zeros_like(start)
-            for slot, (up, down) in factors.items():
+            for slot, own in deltas.items():
                 scale = target.entry.factors[slot].scale
                 gate = scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
-                delta.addmm_(up, down, alpha=gate)
+                delta.add_(own, alpha=gate)
             held = (start + delta).to(base.dtype).double() - start
             errors.append(float((held - delta).square().sum()))
             norms.append(float(delta.square().sum()))
@@ -295,24 +355,24 @@ def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     for target in targets:
         problem = merge_hindrance(target)
         if problem is None and owners[_storage(target.parameter)] > 1:
-            problem = "it shares its weight's memory with another layer"
+            problem = f"it shares its {target.entry.parameter}'s memory with another layer"
         if problem is not None:
             yield f"{target.layer}: {problem}"
 
 
 def merge_hindrance(target: Target) -> str | None:
     """What keeps one target from being written, or None; cheap enough for every run."""
-    parameter = target.parameter
+    parameter, its = target.parameter, f"its {target.entry.parameter}"
     if type(parameter.data) is not torch.Tensor:
-        return f"its weight is a {type(parameter.data).__name__}, not a plain tensor"
+        return f"{its} is a {type(parameter.data).__name__}, not a plain tensor"
     if parameter.dtype not in COMPUTE_DTYPES:
-        return f"its weight is {parameter.dtype}{_reason(target.module)}"
+        return f"{its} is {parameter.dtype}{_reason(target.module)}"
     if type(parameter) is not torch.nn.Parameter:
-        return f"its weight is a {type(parameter).__name__}, not a plain parameter"
+        return f"{its} is a {type(parameter).__name__}, not a plain parameter"
     if parameter.device.type == "meta":
-        return "its weight has no memory (meta device): sequential offloading is on"
+        return f"{its} has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
-        return "its weight is not a dense strided tensor"
+        return f"{its} is not a dense strided tensor"
     if any(diffusers_hook(module, "group_offloading") for module in target.lineage):
         return "group offloading keeps its own copy of the weight; switch it off first"
     return None
