@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from klora_compile.measure import TILE_ELEMENTS, measure
-from klora_compile.reading.adapter import Layer
+from klora_compile.reading.layers import Layer
 
 #: (out, in) of the linear layers in the blocks' attention and how many there are.
 SHAPES = {
@@ -40,7 +40,7 @@ SHAPES = {
 def main(rank: int, rounds: int, share: float) -> None:
     """Print seconds and ratios."""
     layers = [
-        Layer("unet", f"{out}x{inner}.{i}", *random_pair(out, inner, rank), rank, "rank")
+        Layer.lora("unet", f"{out}x{inner}.{i}", *random_pair(out, inner, rank), rank, "rank")
         for (out, inner), count in SHAPES.items()
         for i in range(max(1, round(share * count)))
     ]

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from klora_compile.config import Config
 from klora_compile.measure import OnLayer, Statistics, measure, resolve_device
 from klora_compile.plan import CONTENT, STYLE, LayerNumbers, Plan, Side, make_plan
-from klora_compile.reading.adapter import Adapter, Layer, read_adapter
+from klora_compile.reading.adapter import Adapter, read_adapter
+from klora_compile.reading.deltas import Delta, LowRank
+from klora_compile.reading.layers import Layer, layer_name
+from klora_compile.reading.options import ReadOptions
+from klora_compile.reading.provenance import provenance
 from klora_runtime import __version__
 from klora_runtime.errors import PairingError, shown
 from klora_runtime.families import family_name, family_of
-from klora_runtime.fusion import Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Rule, Slot, Source
 
 RULE = "klora"
 
@@ -22,15 +26,17 @@ def compile_fusion(
     style: str | os.PathLike[str] | Adapter,
     config: Config | None = None,
     *,
+    options: ReadOptions | None = None,
     device: str = "auto",
     on_layer: OnLayer | None = None,
 ) -> Fusion:
     """Compile a content LoRA and a style LoRA into a fusion.
 
     Args:
-        content: the LoRA of a subject: a file, or an adapter that was read already.
+        content: the LoRA of a subject: a file or folder, or an adapter that was read already.
         style: the LoRA of a style.
         config: the settings; the paper's by default.
+        options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         on_layer: called after each layer that was measured with its name, how many are done
             and how many there are over both LoRAs.
@@ -47,7 +53,7 @@ def compile_fusion(
     config = config or Config()
     where = resolve_device(device)
     adapters = {
-        slot: lora if isinstance(lora, Adapter) else read_adapter(lora)
+        slot: lora if isinstance(lora, Adapter) else read_adapter(lora, options)
         for slot, lora in ((CONTENT, content), (STYLE, style))
     }
     check_pair(adapters[CONTENT], adapters[STYLE])
@@ -80,7 +86,7 @@ def check_pair(content: Adapter, style: Adapter) -> None:
         for name in common
         if content.layers[name].shape != style.layers[name].shape
     ]
-    families = [family_name(_family(adapter.layers)) for adapter in (content, style)]
+    families = [family_name(adapter.family) for adapter in (content, style)]
     advice = (
         f"CONTENT {shown(content.path)} is for {families[0]}, STYLE {shown(style.path)} for "
         f"{families[1]}; take two LoRAs of one base model"
@@ -122,7 +128,7 @@ def _numbers(
 ) -> dict[str, LayerNumbers]:
     names = sorted(
         {**adapters[CONTENT].layers, **adapters[STYLE].layers}.values(),
-        key=lambda layer: (layer.component, layer.module),
+        key=lambda layer: (layer.component, layer.module, layer.parameter),
     )
     numbers = {}
     for layer in names:
@@ -134,7 +140,10 @@ def _numbers(
             sides[slot] = None
             if own is not None and measured is not None:
                 sides[slot] = _side(own, measured, k, ignore_alpha)
-        numbers[layer.name] = LayerNumbers(layer.component, k, sides[CONTENT], sides[STYLE])
+        weight = None
+        if layer.parameter == "bias":
+            weight = layer_name(layer.component, layer.module, "weight")
+        numbers[layer.name] = LayerNumbers(layer.component, k, sides[CONTENT], sides[STYLE], weight)
     return numbers
 
 
@@ -157,16 +166,16 @@ def _fusion(
     shapes = {**adapters[CONTENT].layers, **adapters[STYLE].layers}
     entries = []
     for name, layer_plan in plan.layers.items():
-        factors = {}
+        factors: dict[str, Factors | Dense] = {}
         for slot, side in numbers[name].sides.items():
             if side is not None and layer_plan.timeline.uses(slot):
                 layer = adapters[slot].layers[name]
-                factors[slot] = Factors(side.scaling, layer.down, layer.up)
+                factors[slot] = _factors(layer.delta, side.scaling)
         entries.append(
             Entry(
                 component=shapes[name].component,
                 module=shapes[name].module,
-                parameter="weight",
+                parameter=shapes[name].parameter,
                 shape=shapes[name].shape,
                 fate=layer_plan.fate,
                 timeline=layer_plan.timeline,
@@ -178,10 +187,16 @@ def _fusion(
         sources={slot: _source(adapter) for slot, adapter in adapters.items()},
         slots={slot: Slot(name=slot, role=slot, sources=(slot,)) for slot in adapters},
         rule=Rule(RULE, config.parameters(), {"gamma": dict(plan.gamma)}),
-        family=_family(shapes),
+        family=_family(adapters, shapes),
         entries=tuple(entries),
         tool=f"klora {__version__}",
     )
+
+
+def _factors(delta: Delta, scale: float) -> Factors | Dense:
+    if isinstance(delta, LowRank):
+        return Factors(scale, delta.down, delta.up)
+    return Dense(scale, delta.values)
 
 
 def _source(adapter: Adapter) -> Source:
@@ -193,8 +208,13 @@ def _source(adapter: Adapter) -> Source:
         ranks=adapter.ranks,
         trigger_words=adapter.trigger_words,
         license=adapter.license,
+        notes=provenance(adapter),
     )
 
 
-def _family(layers: Mapping[str, Layer]) -> str | None:
-    return family_of({(v.component, v.module): v.shape for v in layers.values()})
+def _family(adapters: Mapping[str, Adapter], layers: Mapping[str, Layer]) -> str | None:
+    """Of both LoRAs together; the layers that only one has may tell the other's."""
+    weights = (layer for layer in layers.values() if layer.parameter == "weight")
+    found = family_of({(v.component, v.module): v.shape for v in weights})
+    stated = {adapter.family for adapter in adapters.values()} - {None}
+    return stated.pop() if found is None and len(stated) == 1 else found

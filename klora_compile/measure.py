@@ -1,4 +1,4 @@
-"""What one LoRA's layers weigh: L1 norm and exact Top-K sums of |up @ down|.
+"""What one LoRA's layers weigh: L1 norm and exact Top-K sums of |delta|.
 
 These are the only heavy numbers of K-LoRA (arXiv 2502.18461, eq. 1-5 and 8-9), and each belongs
 to one LoRA: of the partner only K is needed. The network's scaling alpha / rank multiplies them
@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from klora_compile.reading.adapter import Layer
+from klora_compile.reading.deltas import Delta, Dense, LowRank
+from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
 from klora_runtime.precision import full_float32
 
@@ -49,7 +51,7 @@ OnLayer = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Magnitudes of one layer's up @ down, without alpha / rank."""
+    """Magnitudes of one layer's delta, without its scaling."""
 
     l1: float
     """Sum of all absolute values (float64)."""
@@ -86,7 +88,7 @@ def measure(
             layers, run(lambda task: _measure_layer(*task, device), tasks), strict=True
         ):
             if not math.isfinite(statistics.l1):
-                raise LoraError(f"{shown(layer.name)}: up @ down overflows float32.")
+                raise LoraError(f"{shown(layer.name)}: its delta overflows float32.")
             results[layer.name] = statistics
             if on_layer is not None:
                 on_layer(layer.name, len(results), len(layers))
@@ -150,12 +152,11 @@ def _in_inference_mode(work: Callable[[_Task], Statistics]) -> Callable[[_Task],
 
 
 def _measure_layer(layer: Layer, ks: tuple[int, ...], device: torch.device) -> Statistics:
-    up = layer.up.to(device, torch.float32, copy=True).flatten(1)
-    down = layer.down.to(device, torch.float32, copy=True).flatten(1)
+    magnitudes = _magnitudes(layer.delta, device)
     k = max(ks, default=0)
     row_sums: list[float] = []
-    largest = _Largest(k, _guess(up, down, k))
-    for tile in _tiles(up, down):
+    largest = _Largest(k, _guess(magnitudes, k))
+    for tile in magnitudes.tiles():
         row_sums.extend(tile.sum(dim=1, dtype=torch.float64).tolist())
         largest.add(tile)
     l1 = math.fsum(row_sums)
@@ -163,34 +164,82 @@ def _measure_layer(layer: Layer, ks: tuple[int, ...], device: torch.device) -> S
         return Statistics(l1, {})  # refused by the caller
     if not largest.complete:  # the guess was too high
         largest = _Largest(k, -1.0)
-        for tile in _tiles(up, down):
+        for tile in magnitudes.tiles():
             largest.add(tile)
     return Statistics(l1, largest.sums(ks))
 
 
-def _guess(up: torch.Tensor, down: torch.Tensor, k: int) -> float:
-    """A value that a few more than ``k`` absolute values of up @ down exceed, from a sample.
+class _Magnitudes(Protocol):
+    """The absolute values of a delta as a matrix, on a device."""
+
+    shape: tuple[int, int]
+
+    def sample(self, every_row: int, every_column: int) -> torch.Tensor:
+        """Some of them."""
+        ...
+
+    def tiles(self) -> Iterator[torch.Tensor]:
+        """All of them in blocks of rows, float32, each in the memory of the one before."""
+        ...
+
+
+def _magnitudes(delta: Delta, device: torch.device) -> _Magnitudes:
+    return _Product(delta, device) if isinstance(delta, LowRank) else _Matrix(delta, device)
+
+
+class _Product:
+    """Of factors."""
+
+    def __init__(self, delta: LowRank, device: torch.device) -> None:
+        self._up = delta.up.to(device, torch.float32, copy=True).flatten(1)
+        self._down = delta.down.to(device, torch.float32, copy=True).flatten(1)
+        self.shape = (self._up.shape[0], self._down.shape[1])
+
+    def sample(self, every_row: int, every_column: int) -> torch.Tensor:
+        return (self._up[::every_row] @ self._down[:, ::every_column]).abs_()
+
+    def tiles(self) -> Iterator[torch.Tensor]:
+        rows = _tile_rows(self.shape, self._up.device)
+        buffer = self._up.new_empty(min(rows, self.shape[0]), self.shape[1])
+        for start in range(0, self.shape[0], rows):
+            some = self._up[start : start + rows]
+            yield torch.mm(some, self._down, out=buffer[: len(some)]).abs_()
+
+
+class _Matrix:
+    """Of a dense delta, which stays where it is until a block of it is looked at."""
+
+    def __init__(self, delta: Dense, device: torch.device) -> None:
+        self._values = delta.values.reshape(len(delta.values), -1)
+        self._device = device
+        self.shape = (self._values.shape[0], self._values.shape[1])
+
+    def sample(self, every_row: int, every_column: int) -> torch.Tensor:
+        return self._values[::every_row, ::every_column].to(self._device, torch.float32).abs()
+
+    def tiles(self) -> Iterator[torch.Tensor]:
+        rows = _tile_rows(self.shape, self._device)
+        for start in range(0, self.shape[0], rows):
+            yield self._values[start : start + rows].to(self._device, torch.float32).abs()
+
+
+def _tile_rows(shape: tuple[int, int], device: torch.device) -> int:
+    elements = TILE_ELEMENTS if device.type == "cpu" else _CUDA_TILE_ELEMENTS
+    return max(1, elements // shape[1])
+
+
+def _guess(magnitudes: _Magnitudes, k: int) -> float:
+    """A value that a few more than ``k`` of the magnitudes exceed, from a sample.
 
     A higher one costs a second pass, a lower one work; the result is the same.
     """
-    rows, columns = up.shape[0], down.shape[1]
-    every_row, every_column = -(-rows // _SAMPLE_SIDE), -(-columns // _SAMPLE_SIDE)
-    sample = (up[::every_row] @ down[:, ::every_column]).abs_().reshape(-1)
+    rows, columns = magnitudes.shape
+    sample = magnitudes.sample(-(-rows // _SAMPLE_SIDE), -(-columns // _SAMPLE_SIDE)).reshape(-1)
     expected = k * len(sample) / (rows * columns)
     wanted = math.ceil(expected + 4 * math.sqrt(expected) + 4)
     if k == 0 or wanted >= len(sample):
         return -1.0
     return float(sample.topk(wanted).values[-1])
-
-
-def _tiles(up: torch.Tensor, down: torch.Tensor) -> Iterator[torch.Tensor]:
-    """|up @ down| in blocks of rows, each in the memory of the one before."""
-    elements = TILE_ELEMENTS if up.device.type == "cpu" else _CUDA_TILE_ELEMENTS
-    rows = max(1, elements // down.shape[1])
-    buffer = up.new_empty(min(rows, up.shape[0]), down.shape[1])
-    for start in range(0, up.shape[0], rows):
-        some = up[start : start + rows]
-        yield torch.mm(some, down, out=buffer[: len(some)]).abs_()
 
 
 class _Largest:

@@ -46,6 +46,8 @@ class LayerNumbers:
     """min(rank_c * rank_s, numel), or as set; None where only one LoRA has the layer."""
     content: Side | None
     style: Side | None
+    weight: str | None = None
+    """Of a bias: the layer name of the weight beside it, with which it is chosen."""
 
     @property
     def in_text_encoder(self) -> bool:
@@ -101,7 +103,7 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
     return Plan(
         gamma=gammas,
         layers={
-            name: _plan_layer(layer, rule, gammas.get(layer.component), config)
+            name: _plan_layer(layer, numbers, rule, gammas.get(layer.component), config)
             for name, layer in numbers.items()
         },
     )
@@ -135,30 +137,29 @@ def _gamma(component: str, numbers: Mapping[str, LayerNumbers], rule: str | floa
     pairs = [
         (layer.content.l1, layer.style.l1)
         for layer in numbers.values()
-        if layer.component == component and layer.content and layer.style
+        if layer.component == component and layer.content and layer.style and not layer.weight
     ]
     l1_c, l1_s = [c for c, _ in pairs], [s for _, s in pairs]
     return gamma_of_sums(l1_c, l1_s) if rule == "paper" else gamma_of_ratios(l1_c, l1_s)
 
 
-def _plan_layer(layer: LayerNumbers, rule: Klora, gamma: float | None, config: Config) -> LayerPlan:
-    content, style = layer.has(CONTENT), layer.has(STYLE)
-    ratio: float | None = None
-    if not content and not style:
-        fate, segments = "zero", [(0.0, False, False)]
-    elif layer.in_text_encoder:
-        content = content and config.text_encoder in ("both", CONTENT)
-        style = style and config.text_encoder in ("both", STYLE)
-        fate = "constant" if content or style else "dropped"
-        segments = [(0.0, content, style)]
-    elif not (content and style):
-        unpaired = layer.content is None or layer.style is None
-        if unpaired and config.unpaired == "drop":
-            fate, segments = "dropped", [(0.0, False, False)]
-        else:
-            fate, segments = "one-sided", [(0.0, content, style)]
+#: (progress from which it holds, whether content acts, whether style does)
+_Segment = tuple[float, bool, bool]
+
+
+def _plan_layer(
+    layer: LayerNumbers,
+    numbers: Mapping[str, LayerNumbers],
+    rule: Klora,
+    gamma: float | None,
+    config: Config,
+) -> LayerPlan:
+    weight = None if layer.weight is None else numbers.get(layer.weight)
+    if weight is None:
+        fate, ratio, segments = _choose(layer, rule, gamma, config)
     else:
-        fate, ratio, segments = _duel(layer, rule, gamma)
+        _, ratio, chosen = _choose(weight, rule, gamma, config)
+        fate, segments = _follow(layer, chosen)
     timeline = Timeline(
         tuple(start for start, _, _ in segments),
         {
@@ -171,9 +172,43 @@ def _plan_layer(layer: LayerNumbers, rule: Klora, gamma: float | None, config: C
     return LayerPlan(fate, timeline, scores)
 
 
+def _choose(
+    layer: LayerNumbers, rule: Klora, gamma: float | None, config: Config
+) -> tuple[str, float | None, list[_Segment]]:
+    """Fate, ratio and segments of a layer that is chosen by itself."""
+    content, style = layer.has(CONTENT), layer.has(STYLE)
+    if not content and not style:
+        return "zero", None, [(0.0, False, False)]
+    if layer.in_text_encoder:
+        content = content and config.text_encoder in ("both", CONTENT)
+        style = style and config.text_encoder in ("both", STYLE)
+        fate = "constant" if content or style else "dropped"
+        return fate, None, [(0.0, content, style)]
+    if not (content and style):
+        unpaired = layer.content is None or layer.style is None
+        if unpaired and config.unpaired == "drop":
+            return "dropped", None, [(0.0, False, False)]
+        return "one-sided", None, [(0.0, content, style)]
+    return _duel(layer, rule, gamma)
+
+
+def _follow(layer: LayerNumbers, chosen: list[_Segment]) -> tuple[str, list[_Segment]]:
+    """Fate and segments of a bias: what its weight's LoRA adds to it, and nothing else."""
+    content, style = layer.has(CONTENT), layer.has(STYLE)
+    segments: list[_Segment] = []
+    for start, c, s in chosen:
+        own = (c and content, s and style)
+        if not segments or segments[-1][1:] != own:
+            segments.append((start, *own))
+    acts = any(c or s for _, c, s in segments)
+    if acts:
+        return "with its weight", segments
+    return ("dropped" if content or style else "zero"), segments
+
+
 def _duel(
     layer: LayerNumbers, rule: Klora, gamma: float | None
-) -> tuple[str, float, list[tuple[float, bool, bool]]]:
+) -> tuple[str, float, list[_Segment]]:
     """Fate, ratio and segments of a layer where both deltas are there."""
     assert layer.content is not None
     assert layer.style is not None

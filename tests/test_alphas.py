@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from lora_files import RawTensor, peft_keys, random_pair, write_lora, write_tensors
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from tiny_pipeline import tiny_pipeline
 
 from klora_compile import read_adapter
-from klora_compile.reading.adapter import Adapter, Layer
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
+from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA
 from klora_runtime.errors import LoraError
 
@@ -109,7 +113,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_scales_of_the_unet_are_those_that_peft_applies(case: str, tmp_path: Path) -> None:
     path = saved_by_diffusers(tmp_path, "sd1", unet=config([*LINEAR, *CONV], **CONFIGS[case]))
     adapter = read_adapter(path)
-    assert {layer.alpha_source for layer in adapter.layers.values()} == {"metadata"}
+    assert {layer.alpha_source for layer in adapter.layers.values()} == {"lora_adapter_metadata"}
     assert {len(layer.down.shape) for layer in adapter.layers.values()} == {2, 4}
     pipe = tiny_pipeline("sd1")
     pipe.load_lora_weights(str(path.parent))
@@ -184,13 +188,124 @@ def scaling(
     return layer.scaling, layer.alpha_source
 
 
-def test_a_tensor_goes_before_metadata_before_the_rank(tmp_path: Path) -> None:
-    metadata = {"unet.lora_alpha": 8}
-    assert scaling(tmp_path, metadata, torch.tensor(2.0)) == (0.5, "tensor")
-    assert scaling(tmp_path, metadata) == (2.0, "metadata")
-    assert scaling(tmp_path) == (1.0, "rank")
+PEFT_KEY = "lora_adapter_metadata"
+DISAGREE = "disagree"
+
+#: (alpha tensor, PEFT's alpha, metadata of the training, kernel) -> (scaling at rank 4, source).
+RULE: dict[str, tuple[float | None, float | None, dict[str, str], bool, tuple[Any, str]]] = {
+    "nothing": (None, None, {}, False, (1.0, "rank")),
+    "tensor": (2.0, None, {}, False, (0.5, "tensor")),
+    "PEFT": (None, 8.0, {}, False, (2.0, PEFT_KEY)),
+    "kohya": (None, None, {"ss_network_alpha": "8"}, False, (2.0, "ss_network_alpha")),
+    "kin": (None, None, {"network_alpha": "2.0"}, False, (0.5, "network_alpha")),
+    "other kin": (None, None, {"lora_alpha": "2"}, False, (0.5, "lora_alpha")),
+    "tensor and kohya agree": (2.0, None, {"ss_network_alpha": "2.0"}, False, (0.5, "tensor")),
+    "tensor and PEFT agree": (2.0, 2.0, {}, False, (0.5, "tensor")),
+    "as bfloat16 holds it": (2.0, None, {"ss_network_alpha": "2.005"}, False, (0.5, "tensor")),
+    "dynamic": (2.0, None, {"ss_network_alpha": "Dynamic"}, False, (0.5, "tensor")),
+    "dynamic alone": (None, None, {"ss_network_alpha": "Dynamic"}, False, (1.0, "rank")),
+    "None": (None, None, {"ss_network_alpha": "None"}, False, (1.0, "rank")),
+    "convolution": (None, None, {"ss_network_alpha": "8"}, True, (1.0, "rank")),
+    "conv_alpha": (
+        None,
+        None,
+        {"ss_network_alpha": "8", "ss_network_args": '{"conv_alpha": "2"}'},
+        True,
+        (0.5, "conv_alpha of ss_network_args"),
+    ),
+    "alphas of blocks": (
+        2.0,
+        None,
+        {"ss_network_alpha": "8", "ss_network_args": '{"block_alphas": "1,2"}'},
+        False,
+        (0.5, "tensor"),
+    ),
+    "rank-stabilised LyCORIS": (
+        16.0,
+        None,
+        {"ss_network_alpha": "8", "ss_network_args": '{"rs_lora": "True"}'},
+        False,
+        (4.0, "tensor"),
+    ),
+    "network_args are no JSON": (2.0, None, {"ss_network_args": "{"}, False, (0.5, "tensor")),
+    "zero": (0.0, None, {}, False, (0.0, "tensor")),
+    "tensor and PEFT": (
+        2.0,
+        8.0,
+        {},
+        False,
+        (DISAGREE, f"alpha is 2 by tensor and 8 by {PEFT_KEY}"),
+    ),
+    "tensor and kohya": (
+        2.0,
+        None,
+        {"ss_network_alpha": "8"},
+        False,
+        (DISAGREE, "alpha is 2 by tensor and 8 by ss_network_alpha"),
+    ),
+    "PEFT and kohya": (
+        None,
+        2.0,
+        {"ss_network_alpha": "8"},
+        False,
+        (DISAGREE, f"alpha is 2 by {PEFT_KEY} and 8 by ss_network_alpha"),
+    ),
+    "tensor and conv_alpha": (
+        2.0,
+        None,
+        {"ss_network_args": '{"conv_alpha": 4}'},
+        True,
+        (DISAGREE, "alpha is 2 by tensor and 4 by conv_alpha of ss_network_args"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULE)
+def test_the_rule_of_scale(case: str, tmp_path: Path) -> None:
+    alpha, peft, metadata, is_kernel, (scale, source) = RULE[case]
+    tensors = peft_keys({LAYER: random_pair(6, 4, 4, kernel=(3, 3) if is_kernel else ())})
+    tensors |= {} if alpha is None else {f"{LAYER}.alpha": torch.tensor(alpha)}
+    if peft is not None:
+        metadata = metadata | {PEFT_KEY: json.dumps({"unet.lora_alpha": peft})}
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
+    if scale != DISAGREE:
+        layer = read_adapter(tmp_path / "a.safetensors").layers[LAYER]
+        assert (layer.scaling, layer.alpha_source) == (scale, source)
+        assert layer.alpha == scale * 4
+        return
+    with pytest.raises(LoraError) as caught:
+        read_adapter(tmp_path / "a.safetensors")
+    assert caught.value.issues == (f"{LAYER}: {source}; --alpha-conflict first takes the first",)
+    first = read_adapter(tmp_path / "a.safetensors", ReadOptions(alpha_conflict="first"))
+    assert first.layers[LAYER].alpha == 2.0
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "four", "1e13"])
+def test_an_alpha_of_the_training_that_is_no_number(value: str, tmp_path: Path) -> None:
+    tensors = peft_keys({LAYER: random_pair(6, 4, 4)})
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata={"ss_network_alpha": value})
+    with pytest.raises(LoraError, match=f"ss_network_alpha is {value} in its metadata, expected a"):
+        read_adapter(tmp_path / "a.safetensors")
+
+
+def test_mixed_ranks_and_alphas_are_exact_in_every_layer(tmp_path: Path) -> None:
+    """As ``resize_lora --dynamic_method`` of sd-scripts writes them."""
+    scales = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for rank in range(1, 9):
+        name = f"unet.up_blocks.1.attentions.{rank}.transformer_blocks.0.attn1.to_q"
+        tensors |= peft_keys({name: random_pair(6, 4, rank, seed=rank)})
+        tensors[f"{name}.alpha"] = torch.tensor(0.75 * rank + 0.1)
+        scales[name] = float(tensors[f"{name}.alpha"]) / rank
+    metadata = {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"}
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
+    adapter = read_adapter(tmp_path / "a.safetensors")
+    assert {name: layer.scaling for name, layer in adapter.layers.items()} == scales
+
+
+def test_metadata_of_components(tmp_path: Path) -> None:
     assert scaling(tmp_path, {"text_encoder.lora_alpha": 8}) == (1.0, "rank")
-    assert scaling(tmp_path, {"lora_alpha": 8}) == (2.0, "metadata")
+    assert scaling(tmp_path, {"lora_alpha": 8}) == (2.0, PEFT_KEY)
     assert scaling(tmp_path, {"unet.lora_alpha": None, "unet.alpha_pattern": None})[1] == "rank"
 
 
@@ -235,13 +350,13 @@ def test_patterns_find_clip_layers_under_either_spelling(tmp_path: Path) -> None
     name = "text_encoder.encoder.layers.0.mlp.fc1"
     for pattern in ("text_model.encoder.layers.0.mlp.fc1", "encoder.layers.0.mlp.fc1", "fc1"):
         metadata = {"text_encoder.lora_alpha": 4, "text_encoder.alpha_pattern": {pattern: 2}}
-        assert scaling(tmp_path, metadata, name=name) == (0.5, "metadata")
+        assert scaling(tmp_path, metadata, name=name) == (0.5, "lora_adapter_metadata")
 
 
 def test_a_pattern_may_have_a_hyphen(tmp_path: Path) -> None:
     metadata = {"transformer.alpha_pattern": {"all_x_embedder.2-1": 2}}
     name = "transformer.all_x_embedder.2-1"
-    assert scaling(tmp_path, metadata, name=name) == (0.5, "metadata")
+    assert scaling(tmp_path, metadata, name=name) == (0.5, "lora_adapter_metadata")
 
 
 def test_rank_stabilised_scaling_is_alpha_over_root_rank(tmp_path: Path) -> None:
@@ -283,11 +398,16 @@ def test_metadata_that_cannot_be_followed_is_named(case: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "value", "form"),
     [
-        ("use_dora", True, "DoRA"),
         ("use_qalora", True, "QALoRA"),
         ("use_bdlora", {"nblocks": 2}, "BD-LoRA"),
         ("kasa_config", {}, None),
         ("use_dora", False, None),
+        ("init_lora_weights", "gaussian", None),
+        (
+            "init_lora_weights",
+            "pissa_niter_16",
+            "pissa_niter_16, which changes the base too, and this is not in the file",
+        ),
     ],
 )
 def test_other_forms_are_refused_by_their_metadata(
@@ -300,6 +420,12 @@ def test_other_forms_are_refused_by_their_metadata(
     with pytest.raises(LoraError) as caught:
         scaling(tmp_path, metadata)
     assert caught.value.issues == (f"{LAYER}: is {form} by its metadata, which is not supported",)
+
+
+def test_dora_by_its_metadata_needs_a_magnitude(tmp_path: Path) -> None:
+    with pytest.raises(LoraError) as caught:
+        scaling(tmp_path, {"unet.use_dora": True})
+    assert caught.value.issues == (f"{LAYER}: is DoRA by its metadata, and has no magnitude",)
 
 
 @pytest.mark.parametrize(

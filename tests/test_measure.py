@@ -16,7 +16,7 @@ from lora_files import needs_cuda, random_pair, run_python
 
 from klora_compile import measure as measuring
 from klora_compile.measure import Statistics, measure, resolve_device
-from klora_compile.reading.adapter import Layer
+from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ AWKWARD = [
 
 def layer(out: int, width: int, rank: int, name: str = "x", **more: Any) -> Layer:
     down, up = random_pair(out, width, rank, **more)
-    return Layer("unet", name, down, up, alpha=float(rank), alpha_source="rank")
+    return Layer.lora("unet", name, down, up, alpha=float(rank), alpha_source="rank")
 
 
 def one(subject: Layer, *ks: int, device: torch.device = CPU) -> Statistics:
@@ -83,7 +83,7 @@ def test_sums_are_right_for_any_shape_and_tile(
 
 def test_alpha_has_no_part_in_the_statistics() -> None:
     down, up = random_pair(8, 8, 2)
-    plain, scaled = (Layer("unet", "x", down, up, alpha, "tensor") for alpha in (2.0, -9.0))
+    plain, scaled = (Layer.lora("unet", "x", down, up, alpha, "tensor") for alpha in (2.0, -9.0))
     assert one(plain, 4) == one(scaled, 4)
 
 
@@ -100,7 +100,7 @@ def test_k_at_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_equal_values_count_as_often_as_they_occur(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "TILE_ELEMENTS", 8)
-    subject = Layer(
+    subject = Layer.lora(
         "unet", "x", torch.ones(1, 4), torch.tensor([[1.0], [-3.0], [3.0]]), 1.0, "rank"
     )
     assert one(subject, 1, 7, 8, 9, 12).top_k == {1: 3.0, 7: 21.0, 8: 24.0, 9: 25.0, 12: 28.0}
@@ -112,7 +112,9 @@ def test_values_that_hardly_differ_are_told_apart(monkeypatch: pytest.MonkeyPatc
     rising = 1 + torch.arange(100.0).reshape(100, 1) * 2.0**-20
     expected = math.fsum(rising[-5:].flatten().tolist())
     for up in (rising, rising.flip(0), rising.roll(50, 0)):
-        assert one(Layer("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 5).top_k[5] == expected
+        assert (
+            one(Layer.lora("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 5).top_k[5] == expected
+        )
 
 
 @pytest.mark.parametrize("guess", [-1.0, 0.0, 0.5, 1e9])
@@ -127,9 +129,11 @@ def test_a_guess_changes_no_bit(guess: float, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_sample_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = measuring._tiles
+    tiles = measuring._Product.tiles
     passes: list[None] = []
-    monkeypatch.setattr(measuring, "_tiles", lambda *args: passes.append(None) or tiles(*args))
+    monkeypatch.setattr(
+        measuring._Product, "tiles", lambda *args: passes.append(None) or tiles(*args)
+    )
     kept: list[int] = []
     above = measuring._above
     monkeypatch.setattr(
@@ -144,7 +148,7 @@ def test_a_sample_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None
 def test_rows_are_summed_in_float64() -> None:
     down = torch.ones(1, 4096)
     down[0, 0] = 2.0**25
-    assert one(Layer("unet", "x", down, torch.ones(1, 1), 1.0, "rank")).l1 == 2.0**25 + 4095
+    assert one(Layer.lora("unet", "x", down, torch.ones(1, 1), 1.0, "rank")).l1 == 2.0**25 + 4095
 
 
 def test_sums_are_exact_where_a_running_sum_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,14 +156,14 @@ def test_sums_are_exact_where_a_running_sum_is_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measuring, "TILE_ELEMENTS", 64)
     up = torch.full((4096, 1), 2.0**-30)
     up[0] = 2.0**30
-    found = one(Layer("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 4096)
+    found = one(Layer.lora("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 4096)
     assert found.l1 == found.top_k[4096] == 2.0**30 + 4095 * 2.0**-30
 
 
 def test_zero_deltas_are_exactly_zero() -> None:
     down, up = random_pair(6, 4, 2)
     for pair in ((down, torch.zeros_like(up)), (torch.zeros_like(down), -0.0 * up)):
-        assert one(Layer("unet", "x", *pair, 2.0, "rank"), 1, 24) == Statistics(
+        assert one(Layer.lora("unet", "x", *pair, 2.0, "rank"), 1, 24) == Statistics(
             0.0, {1: 0.0, 24: 0.0}
         )
 
@@ -256,7 +260,7 @@ def test_the_number_of_threads_is_given_back_after_an_error(
     elif place == "in a callback":
         callback = fail
     else:
-        layers[1] = Layer(
+        layers[1] = Layer.lora(
             "unet", "huge", torch.full((1, 2), 1e30), torch.full((2, 1), 1e30), 1.0, "rank"
         )
     with pytest.raises((RuntimeError, LoraError), match=r"as planned|overflows float32"):
@@ -268,11 +272,11 @@ def test_the_number_of_threads_is_given_back_after_an_error(
 @pytest.mark.parametrize("value", [1e30, -1e30])
 def test_overflow_is_an_error_that_names_the_layer(value: float) -> None:
     huge = torch.full((2, 4), value)
-    with pytest.raises(LoraError, match=r"unet\.deep\.down: up @ down overflows float32\."):
-        one(Layer("unet", "deep.down", huge, torch.full((6, 2), 1e30), 2.0, "rank"), 1)
+    with pytest.raises(LoraError, match=r"unet\.deep\.down: its delta overflows float32\."):
+        one(Layer.lora("unet", "deep.down", huge, torch.full((6, 2), 1e30), 2.0, "rank"), 1)
     cancelling = torch.tensor([[1e30, 1e30], [-1e30, -1e30]])  # inf - inf is NaN
     with pytest.raises(LoraError, match="overflows float32"):
-        one(Layer("unet", "x", cancelling, torch.full((6, 2), value), 2.0, "rank"), 1)
+        one(Layer.lora("unet", "x", cancelling, torch.full((6, 2), value), 2.0, "rank"), 1)
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -281,14 +285,14 @@ MEMORY = """
 import sys, torch
 from pathlib import Path
 from klora_compile.measure import measure
-from klora_compile.reading.adapter import Layer
+from klora_compile.reading.layers import Layer
 
 def peak():  # not ru_maxrss, which begins at the parent's
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 def layer(out, width, rank):
-    return Layer("unet", f"{out}", torch.randn(rank, width), torch.randn(out, rank), rank, "rank")
+    return Layer.lora("unet", f"{out}", torch.randn(rank, width), torch.randn(out, rank), rank)
 
 torch.set_num_threads(1)
 small, large = layer(64, 64, 16), layer(12288, 3072, 16)

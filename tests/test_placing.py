@@ -14,32 +14,34 @@ from diffusers.loaders import lora_conversion_utils
 from lora_files import random_pair, write_lora
 
 from klora_compile import read_adapter
-from klora_compile.reading.adapter import Adapter, Layer
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
 from klora_runtime.errors import LoraError
 
 FORMATS = Path(os.environ.get("KLORA_SHARED_DATA", "../shared/data")) / "formats"
 
-#: Real key list -> how its layout is called, and how many layers it makes.
-READ = {
-    "anima_lora_kohya_format": ("cosmos+kohya", 11),
-    "anima_lora_peft_format": ("cosmos+peft", 6),
-    "flux_lora_aitoolkit_format": ("bfl+peft", 418),
-    "flux_lora_diffusers_base_model_format": ("peft", 381),
-    "flux_lora_diffusers_format": ("peft", 494),
-    "flux_lora_diffusers_with_norm_out_format": ("peft", 504),
-    "flux_lora_kohya_format": ("bfl+kohya", 494),
-    "flux_lora_xlabs_format": ("peft+xlabs", 24),
-    "flux_slider_safetensors": ("peft", 494),
-    "krea2_lora_kohya_format": ("kohya+krea", 40),
-    "qwen_image_lora_diffusers_format": ("peft", 3),
-    "sdxl_lora_kohya_te1_te2_alien_style": ("kohya+ldm", 986),
+#: Real key list -> its layout, whose names it has, the base family that is told at a sixteenth of
+#: the width, and how many layers it makes.
+READ: dict[str, tuple[str, str, str | None, int]] = {
+    "anima_lora_kohya_format": ("kohya", "cosmos", "anima", 11),
+    "anima_lora_peft_format": ("peft", "cosmos", "anima", 6),
+    "flux_lora_aitoolkit_format": ("peft", "bfl", "flux.1", 418),
+    "flux_lora_diffusers_base_model_format": ("peft", "diffusers", "flux.1", 381),
+    "flux_lora_diffusers_format": ("peft", "diffusers", "flux.1", 494),
+    "flux_lora_diffusers_with_norm_out_format": ("peft", "diffusers", "flux.1", 504),
+    "flux_lora_kohya_format": ("kohya", "bfl", "flux.1", 494),
+    "flux_lora_xlabs_format": ("xlabs", "xlabs", "flux.1", 24),
+    "flux_slider_safetensors": ("peft", "diffusers", "flux.1", 494),
+    "krea2_lora_kohya_format": ("kohya", "krea", "krea-2", 40),
+    "qwen_image_lora_diffusers_format": ("peft", "diffusers", None, 3),
+    "sdxl_lora_kohya_te1_te2_alien_style": ("kohya", "ldm", "sdxl", 986),
 }
-#: Real key list -> a form in it that is refused by name.
+#: Real key list -> why it is refused. Both lists of LoKr have shapes that no model has.
 REFUSED = {
-    "anima_lora_lokr_format": "LoKr",
-    "flux_control_lora_format": "LoRA with a bias",
-    "flux_dora_onetrainer_format": "DoRA",
-    "flux_lokr_bfl_format": "LoKr",
+    "anima_lora_lokr_format": "it cannot be told whether they belong to rows or to columns",
+    "flux_control_lora_format": "152 modules say what the weight becomes",
+    "flux_dora_onetrainer_format": "506 modules say what the weight becomes",
+    "flux_lokr_bfl_format": "may be a module of chroma, flux.1, flux.2, .* whose widths are not",
 }
 
 
@@ -62,9 +64,9 @@ def written(name: str, folder: Path) -> Path:
 def test_every_key_of_a_real_list_is_used(name: str, tmp_path: Path) -> None:
     path = written(name, tmp_path)
     adapter = read_adapter(path)
-    layout, layers = READ[name]
-    assert (adapter.layout, len(adapter.layers)) == (layout, layers)
-    assert adapter.keys == len(json.loads((FORMATS / f"{name}.json").read_text()))
+    found = (adapter.layout, adapter.names, adapter.family, len(adapter.layers))
+    assert found == READ[name]
+    assert adapter.used == adapter.keys == len(json.loads((FORMATS / f"{name}.json").read_text()))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -280,7 +282,7 @@ _UNKNOWN = "is a module of no model whose names klora knows"
 def test_modules_of_no_model_are_named(tmp_path: Path) -> None:
     assert refusal(kohya({"lora_unet_mystery_7": (8, 8)}, alpha=None), tmp_path) == (
         "2 of 2 keys cannot be used, and klora reads a file whole or not at all. Convert it to "
-        "diffusers/PEFT keys.\n"
+        "diffusers/PEFT keys, or leave them out with --ignore-unknown.\n"
         f"  - lora_unet_mystery_7.lora_down.weight: {_UNKNOWN}\n"
         f"  - lora_unet_mystery_7.lora_up.weight: {_UNKNOWN}"
     )
@@ -312,7 +314,10 @@ def test_widths_tell_families_of_one_name_apart(tmp_path: Path) -> None:
     assert list(first.layers) == ["transformer.transformer_blocks.0.ff.net.0.proj"]
     assert list(second.layers) == ["transformer.transformer_blocks.0.ff.linear_in"]
     text = refusal(kohya({name: (40, 8)}), tmp_path)
-    assert f"{name}.alpha: may be a module of chroma, flux.2, and goes elsewhere in each" in text
+    assert (
+        f"{name}.alpha: may be a module of chroma, flux.1, flux.2, and goes elsewhere in each"
+        in text
+    )
 
 
 def test_names_that_two_families_place_differently(tmp_path: Path) -> None:

@@ -227,8 +227,44 @@ def test_every_fate_is_reached_and_known() -> None:
         plan_of(pair(1.0, "text_encoder")).fate,
         plan_of(LayerNumbers("unet", 4, ZERO, ZERO)).fate,
         plan_of(pair(1.0, "text_encoder"), text_encoder="none").fate,
+        planned(w=pair(1.0), b=bias("w")).layers["b"].fate,
     }
     assert reached == set(FATES)
+
+
+# --- biases -----------------------------------------------------------------------------------
+
+
+def bias(weight: str, content: Side | None = None, style: Side | None = None) -> LayerNumbers:
+    """A bias that style would win by itself, and whose sums would turn gamma over."""
+    own = (content or side(1e-3, 1e6), style or side(1e3, 1e-6))
+    return LayerNumbers("unet", 4, *own, weight)
+
+
+def test_a_bias_is_chosen_with_its_weight_and_not_counted() -> None:
+    plan = planned(Config(), w=pair(1.25), b=bias("w"))
+    assert plan.gamma == {"unet": 1.0}
+    assert plan.layers["b"].timeline == plan.layers["w"].timeline
+    assert plan.layers["b"].scores["ratio"] == plan.layers["w"].scores["ratio"]
+    for ratio, slot in ((3.0, "content"), (0.1, "style")):
+        assert acts(planned(w=pair(ratio), b=bias("w")).layers["b"]) == {slot}
+
+
+def test_a_bias_of_one_lora_acts_while_that_has_its_weight() -> None:
+    plan = planned(w=pair(1.25), b=LayerNumbers("unet", None, side(None), ABSENT, "w"))
+    assert rows(plan.layers["b"]) == [
+        (0.0, 1.0, 0.0),
+        (plan.layers["w"].timeline.starts[1], 0.0, 0.0),
+    ]
+    for style in (ABSENT, ZERO):  # the weight is the style's at all times
+        plan = planned(w=pair(0.1), b=LayerNumbers("unet", 4, side(), style, "w"))
+        assert (plan.layers["b"].fate, acts(plan.layers["b"])) == ("dropped", set())
+    plan = planned(w=pair(0.1), b=LayerNumbers("unet", 4, ZERO, ZERO, "w"))
+    assert plan.layers["b"].fate == "zero"
+
+
+def test_a_bias_without_its_weight_is_a_layer_of_its_own() -> None:
+    assert plan_of(LayerNumbers("unet", 4, side(1.25), side(1.0), "not there")).fate == "switching"
 
 
 def test_layers_keep_their_order() -> None:

@@ -11,8 +11,11 @@ from lora_files import needs_real_loras, peft_keys, random_pair, real_lora, writ
 from safetensors.torch import save_file
 
 from klora_compile import Config, compile_fusion, read_adapter
-from klora_compile.reading import key_layouts
-from klora_compile.reading.key_layouts import PARTS, REFUSED_FORMS, ParsedKey, Part, parse_key
+from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.keys import ParsedKey, parse_key
+from klora_compile.reading.layouts import spelling
+from klora_compile.reading.layouts.spelling import PARTS, REFUSED_FORMS
+from klora_compile.reading.options import ReadOptions
 from klora_runtime.errors import LoraError
 
 ATTENTION = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"
@@ -41,6 +44,10 @@ DOTTED: dict[str, tuple[str, str]] = {
     "text_encoder_2.": ("text_encoder_2", CLIP),
     "text_encoder_2.text_model.": ("text_encoder_2", CLIP),
     "text_encoder_3.": ("text_encoder_3", T5),
+    "text_conditioner.": ("text_conditioner", "blocks.0.self_attn.q_proj"),
+    "text_encoders.clip_l.transformer.text_model.": ("text_encoder", CLIP),
+    "text_encoders.clip_g.transformer.text_model.": ("text_encoder_2", CLIP),
+    "text_encoders.t5xxl.transformer.": ("text_encoder_3", T5),
     "text_model.": ("text_encoder", CLIP),
     "base_model.model.text_model.": ("text_encoder", CLIP),
 }
@@ -67,17 +74,17 @@ def test_every_prefix_with_every_suffix(prefix: str, suffix: str) -> None:
 
 
 def test_the_prefixes_above_are_all_there_are() -> None:
-    assert {component for component, _ in DOTTED.values()} == set(key_layouts.COMPONENTS)
-    alone = {row.prefix for row in key_layouts.FLAT_PREFIXES if row.vocabularies}
+    assert {component for component, _ in DOTTED.values()} == set(spelling.COMPONENTS)
+    alone = {row.prefix for row in spelling.FLAT_PREFIXES if row.vocabularies}
     assert alone <= set(FLAT)
-    assert set(key_layouts.ROOTS.values()) == {"unet", "text_encoder", "transformer"}
+    assert set(spelling.ROOTS.values()) == {"unet", "text_encoder", "transformer"}
 
 
-@pytest.mark.parametrize("root", key_layouts.ROOTS)
+@pytest.mark.parametrize("root", spelling.ROOTS)
 def test_a_path_without_a_component_is_known_by_its_first_name(root: str) -> None:
     parsed = parse_key(f"base_model.model.{root}.layer.lora_A.weight")
     assert isinstance(parsed, ParsedKey)
-    assert parsed.component == key_layouts.ROOTS[root]
+    assert parsed.component == spelling.ROOTS[root]
 
 
 def test_a_module_name_may_have_a_hyphen() -> None:
@@ -158,13 +165,15 @@ def issues(folder: Path, tensors: Mapping[str, torch.Tensor], message: str) -> t
 
 @pytest.mark.parametrize("suffix", REFUSED_FORMS)
 def test_other_forms_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
-    good = peft_keys({LAYER: random_pair(6, 4, 2)})
-    found = issues(tmp_path, good | {LAYER + suffix: torch.ones(2)}, "1 of 3 keys cannot be used")
-    form = REFUSED_FORMS[suffix]
-    assert found == (f"{LAYER}{suffix}: is part of a {form} layer, which is not supported",)
+    """With all that belongs to the same module: without the rest it would mean something else."""
+    good = peft_keys({LAYER: random_pair(6, 4, 2), f"{LAYER}x": random_pair(6, 4, 2)})
+    found = issues(tmp_path, good | {LAYER + suffix: torch.ones(2)}, "3 of 5 keys cannot be used")
+    why = f"is part of {REFUSED_FORMS[suffix]}, which klora does not read"
+    parts = sorted([suffix, ".lora_A.weight", ".lora_B.weight"])
+    assert found == tuple(f"{LAYER}{part}: {why}" for part in parts)
 
 
-@pytest.mark.parametrize("form", ["DoRA", "LoHa", "LoKr", "LoCon with a Tucker core", "GLoRA"])
+@pytest.mark.parametrize("form", ["OFT", "BOFT", "GLoRA", "IA3", "VeRA"])
 def test_the_usual_other_forms_are_in_the_table(form: str) -> None:
     assert form in REFUSED_FORMS.values()
 
@@ -215,7 +224,7 @@ def test_half_a_pair_is_named(kept: str, missing: str, tmp_path: Path) -> None:
 )
 def test_two_spellings_of_one_tensor_are_named(second: str, tmp_path: Path) -> None:
     good = peft_keys({LAYER: random_pair(6, 4, 2)})
-    (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "1 of 3 keys cannot be used")
+    (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "1 problems; get the file again")
     assert f"is the down of {LAYER}, and so is " in issue
     assert second in issue
 
@@ -224,7 +233,7 @@ def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
     down, up = random_pair(6, 4, 2)
     plain, prefixed = f"text_encoder.{CLIP}", f"text_encoder.text_model.{CLIP}"
     one = peft_keys({plain: (down, up)}) | {f"{prefixed}.lora_A.weight": down.clone()}
-    (issue,) = issues(tmp_path, one, "1 of 3 keys")
+    (issue,) = issues(tmp_path, one, "1 problems; get the file again")
     assert f"is the down of {plain}, and so is " in issue
 
 
@@ -234,20 +243,15 @@ BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
     "exchanged": (torch.ones(6, 2), torch.ones(2, 4), "down [6, 2] and up [2, 4] are no low-rank"),
     "vectors": (torch.ones(2), torch.ones(2), "down [2] and up [2] are no low-rank pair"),
     "scalars": (torch.tensor(1.0), torch.tensor(1.0), "down [] and up [] are no low-rank pair"),
-    "three dimensions": (torch.ones(2, 4, 3), torch.ones(6, 2, 1), "are no low-rank pair"),
+    "kernel of one dimension in up": (torch.ones(2, 4, 3), torch.ones(6, 2, 3), "are no low-rank"),
     "linear and conv": (torch.ones(2, 4), torch.ones(6, 2, 1, 1), "are no low-rank pair"),
     "kernel in up": (torch.ones(2, 4, 3, 3), torch.ones(6, 2, 3, 3), "are no low-rank pair"),
     "integers": (
         torch.ones(2, 4, dtype=torch.int32),
         torch.ones(6, 2),
-        "down is torch.int32, expected float32, float16 or bfloat16",
+        "down is torch.int32, expected float32, float16, bfloat16 or float8",
     ),
     "float64": (torch.ones(2, 4), torch.ones(6, 2).double(), "up is torch.float64, expected"),
-    "float8": (
-        torch.ones(2, 4).to(torch.float8_e4m3fn),
-        torch.ones(6, 2),
-        "down is torch.float8_e4m3fn, expected float32",
-    ),
     "NaN": (torch.full((2, 4), torch.nan), torch.ones(6, 2), "holds NaN or infinity"),
     "infinity": (torch.ones(2, 4), torch.full((6, 2), -torch.inf), "holds NaN or infinity"),
 }
@@ -262,16 +266,67 @@ def test_an_impossible_pair_is_named(case: str, tmp_path: Path) -> None:
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    """What the header says first, then what the values say."""
     bad = {f"unet.{ATTENTION}.{case.replace(' ', '_')}": BAD_PAIRS[case][:2] for case in BAD_PAIRS}
-    found = issues(tmp_path, peft_keys(bad), f"{len(bad)} problems")
-    assert len(found) == len(bad)
+    values = {name: bad[name] for name in bad if name.endswith(("NaN", "infinity"))}
+    assert len(issues(tmp_path, peft_keys(bad), f"{len(bad) - 2} problems")) == len(bad) - 2
+    assert len(issues(tmp_path, peft_keys(values), "2 problems")) == 2
     unknown = {f"unet.mystery.{i}": torch.ones(1) for i in range(20)}
-    found = issues(tmp_path, peft_keys(bad) | unknown, r"(?s)20 of 46 keys.*… and 12 more")
+    found = issues(tmp_path, peft_keys(bad) | unknown, r"(?s)20 of 44 keys.*… and 12 more")
     assert len(found) == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_read_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In float16, which holds every finite value of both kinds, subnormals included."""
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    codes = codes[codes.float().isfinite()]
+    down, up = codes.reshape(2, -1), torch.ones(6, 2).to(dtype)
+    path = write_lora(tmp_path / "a.safetensors", peft_keys({LAYER: (down, up)}))
+    layer = read_adapter(path).layers[LAYER]
+    assert layer.down.dtype == layer.up.dtype == torch.float16
+    assert torch.equal(layer.down.double(), down.double())
 
 
 def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
     assert issues(tmp_path, {}, "holds no tensors") == ()
+
+
+def test_unknown_keys_can_be_left_out_and_are_recorded(tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    unknown = {"state_step": torch.ones(1), "unet.x.oft_blocks": torch.ones(1)}
+    path = write_lora(tmp_path / "a.safetensors", good | unknown)
+    adapter = read_adapter(path, ReadOptions(ignore_unknown=True))
+    assert list(adapter.layers) == [LAYER]
+    assert (adapter.keys, adapter.used) == (4, 2)
+    assert [(each.key, each.why) for each in adapter.unused] == [
+        ("state_step", "its ending is of no known LoRA form"),
+        ("unet.x.oft_blocks", "is part of OFT, which klora does not read"),
+    ]
+    alone = write_lora(tmp_path / "b.safetensors", unknown)
+    with pytest.raises(LoraError, match="2 of 2 keys cannot be used"):
+        read_adapter(alone, ReadOptions(ignore_unknown=True))
+    broken = good | unknown | {"unet.y.lora_A.weight": torch.ones(2, 4)}
+    path = write_lora(tmp_path / "c.safetensors", broken)
+    with pytest.raises(LoraError, match=r"1 problems; .*\n  - unet.y: has no up"):
+        read_adapter(path, ReadOptions(ignore_unknown=True))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "bundle_emb.sks.string_to_param.*",
+        "emb_params",
+        "text_encoder.text_model.embeddings.token_embedding.weight",
+    ],
+)
+def test_token_embeddings_are_refused_by_name(key: str, tmp_path: Path) -> None:
+    good = peft_keys({LAYER: random_pair(6, 4, 2)})
+    (issue,) = issues(tmp_path, good | {key: torch.ones(2, 4)}, "1 of 3 keys cannot be used")
+    assert issue == (
+        f"{key}: is an embedding of tokens, which klora does not carry; load it beside the "
+        "fusion with pipe.load_textual_inversion"
+    )
 
 
 # --- real files -------------------------------------------------------------------------------

@@ -1,140 +1,35 @@
-"""How trainers name the tensors of a LoRA file, as tables: a new spelling is new rows.
+"""A key of a LoRA file, taken apart by the tables of ``layouts.spelling``.
 
-A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
-*suffix* that says which part of the layer. :func:`parse_key` takes a key apart; a key that fits
-no row is never guessed at. Module paths in diffusers' names are understood here; those in the names
-of a model's authors are a :class:`~klora_compile.reading.placing.Stem`, for ``layouts`` to place.
+A key that fits no row is never guessed at. Module paths in diffusers' names are understood here;
+those in the names of a model's authors are a :class:`~klora_compile.reading.placing.Stem`, for the
+tables of ``layouts`` to place.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
-from klora_compile.reading.flat_names import CLIP, T5, UNET, Vocabulary
+from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.layouts.spelling import (
+    CLIP_PREFIX,
+    COMFY_PREFIX,
+    COMPONENTS,
+    FLAT_PREFIXES,
+    PARTS,
+    PEFT_PREFIX,
+    PROCESSORS,
+    REFUSED_FORMS,
+    ROOTS,
+    T5_COMPONENT,
+    TEXT_PREFIXES,
+)
 from klora_compile.reading.placing import Stem
 
-
-class Part(Enum):
-    """What a tensor is to its layer."""
-
-    DOWN = "down"
-    UP = "up"
-    ALPHA = "alpha"
-
-
-#: Suffix -> part. The longest suffix that fits is taken.
-PARTS: Mapping[str, Part] = {
-    ".lora_A.weight": Part.DOWN,
-    ".lora_B.weight": Part.UP,
-    ".lora_A.default.weight": Part.DOWN,
-    ".lora_B.default.weight": Part.UP,
-    ".lora.down.weight": Part.DOWN,
-    ".lora.up.weight": Part.UP,
-    ".lora_down.weight": Part.DOWN,
-    ".lora_up.weight": Part.UP,
-    ".down.weight": Part.DOWN,
-    ".up.weight": Part.UP,
-    ".lora_linear_layer.down.weight": Part.DOWN,
-    ".lora_linear_layer.up.weight": Part.UP,
-    ".alpha": Part.ALPHA,
-}
-
-#: Suffix -> the form it belongs to, of forms that are refused by name.
-REFUSED_FORMS: Mapping[str, str] = {
-    ".lora_magnitude_vector": "DoRA",
-    ".lora_magnitude_vector.weight": "DoRA",
-    ".lora_magnitude_vector.default.weight": "DoRA",
-    ".dora_scale": "DoRA",
-    ".lora_mid.weight": "LoCon with a Tucker core",
-    ".lora_A.bias": "LoRA with a bias",
-    ".lora_B.bias": "LoRA with a bias",
-    ".lora_down.bias": "LoRA with a bias",
-    ".lora_up.bias": "LoRA with a bias",
-    ".diff": "full difference",
-    ".diff_b": "bias difference",
-    ".diff.weight": "full difference",
-    ".w_norm": "norm difference",
-    ".b_norm": "norm difference",
-    ".scale_weight": "scaled float8",
-    ".ia3_l": "IA3",
-    ".oft_blocks": "OFT",
-    ".oft_diag": "OFT",
-    ".on_input": "IA3",
-    **{f".hada_w{i}_{side}": "LoHa" for i in (1, 2) for side in "ab"},
-    **{f".hada_t{i}": "LoHa" for i in (1, 2)},
-    **{f".lokr_w{i}{side}": "LoKr" for i in (1, 2) for side in ("", "_a", "_b")},
-    ".lokr_t2": "LoKr",
-    **{f".{side}{i}.weight": "GLoRA" for side in "ab" for i in (1, 2)},
-}
-
-#: Components a dotted key may name.
-COMPONENTS = (
-    "unet",
-    "transformer",
-    "transformer_2",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
+#: PEFT's name of an adapter between a part and ``weight``.
+_ADAPTER = re.compile(
+    r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[A-Za-z0-9_-]+(\.weight|\.bias)$"
 )
-
-#: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
-PEFT_PREFIX = "base_model.model."
-
-#: Prefix that ComfyUI's names put before the denoiser's.
-COMFY_PREFIX = "diffusion_model."
-
-#: First names of a path that says no component -> the component whose models have them.
-ROOTS: Mapping[str, str] = {
-    "down_blocks": "unet",
-    "mid_block": "unet",
-    "up_blocks": "unet",
-    "conv_in": "unet",
-    "conv_out": "unet",
-    "time_embedding": "unet",
-    "add_embedding": "unet",
-    "text_model": "text_encoder",
-    "transformer_blocks": "transformer",
-    "single_transformer_blocks": "transformer",
-}
-
-
-@dataclass(frozen=True)
-class FlatPrefix:
-    """A prefix before a path in underscores."""
-
-    prefix: str
-    component: str
-    vocabularies: tuple[Vocabulary, ...]
-    """Of the names of diffusers and transformers, in the order in which they are tried."""
-    denoiser: bool = False
-    """Whether the names may also be those of a denoiser's authors."""
-
-
-#: kohya's sd-scripts and musubi-tuner; OneTrainer (``lora_transformer_``).
-FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
-    FlatPrefix("lora_unet_", "unet", (UNET,), denoiser=True),
-    FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
-    FlatPrefix("lora_te_", "text_encoder", (CLIP,)),
-    FlatPrefix("lora_te1_", "text_encoder", (CLIP,)),
-    FlatPrefix("lora_te2_", "text_encoder_2", (CLIP, T5)),
-    FlatPrefix("lora_te3_", "text_encoder_3", (T5,)),
-)
-
-#: ``lora_te3_`` is T5; in these families that is not the pipeline's third text encoder.
-T5_COMPONENTS: Mapping[str, str] = {"flux.1": "text_encoder_2", "chroma": "text_encoder"}
-
-#: What the old attention processors of diffusers called their layers -> the layer they stand for.
-PROCESSORS: Mapping[str, str] = {
-    **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
-    ".processor.to_out_lora": ".to_out.0",
-}
-
-#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
-CLIP_PREFIX = "text_model."
-
 _FLAT = re.compile(r"[A-Za-z0-9]+(_+[A-Za-z0-9]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
@@ -150,7 +45,11 @@ class ParsedKey:
     module: str
     part: Part
     stem: Stem | None = field(default=None, compare=False)
-    """The module in kohya's spelling, where a model's authors may have one of the same name."""
+    """The module as the file has it, where a model's authors may have one of the same name."""
+    is_t5: bool = field(default=False, compare=False)
+    """Whether the component is that of T5 in the pipeline, whichever that is in the family."""
+    raw: str = field(default="", compare=False)
+    """The key without its ending."""
 
     @property
     def layer(self) -> str:
@@ -165,6 +64,8 @@ class UnplacedKey:
     layout: str
     stem: Stem
     part: Part
+    raw: str = field(default="", compare=False)
+    """The key without its ending."""
 
     @property
     def layer(self) -> str:
@@ -172,37 +73,49 @@ class UnplacedKey:
         return self.stem.name
 
 
-def parse_key(key: str) -> ParsedKey | UnplacedKey | str:
+@dataclass(frozen=True)
+class RefusedKey:
+    """A key of a form that klora refuses by name."""
+
+    raw: str
+    """The key without its ending."""
+    form: str
+
+
+def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
     """Take a key of a LoRA file apart.
 
     Returns:
         The parsed key, or one sentence that says why it cannot be used.
     """
+    key = _ADAPTER.sub(r"\1\2", key)
     suffix = next((s for s in _BY_LENGTH if key.endswith(s)), None)
     if suffix is None:
         return "its ending is of no known LoRA form"
     if suffix in REFUSED_FORMS:
-        return f"is part of a {REFUSED_FORMS[suffix]} layer, which is not supported"
-    place = _place(key.removesuffix(suffix))
+        return RefusedKey(key.removesuffix(suffix), REFUSED_FORMS[suffix])
+    raw = key.removesuffix(suffix)
+    place = _place(raw)
     if isinstance(place, str):
         return place
     if place.module is None:
         assert place.stem is not None
-        return UnplacedKey(place.layout, place.stem, PARTS[suffix])
+        return UnplacedKey(place.layout, place.stem, PARTS[suffix], raw)
     component, module = place.module
     if component.startswith("text_encoder"):
         module = module.removeprefix(CLIP_PREFIX)
-    return ParsedKey(place.layout, component, module, PARTS[suffix], place.stem)
+    return ParsedKey(place.layout, component, module, PARTS[suffix], place.stem, place.is_t5, raw)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What the prefix and the path of a key say; at least one of the last two."""
+    """What the prefix and the path of a key say; at least one of module and stem."""
 
     layout: str
     module: tuple[str, str] | None = None
     """Component and path in diffusers' names."""
     stem: Stem | None = None
+    is_t5: bool = False
 
 
 def _place(path: str) -> _Place | str:
@@ -217,14 +130,20 @@ def _place(path: str) -> _Place | str:
                 "kohya",
                 None if module is None else (row.component, module),
                 Stem(flat, flat=True) if row.denoiser else None,
+                is_t5=row.component == T5_COMPONENT,
             )
+    for prefix, component in TEXT_PREFIXES.items():
+        if path.startswith(prefix) and _PATH.fullmatch(path.removeprefix(prefix)):
+            module = path.removeprefix(prefix)
+            return _Place("peft", (component, module), is_t5=component == T5_COMPONENT)
     return _dotted_place(path)
 
 
 def _dotted_place(path: str) -> _Place | str:
     inner = path.removeprefix(PEFT_PREFIX)
     component, _, module = inner.partition(".")
-    if component not in COMPONENTS:
+    stated = component in COMPONENTS
+    if not stated:
         inner = inner.removeprefix(COMFY_PREFIX).removeprefix(PEFT_PREFIX)
         component, module = ROOTS.get(inner.partition(".")[0], ""), inner
     module = module.removeprefix(PEFT_PREFIX)
@@ -233,6 +152,6 @@ def _dotted_place(path: str) -> _Place | str:
     for processor, layer in PROCESSORS.items():
         if module.endswith(processor):
             module = module.removesuffix(processor) + layer
-    if component:
-        return _Place("peft", (component, module))
-    return _Place("peft", stem=Stem(module, flat=False))
+    place = (component, module) if component else None
+    denoiser = not stated and not component.startswith("text_encoder")
+    return _Place("peft", place, Stem(module, flat=False) if denoiser else None)

@@ -7,15 +7,24 @@ they say different things, nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from klora_compile.reading.layouts.catalogue import FURTHER, IN_DIFFUSERS_NAMES, WHOLE
+from klora_compile.reading.layouts.catalogue import (
+    FURTHER,
+    IN_DIFFUSERS_NAMES,
+    TOGETHER,
+    WHOLE,
+)
 from klora_compile.reading.layouts.rows import Layout, Placement, Row
 from klora_runtime.errors import shown
 
 #: The tables of denoisers; of equal ones the first gives the file's layout its name.
-_TABLES: tuple[Layout, ...] = (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES)
+_TABLES: tuple[Layout, ...] = tuple(
+    table
+    for table in (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TOGETHER)
+    if table.component in ("unet", "transformer")
+)
 
 
 @dataclass(frozen=True)
@@ -27,40 +36,78 @@ class Stem:
     """Whether underscores stand for dots."""
 
 
-def choose(shapes: Mapping[Stem, tuple[int, int] | None]) -> Layout | dict[Stem, str]:
-    """The table that says where all these modules go.
+@dataclass(frozen=True)
+class Choice:
+    """The table of a file's modules, and the modules that are not in it."""
+
+    table: Layout | None
+    """None where no module is left. Of tables that say the same, one in diffusers' names."""
+    families: frozenset[str] = frozenset()
+    """Of all tables that say the same."""
+    strangers: Mapping[Stem, str] = field(default_factory=dict)
+    """Modules that the table does not have, and why they are none."""
+    ambiguous: Mapping[Stem, str] = field(default_factory=dict)
+    """Modules that may go to two places; then the table is one of several."""
+
+
+def choose(shapes: Mapping[Stem, tuple[int, int] | None]) -> Choice:
+    """The table that says where all these modules go, or most of them.
 
     Args:
         shapes: at least one module, and rows and columns of its weight where they are known; they
             decide where names do not.
-
-    Returns:
-        The table, or what is wrong with each module that is a problem.
     """
     stems = list(shapes)
     fitting = [table for table in _TABLES if all(_match(table, stem) for stem in stems)]
     if not fitting:
-        return dict(_strangers(stems))
+        strangers = dict(_strangers(stems))
+        rest = {stem: shape for stem, shape in shapes.items() if stem not in strangers}
+        found = choose(rest) if rest else Choice(None)
+        return replace(found, strangers=strangers)
     alike = [t for t in fitting if all(_has_ratio(t, stem, shapes[stem]) for stem in stems)]
     fitting = alike or fitting
     different = {tuple(_meaning(table, stem) for stem in stems): table for table in fitting}
+    ambiguous: dict[Stem, str] = {}
     if len(different) > 1:
-        families = ", ".join(sorted({table.family for table in different.values()}))
-        return {
-            stem: f"may be a module of {families}, and goes elsewhere in each"
+        families = ", ".join(sorted({table.family for table in fitting}))
+        widths = "" if alike else ", whose widths are not as these"
+        ambiguous = {
+            stem: f"may be a module of {families}, and goes elsewhere in each{widths}"
             for stem in stems
             if len({_meaning(table, stem) for table in fitting}) > 1
         }
-    return fitting[0]
+    table = next((table for table in fitting if table.name == "diffusers"), fitting[0])
+    return Choice(table, frozenset(table.family for table in fitting), {}, ambiguous)
 
 
-def placements(table: Layout, stem: Stem, out: int, inner: int) -> tuple[Placement, ...] | str:
+def fits(stems: Collection[Stem]) -> bool:
+    """Whether some table has all of these modules."""
+    return any(all(_match(table, stem) for stem in stems) for table in _TABLES)
+
+
+def component_of(table: Layout, stem: Stem) -> str:
+    """The component that a table of :func:`choose` sends a module to."""
+    match = _match(table, stem)
+    assert match is not None
+    return match[0].component or table.component
+
+
+def targets_of(table: Layout, stem: Stem) -> tuple[str, ...]:
+    """The modules of diffusers that one becomes, whatever its rows."""
+    match = _match(table, stem)
+    assert match is not None
+    return tuple(target.format(*match[1]) for target in match[0].targets)
+
+
+def placements(
+    table: Layout, stem: Stem, out: int, inner: int | None
+) -> tuple[Placement, ...] | str:
     """The modules of diffusers that one becomes, and the rows of each.
 
     Args:
         table: of :func:`choose`.
         out: rows of the module's weight.
-        inner: its columns.
+        inner: its columns; None where the file has only a bias of it.
 
     Returns:
         The placements, or why there are none.
@@ -68,6 +115,8 @@ def placements(table: Layout, stem: Stem, out: int, inner: int) -> tuple[Placeme
     match = _match(table, stem)
     assert match is not None
     row, numbers = match
+    if inner is None:
+        inner = out if row.ratio is None else int(out / row.ratio)
     try:
         return row.placements(numbers, out, inner)
     except ValueError as error:
@@ -90,7 +139,8 @@ def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
     match = _match(table, stem)
     assert match is not None
     row, numbers = match
-    return table.component, tuple(target.format(*numbers) for target in row.targets), row.split
+    targets = tuple(target.format(*numbers) for target in row.targets)
+    return row.component or table.component, targets, row.split
 
 
 def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:

@@ -11,6 +11,8 @@ in its ``loaders/single_file_utils.py`` and of ``scripts/convert_anima_to_diffus
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from klora_compile.reading.layouts.rows import Layout, Row, renamed
 
 _BLOCK, _TARGET = "blocks.{}", "transformer_blocks.{}"
@@ -66,5 +68,13 @@ LLM_ADAPTER = Layout(
     rows=tuple(
         Row(f"{_ADAPTER}.{name}", (name,))
         for name in (*_ADAPTER_BLOCK, "embed", "out_proj", "norm")
+    ),
+)
+
+TOGETHER = replace(
+    COSMOS,
+    rows=(
+        *COSMOS.rows,
+        *(replace(row, component=LLM_ADAPTER.component) for row in LLM_ADAPTER.rows),
     ),
 )

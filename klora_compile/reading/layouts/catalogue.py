@@ -46,6 +46,9 @@ WHOLE: tuple[Layout, ...] = (
 #: Tables of some modules, or of modules that another table names too.
 FURTHER: tuple[Layout, ...] = (flux.XLABS, z_image.MIXED)
 
+#: Files that hold modules of several components under one prefix: their tables as one.
+TOGETHER: tuple[Layout, ...] = (anima.TOGETHER,)
+
 TEXT_ENCODERS: tuple[Layout, ...] = (
     text_encoders.CLIP,
     text_encoders.CLIP_INSIDE,

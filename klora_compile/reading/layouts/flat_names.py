@@ -8,89 +8,11 @@ occur in a model; the longest name that fits is taken at each place.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-#: Names inside a diffusers UNet2DConditionModel (SD1.x, SD2.x, and SDXL in diffusers names).
-UNET_NAMES = frozenset(
-    [
-        "down_blocks",
-        "up_blocks",
-        "mid_block",
-        "attentions",
-        "resnets",
-        "transformer_blocks",
-        "downsamplers",
-        "upsamplers",
-        "attn1",
-        "attn2",
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out",
-        "ff",
-        "net",
-        "proj",
-        "proj_in",
-        "proj_out",
-        "norm",
-        "norm1",
-        "norm2",
-        "norm3",
-        "conv",
-        "conv1",
-        "conv2",
-        "conv_in",
-        "conv_out",
-        "conv_shortcut",
-        "conv_norm_out",
-        "time_emb_proj",
-        "time_embedding",
-        "linear_1",
-        "linear_2",
-        "add_embedding",
-        "class_embedding",
-    ]
-)
-
-#: Names inside a transformers CLIP text model.
-CLIP_NAMES = frozenset(
-    [
-        "text_model",
-        "encoder",
-        "layers",
-        "self_attn",
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-        "mlp",
-        "fc1",
-        "fc2",
-        "embeddings",
-        "token_embedding",
-        "position_embedding",
-        "layer_norm1",
-        "layer_norm2",
-        "final_layer_norm",
-        "text_projection",
-    ]
-)
-
-
-#: Names inside a transformers T5 encoder.
-T5_NAMES = frozenset(
-    [
-        "encoder",
-        "block",
-        "layer",
-        "SelfAttention",
-        "DenseReluDense",
-        *"qkvo",
-        "wi_0",
-        "wi_1",
-        "wo",
-    ]
-)
+from klora_compile.reading.layouts import text_encoders, unet
+from klora_compile.reading.layouts.rows import Layout
 
 
 @dataclass(frozen=True)
@@ -98,6 +20,8 @@ class Vocabulary:
     """Names that may occur between two dots of a module path; numbers always may."""
 
     names: frozenset[str]
+    roots: frozenset[str]
+    """Those that a path may begin with."""
     _step: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +30,7 @@ class Vocabulary:
         object.__setattr__(self, "_step", re.compile(rf"({names}|\d+)(?:_|$)"))
 
     def dotted(self, flat: str) -> str | None:
-        """``flat`` with dots between its names, or None where it is not made of these names."""
+        """``flat`` with dots between its names, or None where it is no path of these."""
         parts, position = [], 0
         while position < len(flat):
             match = self._step.match(flat, position)
@@ -114,9 +38,25 @@ class Vocabulary:
                 return None
             parts.append(match[1])
             position = match.end()
-        return ".".join(parts) if parts and not flat.endswith("_") else None
+        whole = bool(parts) and parts[0] in self.roots and not flat.endswith("_")
+        return ".".join(parts) if whole else None
 
 
-UNET = Vocabulary(UNET_NAMES)
-CLIP = Vocabulary(CLIP_NAMES)
-T5 = Vocabulary(T5_NAMES)
+def _names(layouts: Iterable[Layout]) -> Vocabulary:
+    """The names between the dots of all module paths of some tables."""
+    paths = [row.source.split(".") for layout in layouts for row in layout.rows]
+    names = frozenset(name for path in paths for name in path) - {"{}"}
+    return Vocabulary(names, frozenset(path[0] for path in paths))
+
+
+UNET = _names(layout.in_diffusers_names() for layout in (unet.SD1, unet.SD2, unet.SDXL))
+CLIP = _names((text_encoders.CLIP, text_encoders.CLIP_INSIDE))
+T5 = _names((text_encoders.T5,))
+DECODER = _names(
+    (
+        text_encoders.QWEN3,
+        text_encoders.QWEN3_INSIDE,
+        text_encoders.GEMMA2,
+        text_encoders.GEMMA2_INSIDE,
+    )
+)

@@ -3,15 +3,22 @@
 sd-scripts builds them in ``library/lumina_models.py``. The way into diffusers' names is that of
 ``convert_lumina2_to_diffusers`` in its ``loaders/single_file_utils.py``. A query is as wide as the
 model and has three heads for each of key and value. Z-Image's single files have nearly the same
-names with three equal parts, and ``x_embedder`` and ``layers.N.feed_forward.w1`` in both: there
-widths tell (2304 here, 3840 there).
+names with three equal parts; there the widths tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, same, square_and_halves
+from klora_compile.reading.layouts.rows import (
+    Layout,
+    Row,
+    renamed,
+    same,
+    square_and_halves,
+    with_ratios,
+)
 
 _MODULATED = ("layers.{}", "noise_refiner.{}")
 _PLAIN = "context_refiner.{}"
@@ -26,6 +33,13 @@ _NAMES = {
     "ffn_norm1": "ffn_norm1",
     "ffn_norm2": "ffn_norm2",
 }
+#: Widths that tell Lumina 2 from Z-Image.
+_RATIOS: Mapping[str, Fraction | int] = {
+    "attention.qkv": Fraction(5, 3),
+    "feed_forward.w1": 4,
+    "feed_forward.w2": Fraction(1, 4),
+    "feed_forward.w3": 4,
+}
 _MODULATION = {"adaLN_modulation.1": "norm1.linear", "attention_norm1": "norm1.norm"}
 
 
@@ -35,28 +49,25 @@ def _block(block: str, norm: dict[str, str]) -> Iterator[Row]:
     yield from renamed(block, block, _NAMES | norm)
 
 
+def _rows() -> Iterator[Row]:
+    for block in _MODULATED:
+        yield from _block(block, _MODULATION)
+    yield from _block(_PLAIN, {"attention_norm1": "norm1"})
+    yield from renamed(
+        "t_embedder.mlp",
+        "time_caption_embed.timestep_embedder",
+        {"0": "linear_1", "2": "linear_2"},
+    )
+    yield from renamed("cap_embedder", "time_caption_embed.caption_embedder", {"0": "0", "1": "1"})
+    yield from renamed(
+        "final_layer", "norm_out", {"adaLN_modulation.1": "linear_1", "linear": "linear_2"}
+    )
+    yield from same("x_embedder")
+
+
 ORIGINAL = Layout(
     name="lumina",
     family="lumina2",
     component="transformer",
-    rows=(
-        *(row for block in _MODULATED for row in _block(block, _MODULATION)),
-        *_block(_PLAIN, {"attention_norm1": "norm1"}),
-        *renamed(
-            "t_embedder.mlp",
-            "time_caption_embed.timestep_embedder",
-            {"0": "linear_1", "2": "linear_2"},
-        ),
-        *renamed(
-            "cap_embedder",
-            "time_caption_embed.caption_embedder",
-            {"0": "0", "1": "1"},
-        ),
-        *renamed(
-            "final_layer",
-            "norm_out",
-            {"adaLN_modulation.1": "linear_1", "linear": "linear_2"},
-        ),
-        *same("x_embedder"),
-    ),
+    rows=tuple(with_ratios(_rows(), _RATIOS)),
 )

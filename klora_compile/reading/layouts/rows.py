@@ -42,6 +42,8 @@ class Row:
     """How the rows are shared out; None: one target takes all."""
     ratio: Fraction | None = None
     """Rows by columns, where that tells this family from another one with this name."""
+    component: str | None = None
+    """Where that is not the table's."""
 
     def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
         """Where the module goes.

@@ -51,6 +51,10 @@ _SIZE_AND_CROP = {
 }
 
 
+#: Last names of the modules that are convolutions of 3x3, in diffusers' names.
+_CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out")
+
+
 @dataclass(frozen=True)
 class UNetStructure:
     """What the names of a UNet follow from."""
@@ -129,3 +133,13 @@ SD1 = _layout("sd1", _FIRST)
 SD2 = _layout("sd2", _FIRST)
 SDXL = _layout("sdxl", _XL)
 SDXL_REFINER = _layout("sdxl-refiner", _REFINER)
+
+
+def folded_kernel(component: str, module: str) -> tuple[int, ...]:
+    """The kernel of a layer whose tensors may be matrices that do not say it; () for none.
+
+    Args:
+        module: in diffusers' names.
+    """
+    is_conv = component == "unet" and module.rpartition(".")[2] in _CONVOLUTIONS
+    return (3, 3) if is_conv else ()

@@ -10,9 +10,10 @@ names is that of ``convert_z_image_transformer_checkpoint_to_diffusers`` in its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, same, thirds
+from klora_compile.reading.layouts.rows import Layout, Row, renamed, same, thirds, with_ratios
 
 _BLOCKS = ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
 _QKV = ("to_q", "to_k", "to_v")
@@ -20,6 +21,13 @@ _SAME = (
     *(f"feed_forward.w{i}" for i in (1, 2, 3)),
     *(f"{part}_norm{i}" for part in ("attention", "ffn") for i in (1, 2)),
 )
+#: Widths that tell Z-Image from Lumina 2, which has three heads of a query for each key.
+_RATIOS: Mapping[str, Fraction | int] = {
+    "attention.qkv": 3,
+    "feed_forward.w1": Fraction(8, 3),
+    "feed_forward.w2": Fraction(3, 8),
+    "feed_forward.w3": Fraction(8, 3),
+}
 _ATTENTION = {
     "attention.k_norm": "attention.norm_k",
     "attention.out": "attention.to_out.0",
@@ -39,7 +47,8 @@ def _rest() -> Iterator[Row]:
 
 
 def _layout(name: str, attention: Iterator[Row]) -> Layout:
-    return Layout(name, family="z-image", component="transformer", rows=(*attention, *_rest()))
+    rows = tuple(with_ratios((*attention, *_rest()), _RATIOS))
+    return Layout(name, family="z-image", component="transformer", rows=rows)
 
 
 COMFY = _layout(

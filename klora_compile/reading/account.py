@@ -1,0 +1,181 @@
+"""Every key of a file accounted for: a part of a module, or unused and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of
+from klora_compile.reading.forms.parts import Part, Shape
+from klora_compile.reading.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
+from klora_compile.reading.layouts.rows import Layout
+from klora_compile.reading.layouts.spelling import T5_COMPONENTS
+from klora_compile.reading.placing import Choice, choose, component_of, fits
+from klora_compile.reading.whole_models import token_embedding
+from klora_runtime.errors import shown
+
+_Key = ParsedKey | UnplacedKey
+
+_EMBEDDING = (
+    "is an embedding of tokens, which klora does not carry; load it beside the fusion with "
+    "pipe.load_textual_inversion"
+)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of a file and the keys of its parts."""
+
+    key: ParsedKey | UnplacedKey
+    parts: Mapping[Part, str]
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return self.key.layer
+
+
+@dataclass(frozen=True)
+class UnusedKey:
+    """A key that klora cannot use."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the keys of a file are."""
+
+    modules: tuple[Module, ...]
+    """Sorted by name."""
+    table: Layout | None
+    """Where modules go whose names are for a table; None where there are none."""
+    families: frozenset[str]
+    """Families of all tables that say the same."""
+    unused: tuple[UnusedKey, ...]
+    """In the order of the keys."""
+    problems: tuple[str, ...]
+    """Keys that contradict each other; such a file is refused in any case."""
+
+    @property
+    def layout(self) -> str:
+        """``peft`` or ``kohya``, for the spelling, or ``xlabs``; joined by ``+`` where mixed."""
+        if self.table is not None and self.table.name == "xlabs":
+            return self.table.name
+        return "+".join(sorted({module.key.layout for module in self.modules}))
+
+    @property
+    def names(self) -> str:
+        """Whose names the denoiser's modules have: ``diffusers``, or its authors', as ``bfl``."""
+        return "diffusers" if self.table is None else self.table.name
+
+    def place(self, module: Module) -> tuple[str, str]:
+        """Component and path of a module, the path as the file has it where a table places it."""
+        if isinstance(module.key, UnplacedKey):
+            assert self.table is not None
+            return component_of(self.table, module.key.stem), module.key.stem.name
+        component = module.key.component
+        if self.table is not None and module.key.is_t5:
+            component = T5_COMPONENTS.get(self.table.family, component)
+        return component, module.key.module
+
+
+def account_for(shapes: Mapping[str, Shape]) -> Account:
+    """Take all keys of a file apart.
+
+    Args:
+        shapes: key -> shape of its tensor.
+    """
+    keys = sorted(shapes)
+    why: dict[str, str] = {}
+    parsed: dict[str, _Key] = {}
+    refused: dict[str, str] = {}
+    for key in keys:
+        found = _EMBEDDING if token_embedding(key) else parse_key(key)
+        if isinstance(found, str):
+            why[key] = found
+        elif isinstance(found, RefusedKey):
+            why[key] = _refusal(found.form)
+            refused[found.raw] = found.form
+        else:
+            parsed[key] = found
+    for key in [key for key, each in parsed.items() if each.raw in refused]:
+        why[key] = _refusal(refused[parsed.pop(key).raw])
+    modules, problems = _modules(dict(_for_tables(parsed)))
+    choice = _choice(modules, shapes)
+    strangers = [m for m in modules if _stem_in(m, choice.strangers)]
+    for module in strangers:
+        assert isinstance(module.key, UnplacedKey)
+        why |= dict.fromkeys(module.parts.values(), choice.strangers[module.key.stem])
+    for module in modules:
+        if _stem_in(module, choice.ambiguous):
+            assert isinstance(module.key, UnplacedKey)
+            said = choice.ambiguous[module.key.stem]
+            problems += [f"{shown(key)}: {said}" for key in module.parts.values()]
+    return Account(
+        modules=tuple(module for module in modules if module not in strangers),
+        table=choice.table,
+        families=choice.families,
+        unused=tuple(UnusedKey(key, why[key]) for key in keys if key in why),
+        problems=tuple(problems),
+    )
+
+
+def _refusal(form: str) -> str:
+    return f"is part of {form}, which klora does not read"
+
+
+def _for_tables(parsed: Mapping[str, _Key]) -> Iterator[tuple[str, _Key]]:
+    """Each key. A denoiser's are for one table if some must be, or if one has them all."""
+    stems = {each.stem for each in parsed.values() if each.stem is not None}
+    flat = any(isinstance(each, UnplacedKey) and each.stem.flat for each in parsed.values())
+    dotted = any(not stem.flat for stem in stems)
+    for_tables = flat or (dotted and fits(stems))
+    for key, each in parsed.items():
+        if for_tables and isinstance(each, ParsedKey) and each.stem is not None:
+            yield key, UnplacedKey(each.layout, each.stem, each.part, each.raw)
+        else:
+            yield key, each
+
+
+def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
+    """The modules, sorted by name, and tensors that are there twice."""
+    keys: dict[str, _Key] = {}
+    parts: dict[str, dict[Part, str]] = {}
+    problems = []
+    for key, each in parsed.items():
+        keys.setdefault(each.layer, each)
+        own = parts.setdefault(each.layer, {})
+        if each.part in own:
+            problems.append(
+                f"{shown(key)}: is the {each.part.value} of {shown(each.layer)}, and so is "
+                f"{shown(own[each.part])}"
+            )
+        own[each.part] = key
+        if sum(part in own for part in MAGNITUDES) > 1:
+            problems.append(f"{shown(key)}: is a second magnitude of {shown(each.layer)}")
+    return [Module(keys[name], parts[name]) for name in sorted(keys)], problems
+
+
+def _choice(modules: Sequence[Module], shapes: Mapping[str, Shape]) -> Choice:
+    stems = {
+        module.key.stem: _rows_and_columns(module, shapes)
+        for module in modules
+        if isinstance(module.key, UnplacedKey)
+    }
+    return choose(stems) if stems else Choice(None)
+
+
+def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """Of a module's weight; None where its parts do not say it."""
+    form = form_of(module.parts)
+    own = {part: shapes[key] for part, key in module.parts.items()}
+    if form is None or isinstance(form, str) or form.problems(own, ()):
+        return None
+    shape = form.shape(own, ())
+    return (shape[0], shape[1]) if len(shape) > 1 else None
+
+
+def _stem_in(module: Module, stems: Collection[object]) -> bool:
+    return isinstance(module.key, UnplacedKey) and module.key.stem in stems

@@ -1,0 +1,212 @@
+"""The base model's weights, which DoRA needs: a diffusers folder or a file, a tensor at a time.
+
+A single file in the names of the model's authors is read through the same tables as LoRAs are:
+its fused rows are the rows that a table gives to each module of diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from klora_compile.reading.layouts.spelling import CLIP_PREFIX
+from klora_compile.reading.placing import Stem, choose, component_of, placements
+from klora_runtime.errors import FileFormatError, LoraError, shown
+from klora_runtime.safetensors_file import SafetensorsFile
+
+_VARIANT = ".fp16"
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_PARAMETERS = ("weight", "bias")
+
+#: What single files write before the names of a denoiser's modules.
+_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+#: What checkpoints write before a text encoder in transformers' names -> its component.
+_TEXT_PREFIXES: Mapping[str, str] = {
+    "cond_stage_model.transformer.": "text_encoder",
+    "conditioner.embedders.0.transformer.": "text_encoder",
+}
+#: Part of a class's name in a component's ``config.json`` -> the component.
+_CLASSES: Mapping[str, str] = {
+    "UNet": "unet",
+    "Transformer": "transformer",
+    "CLIPTextModelWithProjection": "text_encoder_2",
+    "CLIPTextModel": "text_encoder",
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter lies."""
+
+    file: SafetensorsFile
+    key: str
+    rows: tuple[range, ...] | None = None
+    """Of the stored tensor, in this order; None for all."""
+
+
+#: Parameter name inside a component -> where it lies.
+_Index = dict[str, _Place]
+
+
+class BaseModel:
+    """An open base model. Use it as a context manager.
+
+    Args:
+        path: a folder as ``save_pretrained`` of diffusers writes it, of a pipeline or of one
+            component; or one safetensors file, in diffusers' names or in the authors'.
+
+    Raises:
+        LoraError: it is neither.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._where = f"base model {shown(path)}"
+        self._stack = ExitStack()
+        self._components: dict[str, _Index] = {}
+        self._is_pipeline = (path / "model_index.json").is_file()
+        if path.is_dir() and not self._is_pipeline:
+            component = self._own_component()
+            self._components[component] = self._of_folder(path)
+        elif not path.is_dir():
+            self._components = self._of_file(self._opened(path))
+
+    def __enter__(self) -> BaseModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def weight(self, component: str, module: str, parameter: str = "weight") -> torch.Tensor:
+        """One parameter, in memory of its own and the file's dtype.
+
+        Args:
+            component: such as ``unet``.
+            module: dotted diffusers module path, CLIP's without ``text_model.``.
+
+        Raises:
+            LoraError: it is not there, or is quantised.
+        """
+        if component not in self._components and self._is_pipeline:
+            self._components[component] = self._of_folder(self._path / component)
+        name = f"{module}.{parameter}"
+        place = self._components.get(component, {}).get(name)
+        if place is None:
+            raise LoraError(
+                f"{self._where}: has no {component}.{shown(name)}. Name the folder of the whole "
+                "pipeline that the LoRA was trained for, as diffusers saves it."
+            )
+        dtype = place.file.tensors[place.key].dtype
+        if dtype not in _FLOATS:
+            raise LoraError(
+                f"{self._where}: {component}.{shown(name)} is {dtype}, which is quantised. "
+                "Give the model in float16, bfloat16 or float32."
+            )
+        tensor = place.file.tensor(place.key)
+        if place.rows is None:
+            return tensor
+        return torch.cat([tensor[rows.start : rows.stop] for rows in place.rows])
+
+    def _opened(self, path: Path) -> SafetensorsFile:
+        try:
+            return self._stack.enter_context(SafetensorsFile(path, "base model"))
+        except FileFormatError as error:
+            raise LoraError(str(error)) from error
+
+    def _own_component(self) -> str:
+        """Which component a folder without a pipeline is."""
+        try:
+            config = json.loads((self._path / "config.json").read_text())
+            kinds = " ".join([config.get("_class_name", ""), *config.get("architectures", [])])
+        except (OSError, ValueError, TypeError, AttributeError):
+            kinds = ""
+        found = next((name for part, name in _CLASSES.items() if part in kinds), None)
+        if found is None:
+            raise LoraError(
+                f"{self._where}: is no folder that diffusers saved: it has neither a "
+                "model_index.json nor the config.json of a denoiser or a text encoder."
+            )
+        return found
+
+    def _of_folder(self, folder: Path) -> _Index:
+        """Of one component's folder; shards are told apart by what they hold."""
+        paths = sorted(folder.glob("*.safetensors"))
+        paths = [path for path in paths if _VARIANT not in path.name] or paths
+        if not paths:
+            raise LoraError(f"{self._where}: has no safetensors files of {shown(folder.name)}.")
+        found: _Index = {}
+        for path in paths:
+            file = self._opened(path)
+            for key in file.tensors:
+                name = key.removeprefix(CLIP_PREFIX)
+                if name in found:
+                    raise LoraError(
+                        f"{self._where}: two files of {shown(folder.name)} have {shown(name)}."
+                    )
+                found[name] = _Place(file, key)
+        return found
+
+    def _of_file(self, file: SafetensorsFile) -> dict[str, _Index]:
+        """Of a single file: its denoiser, and text encoders in transformers' names."""
+        found: dict[str, _Index] = {}
+        for prefix, component in _TEXT_PREFIXES.items():
+            own = {
+                key.removeprefix(prefix).removeprefix(CLIP_PREFIX): _Place(file, key)
+                for key in file.tensors
+                if key.startswith(prefix)
+            }
+            if own:
+                found[component] = own
+        for component, name, place in _denoiser(file):
+            found.setdefault(component, {})[name] = place
+        if not found:
+            raise LoraError(
+                f"{self._where}: holds no model whose names klora knows. Name the folder of the "
+                "pipeline, as diffusers saves it."
+            )
+        return found
+
+
+def _denoiser(file: SafetensorsFile) -> Iterator[tuple[str, str, _Place]]:
+    """Component, parameter and place of every parameter that a table of ``layouts`` knows."""
+    prefix = next(
+        (each for each in _DENOISER_PREFIXES if any(key.startswith(each) for key in file.tensors)),
+        "",
+    )
+    modules: dict[Stem, dict[str, str]] = {}
+    for key in file.tensors:
+        module, _, last = key.removeprefix(prefix).rpartition(".")
+        parameter = "weight" if last == "scale" else last  # norms in the names of FLUX' authors
+        if key.startswith(prefix) and module and parameter in _PARAMETERS:
+            modules.setdefault(Stem(module, flat=False), {})[parameter] = key
+    shapes = {
+        stem: (shape[0], prod(shape[1:])) if len(shape) > 1 else None
+        for stem, keys in modules.items()
+        if (shape := file.tensors[keys.get("weight", next(iter(keys.values())))].shape)
+    }
+    choice = choose(shapes) if shapes else None
+    if choice is None or choice.table is None:
+        return
+    for stem, keys in modules.items():
+        if stem in choice.strangers or stem not in shapes:
+            continue
+        component = component_of(choice.table, stem)
+        for parameter, key in keys.items():
+            rows, inner = shapes[stem] or (file.tensors[key].shape[0], None)
+            places = placements(choice.table, stem, rows, inner)
+            if isinstance(places, str):
+                continue
+            for place in places:
+                yield component, f"{place.module}.{parameter}", _Place(file, key, place.rows)

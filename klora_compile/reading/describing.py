@@ -1,0 +1,285 @@
+"""What the modules of a file are: which layers, of which form, rank and scale.
+
+All of it follows from the file's header and its alphas, so that a file can be shown without its
+weights being computed. A module of the file may be several layers (fused rows), and a piece of it
+the weight or the bias beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from klora_compile.reading.account import Account, Module
+from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
+from klora_compile.reading.forms.dora import Axis, axes, common_axis
+from klora_compile.reading.forms.parts import Form, Part, Shape
+from klora_compile.reading.keys import UnplacedKey
+from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.layouts.rows import Placement
+from klora_compile.reading.layouts.unet import folded_kernel
+from klora_compile.reading.options import ReadOptions
+from klora_compile.reading.placing import placements, targets_of
+from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA, Scales
+from klora_runtime.safetensors_file import TensorInfo
+
+#: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
+_DTYPES: Mapping[str, tuple[str, bool]] = {
+    "F32": ("float32", True),
+    "F16": ("float16", True),
+    "BF16": ("bfloat16", True),
+    "F8_E4M3": ("float8_e4m3fn", True),
+    "F8_E5M2": ("float8_e5m2", True),
+    "F64": ("float64", False),
+    "I64": ("int64", False),
+    "I32": ("int32", False),
+    "I16": ("int16", False),
+    "I8": ("int8", False),
+    "U8": ("uint8", False),
+    "BOOL": ("bool", False),
+}
+#: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
+MAX_ELEMENTS = 2**29
+
+#: A form's name where no alpha acts.
+NO_ALPHA = "none"
+
+
+class Tensors(Protocol):
+    """A file whose header was read."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One parameter of one module of a file, described."""
+
+    facts: LayerFacts
+    """Of the whole module, under the file's name of it where a table places it."""
+    module: Module
+    form: Form | None
+    """None for a bias."""
+    part: Part | None
+    """The tensor of a bias."""
+    kernel: Shape
+    places: tuple[Placement, ...]
+    """The layers of diffusers that it is, and their rows."""
+    axis: frozenset[Axis] = frozenset()
+    """Where it is DoRA's: what its magnitude may belong to."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the delta depends on the base model's weight."""
+        return self.facts.form in ("dora", "value")
+
+    @cached_property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """The layers that it becomes."""
+        return tuple(self._layer(place) for place in self.places)
+
+    def _layer(self, place: Placement) -> LayerFacts:
+        one = self.facts
+        rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
+        return replace(one, module=place.module, shape=(rows, *one.shape[1:]))
+
+
+class Describer:
+    """Says what the modules of a file are.
+
+    Args:
+        file: its header, and the tensors of its alphas.
+        account: what its keys are.
+        scales: what it says about alphas.
+        options: how to read it.
+    """
+
+    def __init__(
+        self, file: Tensors, account: Account, scales: Scales, options: ReadOptions
+    ) -> None:
+        self._file, self._account = file, account
+        self._scales, self._options = scales, options
+
+    def pieces(self, module: Module) -> list[Piece] | list[str]:
+        """The parameters that a module changes, or what is wrong with it."""
+        component, path = self._account.place(module)
+        refused = self._scales.refused_form(component)
+        if refused is not None:
+            return [f"is {refused} by its metadata, which is not supported"]
+        problems = [*self._dtype_problems(module)]
+        form = form_of(module.parts)
+        if isinstance(form, str):
+            return [form]
+        infos = self._file.tensors
+        shapes = {part: infos[key].shape for part, key in module.parts.items()}
+        kernel = folded_kernel(component, self._diffusers_path(module, path))
+        if form is not None:
+            problems += form.problems(shapes, kernel)
+        elif Part.UP_BIAS in module.parts:
+            problems.append("has a bias of up, and no up")
+        if problems:
+            return problems
+        rank = None if form is None else form.rank(shapes)
+        shape = None if form is None else form.shape(shapes, kernel)
+        alpha = self._alpha(module, component, path, rank, shape)
+        if isinstance(alpha, str):
+            return [alpha]
+        value, source = alpha
+        pieces: list[Piece] = []
+        if form is not None and shape is not None:
+            axis = self._axes(module, shape)
+            name = "dora" if axis is not None else form.name
+            facts = LayerFacts(component, path, "weight", name, rank, value, source, shape)
+            piece = Piece(facts, module, form, None, kernel, (), axis or frozenset())
+            if axis == frozenset():
+                problems.append(
+                    f"its magnitude {self._magnitude_shape(module)} has neither {shape[0]} rows "
+                    f"nor {shape[1]} columns of the weight {list(shape)}"
+                )
+            if axis is None and self._scales.is_dora(component) and name == "lora":
+                problems.append("is DoRA by its metadata, and has no magnitude")
+            pieces.append(piece)
+        pieces += self._biases(module, component, path, rank, value, source)
+        problems += self._size_problems(pieces)
+        placed = [self._placed(piece, shape) for piece in pieces]
+        problems += [piece for piece in placed if isinstance(piece, str)]
+        return problems or [piece for piece in placed if isinstance(piece, Piece)]
+
+    def _diffusers_path(self, module: Module, path: str) -> str:
+        if not isinstance(module.key, UnplacedKey):
+            return path
+        assert self._account.table is not None
+        return targets_of(self._account.table, module.key.stem)[0]
+
+    def _biases(
+        self,
+        module: Module,
+        component: str,
+        path: str,
+        rank: int | None,
+        alpha: float | None,
+        source: str,
+    ) -> Iterator[Piece]:
+        for part, form in BIASES.items():
+            if part not in module.parts:
+                continue
+            shape = self._file.tensors[module.parts[part]].shape
+            scaled = part is Part.UP_BIAS
+            facts = LayerFacts(
+                component,
+                path,
+                "bias",
+                form,
+                rank if scaled else None,
+                alpha if scaled else None,
+                source if scaled else NO_ALPHA,
+                shape,
+            )
+            yield Piece(facts, module, None, part, (), ())
+
+    def _size_problems(self, pieces: Sequence[Piece]) -> Iterator[str]:
+        for piece in pieces:
+            shape = piece.facts.shape
+            if math.prod(shape) > MAX_ELEMENTS:
+                yield (
+                    f"its delta {list(shape)} would have {math.prod(shape)} elements, at most "
+                    f"{MAX_ELEMENTS} are read"
+                )
+            if piece.facts.parameter == "bias" and len(shape) != 1:
+                yield f"its bias is {list(shape)}, expected one dimension"
+        weights = [piece.facts.shape[0] for piece in pieces if piece.facts.parameter == "weight"]
+        biases = [piece.facts.shape for piece in pieces if piece.facts.parameter == "bias"]
+        if len(biases) > 1:
+            yield "has two biases"
+        if weights and biases and biases[0] != (weights[0],):
+            yield f"its bias is {list(biases[0])}, expected [{weights[0]}] as its weight has rows"
+
+    def _placed(self, piece: Piece, weight: Shape | None) -> Piece | str:
+        """The piece with the layers of diffusers that it is."""
+        key, table = piece.module.key, self._account.table
+        if not isinstance(key, UnplacedKey):
+            places: tuple[Placement, ...] | str = (Placement(piece.facts.module, None),)
+        else:
+            assert table is not None
+            inner = weight[1] if weight is not None and len(weight) > 1 else None
+            places = placements(table, key.stem, piece.facts.shape[0], inner)
+        if isinstance(places, str):
+            return places
+        return replace(piece, places=places)
+
+    def _dtype_problems(self, module: Module) -> Iterator[str]:
+        for part, key in module.parts.items():
+            info = self._file.tensors[key]
+            if part is Part.ALPHA:
+                if math.prod(info.shape) != 1:
+                    yield "alpha is not one number"
+                continue
+            name, read = _DTYPES[info.dtype]
+            if not read:
+                yield (
+                    f"{part.value} is torch.{name}, expected float32, float16, bfloat16 or float8"
+                )
+
+    def _axes(self, module: Module, shape: Shape) -> frozenset[Axis] | None:
+        """What a DoRA's magnitude may belong to; None where it is none."""
+        found = [part for part in MAGNITUDES if part in module.parts]
+        if not found:
+            return None
+        magnitude = self._file.tensors[module.parts[found[0]]].shape
+        if len(shape) < 2:
+            return frozenset()
+        if found[0] is Part.ROW_MAGNITUDE:
+            return frozenset([Axis.OUTPUT] if math.prod(magnitude) == shape[0] else [])
+        return axes(magnitude, shape)
+
+    def _magnitude_shape(self, module: Module) -> list[int]:
+        part = next(part for part in MAGNITUDES if part in module.parts)
+        return list(self._file.tensors[module.parts[part]].shape)
+
+    def _alpha(
+        self, module: Module, component: str, path: str, rank: int | None, shape: Shape | None
+    ) -> tuple[float | None, str] | str:
+        """Alpha and where it is from, or what is wrong with it."""
+        if rank is None or shape is None:
+            return None, NO_ALPHA
+        tensor = None
+        if Part.ALPHA in module.parts:
+            tensor = float(self._file.tensor(module.parts[Part.ALPHA]))
+        kernel = len(shape) > 2
+        alpha, other = self._scales.alpha(component, path, rank, kernel, tensor)
+        if alpha.value and not MIN_ALPHA <= abs(alpha.value) <= MAX_ALPHA:
+            return f"alpha is {alpha.value}, expected 0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"
+        if other is not None and self._options.alpha_conflict == "error":
+            return (
+                f"alpha is {alpha.value:g} by {alpha.source} and {other.value:g} by "
+                f"{other.source}; --alpha-conflict first takes the first"
+            )
+        return alpha.value, alpha.source
+
+
+def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
+    """What the magnitudes of a file belong to, for which all of its layers speak.
+
+    Returns:
+        The axis, None where no layer is DoRA's, or what is wrong.
+    """
+    found = [piece.axis for piece in pieces if piece.axis]
+    if not found:
+        return None
+    axis = common_axis(found)
+    if axis is not None:
+        return axis
+    if any(len(each) == 1 for each in found):
+        return "some magnitudes belong to rows, others to columns"
+    return (
+        "its magnitudes are vectors and its weights are square: it cannot be told whether they "
+        "belong to rows or to columns; save it with magnitudes of (out, 1) or (1, in)"
+    )

@@ -1,0 +1,123 @@
+"""The values of a file's layers, each brought to factors or to a dense delta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+
+from klora_compile.reading.deltas import Delta, Dense, compact
+from klora_compile.reading.describing import Piece, Tensors
+from klora_compile.reading.forms.catalogue import MAGNITUDES
+from klora_compile.reading.forms.dora import Axis, dora_delta
+from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.layers import Layer, LayerFacts
+
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class Weights(Protocol):
+    """A base model."""
+
+    def weight(self, component: str, module: str, parameter: str = "weight") -> torch.Tensor: ...
+
+
+def evaluate(
+    piece: Piece,
+    file: Tensors,
+    *,
+    base: Weights | None,
+    axis: Axis | None,
+    max_error: float,
+) -> Iterator[Layer | str]:
+    """The layers of a piece with their values, or what is wrong with them.
+
+    Args:
+        base: the base model, for pieces that need it.
+        axis: of :func:`file_axis`.
+        max_error: see :class:`~klora_compile.reading.options.ReadOptions`.
+    """
+    tensors: dict[Part, torch.Tensor] = {
+        part: _upcast(file.tensor(key))
+        for part, key in piece.module.parts.items()
+        if part is not Part.ALPHA
+    }
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        yield "holds NaN or infinity"
+        return
+    if piece.part is not None:
+        delta: Delta = Dense(tensors[piece.part])
+        lost = 0.0
+    else:
+        assert piece.form is not None
+        delta, lost = piece.form.delta(tensors, piece.kernel, max_error)
+    if piece.needs_base:
+        assert base is not None
+        found = _against_base(piece, delta, tensors, base, axis)
+        if isinstance(found, str):
+            yield found
+            return
+        delta = found
+    if not delta.is_finite():
+        yield "its delta overflows float32"
+        return
+    for place, facts in zip(piece.places, piece.layers, strict=True):
+        part = delta if place.rows is None else delta.rows(place.rows)
+        small, rank, error = compact(part, max_error)
+        yield Layer(
+            component=facts.component,
+            module=facts.module,
+            delta=small,
+            rank=facts.rank if facts.rank is not None and facts.parameter == "weight" else rank,
+            alpha=facts.alpha,
+            alpha_source=facts.alpha_source,
+            scaling=1.0 if piece.needs_base else _scaling(facts),
+            form=facts.form,
+            parameter=facts.parameter,
+            error=math.hypot(lost, error),
+        )
+
+
+def _scaling(facts: LayerFacts) -> float:
+    if facts.alpha is None or facts.rank is None:
+        return 1.0
+    return facts.alpha / facts.rank
+
+
+def _upcast(tensor: torch.Tensor) -> torch.Tensor:
+    """float8 in float16, which holds every value of both kinds."""
+    return tensor.half() if tensor.dtype in _FLOAT8 else tensor
+
+
+def _against_base(
+    piece: Piece,
+    delta: Delta,
+    tensors: Mapping[Part, torch.Tensor],
+    base: Weights,
+    axis: Axis | None,
+) -> Dense | str:
+    """The delta of a piece that says what the weight becomes."""
+    shape = piece.facts.shape
+    weight = torch.empty(shape, dtype=torch.float64)
+    for place, layer in zip(piece.places, piece.layers, strict=True):
+        own = base.weight(layer.component, layer.module).double()
+        if own.numel() != math.prod(layer.shape):
+            return (
+                f"{layer.name} is {list(own.shape)} in the base model, expected {list(layer.shape)}"
+            )
+        own = own.reshape(layer.shape)
+        if place.rows is None:
+            weight = own
+            continue
+        start = 0
+        for rows in place.rows:
+            weight[rows.start : rows.stop] = own[start : start + len(rows)]
+            start += len(rows)
+    if piece.facts.form == "value":
+        return Dense((delta.matrix().reshape(shape) - weight).float())
+    assert axis is not None
+    magnitude = next(tensors[part] for part in MAGNITUDES if part in tensors)
+    scaled = _scaling(piece.facts) * delta.matrix().reshape(shape)
+    return Dense(dora_delta(weight, scaled, magnitude, axis).float())

@@ -1,0 +1,288 @@
+"""What people pass as "a LoRA": a safetensors file, an adapter's folder, or a file of torch.save.
+
+A file's content decides how it is read, not its name. Pickles are loaded with ``weights_only``,
+and only after the sizes that their zip declares are found to be no more than the file holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+
+from klora_compile.reading.whole_models import full_model
+from klora_runtime.errors import FileFormatError, LoraError, shown
+from klora_runtime.safetensors_file import SafetensorsFile, TensorInfo
+
+#: The files of an adapter's folder, as PEFT and diffusers save it.
+PEFT_CONFIG, README = "adapter_config.json", "README.md"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+DIFFUSERS_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+
+_MAX_TEXT_BYTES = 2**20
+_HASH_BLOCK = 2**20
+#: How much more than the file's bytes its members, or its tensors, may declare.
+_GROWTH, _SLACK = 4, 2**20
+_LISTED = 8
+
+#: Keys under which training scripts put the tensors of a ``torch.save``.
+_NESTING = ("state_dict", "lora", "module", "model", "network", "weights")
+
+_DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
+    {
+        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64",
+        torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+)  # fmt: skip
+
+_PROMPT = re.compile(r"^instance_prompt:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+
+
+class _Tensors(Protocol):
+    """An open file of tensors."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """An open LoRA: its tensors, and what lies beside them."""
+
+    path: Path
+    """The weights file that is read."""
+    size: int
+    """Its bytes."""
+    metadata: Mapping[str, str]
+    """Of a safetensors file; empty for others."""
+    config: tuple[str, str] | None
+    """Text and name of the PEFT configuration that belongs to it."""
+    prompt: str | None
+    """``instance_prompt`` of the README.md of the folder passed."""
+    _source: _Tensors
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Name -> dtype (as safetensors calls it) and shape, in the file's order."""
+        return self._source.tensors
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, in the file's dtype, in memory of its own."""
+        return self._source.tensor(name)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights file, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@contextmanager
+def open_lora(path: Path) -> Iterator[LoraFile]:
+    """Open a LoRA.
+
+    Args:
+        path: a file of safetensors or ``torch.save``, or a folder that PEFT or diffusers saved.
+
+    Raises:
+        LoraError: nothing there can be read as a LoRA; also for errors while it is open.
+    """
+    try:
+        weights = _weights(path) if path.is_dir() else path
+        config = _config(weights)
+        prompt = _prompt(path) if path.is_dir() else None
+        if _is_zip(weights):
+            pickled = _TorchFile(weights)
+            _refuse_models(weights, pickled)
+            size = weights.stat().st_size
+            yield LoraFile(weights, size, MappingProxyType({}), config, prompt, pickled)
+            return
+        with SafetensorsFile(weights, "LoRA file") as file:
+            _refuse_models(weights, file)
+            yield LoraFile(weights, file.size, file.metadata, config, prompt, file)
+    except LoraError:
+        raise
+    except FileFormatError as error:
+        raise LoraError(str(error)) from error
+
+
+class _TorchFile:
+    """The tensors of a ``torch.save``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        size = path.stat().st_size
+        _check_zip(path, size)
+        try:
+            with path.open("rb") as file:  # by its content: torch goes by a path's ending
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except _LOADING_ERRORS as error:
+            raise _error(path, f"is not only tensors{_named_global(error)}. {_CONVERT}") from error
+        self._values = _flat(path, content)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_infos(path, self._values, size))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._values[name].detach().clone(memory_format=torch.contiguous_format)
+
+
+#: What torch.load raises for a damaged or hostile file, besides the refusal itself.
+_LOADING_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError,
+    IndexError, EOFError, OSError, RecursionError, AssertionError, MemoryError, OverflowError,
+)  # fmt: skip
+
+_CONVERT = "Convert it to safetensors with the trainer that wrote it"
+
+
+def _error(path: Path, problem: str, issues: list[str] | None = None) -> LoraError:
+    return LoraError(f"LoRA file {shown(path)}: {problem}.", issues or ())
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _error(path, f"cannot be read: {error.strerror or error}") from error
+    # No safetensors file that is read has a header of this length; older pickles, which begin as
+    # some do, are named by the reader of those.
+    return start == b"PK\x03\x04"
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """Refuse what is no zip of ``torch.save`` before anything in it is loaded."""
+    if not zipfile.is_zipfile(path):
+        raise _error(path, "is a truncated zip. Download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _error(path, "is a damaged zip. Download it again") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _error(path, "is a compressed zip, which torch.save never writes; unpack it first")
+    declared = sum(member.file_size for member in members)
+    if declared > _GROWTH * size + _SLACK:
+        raise _error(path, f"declares {declared} bytes and holds {size}; it is not loaded")
+
+
+def _named_global(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f": it asks for {shown(found[1])}" if found else ""
+
+
+def _flat(path: Path, content: object) -> dict[str, torch.Tensor]:
+    """The tensors by name, out of the one level of nesting that is usual."""
+    if not isinstance(content, dict):
+        raise _error(path, f"holds a {type(content).__name__}, expected names and tensors")
+    if not any(isinstance(value, torch.Tensor) for value in content.values()):
+        nested = [v for key in _NESTING if isinstance(v := content.get(key), dict)]
+        if len(nested) == 1:
+            content = nested[0]
+    values: dict[str, torch.Tensor] = {}
+    issues = []
+    named: Mapping[object, object] = content
+    for key, value in named.items():
+        if not isinstance(key, str):
+            issues.append(f"{shown(key)}: is a {type(key).__name__}, expected a name")
+        elif isinstance(value, torch.Tensor):
+            values[key] = value
+        elif key.endswith(".alpha") and isinstance(value, int | float):
+            values[key] = torch.tensor(float(value))
+        else:
+            issues.append(f"{shown(key)}: is a {type(value).__name__}, expected a tensor")
+    if issues:
+        raise _error(path, f"holds what is no tensor. {_CONVERT}", issues)
+    return values
+
+
+def _infos(path: Path, values: Mapping[str, torch.Tensor], size: int) -> dict[str, TensorInfo]:
+    infos: dict[str, TensorInfo] = {}
+    issues = []
+    position = 0
+    for name, value in values.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            issues.append(f"{shown(name)}: is not a dense tensor")
+        elif value.dtype not in _DTYPES:
+            issues.append(f"{shown(name)}: has the dtype {value.dtype}, which is not supported")
+        else:
+            stop = position + value.numel() * value.element_size()
+            infos[name] = TensorInfo(_DTYPES[value.dtype], tuple(value.shape), position, stop)
+            position = stop
+    if issues:
+        raise _error(path, f"has tensors that cannot be read. {_CONVERT}", issues)
+    if position > _GROWTH * size + _SLACK:
+        raise _error(path, f"its tensors take {position} bytes, and it holds {size}")
+    return infos
+
+
+def _refuse_models(path: Path, file: _Tensors) -> None:
+    words = full_model(file.tensors)
+    if words is not None:
+        raise _error(path, f"is {words}, not a LoRA. Name the LoRA; a base model goes with --base")
+
+
+def _weights(folder: Path) -> Path:
+    """The one file of weights in an adapter's folder."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise _error(folder, f"cannot be read: {error.strerror or error}") from error
+    known = [name for name in (*PEFT_WEIGHTS, *DIFFUSERS_WEIGHTS) if name in names]
+    if not known:
+        known = [name for name in names if name.endswith(".safetensors")]
+        if len(known) != 1:
+            found = ", ".join(shown(name) for name in names[:_LISTED]) or "nothing"
+            if len(names) > _LISTED:
+                found += f" and {len(names) - _LISTED} more"
+            raise _error(
+                folder,
+                f"is a folder with {found}; expected {PEFT_WEIGHTS[0]}, {DIFFUSERS_WEIGHTS[0]} or "
+                "exactly one .safetensors file. Name the file itself",
+            )
+    return folder / known[0]
+
+
+def _config(weights: Path) -> tuple[str, str] | None:
+    beside = weights.with_name(PEFT_CONFIG)
+    if weights.name not in PEFT_WEIGHTS or not beside.is_file():
+        return None
+    return _text(weights, beside), PEFT_CONFIG
+
+
+def _prompt(folder: Path) -> str | None:
+    readme = folder / README
+    if not readme.is_file():
+        return None
+    text = _text(folder, readme)
+    front = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    found = _PROMPT.search(front)
+    return None if found is None else found[1].strip("\"'") or None
+
+
+def _text(path: Path, beside: Path) -> str:
+    """The text of a small file that belongs to a LoRA."""
+    try:
+        with beside.open("rb") as file:
+            raw = file.read(_MAX_TEXT_BYTES + 1)
+        if len(raw) > _MAX_TEXT_BYTES:
+            raise _error(path, f"{beside.name} takes more than the {_MAX_TEXT_BYTES} bytes allowed")
+        return raw.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(path, f"{beside.name} cannot be read: {shown(error)}") from error

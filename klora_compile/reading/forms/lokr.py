@@ -1,0 +1,131 @@
+"""LoKr (LyCORIS, arXiv 2309.14859): the Kronecker product of two matrices, each whole or factored.
+
+kron(A1 B1, A2 B2) = kron(A1, A2) kron(B1, B2), so that it is a pair of factors of rank r1 r2, a
+whole matrix being its own factor beside an identity. Where both are whole, the singular values of
+the product are the products of theirs, which give the smallest rank without making the matrix.
+LyCORIS divides alpha by the rank of a factored matrix and has no scale where both are whole.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from klora_compile.reading.deltas import Dense, LowRank, kronecker, low_rank, pays
+from klora_compile.reading.forms.loha import tucker, with_kernel
+from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, shapes_text
+
+_FIRST = (Part.LOKR_W1_A, Part.LOKR_W1_B)
+_SECOND = (Part.LOKR_W2_A, Part.LOKR_W2_B)
+
+
+class Lokr:
+    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+
+    name = "lokr"
+    parts = (Part.LOKR_W1, *_FIRST, Part.LOKR_W2, *_SECOND, Part.LOKR_T2)
+
+    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
+        for whole, pair in ((Part.LOKR_W1, _FIRST), (Part.LOKR_W2, _SECOND)):
+            found = [part.value for part in (whole, *pair) if part in shapes]
+            if found not in ([whole.value], [part.value for part in pair]):
+                named = ", ".join(found) or f"neither {whole.value} nor its factors"
+                return [f"has {named}, expected {whole.value}, or {' and '.join(_names(pair))}"]
+        fit = _fits(shapes) and self._folds(shapes, kernel)
+        text = shapes_text(self.parts, shapes)
+        return [] if fit else [f"{text} make no LoKr: w1 and w2 are no matrices that fit"]
+
+    def rank(self, shapes: Shapes) -> int | None:
+        ranks = [shapes[b][0] for b in (_SECOND[1], _FIRST[1]) if b in shapes]
+        return ranks[0] if ranks else None
+
+    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
+        a, b = _first_shape(shapes)
+        c, d, *own = _second_shape(shapes)
+        if own:
+            return a * c, b * d, *own
+        return with_kernel(a * c, b * d, kernel)
+
+    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank | Dense, float]:
+        shape = self.shape({part: tuple(t.shape) for part, t in tensors.items()}, kernel)
+        out, inner = shape[0], math.prod(shape[1:])
+        first, second = _pair(tensors, Part.LOKR_W1, _FIRST), _pair(tensors, Part.LOKR_W2, _SECOND)
+        if Part.LOKR_T2 in tensors:
+            core, a, b = (tensors[part].double() for part in (Part.LOKR_T2, *_SECOND))
+            second = (tucker(core, a, b).flatten(1),)
+        if len(first) == len(second) == 1:
+            found = kronecker(first[0], second[0], error)
+            if found is not None:
+                down, up, lost = found
+                return low_rank(down, up, shape[2:]), lost
+        else:
+            (u1, d1), (u2, d2) = _factors(first), _factors(second)
+            if pays(len(d1) * len(d2), out, inner):
+                return low_rank(torch.kron(d1, d2), torch.kron(u1, u2), shape[2:]), 0.0
+        product = torch.kron(_product(first), _product(second))
+        return Dense(product.float().reshape(shape)), 0.0
+
+    def _folds(self, shapes: Shapes, kernel: Shape) -> bool:
+        """Whether the columns of a convolution without a core hold its kernel."""
+        own = len(_second_shape(shapes)) > 2
+        return own or math.prod(_second_shape(shapes)[1:]) % math.prod(kernel) == 0
+
+
+def _names(parts: tuple[Part, ...]) -> list[str]:
+    return [part.value for part in parts]
+
+
+def _first_shape(shapes: Shapes) -> Shape:
+    if Part.LOKR_W1 in shapes:
+        return shapes[Part.LOKR_W1]
+    return shapes[_FIRST[0]][0], shapes[_FIRST[1]][1]
+
+
+def _second_shape(shapes: Shapes) -> Shape:
+    """(c, d), and the kernel where the tensors say it."""
+    if Part.LOKR_W2 in shapes:
+        return shapes[Part.LOKR_W2]
+    a, b = (shapes[part] for part in _SECOND)
+    if Part.LOKR_T2 in shapes:
+        return a[1], b[1], *shapes[Part.LOKR_T2][2:]
+    return a[0], b[1]
+
+
+def _fits(shapes: Shapes) -> bool:
+    if any(0 in shapes[part] for part in Lokr.parts if part in shapes):
+        return False
+    matrices = [shapes[part] for part in (Part.LOKR_W1, *_FIRST, *_SECOND) if part in shapes]
+    whole = shapes.get(Part.LOKR_W2)
+    if any(len(shape) != 2 for shape in matrices) or (whole and not 2 <= len(whole) <= 5):
+        return False
+    if _FIRST[0] in shapes and shapes[_FIRST[0]][1] != shapes[_FIRST[1]][0]:
+        return False
+    ranks = {shapes[b][0] for b in (_FIRST[1], _SECOND[1]) if b in shapes}
+    if len(ranks) > 1:  # alpha would have two ranks to be divided by
+        return False
+    core = shapes.get(Part.LOKR_T2)
+    if core is not None:
+        fitting = _SECOND[0] in shapes and 3 <= len(core) <= 5
+        return fitting and core[:2] == (shapes[_SECOND[0]][0], shapes[_SECOND[1]][0])
+    return _SECOND[0] not in shapes or shapes[_SECOND[0]][1] == shapes[_SECOND[1]][0]
+
+
+def _pair(tensors: Tensors, whole: Part, pair: tuple[Part, Part]) -> tuple[torch.Tensor, ...]:
+    """A matrix as one tensor or as two factors, float64."""
+    parts = (whole,) if whole in tensors else pair
+    return tuple(tensors[part].double().flatten(1) for part in parts)
+
+
+def _factors(matrix: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(up, down) of a matrix; one that is whole gets an identity on its shorter side."""
+    if len(matrix) == 2:
+        return matrix[0], matrix[1]
+    (whole,) = matrix
+    rows, columns = whole.shape
+    identity = torch.eye(min(rows, columns), dtype=whole.dtype)
+    return (whole, identity) if columns <= rows else (identity, whole)
+
+
+def _product(matrix: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return matrix[0] if len(matrix) == 1 else matrix[0] @ matrix[1]

@@ -1,0 +1,78 @@
+"""LoRA (arXiv 2106.09685) and LoCon: up @ down, with a Tucker core between them where there is one.
+
+A Tucker core (LyCORIS, ``lora_mid``) makes of a convolution three: 1x1 into the rank, the kernel
+within it, 1x1 out. Folded into the first, it is a pair again, of the same rank.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from klora_compile.reading.deltas import LowRank, low_rank
+from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, missing, shapes_text
+
+_PAIR = (Part.DOWN, Part.UP)
+
+
+class Lora:
+    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+
+    name = "lora"
+    parts = (Part.DOWN, Part.UP, Part.MID)
+
+    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
+        absent = missing(_PAIR, shapes)
+        if absent:
+            return absent
+        down, up = shapes[Part.DOWN], shapes[Part.UP]
+        if Part.MID in shapes:
+            return [] if _is_tucker(shapes) else [_no_tucker(shapes)]
+        linear = len(down) == len(up) == 2
+        conv = 3 <= len(down) == len(up) <= 5 and set(up[2:]) == {1}
+        if not (linear or conv) or down[0] != up[1] or 0 in (*down, *up):
+            return [
+                f"down {list(down)} and up {list(up)} are no low-rank pair: expected "
+                "(rank, in) and (out, rank), or (rank, in, height, width) and (out, rank, 1, 1)"
+            ]
+        return []
+
+    def rank(self, shapes: Shapes) -> int:
+        return shapes[Part.DOWN][0]
+
+    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
+        tail = shapes[Part.MID if Part.MID in shapes else Part.DOWN][2:]
+        return shapes[Part.UP][0], shapes[Part.DOWN][1], *without_ones(tail)
+
+    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank, float]:
+        down, up = tensors[Part.DOWN], tensors[Part.UP]
+        if Part.MID in tensors:
+            core = tensors[Part.MID].double()
+            folded = torch.einsum("ab...,bi->ai...", core, down.double().flatten(1))
+            return low_rank(folded.flatten(1), up.double().flatten(1), core.shape[2:]), 0.0
+        if not without_ones(down.shape[2:]):  # a 1x1 convolution is a linear layer
+            down, up = down.flatten(1), up.flatten(1)
+        return LowRank(down, up), 0.0
+
+
+def without_ones(kernel: Shape) -> Shape:
+    """A kernel, or none where it is 1x1."""
+    return tuple(kernel) if any(size > 1 for size in kernel) else ()
+
+
+def _is_tucker(shapes: Shapes) -> bool:
+    down, up, core = (shapes[part] for part in (*_PAIR, Part.MID))
+    return (
+        3 <= len(core) <= 5
+        and 2 <= len(down) <= len(core)
+        and 2 <= len(up) <= len(core)
+        and {1} >= {*down[2:], *up[2:]}
+        and core[:2] == (up[1], down[0])
+        and 0 not in (*down, *up, *core)
+    )
+
+
+def _no_tucker(shapes: Shapes) -> str:
+    return (
+        f"{shapes_text((*_PAIR, Part.MID), shapes)} are no Tucker triple: expected "
+        "down (rank, in, 1, 1), mid (rank, rank, height, width), up (out, rank, 1, 1)"
+    )

@@ -1,0 +1,144 @@
+"""How trainers spell the tensors of a LoRA file, as tables: a new spelling is new rows.
+
+A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
+*suffix* that says which part of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.layouts.flat_names import CLIP, DECODER, T5, UNET, Vocabulary
+
+#: Suffix -> part. The longest suffix that fits is taken. PEFT's name of an adapter, as in
+#: ``.lora_A.default.weight``, is left out before.
+PARTS: Mapping[str, Part] = {
+    ".lora_A.weight": Part.DOWN,
+    ".lora_B.weight": Part.UP,
+    ".lora.down.weight": Part.DOWN,
+    ".lora.up.weight": Part.UP,
+    ".lora_down.weight": Part.DOWN,
+    ".lora_up.weight": Part.UP,
+    ".down.weight": Part.DOWN,
+    ".up.weight": Part.UP,
+    ".lora_linear_layer.down.weight": Part.DOWN,
+    ".lora_linear_layer.up.weight": Part.UP,
+    ".alpha": Part.ALPHA,
+    # LyCORIS
+    ".lora_mid.weight": Part.MID,
+    **{
+        f".{part.value}": part
+        for part in Part
+        if part.value.startswith(("hada_", "lokr_", "diff", "w_norm", "b_norm"))
+    },
+    ".dora_scale": Part.MAGNITUDE,
+    # PEFT
+    ".lora_B.bias": Part.UP_BIAS,
+    ".lora_up.bias": Part.UP_BIAS,
+    ".lora_magnitude_vector": Part.ROW_MAGNITUDE,
+    ".lora_magnitude_vector.weight": Part.ROW_MAGNITUDE,
+    # Values of norms in control LoRAs of FLUX; ComfyUI's new values.
+    ".scale": Part.VALUE,
+    ".set_weight": Part.VALUE,
+}
+
+#: Suffix -> the form it belongs to, of forms that are refused by name.
+REFUSED_FORMS: Mapping[str, str] = {
+    ".lora_A.bias": "a LoRA with a bias inside its pair",
+    ".lora_down.bias": "a LoRA with a bias inside its pair",
+    ".lora_embedding_A": "a LoRA of an embedding",
+    ".lora_embedding_B": "a LoRA of an embedding",
+    ".scale_weight": "scaled float8",
+    ".reshape_weight": "a reshaped weight",
+    ".oft_blocks": "OFT",
+    ".oft_diag": "OFT",
+    ".oft_R.weight": "OFT",
+    ".boft_R": "BOFT",
+    ".boft_s": "BOFT",
+    ".rescale": "OFT",
+    ".ia3_l": "IA3",
+    ".on_input": "IA3",
+    ".vera_lambda_b": "VeRA",
+    ".vera_lambda_d": "VeRA",
+    **{f".{side}{i}.weight": "GLoRA" for side in "ab" for i in (1, 2)},
+    ".bm1": "GLoRA",
+    ".bm2": "GLoRA",
+}
+
+#: Components a dotted key may name.
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_conditioner",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)
+
+#: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
+PEFT_PREFIX = "base_model.model."
+
+#: Prefix that ComfyUI's names put before the denoiser's.
+COMFY_PREFIX = "diffusion_model."
+
+#: ComfyUI's and ai-toolkit's prefixes of text encoders -> component; T5's is as ``lora_te3_``.
+TEXT_PREFIXES: Mapping[str, str] = {
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3",
+}
+
+#: First names of a path that says no component -> the component whose models have them.
+ROOTS: Mapping[str, str] = {
+    "down_blocks": "unet",
+    "mid_block": "unet",
+    "up_blocks": "unet",
+    "conv_in": "unet",
+    "conv_out": "unet",
+    "time_embedding": "unet",
+    "add_embedding": "unet",
+    "text_model": "text_encoder",
+    "transformer_blocks": "transformer",
+    "single_transformer_blocks": "transformer",
+}
+
+
+@dataclass(frozen=True)
+class FlatPrefix:
+    """A prefix before a path in underscores."""
+
+    prefix: str
+    component: str
+    vocabularies: tuple[Vocabulary, ...]
+    """Of the names of diffusers and transformers, in the order in which they are tried."""
+    denoiser: bool = False
+    """Whether the names may also be those of a denoiser's authors."""
+
+
+#: kohya's sd-scripts and musubi-tuner; OneTrainer (``lora_transformer_``).
+FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
+    FlatPrefix("lora_unet_", "unet", (UNET,), denoiser=True),
+    FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
+    FlatPrefix("lora_te_", "text_encoder", (CLIP, DECODER)),
+    FlatPrefix("lora_te1_", "text_encoder", (CLIP,)),
+    FlatPrefix("lora_te2_", "text_encoder_2", (CLIP, T5)),
+    FlatPrefix("lora_te3_", "text_encoder_3", (T5,)),
+)
+
+#: The component of prefixes that say T5 and no component.
+T5_COMPONENT = "text_encoder_3"
+
+#: Family -> the component that T5 is, where it is not the third text encoder. ``lora_te3_`` is T5.
+T5_COMPONENTS: Mapping[str, str] = {"flux.1": "text_encoder_2", "chroma": "text_encoder"}
+
+#: What the old attention processors of diffusers called their layers -> the layer they stand for.
+PROCESSORS: Mapping[str, str] = {
+    **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
+    ".processor.to_out_lora": ".to_out.0",
+}
+
+#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
+CLIP_PREFIX = "text_model."

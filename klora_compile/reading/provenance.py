@@ -1,0 +1,45 @@
+"""What an artifact keeps of how a LoRA was read, beyond what every source states."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.deltas import Dense
+from klora_compile.reading.layers import Layer
+
+#: Forms that are kept to the bit and need no note.
+_PLAIN = {"lora": "lowrank"}
+
+
+def provenance(adapter: Adapter) -> dict[str, Any]:
+    """Further keys of a source in an artifact, JSON values; empty for a plain LoRA.
+
+    ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative
+    Frobenius error of a layer whose form was changed, ``unused`` the keys that were left out.
+    """
+    notes: dict[str, Any] = {}
+    forms = slot_kinds(adapter)
+    if forms != {name: {kind: len(adapter.layers)} for name, kind in _PLAIN.items()}:
+        notes["forms"] = forms
+    error = max((layer.error for layer in adapter.layers.values()), default=0.0)
+    if error > 0.0:
+        notes["error"] = error
+    if adapter.unused:
+        notes["unused"] = [{"key": each.key, "why": each.why} for each in adapter.unused]
+    return notes
+
+
+def slot_kinds(adapter: Adapter) -> dict[str, dict[str, int]]:
+    """Form -> {``lowrank`` or ``dense``: number of layers}, sorted."""
+    counts = Counter((layer.form, kind_of(layer)) for layer in adapter.layers.values())
+    forms: dict[str, dict[str, int]] = {}
+    for (form, kind), count in sorted(counts.items()):
+        forms.setdefault(form, {})[kind] = count
+    return forms
+
+
+def kind_of(layer: Layer) -> str:
+    """The kind of slot that holds a layer: ``lowrank`` or ``dense``."""
+    return "dense" if isinstance(layer.delta, Dense) else "lowrank"
