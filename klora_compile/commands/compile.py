@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import LORA, Device, NumberOr
+from klora_compile.commands.parameters import LORA, Device, NumberOr, reading_options
 from klora_compile.commands.progress import layer_bar
 from klora_compile.config import Config
 
@@ -87,6 +87,7 @@ from klora_compile.config import Config
     show_default=True,
     help="Denoiser layers that only one LoRA adapts.",
 )
+@reading_options
 @click.option(
     "--device",
     type=Device(),
@@ -104,9 +105,15 @@ def compile_command(
     force: bool,
     as_json: bool,
     top_k: str | int,
+    base: Path | None,
+    ignore_unknown: bool,
+    max_error: float,
+    alpha_conflict: Any,
     **settings: Any,
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
+
+    Each is a file (.safetensors, .pt, .bin, .ckpt) or a folder as PEFT and diffusers save it.
 
     In every layer, at every step of sampling, the one acts whose largest weights matter more
     (K-LoRA). All of that is computed here, once, for any prompt and any number of steps.
@@ -117,21 +124,32 @@ def compile_command(
     check_output(output, force, inputs=(content, style))
 
     from klora_compile.compiler import compile_fusion
+    from klora_compile.reading.adapter import read_adapter
+    from klora_compile.reading.options import ReadOptions
+    from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_runtime.artifact import save_fusion
     from klora_runtime.errors import shown
 
     begin = time.perf_counter()
+    options = ReadOptions(base, ignore_unknown, max_error, alpha_conflict)
+    adapters = {}
+    for role, path in (("content", content), ("style", style)):
+        with layer_bar(f"reading {role}") as on_module:
+            adapters[role] = read_adapter(path, options, on_module=on_module)
     with layer_bar("measuring") as on_layer:
-        fusion = compile_fusion(content, style, config, device=device, on_layer=on_layer)
+        fusion = compile_fusion(
+            adapters["content"], adapters["style"], config, device=device, on_layer=on_layer
+        )
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
     summary = summarise(fusion)
     if as_json:
         facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
+        facts["reading"] = {role: reading_json(adapter) for role, adapter in adapters.items()}
         click.echo(json.dumps(facts | summary.json()))
         return
-    rows = [("artifact", shown(output)), *summary_lines(summary)]
+    rows = [("artifact", shown(output)), *reading_lines(adapters), *summary_lines(summary)]
     read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
     rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
     rows.append(("seconds", f"{seconds:.1f}"))

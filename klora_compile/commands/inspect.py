@@ -1,26 +1,68 @@
-"""``klora inspect``: what is inside an artifact, and why."""
+"""``klora inspect``: what is inside an artifact or a LoRA, and why."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
-from klora_compile.commands.parameters import ARTIFACT
+from klora_compile.commands.parameters import LORA, base_option
 
 
 @click.command("inspect")
-@click.argument("file", type=ARTIFACT)
+@click.argument("file", type=LORA)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
-def inspect_command(file: Path, as_json: bool, plot: Path | None) -> None:
-    """Show what the artifact FILE holds: sources, rule, and each layer's schedule."""
+@base_option
+def inspect_command(file: Path, as_json: bool, plot: Path | None, base: Path | None) -> None:
+    """Show what FILE holds, an artifact or a LoRA.
+
+    Of an artifact: sources, rule, and each layer's schedule. Of a LoRA (a file, or a folder as
+    PEFT and diffusers save it): base model, layout, trainer, trigger words, forms, ranks, where
+    each alpha is from, norms, and keys that cannot be used. Exit status 1: it cannot be compiled.
+    """
+    from klora_runtime.artifact import is_artifact
+
+    if is_artifact(file):
+        _inspect_artifact(file, as_json, plot)
+    elif plot is not None:
+        raise click.UsageError(f"{file} is no artifact: --plot draws a schedule.")
+    else:
+        _inspect_lora(file, as_json, base)
+
+
+def _inspect_lora(file: Path, as_json: bool, base: Path | None) -> None:
+    from klora_compile.reading.adapter import read_adapter, survey
+    from klora_compile.reading.options import ReadOptions
+    from klora_compile.report.lora import lora_json, lora_lines
+    from klora_compile.report.summary import bytes_text, table
+    from klora_runtime.errors import LoraError, shown
+
+    options = ReadOptions(base=base)
+    found, refusal = survey(file, options)
+    adapter = None
+    if refusal is None and (base is not None or not found.needs_base):
+        try:
+            adapter = read_adapter(file, options)
+        except LoraError as error:
+            refusal = error
+    if as_json:
+        click.echo(json.dumps(lora_json(found, adapter)))
+    else:
+        size = bytes_text(found.path.stat().st_size)
+        click.echo(table([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)]))
+    if refusal is not None:
+        raise refusal
+
+
+def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
     from klora_compile.report.inspection import inspection
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_runtime.artifact import load_fusion
@@ -44,8 +86,26 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None) -> None:
         facts = [shown(source.file), bytes_text(source.bytes), f"sha256 {source.sha256[:12]}…"]
         facts += [f"licence {shown(source.license)}"] if source.license else []
         facts += [f"trigger words: {words}"] if words else []
+        facts += _notes(source)
         rows.append((shown(name), ", ".join(facts)))
     click.echo(table(rows + summary_lines(summarise(fusion))))
     click.echo()
     columns = shutil.get_terminal_size((100, 24)).columns
     click.echo(text_map(fusion, width=max(20, min(60, columns - 48))))
+
+
+def _notes(source: Any) -> list[str]:
+    """What is unusual about how a source was read."""
+    from klora_runtime.errors import shown
+
+    notes = source.notes
+    facts = []
+    if isinstance(notes.get("forms"), dict):
+        facts.append(f"forms {', '.join(map(shown, notes['forms']))}")
+    if isinstance(notes.get("error"), float):
+        facts.append(f"at most {notes['error']:.1e} of a delta lost")
+    if "base" in notes:
+        facts.append(f"against the base {shown(notes['base'])}")
+    if isinstance(notes.get("unused"), list):
+        facts.append(f"{len(notes['unused'])} keys left out")
+    return facts

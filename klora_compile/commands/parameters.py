@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
-LORA = click.Path(exists=True, dir_okay=False, path_type=Path)
+LORA = click.Path(exists=True, path_type=Path)
 
 
 _LARGEST = 1e15
+
+_BASE = click.option(
+    "--base",
+    type=click.Path(exists=True, path_type=Path),
+    help="The base model, whose weights DoRA needs: a folder of diffusers or a safetensors file.",
+)
+_READING = (
+    _BASE,
+    click.option(
+        "--ignore-unknown",
+        is_flag=True,
+        help="Leave out keys that klora cannot use, and record them.",
+    ),
+    click.option(
+        "--max-error",
+        type=click.FloatRange(0.0, 0.5),
+        default=1e-6,
+        show_default=True,
+        help="Share of a delta that may be lost where its form is not low rank (LoKr, DoRA, full "
+        "differences): more makes smaller artifacts.",
+    ),
+    click.option(
+        "--alpha-conflict",
+        type=click.Choice(["error", "first"]),
+        default="error",
+        show_default=True,
+        help="Where two sources state different alphas: refuse, or take the first by rule.",
+    ),
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def base_option(command: _Command) -> _Command:
+    """``--base``."""
+    return _BASE(command)
+
+
+def reading_options(command: _Command) -> _Command:
+    """The options of reading LoRAs, by the names of ``ReadOptions``."""
+    for option in reversed(_READING):
+        command = option(command)
+    return command
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from klora_compile.reading.account import UnusedKey, account_for
 from klora_compile.reading.base import BaseModel
-from klora_compile.reading.describing import Describer, Piece, file_axis
+from klora_compile.reading.describing import BASE_FORMS, Describer, Piece, file_axis
 from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.family import family_of_layers
 from klora_compile.reading.files import LoraFile, open_lora
@@ -77,6 +77,13 @@ class Adapter:
     """Layer name -> layer, sorted by name."""
     origin: Origin
     """What the file says about where it is from."""
+    options: ReadOptions
+    """How it was read."""
+
+    @property
+    def needed_base(self) -> bool:
+        """Whether the base model's weights were needed."""
+        return any(layer.form in BASE_FORMS for layer in self.layers.values())
 
     @property
     def trigger_words(self) -> tuple[str, ...]:
@@ -141,6 +148,7 @@ def read_adapter(
                 unused=found.unused,
                 layers=layers,
                 origin=found.origin,
+                options=options,
             )
         except LoraError:
             raise

@@ -46,7 +46,10 @@ _DTYPES: Mapping[str, tuple[str, bool]] = {
 #: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
 
-#: A form's name where no alpha acts.
+#: Forms whose delta depends on the base model's weight.
+BASE_FORMS = ("dora", "value")
+
+#: An alpha's source where no alpha acts.
 NO_ALPHA = "none"
 
 
@@ -79,7 +82,7 @@ class Piece:
     @property
     def needs_base(self) -> bool:
         """Whether the delta depends on the base model's weight."""
-        return self.facts.form in ("dora", "value")
+        return self.facts.form in BASE_FORMS
 
     @cached_property
     def layers(self) -> tuple[LayerFacts, ...]:
@@ -128,6 +131,8 @@ class Describer:
         if problems:
             return problems
         rank = None if form is None else form.rank(shapes)
+        if form is not None and form.name == "lokr" and rank is None:
+            rank = self._scales.rank(component, path)
         shape = None if form is None else form.shape(shapes, kernel)
         alpha = self._alpha(module, component, path, rank, shape)
         if isinstance(alpha, str):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from klora_runtime.errors import ConfigError
 
@@ -32,6 +33,29 @@ class ReadOptions:
     rank is approximated by one that is. More makes smaller artifacts."""
     alpha_conflict: AlphaConflict = "error"
     """Where two sources state different alphas for a layer: an error, or the ``first`` by rule."""
+
+    def notes(self) -> dict[str, Any]:
+        """What differs from the defaults and is not seen from the file, as JSON values."""
+        notes: dict[str, Any] = {}
+        if self.max_error != MAX_ERROR:
+            notes["max_error"] = self.max_error
+        if self.alpha_conflict != "error":
+            notes["alpha_conflict"] = self.alpha_conflict
+        return notes
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any], base: Path | None = None) -> ReadOptions:
+        """The options under which a source with these notes in an artifact was read.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        return cls(
+            base=base,
+            ignore_unknown=bool(notes.get("unused")),
+            max_error=notes.get("max_error", MAX_ERROR),
+            alpha_conflict=notes.get("alpha_conflict", "error"),
+        )
 
     def __post_init__(self) -> None:
         if self.alpha_conflict not in get_args(AlphaConflict):

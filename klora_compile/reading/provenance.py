@@ -17,15 +17,19 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     """Further keys of a source in an artifact, JSON values; empty for a plain LoRA.
 
     ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative
-    Frobenius error of a layer whose form was changed, ``unused`` the keys that were left out.
+    Frobenius error of a layer whose form was changed, ``base`` the name of the base model where its
+    weights were needed, ``unused`` the keys that were left out; options that differ from the
+    defaults follow.
     """
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = adapter.options.notes()
     forms = slot_kinds(adapter)
     if forms != {name: {kind: len(adapter.layers)} for name, kind in _PLAIN.items()}:
         notes["forms"] = forms
     error = max((layer.error for layer in adapter.layers.values()), default=0.0)
     if error > 0.0:
         notes["error"] = error
+    if adapter.needed_base and adapter.options.base is not None:
+        notes["base"] = adapter.options.base.resolve().name
     if adapter.unused:
         notes["unused"] = [{"key": each.key, "why": each.why} for each in adapter.unused]
     return notes

@@ -50,6 +50,12 @@ _REFUSED_SETTINGS: Mapping[str, str] = {
     "kasa_config": "KaSA",
     "alora_invocation_tokens": "activated LoRA",
 }
+#: PEFT's types of adapters that are read, and where each states its alpha.
+_TYPES: Mapping[str, str] = {
+    "LORA": "lora_alpha",
+    "LOHA": "alpha",
+    "LOKR": "alpha",
+}
 #: Initialisations that change the base as well, which the file does not hold.
 _REFUSED_STARTS = ("pissa", "olora", "corda", "loftq")
 
@@ -115,6 +121,10 @@ class Scales:
         """The form that the file says its layers have, where klora cannot read it."""
         return None if self._config is None else self._config.refused_form(component)
 
+    def rank(self, component: str, module: str) -> int | None:
+        """The rank that alpha is divided by where the tensors of a LoKr do not say it."""
+        return None if self._config is None else self._config.rank(component, module)
+
     def is_dora(self, component: str) -> bool:
         """Whether the file says that its layers are DoRA's."""
         return self._config is not None and self._config.is_dora(component)
@@ -156,15 +166,34 @@ class AdapterConfig:
         if component.startswith("text_encoder"):
             spellings.append(CLIP_PREFIX + module)
         named = (value for name, value in patterns.items() if _matches(name, spellings))
-        alpha = next(named, self._get(component, "lora_alpha"))
+        alpha = next(named, self._get(component, self._type(component)))
         if alpha is None:
             return None
         if self._get(component, "use_rslora") is True:
             return float(alpha) * math.sqrt(rank)
         return float(alpha)
 
+    def rank(self, component: str, module: str) -> int | None:
+        """The rank that LoKr's alpha is divided by in PEFT, also where no matrix is factored."""
+        if str(self._get(component, "peft_type")) != "LOKR":
+            return None
+        patterns = self._get(component, "rank_pattern") or {}
+        named = (
+            value
+            for name, value in (patterns.items() if isinstance(patterns, dict) else ())
+            if _NAME.fullmatch(name) and _matches(name, [module])
+        )
+        rank = next(named, self._get(component, "r"))
+        return rank if type(rank) is int and rank > 0 else None
+
+    def _type(self, component: str) -> str:
+        return _TYPES.get(str(self._get(component, "peft_type")), _TYPES["LORA"])
+
     def refused_form(self, component: str) -> str | None:
         """See :meth:`Scales.refused_form`."""
+        kind = self._get(component, "peft_type")
+        if kind is not None and kind not in _TYPES:
+            return shown(kind)
         start = self._get(component, "init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_REFUSED_STARTS):
             return f"{shown(start)}, which changes the base too, and this is not in the file"
@@ -232,7 +261,7 @@ def _problems(key: str, value: Any) -> Iterator[str]:
     name = key.rpartition(".")[2]
     if value is None:
         return
-    if name == "lora_alpha":
+    if name in ("lora_alpha", "alpha"):
         if not _is_number(value):
             yield f"{shown(key)}: expected a number, found {shown(value)}"
     elif name == "use_rslora":

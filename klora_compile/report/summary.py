@@ -112,7 +112,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     rows.append(("gamma", gamma_text(summary.gamma)))
     total = sum(summary.fates.values())
     for position, (fate, count) in enumerate(summary.fates.items()):
-        if count or fate not in ("constant", "dropped"):
+        if count or fate not in ("with its weight", "constant", "dropped"):
             rows.append((f"layers ({total})" if position == 0 else "", f"{count:>5} {fate}"))
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])

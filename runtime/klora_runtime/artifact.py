@@ -70,6 +70,15 @@ def load_fusion(
     return plan.fusion(tensors)
 
 
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is an artifact; it may still be a broken one."""
+    try:
+        with SafetensorsFile(Path(path), "artifact") as file:
+            return METADATA_KEY in file.metadata
+    except FileFormatError:
+        return False
+
+
 def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
     """Write ``fusion`` as an artifact, whole or not at all.
 

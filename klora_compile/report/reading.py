@@ -1,0 +1,55 @@
+"""How LoRAs were read: keys used, forms, what was left out and how good approximations are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.provenance import slot_kinds
+from klora_runtime.errors import shown
+
+_LISTED = 3
+
+
+def reading_json(adapter: Adapter) -> dict[str, Any]:
+    """One LoRA's account as JSON values."""
+    return {
+        "keys": adapter.keys,
+        "used": adapter.used,
+        "unused": [{"key": each.key, "why": each.why} for each in adapter.unused],
+        "forms": slot_kinds(adapter),
+        "error": largest_error(adapter),
+    }
+
+
+def reading_lines(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, str]]:
+    """Rows of (label, text) for a terminal, LoRA by role."""
+    for position, (role, adapter) in enumerate(adapters.items()):
+        used = f"{adapter.used} of {adapter.keys} keys of {role.upper()} used"
+        yield ("read" if position == 0 else "", used)
+        for each in adapter.unused[:_LISTED]:
+            yield "", f"  left out: {shown(each.key)}: {each.why}"
+        if len(adapter.unused) > _LISTED:
+            yield "", f"  … and {len(adapter.unused) - _LISTED} more; all of them with --json"
+        if {layer.form for layer in adapter.layers.values()} != {"lora"}:
+            yield "", f"  {forms_text(adapter)}"
+
+
+def forms_text(adapter: Adapter) -> str:
+    """Forms with their layers, what they became, and the largest error."""
+    counts = Counter(layer.form for layer in adapter.layers.values())
+    kinds = slot_kinds(adapter)
+    parts = []
+    for form, count in sorted(counts.items()):
+        dense = kinds[form].get("dense", 0)
+        parts.append(f"{count} {form}" + (f" ({dense} dense)" if dense else ""))
+    error = largest_error(adapter)
+    lost = "nothing is lost" if error == 0 else f"at most {error:.1e} of a delta is lost"
+    return f"{', '.join(parts)}; {lost}"
+
+
+def largest_error(adapter: Adapter) -> float:
+    """The largest share of a layer's Frobenius norm that its form does not hold."""
+    return max((layer.error for layer in adapter.layers.values()), default=0.0)
