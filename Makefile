@@ -9,13 +9,17 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test mutate lint types wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Twenty thousand random changes of valid LoRA files; make test tries a few hundred.
+mutate: $(VENV)/.dev
+	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/test_mutated_loras.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

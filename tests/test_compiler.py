@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,44 @@ def test_other_shapes_are_refused_and_the_families_named(tmp_path: Path) -> None
     assert caught.value.issues[0] == f"{KEY}: [8, 768] in CONTENT, [8, 1024] in STYLE"
     assert "is for Stable Diffusion 1.x" in str(caught.value)
     assert "for Stable Diffusion 2.x; take two LoRAs of one base model" in str(caught.value)
+
+
+def whole(path: Path, modules: Sequence[str], width: int) -> Path:
+    """A LoRA of modules in the spelling that makes their family known."""
+    shapes = {f"{name}.lora_down.weight": (2, width) for name in modules}
+    shapes |= {f"{name}.lora_up.weight": (width, 2) for name in modules}
+    return write_lora(path, {name: torch.ones(shape) for name, shape in shapes.items()})
+
+
+FLUX_1 = ["lora_unet_double_blocks_0_img_attn_proj", "lora_unet_double_blocks_0_img_mod_lin"]
+FLUX_1_PEFT = [
+    *(f"transformer.transformer_blocks.{i}.attn.to_q" for i in range(19)),
+    *(f"transformer.single_transformer_blocks.{i}.attn.to_q" for i in range(38)),
+]
+WAN = [f"diffusion_model.blocks.{i}.self_attn.q" for i in range(3)]
+SDXL = ["lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        (FLUX_1, WAN, ("FLUX.1", "Wan")),
+        (FLUX_1_PEFT, WAN, ("FLUX.1", "Wan")),
+        (SDXL, FLUX_1, ("Stable Diffusion XL", "FLUX.1")),
+        (WAN, SDXL, ("Wan", "Stable Diffusion XL")),
+    ],
+)
+def test_a_partner_of_another_family_is_named(
+    one: list[str], other: list[str], names: tuple[str, str], tmp_path: Path
+) -> None:
+    paths = [
+        whole(tmp_path / f"{i}.safetensors", modules, 2048 if modules is SDXL else 16)
+        for i, modules in enumerate((one, other))
+    ]
+    with pytest.raises(PairingError) as caught:
+        compile_fusion(*paths)
+    assert f"is for {names[0]}, STYLE" in str(caught.value)
+    assert f" for {names[1]}; take two LoRAs of one base model" in str(caught.value)
 
 
 @pytest.mark.parametrize(

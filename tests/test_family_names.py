@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from klora_compile.reading.layouts.catalogue import WHOLE
 from klora_runtime.families import FAMILY_NAMES, family_of
 
 
@@ -44,9 +45,16 @@ MODELS: list[tuple[str | None, str, str, dict[str, Any]]] = [
     ("z-image", "transformer", "ZImageTransformer2DModel", {}),
     ("wan", "transformer", "WanTransformer3DModel", {}),
     ("wan", "transformer_2", "WanTransformer3DModel", {}),
+    ("wan", "transformer", "WanTransformer3DModel", {"num_attention_heads": 12}),
+    ("wan", "transformer", "WanTransformer3DModel", {"num_attention_heads": 24}),
     ("ltx", "transformer", "LTXVideoTransformer3DModel", {}),
     ("hunyuan-video", "transformer", "HunyuanVideoTransformer3DModel", {}),
-    (None, "transformer", "FluxTransformer2DModel", {}),
+    ("flux.1", "transformer", "FluxTransformer2DModel", {}),
+    ("chroma", "transformer", "ChromaTransformer2DModel", {}),
+    ("auraflow", "transformer", "AuraFlowTransformer2DModel", {}),
+    ("lumina2", "transformer", "Lumina2Transformer2DModel", {}),
+    (None, "transformer", "BriaTransformer2DModel", {}),
+    (None, "transformer", "LongCatImageTransformer2DModel", {}),
     (None, "transformer", "LTX2VideoTransformer3DModel", {}),
     (None, "transformer", "CosmosTransformer3DModel", {}),
     (None, "transformer", "HunyuanVideo15Transformer3DModel", {}),
@@ -61,4 +69,5 @@ def test_a_model_of_real_size_is_known(
 
 
 def test_every_family_is_tested() -> None:
-    assert {family for family, *_ in MODELS} == {*FAMILY_NAMES, None}
+    by_table = {layout.family for layout in WHOLE}
+    assert {family for family, *_ in MODELS} | by_table == {*FAMILY_NAMES, None}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 from klora_compile.reading.account import UnusedKey, account_for
@@ -17,10 +18,14 @@ from klora_compile.reading.family import family_of_layers
 from klora_compile.reading.files import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of
-from klora_compile.reading.options import ReadOptions
+from klora_compile.reading.options import MAX_ERROR, ReadOptions
 from klora_compile.reading.scale import Scales
 from klora_runtime.artifact import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import FileFormatError, LoraError, shown
+from klora_runtime.memory import free_host_memory
+
+#: Share of the free memory that dense deltas of one LoRA may take.
+_HOST_SHARE = 0.5
 
 #: Called after each module that was read with its name, how many are done, and how many there are.
 OnModule = Callable[[str, int, int], None]
@@ -132,6 +137,7 @@ def read_adapter(
             where = f"LoRA file {shown(file.path)}"
             found = _survey(file, options, where)
             _refuse(found, options, where)
+            _refuse_large(found, options, where)
             base = None
             if found.needs_base:
                 assert options.base is not None
@@ -237,6 +243,17 @@ def _refuse(found: Survey, options: ReadOptions, where: str) -> None:
             "(DoRA, or new values), which needs the base model's weights; name it with --base PATH "
             "(a diffusers folder or one safetensors file).",
             [shown(layer) for layer in layers],
+        )
+
+
+def _refuse_large(found: Survey, options: ReadOptions, where: str) -> None:
+    """Refuse what the host's memory does not hold, before it is filled."""
+    numbers = sum(prod(piece.facts.shape) for piece in found.pieces if piece.grows)
+    needed, free = 4 * numbers, _HOST_SHARE * free_host_memory()
+    if needed > free and options.max_error <= MAX_ERROR:
+        raise LoraError(
+            f"{where}: its deltas are not low rank, take {needed / 1e9:.2g} GB as they are, and "
+            f"{free / 1e9:.2g} GB can be had. --max-error 0.05 makes them smaller."
         )
 
 

@@ -76,6 +76,8 @@ class Piece:
     kernel: Shape
     places: tuple[Placement, ...]
     """The layers of diffusers that it is, and their rows."""
+    grows: bool = False
+    """Whether its delta becomes dense, if nothing is lost, and is not so in the file."""
     axis: frozenset[Axis] = frozenset()
     """Where it is DoRA's: what its magnitude may belong to."""
 
@@ -143,7 +145,8 @@ class Describer:
             axis = self._axes(module, shape)
             name = "dora" if axis is not None else form.name
             facts = LayerFacts(component, path, "weight", name, rank, value, source, shape)
-            piece = Piece(facts, module, form, None, kernel, (), axis or frozenset())
+            grows = name in BASE_FORMS or form.is_dense(shapes, kernel)
+            piece = Piece(facts, module, form, None, kernel, (), grows, axis or frozenset())
             if axis == frozenset():
                 problems.append(
                     f"its magnitude {self._magnitude_shape(module)} has neither {shape[0]} rows "

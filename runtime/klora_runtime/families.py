@@ -21,8 +21,12 @@ _MARKS: tuple[tuple[str, str, re.Pattern[str], int], ...] = (
     ("sd3", "transformer", _SD3_ATTENTION, 1536),
     ("sd3", "transformer", _SD3_ATTENTION, 2432),
     # From here on: the defaults of the model classes of diffusers 0.42, under names that no other
-    # model of them has at that width, but those that are trained from this one. FLUX.1 has no row:
-    # its names and widths are those of HunyuanVideo, Bria and LongCat-Image too.
+    # model of them has at that width, but those that are trained from this one. FLUX.1's blocks are
+    # HunyuanVideo's, Bria's and LongCat-Image's too, its embedder of pooled text HunyuanVideo's.
+    ("flux.1", "transformer", re.compile(r"^time_text_embed\.text_embedder\.linear_1$"), 768),
+    ("chroma", "transformer", re.compile(r"^distilled_guidance_layer\.in_proj$"), 64),
+    ("auraflow", "transformer", re.compile(r"^context_embedder$"), 2048),
+    ("lumina2", "transformer", re.compile(r"^layers\.\d+\.attn\.to_[qkv]$"), 2304),
     ("flux.2", "transformer", re.compile(r"\.attn\.(add_[qkv]_proj|to_qkv_mlp_proj)$"), 6144),
     (
         "qwen-image",
@@ -31,22 +35,36 @@ _MARKS: tuple[tuple[str, str, re.Pattern[str], int], ...] = (
         3072,
     ),
     ("z-image", "transformer", re.compile(r"^layers\.\d+\.attention\.to_[qkv]$"), 3840),
-    ("wan", "transformer", _WAN_ATTENTION, 5120),
-    ("wan", "transformer_2", _WAN_ATTENTION, 5120),
+    # Wan of 1.3, 5 and 14 billion weights.
+    *(
+        ("wan", component, _WAN_ATTENTION, width)
+        for component in ("transformer", "transformer_2")
+        for width in (1536, 3072, 5120)
+    ),
     ("ltx", "transformer", re.compile(r"^transformer_blocks\.\d+\.attn[12]\.to_[qkv]$"), 2048),
     ("hunyuan-video", "transformer", re.compile(r"^context_embedder\.token_refiner\."), 3072),
 )
 
+#: Families whose mark another one has as well, beside a mark of its own.
+_SHARED = frozenset({"flux.1"})
+
+#: ``anima`` and ``krea-2`` have no mark; they are known by the names in a LoRA's file.
 FAMILY_NAMES: Mapping[str, str] = {
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
     "sdxl-refiner": "Stable Diffusion XL refiner",
     "sd3": "Stable Diffusion 3",
+    "flux.1": "FLUX.1",
     "flux.2": "FLUX.2",
+    "chroma": "Chroma",
+    "auraflow": "AuraFlow",
+    "lumina2": "Lumina 2",
+    "anima": "Anima",
+    "krea-2": "Krea 2",
     "qwen-image": "Qwen-Image",
     "z-image": "Z-Image",
-    "wan": "Wan 14B",
+    "wan": "Wan",
     "ltx": "LTX-Video 2B",
     "hunyuan-video": "HunyuanVideo",
 }
@@ -67,6 +85,8 @@ def family_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str | None:
         for family, where, pattern, width in _MARKS
         if component == where and len(shape) > 1 and shape[1] == width and pattern.search(module)
     }
+    if len(found) > 1:
+        found -= _SHARED
     return found.pop() if len(found) == 1 else None
 
 

@@ -32,6 +32,9 @@ class Full:
         shape = shapes[self._part]
         return *shape[:2], *without_ones(shape[2:])
 
+    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+        return False
+
     def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[Dense, float]:
         values = tensors[self._part]
         return Dense(values.reshape(*values.shape[:2], *without_ones(values.shape[2:]))), 0.0

@@ -49,6 +49,12 @@ class Loha:
             return out, inner, *shapes[Part.HADA_T1][2:]
         return with_kernel(shapes[Part.HADA_W1_A][0], shapes[Part.HADA_W1_B][1], kernel)
 
+    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+        if Part.HADA_T1 in shapes:
+            return True
+        rank = shapes[Part.HADA_W1_B][0] * shapes[Part.HADA_W2_B][0]
+        return not pays(rank, shapes[Part.HADA_W1_A][0], shapes[Part.HADA_W1_B][1])
+
     def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank | Dense, float]:
         a1, b1, a2, b2 = (tensors[part].double() for part in (*_FIRST, *_SECOND))
         if Part.HADA_T1 in tensors:

@@ -47,6 +47,14 @@ class Lokr:
             return a * c, b * d, *own
         return with_kernel(a * c, b * d, kernel)
 
+    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+        (a, b), (c, *d) = _first_shape(shapes), _second_shape(shapes)
+        first = shapes[_FIRST[1]][0] if _FIRST[1] in shapes else min(a, b)
+        second = shapes[_SECOND[1]][0] if _SECOND[1] in shapes else min(c, math.prod(d))
+        if Part.LOKR_T2 in shapes:
+            second = min(c, math.prod(d))
+        return not pays(first * second, a * c, b * math.prod(d))
+
     def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank | Dense, float]:
         shape = self.shape({part: tuple(t.shape) for part, t in tensors.items()}, kernel)
         out, inner = shape[0], math.prod(shape[1:])

@@ -43,6 +43,9 @@ class Lora:
         tail = shapes[Part.MID if Part.MID in shapes else Part.DOWN][2:]
         return shapes[Part.UP][0], shapes[Part.DOWN][1], *without_ones(tail)
 
+    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+        return False
+
     def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank, float]:
         down, up = tensors[Part.DOWN], tensors[Part.UP]
         if Part.MID in tensors:

@@ -75,6 +75,10 @@ class Form(Protocol):
         """Shape of the weight."""
         ...
 
+    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+        """Whether the delta becomes more numbers than the file has for it, if nothing is lost."""
+        ...
+
     def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[Delta, float]:
         """The weight's delta without alpha / rank, and the share of its norm that is lost.
 

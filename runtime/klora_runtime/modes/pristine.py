@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.autograd.graph import increment_version
 
+from klora_runtime.memory import free_host_memory
 from klora_runtime.targets import Target
 
 #: Share of a device's free memory that copies may take; beyond it they go to host memory.
@@ -96,7 +97,7 @@ def host_shortage(targets: Sequence[Target]) -> str | None:
     """Why the host's memory does not do for the copies of targets, or None where it does."""
     places = _places(targets)
     needed = sum(target.parameter.nbytes for target in targets if places[target.path].type == "cpu")
-    free = _free_host_memory()
+    free = free_host_memory()
     if needed <= HOST_SHARE * free:
         return None
     return f"copies of the weights need {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free"
@@ -128,13 +129,3 @@ def _room(device: torch.device) -> float:
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
     return DEVICE_SHARE * free
-
-
-def _free_host_memory() -> float:
-    """Bytes that the host can give; infinite where the system does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            kilobytes = {name: int(rest.split()[0]) for name, rest in (x.split(":") for x in lines)}
-        return 1024.0 * kilobytes["MemAvailable"]
-    except (OSError, KeyError, ValueError):
-        return float("inf")
