@@ -80,7 +80,7 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
 
 
 def _by_name(fusion: Fusion) -> dict[str, Entry]:
-    return {f"{entry.layer}.{entry.parameter}": entry for entry in fusion.entries}
+    return {entry.path: entry for entry in fusion.entries}
 
 
 def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 RANK, ALPHA = 3, 2.0
 
@@ -232,3 +234,34 @@ CONVOLUTIONS: Mapping[str, Writer] = {
     "LoKr, Tucker": lokr_tucker,
 }
 NORMS: Mapping[str, Writer] = {"norm difference": norm}
+
+
+def dora(base: Array, delta: Array, magnitude: Array, axis: int) -> Array:
+    """DoRA's change of a weight, by a loop over its rows (axis 0) or columns (1)."""
+    adapted = base + delta
+    result = np.empty_like(adapted)
+    for i in range(adapted.shape[axis]):
+        index = (i,) if axis == 0 else (slice(None), i)
+        length = np.sqrt((adapted[index] ** 2).sum())
+        result[index] = magnitude.reshape(-1)[i] * adapted[index] / length - base[index]
+    return result
+
+
+def magnitude_shape(weight: Array, axis: int) -> tuple[int, ...]:
+    """As LyCORIS writes it."""
+    sizes = [1] * weight.ndim
+    sizes[axis] = weight.shape[axis]
+    return tuple(sizes)
+
+
+def base_model(path: Path, weights: Mapping[tuple[str, str], Array]) -> Path:
+    """A pipeline's folder in diffusers' names: (component, module) -> weight."""
+    components: dict[str, dict[str, torch.Tensor]] = {}
+    for (component, module), value in weights.items():
+        tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
+        components.setdefault(component, {})[f"{module}.weight"] = tensor
+    for component, tensors in components.items():
+        (path / component).mkdir(parents=True)
+        save_file(tensors, str(path / component / "model.safetensors"))
+    (path / "model_index.json").write_text("{}")
+    return path

@@ -246,7 +246,7 @@ def test_auto_branches_where_a_weight_cannot_be_merged_into(pipe: Any) -> None:
 def test_auto_branches_where_the_copies_do_not_fit(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pristine, "_free_host_memory", lambda: 4000.0)
+    monkeypatch.setattr(pristine, "free_host_memory", lambda: 4000.0)
 
     report = apply_fusion(pipe, fusion_for(pipe, [TO_Q])).report()
 
@@ -255,7 +255,7 @@ def test_auto_branches_where_the_copies_do_not_fit(
 
 
 def test_the_free_memory_is_read(pipe: Any) -> None:
-    assert pristine._free_host_memory() > 2**20
+    assert pristine.free_host_memory() > 2**20
 
 
 # What cannot be branched.

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
 from klora_compile.cli import main
-from klora_runtime import load_fusion
+from klora_runtime import apply_fusion, load_fusion
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +239,95 @@ def test_verify_against_other_sources(artifact: Path, loras: tuple[Path, Path]) 
 def test_verify_usage() -> None:
     assert klora("verify").exit_code == 2
     assert klora("verify", "nowhere.klora.safetensors").exit_code == 2
+
+
+# --- how LoRAs are read -----------------------------------------------------------------------
+
+
+def altered(path: Path, folder: Path, **metadata: str) -> Path:
+    """The LoRA with a key of no known use, and metadata."""
+    tensors = load_file(path) | {"state_step\x1b[2J": torch.ones(1)}
+    save_file(tensors, folder / path.name, metadata=metadata or None)
+    return folder / path.name
+
+
+def test_keys_are_counted_and_unknown_ones_left_out_on_demand(
+    loras: tuple[Path, Path], tmp_path: Path
+) -> None:
+    content, style = loras
+    strange = altered(style, tmp_path)
+    output = tmp_path / "a.klora.safetensors"
+    refused = klora("compile", content, strange, "-o", output)
+    assert refused.exit_code == 1
+    assert "keys cannot be used" in refused.stderr
+    assert not output.exists()
+    text = klora("compile", content, strange, "-o", output, "--ignore-unknown").output
+    keys = len(load_file(style))
+    assert f"{len(load_file(content))} of {len(load_file(content))} keys of CONTENT used" in text
+    assert f"{keys} of {keys + 1} keys of STYLE used" in text
+    assert r"left out: state_step\x1b[2J: its ending is of no known LoRA form" in text
+    assert "\x1b" not in text
+    found = json.loads(klora("inspect", output, "--json").stdout)["sources"]["style"]
+    why = "its ending is of no known LoRA form"
+    assert found["notes"]["unused"] == [{"key": "state_step\x1b[2J", "why": why}]
+    assert "1 keys left out" in klora("inspect", output).output
+    against = klora("verify", output, "--against", content, strange)
+    assert (against.exit_code, against.stderr) == (0, "")
+
+
+def test_reading_in_json(loras: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "a.klora.safetensors"
+    found = json.loads(klora("compile", *loras, "-o", output, "--json").stdout)["reading"]
+    keys = len(load_file(loras[0]))
+    assert found["content"] == {
+        "keys": keys,
+        "used": keys,
+        "unused": [],
+        "forms": {"lora": {"lowrank": keys // 2}},
+        "error": 0.0,
+    }
+
+
+def test_alphas_that_disagree(loras: tuple[Path, Path], tmp_path: Path) -> None:
+    content, style = loras
+    output = tmp_path / "a.klora.safetensors"
+    config = json.dumps({"lora_alpha": 1})
+    tensors = load_file(style)
+    name = next(key for key in tensors if key.endswith("lora_A.weight"))
+    tensors[name.replace("lora_A.weight", "alpha")] = torch.tensor(2.0)
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other, metadata={"lora_adapter_metadata": config})
+    refused = klora("compile", content, other, "-o", output)
+    assert refused.exit_code == 1
+    assert "alpha is 2 by tensor and 1 by lora_adapter_metadata" in refused.stderr
+    assert (
+        klora("compile", content, other, "-o", output, "--alpha-conflict", "first").exit_code == 0
+    )
+    assert klora("verify", output, "--against", content, other).exit_code == 0
+
+
+def test_dora_from_compile_to_verify(tmp_path: Path) -> None:
+    pipe = tiny_pipeline("sd1")
+    pipe.save_pretrained(tmp_path / "base")
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {
+        f"{name}.lora_A.weight": torch.randn(2, 32),
+        f"{name}.lora_B.weight": torch.randn(32, 2),
+    }
+    save_file(
+        tensors | {f"{name}.dora_scale": torch.rand(32, 1) + 1}, tmp_path / "dora.safetensors"
+    )
+    save_file(tensors, tmp_path / "lora.safetensors")
+    output = tmp_path / "a.klora.safetensors"
+    files = (tmp_path / "dora.safetensors", tmp_path / "lora.safetensors")
+    refused = klora("compile", *files, "-o", output)
+    assert refused.exit_code == 1
+    assert "name it with --base PATH" in refused.stderr
+    text = klora("compile", *files, "-o", output, "--base", tmp_path / "base").output
+    assert "1 dora (1 dense); nothing is lost" in text
+    shown = klora("inspect", output).output
+    assert "forms dora" in shown
+    assert "against the base base" in shown
+    assert klora("verify", output, "--against", *files, "--base", tmp_path / "base").exit_code == 0
+    with apply_fusion(pipe, output, mode="auto") as handle:
+        assert handle.report().mode == "merge"

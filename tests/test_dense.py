@@ -60,8 +60,10 @@ def fusion() -> Fusion:
 
 
 def ordered(fusion: Fusion) -> Fusion:
-    key = lambda e: (e.component, e.module, e.parameter)  # noqa: E731
-    return replace(fusion, entries=tuple(sorted(fusion.entries, key=key)))
+    def place(entry: Entry) -> tuple[str, str, str]:
+        return entry.component, entry.module, entry.parameter
+
+    return replace(fusion, entries=tuple(sorted(fusion.entries, key=place)))
 
 
 @pytest.fixture
@@ -180,8 +182,8 @@ def test_auto_names_both_reasons_where_no_mode_can(pipe: Any) -> None:
     with pytest.raises(IncompatibleModelError, match="no mode can apply this fusion") as caught:
         apply_fusion(pipe, hand_fusion(entry(LINEAR, (32, 32))))
     assert caught.value.issues == (
-        f"merge: {LINEAR}: its weight is torch.float8_e4m3fn",
         f"branch: {LINEAR}: its delta is dense, which only mode merge can apply",
+        f"merge: {LINEAR}: its weight is torch.float8_e4m3fn",
     )
 
 
@@ -222,6 +224,12 @@ def test_a_file_gives_back_what_was_written(path: Path) -> None:
     again = path.with_name("again.safetensors")
     save_fusion(loaded, again)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_notes_cannot_hide_what_is_stated(tmp_path: Path) -> None:
+    source = Source("a", "0" * 64, 1, "peft", (2,), notes={"file": "other"})
+    with pytest.raises(ArtifactError, match=r"notes of source a may not be called \['file'\]"):
+        save_fusion(replace(fusion(), sources={"a": source}), tmp_path / "a.safetensors")
 
 
 def dense_entry(artifact: Artifact) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from form_files import ALPHA, LINEAR, RANK, Array, Source
+from form_files import ALPHA, LINEAR, RANK, Source, base_model, dora, magnitude_shape
 from lora_files import write_lora
 from test_forms import Cell, lines, shape, values_of
 from test_placing import FORMATS, smaller
@@ -23,39 +22,12 @@ from klora_compile.reading.layouts.rows import Row
 from klora_compile.reading.options import ReadOptions
 from klora_runtime.errors import LoraError
 
-KOHYA_FLUX, KOHYA_SD1 = Cell(flux.BFL, "kohya"), Cell(unet.SD1, "kohya")
+KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux.BFL, unet.SD1))
 AXES = {"rows": 0, "columns": 1}
-
-
-def base_model(path: Path, weights: Mapping[str, Array]) -> Path:
-    """A denoiser of these weights in diffusers' names, as a folder of one component."""
-    path.mkdir()
-    kind = "UNet2DConditionModel" if any("down_blocks" in n for n in weights) else "FluxTransformer"
-    (path / "config.json").write_text(json.dumps({"_class_name": kind}))
-    tensors = {f"{name}.weight": torch.from_numpy(value).float() for name, value in weights.items()}
-    write_lora(path / "diffusion_pytorch_model.safetensors", tensors)
-    return path
-
-
-def dora(base: Array, delta: Array, magnitude: Array, axis: int) -> Array:
-    """By loops over rows or columns, as the definition says."""
-    adapted = base + delta
-    result = np.empty_like(adapted)
-    for i in range(adapted.shape[axis]):
-        index = (i,) if axis == 0 else (slice(None), i)
-        length = math.sqrt((adapted[index] ** 2).sum())
-        result[index] = magnitude.reshape(-1)[i] * adapted[index] / length - base[index]
-    return result
 
 
 def row_of(cell: Cell, source: str) -> Row:
     return next(row for row in cell.layout.rows if row.source == source)
-
-
-def magnitude_shape(weight: Array, axis: int) -> tuple[int, ...]:
-    sizes = [1] * weight.ndim
-    sizes[axis] = weight.shape[axis]
-    return tuple(sizes)
 
 
 @pytest.mark.parametrize("form", ["LoRA", "LoHa", "LoKr", "LoKr, whole"])
@@ -94,7 +66,7 @@ def test_dora_of_every_form_on_both_axes(
         numbers = cell.layout.match(name, flat=False)
         assert numbers is not None
         for place in row.placements(numbers[1], *shape(row)):
-            weights[place.module] = lines(base, place.rows)
+            weights[cell.layout.component, place.module] = lines(base, place.rows)
             expected[f"{cell.layout.component}.{place.module}"] = lines(delta, place.rows)
     path = write_lora(tmp_path / "lora.safetensors", tensors)
     adapter = read_adapter(path, ReadOptions(base=base_model(tmp_path / "base", weights)))
@@ -114,7 +86,7 @@ def test_dora_of_a_convolution(tmp_path: Path) -> None:
     magnitude, m = new(1, 4, 1, 1)
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
     path = write_lora(tmp_path / "a.safetensors", tensors | {f"{name}.dora_scale": magnitude})
-    folder = base_model(tmp_path / "base", {name.removeprefix("unet."): base})
+    folder = base_model(tmp_path / "base", {("unet", name.removeprefix("unet.")): base})
     layer = read_adapter(path, ReadOptions(base=folder)).layers[name]
     expected = dora(base, np.einsum("or,rihw->oihw", u[:, :, 0, 0], d), m, 1)
     assert layer.shape == (8, 4, 3, 3)
@@ -133,7 +105,7 @@ def test_vectors_of_magnitudes_are_told_by_all_layers(tmp_path: Path) -> None:
         magnitude, m = new(8)
         parts |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         parts[f"{name}.dora_scale"] = magnitude
-        weights[name.removeprefix("unet.")] = base
+        weights["unet", name.removeprefix("unet.")] = base
         expected[name] = dora(base, u @ d, m, 0)
     options = ReadOptions(base=base_model(tmp_path / "base", weights))
     adapter = read_adapter(write_lora(tmp_path / "a.safetensors", parts), options)
@@ -147,7 +119,10 @@ def test_vectors_of_magnitudes_are_told_by_all_layers(tmp_path: Path) -> None:
     with pytest.raises(LoraError, match="some magnitudes belong to rows, others to columns"):
         read_adapter(write_lora(tmp_path / "c.safetensors", parts), options)
     parts[f"{wide}.dora_scale"] = torch.ones(7, 1)
-    with pytest.raises(LoraError, match=r"magnitude \[7, 1\] has neither 8 rows nor 6 columns"):
+    with pytest.raises(
+        LoraError,
+        match=r"\[7, 1\] has as many values as neither rows nor columns",
+    ):
         read_adapter(write_lora(tmp_path / "d.safetensors", parts), options)
 
 
@@ -158,7 +133,9 @@ def small_dora(folder: Path) -> tuple[Path, Path]:
     new = Source(1)
     tensors = {f"{LAYER}.lora_A.weight": new(2, 30)[0], f"{LAYER}.lora_B.weight": new(40, 2)[0]}
     path = write_lora(folder / "a.safetensors", tensors | {f"{LAYER}.dora_scale": new(40, 1)[0]})
-    return path, base_model(folder / "base", {LAYER.removeprefix("unet."): new(40, 30)[1]})
+    return path, base_model(
+        folder / "base", {("unet", LAYER.removeprefix("unet.")): new(40, 30)[1]}
+    )
 
 
 def test_without_a_base_it_is_refused_and_shown(tmp_path: Path) -> None:
@@ -180,7 +157,7 @@ def test_without_a_base_it_is_refused_and_shown(tmp_path: Path) -> None:
 
 def test_a_base_of_another_shape_is_named(tmp_path: Path) -> None:
     path, _ = small_dora(tmp_path)
-    other = base_model(tmp_path / "other", {LAYER.removeprefix("unet."): np.ones((4, 4))})
+    other = base_model(tmp_path / "other", {("unet", LAYER.removeprefix("unet.")): np.ones((4, 4))})
     with pytest.raises(LoraError, match=r"is \[4, 4\] in the base model, expected \[40, 30\]"):
         read_adapter(path, ReadOptions(base=other))
 
@@ -210,6 +187,22 @@ def test_an_allowed_error_gives_the_smallest_rank(tmp_path: Path) -> None:
         lost = np.linalg.norm(values_of(layer) - values) / np.linalg.norm(values)
         assert lost == pytest.approx(layer.error, rel=1e-3)
         assert lost <= allowed
+
+
+def test_what_memory_does_not_hold_is_refused_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, base = small_dora(tmp_path)
+    monkeypatch.setattr("klora_compile.reading.adapter.free_host_memory", lambda: 8000.0)
+    with pytest.raises(LoraError) as caught:
+        read_adapter(path, ReadOptions(base=base))
+    assert str(caught.value) == (
+        f"LoRA file {path}: its deltas are not low rank, take 4.8e-06 GB as they are, and 4e-06 GB "
+        "can be had. --max-error 0.05 makes them smaller."
+    )
+    assert read_adapter(path, ReadOptions(base=base, max_error=0.5)).layers
+    pair = {key: torch.ones(4, 4) for key in (f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight")}
+    assert read_adapter(write_lora(tmp_path / "b.safetensors", pair)).layers
 
 
 # --- real key lists ---------------------------------------------------------------------------

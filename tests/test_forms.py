@@ -9,20 +9,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from form_files import CONVOLUTIONS, LINEAR, NORMS, Array, Source, Writer, Written
+from form_files import (
+    CONVOLUTIONS,
+    LINEAR,
+    NORMS,
+    Array,
+    Source,
+    Writer,
+    Written,
+    base_model,
+    dora,
+    magnitude_shape,
+)
 from lora_files import write_lora
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
+from klora_compile.reading.layouts import text_encoders
 from klora_compile.reading.layouts.catalogue import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layouts.rows import Layout, Row
+from klora_compile.reading.layouts.spelling import REFUSED_FORMS
+from klora_compile.reading.options import ReadOptions
+from klora_runtime.families import FAMILY_NAMES
 
 WIDTH = 16
 ROWS = 10
-
-#: Spelling -> what stands before a module of a denoiser, and between its names.
-SPELLINGS = {"dotted": ("diffusion_model.", "."), "kohya": ("lora_unet_", "_")}
 
 IN_DIFFUSERS = (*IN_DIFFUSERS_NAMES, *(table for table in WHOLE if table.name == "diffusers"))
 
@@ -33,24 +45,43 @@ class Cell:
 
     layout: Layout
     spelling: str
+    """``dots`` or ``underscores``."""
+    prefix: str
 
     def __str__(self) -> str:
-        return f"{self.layout.family}, {self.layout.name}, {self.spelling}"
+        return f"{self.layout.family}, {self.layout.name}, {self.prefix}"
 
     def key(self, source: str) -> str:
         """A module's name in a file."""
-        if self.layout in IN_DIFFUSERS and self.spelling == "dotted":
-            return f"{self.layout.component}.{source}"
-        prefix, joint = SPELLINGS[self.spelling]
-        return prefix + source.replace(".", joint)
+        joint = "." if self.spelling == "dots" else "_"
+        return self.prefix + source.replace(".", joint)
+
+
+def denoiser_cells() -> Iterator[Cell]:
+    for layout in (*WHOLE, *IN_DIFFUSERS_NAMES):
+        stated = layout in IN_DIFFUSERS
+        yield Cell(layout, "dots", f"{layout.component}." if stated else "diffusion_model.")
+        if layout.component != "text_conditioner" or not stated:
+            yield Cell(layout, "underscores", "lora_unet_")
 
 
 CELLS = [
-    Cell(layout, spelling)
-    for layout in (*WHOLE, *IN_DIFFUSERS_NAMES)
-    for spelling in SPELLINGS
-    if layout.component != "text_conditioner"
+    *denoiser_cells(),
+    Cell(text_encoders.CLIP, "dots", "text_encoder."),
+    Cell(text_encoders.CLIP_INSIDE, "dots", "text_encoder."),
+    Cell(text_encoders.CLIP_INSIDE, "dots", "text_encoders.clip_l.transformer."),
+    Cell(text_encoders.CLIP_INSIDE, "underscores", "lora_te_"),
+    Cell(text_encoders.CLIP_INSIDE, "underscores", "lora_te1_"),
+    Cell(text_encoders.CLIP_2_INSIDE, "dots", "text_encoder_2."),
+    Cell(text_encoders.CLIP_2_INSIDE, "underscores", "lora_te2_"),
+    Cell(text_encoders.T5_2, "underscores", "lora_te2_"),
+    Cell(text_encoders.T5_3, "dots", "text_encoder_3."),
+    Cell(text_encoders.T5_3, "dots", "text_encoders.t5xxl.transformer."),
+    Cell(text_encoders.T5_3, "underscores", "lora_te3_"),
+    Cell(text_encoders.QWEN3, "underscores", "lora_te_"),
+    Cell(text_encoders.GEMMA2, "underscores", "lora_te_"),
 ]
+UNETS = [cell for cell in CELLS if cell.layout.component == "unet"]
 
 
 def is_norm(row: Row) -> bool:
@@ -142,6 +173,9 @@ def check(cell: Cell, kind: str, form: Writer, folder: Path) -> Adapter:
     return adapter
 
 
+NORMED = [cell for cell in CELLS if chosen(cell.layout, "norm")]
+
+
 @pytest.mark.parametrize("form", LINEAR)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_linear_layers(cell: Cell, form: str, tmp_path: Path) -> None:
@@ -149,12 +183,91 @@ def test_linear_layers(cell: Cell, form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", CONVOLUTIONS)
-@pytest.mark.parametrize("cell", [c for c in CELLS if c.layout.component == "unet"], ids=str)
+@pytest.mark.parametrize("cell", UNETS, ids=str)
 def test_convolutions(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "convolution", CONVOLUTIONS[form], tmp_path)
 
 
 @pytest.mark.parametrize("form", NORMS)
-@pytest.mark.parametrize("cell", [c for c in CELLS if chosen(c.layout, "norm")], ids=str)
+@pytest.mark.parametrize("cell", NORMED, ids=str)
 def test_norms(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "norm", NORMS[form], tmp_path)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_dora(cell: Cell, axis: int, tmp_path: Path) -> None:
+    """A column's norm is that of the whole weight in the file, through fused rows."""
+    modules = written(cell, "linear", LINEAR["LoRA"])
+    bases = {}
+    for seed, (_, one) in enumerate(modules.values()):
+        new = Source(1000 + seed)
+        assert one.weight is not None
+        base, (magnitude, m) = new(*one.weight.shape)[1], new(*magnitude_shape(one.weight, axis))
+        one.tensors[".dora_scale"] = magnitude
+        bases[seed], one.weight = base, dora(base, one.weight, m, axis)
+    weights = {}
+    for seed, (source, (row, _)) in enumerate(modules.items()):
+        found = cell.layout.match(source, flat=False)
+        assert found is not None
+        for place in row.placements(found[1], *shape(row)):
+            weights[cell.layout.component, place.module] = lines(bases[seed], place.rows)
+    path = file(cell, modules, tmp_path / "lora.safetensors")
+    adapter = read_adapter(path, ReadOptions(base=base_model(tmp_path / "base", weights)))
+    assert_deltas(adapter, dict(expected(cell.layout, modules)))
+    assert {layer.form for layer in adapter.layers.values()} == {"dora"}
+
+
+# --- the table in the README ------------------------------------------------------------------
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- forms: begin -->\n", "<!-- forms: end -->"
+TEXT = {"clip": "CLIP", "t5": "T5", "qwen3": "Qwen 3", "gemma2": "Gemma 2"}
+REFUSED = sorted({form for form in REFUSED_FORMS.values() if form.isidentifier()})
+
+
+def rows_of_the_table() -> Iterator[str]:
+    """Base model, whose names, spellings; then a column for each kind of test above."""
+    heads = ["LoRA, bias", "LoCon, Tucker", "LoHa", "LoKr", "full", "norm", "DoRA, with `--base`"]
+    columns = ["base model", "names", "spelling", *heads, ", ".join(REFUSED)]
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
+    families = dict.fromkeys(cell.layout.family for cell in CELLS)
+    for family in families:
+        own = [cell for cell in CELLS if cell.layout.family == family]
+        names = ", ".join(dict.fromkeys(cell.layout.name for cell in own))
+        spelling = ", ".join(dict.fromkeys(f"`{cell.prefix}`" for cell in own))
+        linear = ["tested"]
+        yield (
+            "| "
+            + " | ".join(
+                [
+                    FAMILY_NAMES.get(family) or TEXT[family],
+                    names,
+                    spelling,
+                    *linear,
+                    "tested" if any(cell in UNETS for cell in own) else "none",
+                    *linear * 3,
+                    "tested" if any(cell in NORMED for cell in own) else "none",
+                    *linear,
+                    "refused",
+                ]
+            )
+            + " |"
+        )
+
+
+def test_the_table_in_the_readme_is_what_is_tested() -> None:
+    """Run this file as a program to write it anew."""
+    table = README.read_text().partition(BEGIN)[2].partition(END)[0]
+    assert table == "\n".join(rows_of_the_table()) + "\n"
+
+
+def write_table() -> None:
+    before, _, rest = README.read_text().partition(BEGIN)
+    table = "\n".join(rows_of_the_table()) + "\n"
+    README.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    write_table()

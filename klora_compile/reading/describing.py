@@ -149,17 +149,19 @@ class Describer:
             piece = Piece(facts, module, form, None, kernel, (), grows, axis or frozenset())
             if axis == frozenset():
                 problems.append(
-                    f"its magnitude {self._magnitude_shape(module)} has neither {shape[0]} rows "
-                    f"nor {shape[1]} columns of the weight {list(shape)}"
+                    f"its magnitude {self._magnitude_shape(module)} has as many values as neither "
+                    f"rows nor columns of the weight {list(shape)}"
                 )
             if axis is None and self._scales.is_dora(component) and name == "lora":
                 problems.append("is DoRA by its metadata, and has no magnitude")
             pieces.append(piece)
         pieces += self._biases(module, component, path, rank, value, source)
         problems += self._size_problems(pieces)
+        if problems:
+            return problems
         placed = [self._placed(piece, shape) for piece in pieces]
-        problems += [piece for piece in placed if isinstance(piece, str)]
-        return problems or [piece for piece in placed if isinstance(piece, Piece)]
+        unplaced = [piece for piece in placed if isinstance(piece, str)]
+        return unplaced or [piece for piece in placed if isinstance(piece, Piece)]
 
     def _diffusers_path(self, module: Module, path: str) -> str:
         if not isinstance(module.key, UnplacedKey):

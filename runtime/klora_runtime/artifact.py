@@ -242,7 +242,7 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
 
 
 def _source_json(source: Source) -> dict[str, object]:
-    return dict(source.notes) | {
+    stated: dict[str, object] = {
         "file": source.file,
         "sha256": source.sha256,
         "bytes": source.bytes,
@@ -251,3 +251,7 @@ def _source_json(source: Source) -> dict[str, object]:
         "trigger_words": list(source.trigger_words),
         "license": source.license,
     }
+    clashes = sorted(stated.keys() & source.notes.keys())
+    if clashes:
+        raise ValueError(f"notes of source {shown(source.file)} may not be called {clashes}")
+    return {**stated, **source.notes}

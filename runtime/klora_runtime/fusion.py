@@ -96,14 +96,17 @@ class Factors:
     def nbytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
-    def matrix(self, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+    def matrix(
+        self, dtype: torch.dtype, device: torch.device, rows: slice = ALL_ROWS
+    ) -> torch.Tensor:
         """The delta without its scale, as (rows, all other dimensions).
 
         Args:
             dtype: to compute in.
+            device: to compute on.
             rows: which of them.
         """
-        up, down = self.up[rows].to(dtype), self.down.to(dtype)
+        up, down = self.up[rows].to(device, dtype), self.down.to(device, dtype)
         return up.flatten(1) @ down.flatten(1)
 
 
@@ -125,9 +128,11 @@ class Dense:
     def nbytes(self) -> int:
         return self.delta.nbytes
 
-    def matrix(self, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+    def matrix(
+        self, dtype: torch.dtype, device: torch.device, rows: slice = ALL_ROWS
+    ) -> torch.Tensor:
         """See :meth:`Factors.matrix`."""
-        values = self.delta[rows].to(dtype)
+        values = self.delta[rows].to(device, dtype)
         return values.reshape(len(values), -1)
 
 
@@ -153,8 +158,13 @@ class Entry:
 
     @property
     def layer(self) -> str:
-        """Name of the layer: its component, a dot, its module path."""
-        return f"{self.component}.{self.module}"
+        """Name of the layer: its component, a dot, its module path; with ``.bias`` for a bias."""
+        return self.path.removesuffix(".weight")
+
+    @property
+    def path(self) -> str:
+        """Name of the parameter: component, module path, parameter."""
+        return f"{self.component}.{self.module}.{self.parameter}"
 
     @property
     def acts(self) -> bool:
@@ -211,5 +221,5 @@ class Fusion:
 
 def fingerprint(entries: Iterable[Entry]) -> str:
     """See :attr:`Fusion.fingerprint`."""
-    lines = sorted(f"{e.layer}.{e.parameter} {'x'.join(map(str, e.shape))}" for e in entries)
+    lines = sorted(f"{e.path} {'x'.join(map(str, e.shape))}" for e in entries)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

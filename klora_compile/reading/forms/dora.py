@@ -33,6 +33,8 @@ def axes(magnitude: Shape, weight: Shape) -> frozenset[Axis]:
     """
     out, inner = weight[:2]
     length = math.prod(magnitude)
+    if not magnitude:
+        return frozenset()
     if len(magnitude) == 1:
         return frozenset(
             axis for axis, size in ((Axis.OUTPUT, out), (Axis.INPUT, inner)) if length == size

@@ -239,10 +239,9 @@ class Branch:
 
 def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
     """What keeps targets from being branched, one sentence each."""
-    targets = list(targets)
-    uses = Counter(id(target.module) for target in targets)
-    for target in targets:
-        problem = branch_hindrance(target)
+    problems = [(target, branch_hindrance(target)) for target in targets]
+    uses = Counter(id(target.module) for target, problem in problems if problem is None)
+    for target, problem in problems:
         if problem is None and uses[id(target.module)] > 1:
             problem = "the fusion changes its module more than once"
         if problem is not None:

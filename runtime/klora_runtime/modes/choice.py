@@ -46,11 +46,13 @@ def choose(mode: str, targets: Sequence[Target], weights: Mapping[str, float]) -
 def _merge_only(targets: Sequence[Target], why: str) -> tuple[Mode, str]:
     hindrances = list(merge_hindrances(targets))
     refuse(
-        [f"merge: {hindrance}" for hindrance in hindrances] + [f"branch: {why}"] * bool(hindrances),
+        [f"branch: {why}", *(f"merge: {each}" for each in hindrances)] if hindrances else (),
         "no mode can apply this fusion to these layers; nothing was changed. Load the model "
         "unquantised in float32, float16 or bfloat16 for mode merge.",
     )
-    return Merge(targets), f"not every layer can be branched ({why})"
+    shortage = host_shortage(targets)
+    also = "" if shortage is None else f"; {shortage}"
+    return Merge(targets), f"not every layer can be branched ({why}){also}"
 
 
 def rounding_share(parts: Sequence[tuple[str, float, float]]) -> float:

@@ -18,78 +18,17 @@ from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.errors import InUseError
 from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
-from klora_runtime.fusion import Dense
 from klora_runtime.modes.pristine import Pristine
+from klora_runtime.modes.terms import Term, terms_of
 from klora_runtime.precision import full_float32
 from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda, Timeline
 
 
 @dataclass
-class _LowRank:
-    """One slot of one layer, ready to multiply: delta = scale * up @ down."""
-
-    slot: str
-    scale: float
-    down: torch.Tensor
-    """(rank, in * kernel), float32, on the layer's device."""
-    up: torch.Tensor
-    """(out, rank), float32, on the layer's device."""
-
-    @property
-    def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
-
-    def to(self, device: torch.device) -> None:
-        self.down, self.up = self.down.to(device), self.up.to(device)
-
-    def write(self, result: torch.Tensor, factor: float, base: torch.Tensor | None) -> None:
-        """result = base + factor * delta, all (rows, -1); 0 where there is no base."""
-        if base is None:
-            torch.mm(self.up, self.down, out=result).mul_(factor)
-        else:
-            torch.addmm(base, self.up, self.down, alpha=factor, out=result)
-
-    def add(self, result: torch.Tensor, factor: float) -> None:
-        """result += factor * delta."""
-        result.addmm_(self.up, self.down, alpha=factor)
-
-
-@dataclass
-class _Dense:
-    """One slot of one layer whose delta is stored as it is: delta = scale * values."""
-
-    slot: str
-    scale: float
-    values: torch.Tensor
-    """(rows, -1), in the dtype of the file, on the layer's device."""
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
-    def to(self, device: torch.device) -> None:
-        self.values = self.values.to(device)
-
-    def write(self, result: torch.Tensor, factor: float, base: torch.Tensor | None) -> None:
-        """See :meth:`_LowRank.write`."""
-        if base is None:
-            result.copy_(self.values).mul_(factor)
-        else:
-            torch.add(base, self.values, alpha=factor, out=result)
-
-    def add(self, result: torch.Tensor, factor: float) -> None:
-        """See :meth:`_LowRank.add`."""
-        result.add_(self.values, alpha=factor)
-
-
-_Term = _LowRank | _Dense
-
-
-@dataclass
 class _Layer:
     target: Target
-    terms: list[_Term]
+    terms: list[Term]
     device: torch.device
     """Where the terms are."""
     segment: int = 0
@@ -126,7 +65,7 @@ class Merge:
             targets, previous._pristine if previous is not None else None
         )
         self._layers = [
-            _Layer(target, list(_terms(target)), target.parameter.device) for target in targets
+            _Layer(target, list(terms_of(target)), target.parameter.device) for target in targets
         ]
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
@@ -279,19 +218,7 @@ def _refuse_state(*_: Any) -> None:
     )
 
 
-def _terms(target: Target) -> Iterator[_Term]:
-    device = target.parameter.device
-    for slot, factors in target.entry.factors.items():
-        if isinstance(factors, Dense):
-            values = factors.delta.to(device)
-            yield _Dense(slot, factors.scale, values.reshape(len(values), -1))
-            continue
-        down = factors.down.to(device, torch.float32).flatten(1).contiguous()
-        up = factors.up.to(device, torch.float32).flatten(1).contiguous()
-        yield _LowRank(slot, factors.scale, down, up)
-
-
-def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[tuple[_Term, float]]:
+def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[tuple[Term, float]]:
     """The terms that act in ``segment``, each with scale * coefficient * weight."""
     row = layer.timeline.row(segment)
     scaled = [
@@ -329,7 +256,7 @@ def _rounding(
         start = base[::step].to(device, torch.float64)
         start = start.reshape(len(start), -1)
         deltas = {
-            slot: each.matrix(torch.float64, slice(None, None, step)).to(device)
+            slot: each.matrix(torch.float64, device, slice(None, None, step))
             for slot, each in target.entry.factors.items()
         }
         for _, row in target.entry.timeline.rows():
