@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, lora_files, square
 from generation import LEAST_EFFECT, TOLERANCE
 from handmade import State
 from reference import KLora, sampling
+from safetensors.torch import load_file, save_file
 from sd_families import UNETS
 from tiny_pipeline import relative_difference
 from torch import nn
 from video_families import VIDEOS
 
 from klora_compile import Config, compile_fusion
+from klora_compile.reading.options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.fusion import Fusion
@@ -74,6 +77,35 @@ def test_fused_projections_are_refused(case: FamilyCase, tmp_path: Path) -> None
             apply_fusion(pipe, fusion, mode=mode)
 
     assert State.of(pipe) == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_files_of_wan_2_2_one_for_each_transformer(mode: str, tmp_path: Path) -> None:
+    """Both files of a LoRA have the same names; two artifacts act as the one of both together."""
+    (case,) = (case for case in VIDEOS if case.name == "Wan 2.2")
+    pipe = case.pipeline()
+    fusions = []
+    together = lora_files(pipe, case, tmp_path)
+    for denoiser in ("transformer", "transformer_2"):
+        files = []
+        for path in together:
+            own = {
+                "transformer." + key.removeprefix(f"{denoiser}."): tensor
+                for key, tensor in load_file(str(path)).items()
+                if key.startswith(f"{denoiser}.")
+            }
+            files.append(tmp_path / f"{denoiser}-{path.name}")
+            save_file(own, str(files[-1]))
+        named = "transformer_2" if denoiser == "transformer_2" else None
+        fusions.append(compile_fusion(*files, device="cpu", options=ReadOptions(denoiser=named)))
+        assert fusions[-1].components == (denoiser,)
+    with apply_fusion(pipe, compile_fusion(*together, device="cpu"), mode=mode):
+        expected = case.generate(pipe)
+    bare = case.generate(pipe)
+    with apply_fusion(pipe, fusions[0], mode=mode), apply_fusion(pipe, fusions[1], mode=mode):
+        assert torch.equal(case.generate(pipe), expected)
+    assert torch.equal(case.generate(pipe), bare)
+    assert not torch.allclose(bare, expected)
 
 
 def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:

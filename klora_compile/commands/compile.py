@@ -109,6 +109,7 @@ def compile_command(
     ignore_unknown: bool,
     max_error: float,
     alpha_conflict: Any,
+    denoiser: Any,
     **settings: Any,
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
@@ -132,7 +133,7 @@ def compile_command(
     from klora_runtime.errors import shown
 
     begin = time.perf_counter()
-    options = ReadOptions(base, ignore_unknown, max_error, alpha_conflict)
+    options = ReadOptions(base, ignore_unknown, max_error, alpha_conflict, denoiser)
     adapters = {}
     for role, path in (("content", content), ("style", style)):
         with layer_bar(f"reading {role}") as on_module:

@@ -42,6 +42,12 @@ _READING = (
         show_default=True,
         help="Where two sources state different alphas: refuse, or take the first by rule.",
     ),
+    click.option(
+        "--denoiser",
+        type=click.Choice(["transformer_2"]),
+        help="The LoRAs are for this component, which their files do not say: Wan 2.2's second "
+        "transformer (low noise). Apply its artifact beside that of the first.",
+    ),
 )
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

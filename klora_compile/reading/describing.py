@@ -144,7 +144,8 @@ class Describer:
         if form is not None and shape is not None:
             axis = self._axes(module, shape)
             name = "dora" if axis is not None else form.name
-            facts = LayerFacts(component, path, "weight", name, rank, value, source, shape)
+            place = self._denoiser(component), path
+            facts = LayerFacts(*place, "weight", name, rank, value, source, shape)
             grows = name in BASE_FORMS or form.is_dense(shapes, kernel)
             piece = Piece(facts, module, form, None, kernel, (), grows, axis or frozenset())
             if axis == frozenset():
@@ -162,6 +163,10 @@ class Describer:
         placed = [self._placed(piece, shape) for piece in pieces]
         unplaced = [piece for piece in placed if isinstance(piece, str)]
         return unplaced or [piece for piece in placed if isinstance(piece, Piece)]
+
+    def _denoiser(self, component: str) -> str:
+        """The component of the pipeline, which the file may not know."""
+        return self._options.denoiser or component if component == "transformer" else component
 
     def _diffusers_path(self, module: Module, path: str) -> str:
         if not isinstance(module.key, UnplacedKey):
@@ -184,7 +189,7 @@ class Describer:
             shape = self._file.tensors[module.parts[part]].shape
             scaled = part is Part.UP_BIAS
             facts = LayerFacts(
-                component,
+                self._denoiser(component),
                 path,
                 "bias",
                 form,

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from klora_runtime.errors import ConfigError
 
 AlphaConflict = Literal["error", "first"]
+Denoiser = Literal["transformer_2"]
 
 #: The share of a delta's Frobenius norm that may be lost where it is brought into another form.
 MAX_ERROR = 1e-6
@@ -33,6 +34,9 @@ class ReadOptions:
     rank is approximated by one that is. More makes smaller artifacts."""
     alpha_conflict: AlphaConflict = "error"
     """Where two sources state different alphas for a layer: an error, or the ``first`` by rule."""
+    denoiser: Denoiser | None = None
+    """The component that layers of ``transformer`` are for. Wan 2.2's LoRAs are two files with the
+    same names, one for each of its transformers."""
 
     def notes(self) -> dict[str, Any]:
         """What differs from the defaults and is not seen from the file, as JSON values."""
@@ -41,6 +45,8 @@ class ReadOptions:
             notes["max_error"] = self.max_error
         if self.alpha_conflict != "error":
             notes["alpha_conflict"] = self.alpha_conflict
+        if self.denoiser is not None:
+            notes["denoiser"] = self.denoiser
         return notes
 
     @classmethod
@@ -55,6 +61,7 @@ class ReadOptions:
             ignore_unknown=bool(notes.get("unused")),
             max_error=notes.get("max_error", MAX_ERROR),
             alpha_conflict=notes.get("alpha_conflict", "error"),
+            denoiser=notes.get("denoiser"),
         )
 
     def __post_init__(self) -> None:
@@ -62,6 +69,8 @@ class ReadOptions:
             raise ConfigError(
                 f"alpha_conflict: expected error or first, found {self.alpha_conflict!r}."
             )
+        if self.denoiser not in (None, *get_args(Denoiser)):
+            raise ConfigError(f"denoiser: expected transformer_2, found {self.denoiser!r}.")
         number = isinstance(self.max_error, int | float) and not isinstance(self.max_error, bool)
         if not number or not 0.0 <= self.max_error <= 0.5:
             raise ConfigError(
