@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from klora_compile.config import Config
 from klora_compile.measure import OnLayer, Statistics, measure, resolve_device
@@ -13,6 +14,7 @@ from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.provenance import provenance
+from klora_compile.statistics_cache import measure_once
 from klora_runtime import __version__
 from klora_runtime.errors import PairingError, shown
 from klora_runtime.families import family_name, family_of
@@ -28,6 +30,7 @@ def compile_fusion(
     *,
     options: ReadOptions | None = None,
     device: str = "auto",
+    cache: Path | None = None,
     on_layer: OnLayer | None = None,
 ) -> Fusion:
     """Compile a content LoRA and a style LoRA into a fusion.
@@ -38,6 +41,8 @@ def compile_fusion(
         config: the settings; the paper's by default.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        cache: a file that keeps statistics, so that a LoRA is measured once;
+            :func:`klora_compile.statistics_cache.cache_file` names the user's.
         on_layer: called after each layer that was measured with its name, how many are done
             and how many there are over both LoRAs.
 
@@ -62,12 +67,14 @@ def compile_fusion(
     statistics: dict[str, dict[str, Statistics]] = {}
     for slot, adapter in adapters.items():
         done = sum(map(len, statistics.values()))
-        statistics[slot] = measure(
-            list(adapter.layers.values()),
-            {name: (k,) for name, k in ks.items()},
-            device=where,
-            on_layer=_shifted(on_layer, done, total),
-        )
+        layers, sums = list(adapter.layers.values()), {name: (k,) for name, k in ks.items()}
+        shifted = _shifted(on_layer, done, total)
+        if cache is None:
+            statistics[slot] = measure(layers, sums, device=where, on_layer=shifted)
+        else:
+            statistics[slot] = measure_once(
+                layers, sums, device=where, file=cache, on_layer=shifted
+            )
     ignore_alpha = config.parameters()["network_alpha"] == "ignored"
     numbers = _numbers(adapters, statistics, ks, ignore_alpha)
     return _fusion(adapters, make_plan(numbers, config), numbers, config)

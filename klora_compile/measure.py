@@ -33,6 +33,9 @@ from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
 from klora_runtime.precision import full_float32
 
+#: Moves when the same layer would be measured to other numbers.
+MEASURE_VERSION = 1
+
 TILE_ELEMENTS = 2**18
 _CUDA_TILE_ELEMENTS = 2**24
 _MAX_WORKERS = 16
@@ -57,6 +60,8 @@ class Statistics:
     """Sum of all absolute values (float64)."""
     top_k: Mapping[int, float]
     """K -> sum of the K largest absolute values (float64, exact for the float32 products)."""
+    frobenius: float
+    """Square root of the sum of all squares."""
 
 
 def measure(
@@ -161,12 +166,12 @@ def _measure_layer(layer: Layer, ks: tuple[int, ...], device: torch.device) -> S
         largest.add(tile)
     l1 = math.fsum(row_sums)
     if not math.isfinite(l1):
-        return Statistics(l1, {})  # refused by the caller
+        return Statistics(l1, {}, math.inf)  # refused by the caller
     if not largest.complete:  # the guess was too high
         largest = _Largest(k, -1.0)
         for tile in magnitudes.tiles():
             largest.add(tile)
-    return Statistics(l1, largest.sums(ks))
+    return Statistics(l1, largest.sums(ks), layer.delta.norm())
 
 
 class _Magnitudes(Protocol):

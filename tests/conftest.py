@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,3 +115,11 @@ def _with_alphas(path: Path, seed: int) -> Path:
             tensors[key.replace(".lora_A.weight", ".alpha")] = alpha
     save_file(tensors, str(path))
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

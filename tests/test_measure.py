@@ -95,7 +95,8 @@ def test_k_at_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_exact(one(subject, *ks), subject, ks)
     for k in ks:
         assert one(subject, k).top_k == {k: one(subject, *ks).top_k[k]}
-    assert one(subject) == Statistics(one(subject, 1).l1, {})
+    measured = one(subject, 1)
+    assert one(subject) == Statistics(measured.l1, {}, measured.frobenius)
 
 
 def test_equal_values_count_as_often_as_they_occur(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +165,14 @@ def test_zero_deltas_are_exactly_zero() -> None:
     down, up = random_pair(6, 4, 2)
     for pair in ((down, torch.zeros_like(up)), (torch.zeros_like(down), -0.0 * up)):
         assert one(Layer.lora("unet", "x", *pair, 2.0, "rank"), 1, 24) == Statistics(
-            0.0, {1: 0.0, 24: 0.0}
+            0.0, {1: 0.0, 24: 0.0}, 0.0
         )
+
+
+def test_the_frobenius_norm_is_that_of_the_dense_delta() -> None:
+    for subject in (layer(48, 24, 4), layer(48, 24, 4, kernel=(3, 3), dtype=torch.float16)):
+        values = subject.up.double().flatten(1) @ subject.down.double().flatten(1)
+        assert one(subject).frobenius == pytest.approx(float(values.norm()), rel=1e-12)
 
 
 def test_a_layer_is_measured_alone_and_without_its_partner() -> None:

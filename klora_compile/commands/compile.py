@@ -95,6 +95,11 @@ from klora_compile.config import Config
     show_default=True,
     help="Where to measure; auto takes a GPU where there is one.",
 )
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Measure both LoRAs, and keep nothing for the next time.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def compile_command(
@@ -102,6 +107,7 @@ def compile_command(
     style: Path,
     output: Path,
     device: str,
+    no_cache: bool,
     force: bool,
     as_json: bool,
     top_k: str | int,
@@ -129,6 +135,7 @@ def compile_command(
     from klora_compile.reading.options import ReadOptions
     from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_compile.statistics_cache import cache_file
     from klora_runtime.artifact import save_fusion
     from klora_runtime.errors import shown
 
@@ -140,7 +147,12 @@ def compile_command(
             adapters[role] = read_adapter(path, options, on_module=on_module)
     with layer_bar("measuring") as on_layer:
         fusion = compile_fusion(
-            adapters["content"], adapters["style"], config, device=device, on_layer=on_layer
+            adapters["content"],
+            adapters["style"],
+            config,
+            device=device,
+            cache=None if no_cache else cache_file(),
+            on_layer=on_layer,
         )
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin

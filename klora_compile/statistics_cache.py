@@ -1,0 +1,168 @@
+"""Statistics that were measured before, in one file of the user's cache folder.
+
+A LoRA is measured once: its statistics are its own, of a partner only K is needed. With each layer
+the sums at the rank times 1, 2, 4 … 256 are kept, which are the K of partners of usual ranks.
+Whatever is wrong with the file only costs that layers are measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+
+from klora_compile.measure import MEASURE_VERSION, OnLayer, Statistics, measure
+from klora_compile.reading.deltas import LowRank
+from klora_compile.reading.layers import Layer
+from klora_runtime.safetensors_file import tensor_digest
+
+#: Environment variable with the folder, where it is not the system's.
+FOLDER_VARIABLE = "KLORA_CACHE"
+_FILE = "statistics.sqlite3"
+
+#: A layer's rank times these is measured and kept besides what is asked for.
+_MULTIPLES = tuple(2**i for i in range(9))
+
+_TABLES = """
+create table if not exists layers (key text primary key, l1 real, frobenius real) without rowid;
+create table if not exists sums
+    (key text, k integer, value real, primary key (key, k)) without rowid;
+"""
+
+
+def cache_file() -> Path:
+    """Where statistics are kept: in ``$KLORA_CACHE``, or the user's cache folder."""
+    own = os.environ.get(FOLDER_VARIABLE)
+    if own:
+        return Path(own) / _FILE
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "klora" / _FILE
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "klora" / "Cache" / _FILE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klora" / _FILE
+
+
+def measure_once(
+    layers: Sequence[Layer],
+    ks: Mapping[str, Sequence[int]],
+    *,
+    device: torch.device,
+    file: Path,
+    on_layer: OnLayer | None = None,
+) -> dict[str, Statistics]:
+    """As :func:`klora_compile.measure.measure`; layers that are in the file are looked up.
+
+    Args:
+        file: of :func:`cache_file`; made where it is missing. One that cannot be read or written is
+            passed over.
+    """
+    keys = {layer.name: _key(layer, device) for layer in layers}
+    with _opened(file) as store:
+        found = {
+            name: statistics
+            for name, key in keys.items()
+            if (statistics := _look_up(store, key, ks.get(name, ()))) is not None
+        }
+        missing = [layer for layer in layers if layer.name not in found]
+        new = measure(
+            missing,
+            {layer.name: _wanted(layer, ks.get(layer.name, ())) for layer in missing},
+            device=device,
+            on_layer=_after(on_layer, len(found), len(layers)),
+        )
+        _keep(store, {keys[name]: statistics for name, statistics in new.items()})
+    results = {}
+    for layer in layers:
+        statistics = found.get(layer.name) or new[layer.name]
+        asked = {k: statistics.top_k[k] for k in ks.get(layer.name, ())}
+        results[layer.name] = Statistics(statistics.l1, asked, statistics.frobenius)
+    if on_layer is not None and layers and not missing:
+        on_layer(layers[-1].name, len(layers), len(layers))
+    return results
+
+
+def _key(layer: Layer, device: torch.device) -> str:
+    """Digest of all that a measurement depends on; a CPU and a GPU differ in the last bits."""
+    delta = layer.delta
+    tensors = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta.values,)
+    parts = [f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}" for tensor in tensors]
+    text = "\n".join([str(MEASURE_VERSION), device.type, *parts])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _wanted(layer: Layer, ks: Sequence[int]) -> tuple[int, ...]:
+    kept = {layer.rank * times for times in _MULTIPLES}
+    return tuple(sorted({*ks, *(k for k in kept if k <= layer.numel)}))
+
+
+def _after(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
+    if on_layer is None:
+        return None
+    report = on_layer
+    return lambda name, index, _: report(name, done + index, total)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[sqlite3.Connection]:
+    """The store: a new one in place of what is none, one in memory where no file can be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        connection = _connected(file)
+    except (OSError, sqlite3.OperationalError):
+        connection = _connected(":memory:")
+    except sqlite3.DatabaseError:
+        file.unlink(missing_ok=True)
+        connection = _connected(file)
+    with closing(connection):
+        yield connection
+
+
+def _connected(file: Path | str) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, timeout=5)
+    try:
+        connection.executescript(_TABLES)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _look_up(store: sqlite3.Connection, key: str, ks: Sequence[int]) -> Statistics | None:
+    """What is kept of a layer, or None where anything of it is missing or impossible."""
+    try:
+        layer = store.execute("select l1, frobenius from layers where key = ?", (key,)).fetchone()
+        rows = store.execute("select k, value from sums where key = ?", (key,)).fetchall()
+    except sqlite3.Error:
+        return None
+    if layer is None or not all(_is_size(value) for value in layer):
+        return None
+    sums = {k: value for k, value in rows if type(k) is int and _is_size(value)}
+    if not all(k in sums and sums[k] <= layer[0] * (1 + 1e-9) for k in ks):
+        return None
+    return Statistics(layer[0], sums, layer[1])
+
+
+def _keep(store: sqlite3.Connection, new: Mapping[str, Statistics]) -> None:
+    try:
+        with store:
+            store.executemany(
+                "insert or replace into layers values (?, ?, ?)",
+                [(key, each.l1, each.frobenius) for key, each in new.items()],
+            )
+            store.executemany(
+                "insert or replace into sums values (?, ?, ?)",
+                [(key, k, value) for key, each in new.items() for k, value in each.top_k.items()],
+            )
+    except sqlite3.Error:
+        return  # another process holds it, or it is damaged: measured again next time
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is float and math.isfinite(value) and value >= 0.0
