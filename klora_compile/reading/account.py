@@ -114,7 +114,7 @@ def account_for(shapes: Mapping[str, Shape]) -> Account:
             said = choice.ambiguous[module.key.stem]
             problems += [f"{shown(key)}: {said}" for key in module.parts.values()]
     return Account(
-        modules=tuple(module for module in modules if module not in strangers),
+        modules=tuple(m for m in modules if not _stem_in(m, choice.strangers)),
         table=choice.table,
         families=choice.families,
         unused=tuple(UnusedKey(key, why[key]) for key in keys if key in why),

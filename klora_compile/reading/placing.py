@@ -146,9 +146,9 @@ def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
 def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:
     """The modules that are not in the table that names most."""
     best = max(_TABLES, key=lambda table: sum(bool(_match(table, stem)) for stem in stems))
-    known = [stem for stem in stems if _match(best, stem)]
+    known = next((stem for stem in stems if _match(best, stem)), None)
     for stem in stems:
-        if not known:
+        if known is None:
             yield stem, "is a module of no model whose names klora knows"
-        elif stem not in known:
-            yield stem, f"is no module of {best.family}, as {shown(known[0].name)} is"
+        elif not _match(best, stem):
+            yield stem, f"is no module of {best.family}, as {shown(known.name)} is"

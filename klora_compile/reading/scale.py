@@ -123,7 +123,8 @@ class Scales:
 
     def rank(self, component: str, module: str) -> int | None:
         """The rank that alpha is divided by where the tensors of a LoKr do not say it."""
-        return None if self._config is None else self._config.rank(component, module)
+        stated = None if self._config is None else self._config.rank(component, module)
+        return self._training.rank() if stated is None else stated
 
     def is_dora(self, component: str) -> bool:
         """Whether the file says that its layers are DoRA's."""
@@ -221,6 +222,12 @@ class _Training:
         name = "conv_alpha of ss_network_args"
         self._conv = None if conv in _SILENT or own else _number(conv, name, where)
         self._rank_stabilised = str(args.get("rs_lora", "")).lower() == "true"
+        rank = metadata.get("ss_network_dim", "")
+        self._rank = int(rank) if rank.isdecimal() and int(rank[:9]) > 0 else None
+
+    def rank(self) -> int | None:
+        """Of LyCORIS' rank-stabilised LoKr; otherwise its scale is 1 where nothing is factored."""
+        return self._rank if self._rank_stabilised else None
 
     def alpha(self, rank: int, kernel: bool) -> Alpha | None:
         """What is stated for layers of a rank, or None."""
