@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from klora_compile.commands.bench import bench_command
 from klora_compile.commands.card import card_command
 from klora_compile.commands.compile import compile_command
 from klora_compile.commands.inspect import inspect_command
@@ -33,7 +34,14 @@ def main() -> None:
     """Precompile two LoRAs into one fused artifact, and look at what is inside."""
 
 
-for _command in (compile_command, inspect_command, verify_command, sample_command, card_command):
+for _command in (
+    compile_command,
+    inspect_command,
+    verify_command,
+    sample_command,
+    card_command,
+    bench_command,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""The ways to sample with two LoRAs, each on a pipeline of its own.
+
+A contestant is made from files, as a user would; from then on it makes one image after another.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from klora_compile.bench.literal import Literal
+from klora_compile.bench.loras import Files, all_switching
+from klora_compile.plan import CONTENT, STYLE
+from klora_compile.reading.adapter import read_adapter
+from klora_runtime.artifact import load_fusion
+from klora_runtime.handle import FusionHandle, apply_fusion
+from klora_runtime.timeline import progress_of_step
+
+
+class Contestant(Protocol):
+    """Two LoRAs on a pipeline, in one way."""
+
+    def before_step(self, index: int, steps: int) -> None:
+        """Step ``index`` of ``steps`` comes next; called only where ``Kind.follows_steps``."""
+
+    def switch(self) -> float | None:
+        """Seconds to turn all layers from one LoRA to the other once; None where it cannot.
+
+        Nothing is sampled with it afterwards.
+        """
+
+
+class Bare:
+    """No LoRA at all."""
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        self._pipe = pipe
+
+    def before_step(self, index: int, steps: int) -> None:
+        raise NotImplementedError("this contestant does not follow steps")
+
+    def switch(self) -> float | None:
+        return None
+
+
+class PeftActive(Bare):
+    """Both LoRAs loaded by diffusers, both active in all layers at all steps."""
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        super().__init__(pipe, files)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that there are two adapters
+            pipe.load_lora_weights(str(files.content), adapter_name=CONTENT)
+            pipe.load_lora_weights(str(files.style), adapter_name=STYLE)
+        pipe.set_adapters([CONTENT, STYLE])
+
+
+class PeftFused(PeftActive):
+    """Both LoRAs added to the weights once and for all."""
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        super().__init__(pipe, files)
+        pipe.fuse_lora(adapter_names=[CONTENT, STYLE])
+        pipe.unload_lora_weights()
+
+
+class PeftCallback(PeftActive):
+    """One LoRA active at a time, set for all layers before each step from a callback.
+
+    The callback cannot choose by layer: diffusers' finest scale is one for all projections of an
+    attention. So it takes the LoRA that K-LoRA gives more of the layers to at that step.
+    """
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        super().__init__(pipe, files)
+        self._timelines = [entry.timeline for entry in load_fusion(files.artifact).entries]
+
+    def before_step(self, index: int, steps: int) -> None:
+        progress = progress_of_step(index, steps)
+        content = sum(timeline.at(progress).get(CONTENT, 0.0) for timeline in self._timelines)
+        self._pipe.set_adapters(CONTENT if 2 * content >= len(self._timelines) else STYLE)
+
+    def switch(self) -> float | None:
+        self._pipe.set_adapters(CONTENT)
+        return seconds_of(lambda: self._pipe.set_adapters(STYLE), self._pipe.device)
+
+
+class LiteralKLora(Bare):
+    """K-LoRA recomputed by every layer whenever it is called."""
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        super().__init__(pipe, files)
+        content, style = read_adapter(files.content), read_adapter(files.style)
+        denoiser = getattr(pipe, next(iter(content.layers.values())).component)
+        self._klora = Literal(denoiser, content, style)
+
+    def before_step(self, index: int, steps: int) -> None:
+        self._klora.at(progress_of_step(index, steps))
+
+
+class _Klora(Bare):
+    """klora in one of its modes."""
+
+    mode: str
+
+    def __init__(self, pipe: Any, files: Files) -> None:
+        super().__init__(pipe, files)
+        self._files = files
+        self.handle: FusionHandle = apply_fusion(pipe, files.artifact, mode=self.mode)
+
+    def switch(self) -> float | None:
+        """Follow the scheduler from its first step to its last, as a run does."""
+        self.handle.swap(all_switching(self.handle.fusion, self._files))
+        scheduler = self._pipe.scheduler
+
+        def once() -> float:
+            scheduler.set_begin_index(0)
+            return seconds_of(lambda: scheduler.set_begin_index(1), self._pipe.device)
+
+        scheduler.set_timesteps(2, device=self._pipe.device, **_shift(scheduler))
+        once()  # warms up
+        return once()
+
+
+class KloraMerge(_Klora):
+    """klora, mode merge."""
+
+    mode = "merge"
+
+
+class KloraBranch(_Klora):
+    """klora, mode branch."""
+
+    mode = "branch"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table."""
+
+    name: str
+    what: str
+    """In a few words, for people."""
+    make: Callable[[Any, Files], Contestant]
+    writes_weights: bool = False
+    """Whether it needs base weights of its own, because it writes into them."""
+    follows_steps: bool = False
+    """Whether it is told each step."""
+    on_disk: Callable[[Files], int | None] = lambda files: files.lora_bytes
+    """Bytes of the files that it reads."""
+
+
+#: Name -> row, in the order of the table.
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("bare", "bare model", Bare, on_disk=lambda files: None),
+        Kind("peft-active", "PEFT, two active adapters", PeftActive),
+        Kind("peft-fused", "PEFT, fuse_lora (static)", PeftFused, writes_weights=True),
+        Kind("peft-callback", "PEFT, set_adapters each step", PeftCallback, follows_steps=True),
+        Kind("literal", "literal K-LoRA", LiteralKLora, follows_steps=True),
+        Kind(
+            "merge",
+            "klora, merge",
+            KloraMerge,
+            writes_weights=True,
+            on_disk=lambda files: files.artifact_bytes,
+        ),
+        Kind("branch", "klora, branch", KloraBranch, on_disk=lambda files: files.artifact_bytes),
+    )
+}
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until ``work`` is done on the device too."""
+    synchronise(device)
+    begin = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - begin
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _shift(scheduler: Any) -> dict[str, float]:
+    """What schedulers of flow matching want to know of the image."""
+    return {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}

@@ -1,0 +1,93 @@
+"""Two random LoRAs for a denoiser, and the fusion of them, as files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from klora_compile.compiler import compile_fusion
+from klora_compile.plan import CONTENT, STYLE
+from klora_compile.reading.adapter import read_adapter
+from klora_runtime.artifact import save_fusion
+from klora_runtime.fusion import Entry, Factors, Fusion
+from klora_runtime.timeline import Timeline
+
+#: Linear layers of attention and feed-forward, of UNets and of FLUX's two kinds of blocks.
+_ADAPTED = re.compile(r".*\.(attn\d?|ff|ff_context)\..+|single_.*\.(proj_mlp|proj_out)")
+
+#: Norm of a delta relative to its weight's. Layers vary around it by up to 3 times either way, so
+#: that most ratios lie within S's range, 0.5 to 2, and switch.
+_STRENGTH = 0.1
+_VARIATION = 3.0
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a user has on disk."""
+
+    content: Path
+    style: Path
+    artifact: Path
+
+    @property
+    def lora_bytes(self) -> int:
+        """Of both LoRAs."""
+        return self.content.stat().st_size + self.style.stat().st_size
+
+    @property
+    def artifact_bytes(self) -> int:
+        return self.artifact.stat().st_size
+
+
+def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) -> Files:
+    """Write a content and a style LoRA over all attention and feed-forward layers, and fuse them.
+
+    Args:
+        denoiser: the model that they adapt.
+        component: its name in the pipeline.
+        folder: where to.
+        rank: of both LoRAs in every layer.
+    """
+    content, style = (folder / f"{name}.safetensors" for name in (CONTENT, STYLE))
+    for seed, path in enumerate((content, style), start=1):
+        _write_lora(denoiser, component, path, rank, seed)
+    device = next(denoiser.parameters()).device
+    artifact = folder / "fused.klora.safetensors"
+    save_fusion(compile_fusion(content, style, device=str(device)), artifact)
+    return Files(content, style, artifact)
+
+
+def _write_lora(model: nn.Module, component: str, path: Path, rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or not _ADAPTED.fullmatch(name):
+            continue
+        out, inner = module.weight.shape
+        down = torch.randn(rank, inner, generator=generator)
+        up = torch.randn(out, rank, generator=generator)
+        norm = float(((up.T @ up) * (down @ down.T)).sum().sqrt())  # of up @ down
+        variation = _VARIATION ** float(2 * torch.rand((), generator=generator) - 1)
+        up *= _STRENGTH * variation * float(module.weight.float().norm()) / norm
+        dtype = module.weight.dtype
+        tensors[f"{component}.{name}.lora_A.weight"] = down.to(dtype)
+        tensors[f"{component}.{name}.lora_B.weight"] = up.to(dtype)
+    save_file(tensors, str(path))
+
+
+def all_switching(fusion: Fusion, files: Files) -> Fusion:
+    """The fusion with a timeline that gives every layer to the style at once, in the middle."""
+    layers = {CONTENT: read_adapter(files.content).layers, STYLE: read_adapter(files.style).layers}
+    timeline = Timeline((0.0, 0.5), {CONTENT: (1.0, 0.0), STYLE: (0.0, 1.0)})
+
+    def switching(entry: Entry) -> Entry:
+        pair = {slot: found[f"{entry.component}.{entry.module}"] for slot, found in layers.items()}
+        factors = {slot: Factors(one.scaling, one.down, one.up) for slot, one in pair.items()}
+        return replace(entry, fate="switching", timeline=timeline, factors=factors)
+
+    return replace(fusion, entries=tuple(map(switching, fusion.entries)))

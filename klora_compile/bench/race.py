@@ -1,0 +1,265 @@
+"""The whole benchmark: set up each row alone, then let all of them make images in turns."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from klora_compile.bench.contestants import KINDS, Contestant, Kind, seconds_of
+from klora_compile.bench.loras import Files, write_files
+from klora_compile.bench.memory import Peak
+from klora_compile.bench.models import BenchModel
+from klora_compile.bench.timing import Interval, ratios, turns
+from klora_runtime.artifact import load_fusion
+
+#: Called with what is done now and the work that there is in all, after each part of it.
+OnProgress = Callable[[str, int], None]
+
+_BASELINE, _TRUTH = "bare", "literal"
+_SEED = 7
+
+#: All rows run the same code of diffusers, each with graphs of its own; torch gives up after 8.
+_GRAPHS = 256
+
+
+@dataclass(frozen=True)
+class Race:
+    """What to time and how."""
+
+    model: BenchModel
+    device: torch.device
+    steps: int
+    resolution: int
+    rank: int
+    rounds: int
+    compiled: bool = False
+    """Whether each row runs a second time under torch.compile."""
+    kinds: Sequence[str] = tuple(KINDS)
+    """Names of :data:`KINDS`; the bare model is always among them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; None where something has no meaning for it."""
+
+    name: str
+    compiled: bool
+    seconds: float
+    """Per image, the median of all rounds."""
+    spread: tuple[float, float]
+    """95 % bootstrap interval of :attr:`seconds`."""
+    ratio: float
+    """To the bare model, equally compiled: the median of the ratios within each round."""
+    ratio_interval: tuple[float, float]
+    """95 % bootstrap interval of :attr:`ratio`."""
+    peak_bytes: int | None
+    """Most memory from loading to the end of the first image, base weights included."""
+    first_image_seconds: float
+    """From the files to the end of the first image, compiling included, the model there already."""
+    switch_seconds: float | None
+    """To turn all layers from one LoRA to the other."""
+    bytes_on_disk: int | None
+    difference: float | None
+    """||latents - literal K-LoRA's|| / ||literal K-LoRA's||, both of the same seed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that a run found."""
+
+    device: str
+    dtype: str
+    model: str
+    steps: int
+    resolution: int
+    rank: int
+    rounds: int
+    layers: int
+    """That both LoRAs adapt."""
+    switching: int
+    """Of those, how many switch during a run."""
+    rows: tuple[Row, ...]
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class _Runner:
+    """One row on its pipeline."""
+
+    kind: Kind
+    compiled: bool
+    pipe: Any
+    race: Race
+    arguments: dict[str, Any]
+    contestant: Contestant | None = None
+    peak_bytes: int | None = None
+    first_image_seconds: float = 0.0
+    latents: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    times: list[float] = field(default_factory=list)
+
+    def load(self, files: Files) -> None:
+        """From the files to what can sample."""
+        self.contestant = self.kind.make(self.pipe, files)
+        if self.compiled:
+            compile_for(getattr(self.pipe, self.race.model.component), self.race.device)
+
+    def sample(self) -> torch.Tensor:
+        """The latents of one image, always from the same noise."""
+        contestant, steps = self.contestant, self.race.steps
+        assert contestant is not None
+        extra: dict[str, Any] = {}
+        if self.kind.follows_steps:
+            contestant.before_step(0, steps)
+
+            def after(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> Any:
+                if index + 1 < steps:
+                    contestant.before_step(index + 1, steps)
+                return values
+
+            extra["callback_on_step_end"] = after
+        generator = torch.Generator().manual_seed(_SEED)
+        latents = self.pipe(**self.arguments, generator=generator, **extra).images
+        assert isinstance(latents, torch.Tensor)
+        return latents
+
+
+def run(race: Race, on_progress: OnProgress | None = None) -> Result:
+    """Time every row.
+
+    Args:
+        race: what and how.
+        on_progress: told what is being done, and how many parts there are.
+
+    Raises:
+        ConfigError: the resolution is not one of this model.
+    """
+    kinds = [kind for kind in KINDS.values() if kind.name in {_BASELINE, *race.kinds}]
+    states = (False, True) if race.compiled else (False,)
+    rows = [(kind, compiled) for compiled in states for kind in kinds]
+    total = 1 + len(rows) * (1 + race.rounds + 1)
+    tell = on_progress or (lambda what, parts: None)
+    arguments = race.model.arguments(race.device, race.resolution, race.steps)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch._dynamo.config.patch(recompile_limit=_GRAPHS),
+    ):
+        denoiser = race.model.denoiser(race.device)
+        files = write_files(denoiser, race.model.component, Path(folder), race.rank)
+        _set_up(race, denoiser, files, KINDS[_BASELINE], False, arguments)  # warms up
+        tell("files", total)
+        runners = []
+        for kind, compiled in rows:
+            runners.append(_set_up(race, denoiser, files, kind, compiled, arguments))
+            tell(f"first image, {kind.name}", total)
+        for order in turns(len(runners), race.rounds):
+            for index in order:
+                _time(runners[index])
+                tell(f"images in turns, {runners[index].kind.name}", total)
+        switches = []
+        for runner in runners:
+            assert runner.contestant is not None
+            switches.append(runner.contestant.switch())
+            tell(f"switch, {runner.kind.name}", total)
+        return _result(race, files, runners, switches)
+
+
+def _set_up(
+    race: Race,
+    denoiser: nn.Module,
+    files: Files,
+    kind: Kind,
+    compiled: bool,
+    arguments: dict[str, Any],
+) -> _Runner:
+    """A row with everything behind it that happens once."""
+    peak = Peak(race.device)
+    twin = race.model.twin(denoiser, own_weights=kind.writes_weights)
+    runner = _Runner(kind, compiled, race.model.pipeline(twin), race, arguments)
+
+    def first_image() -> None:
+        runner.load(files)
+        runner.latents = runner.sample()
+
+    runner.first_image_seconds = seconds_of(first_image, race.device)
+    rise = peak.nbytes()
+    if rise is not None:
+        shared = 0 if kind.writes_weights else _nbytes(denoiser)
+        runner.peak_bytes = rise + shared
+    runner.latents = runner.latents.float().cpu()
+    return runner
+
+
+def _time(runner: _Runner) -> None:
+    runner.times.append(seconds_of(runner.sample, runner.race.device))
+
+
+def compile_for(denoiser: Any, device: torch.device) -> None:
+    """``torch.compile`` in place: on a GPU the whole with CUDA graphs, on a CPU by blocks."""
+    if device.type == "cuda":
+        denoiser.compile(mode="reduce-overhead")
+    else:
+        denoiser.compile_repeated_blocks()
+
+
+def _result(
+    race: Race, files: Files, runners: Sequence[_Runner], switches: Sequence[float | None]
+) -> Result:
+    bare = {r.compiled: r.times for r in runners if r.kind.name == _BASELINE}
+    truth = next((r.latents for r in runners if r.kind.name == _TRUTH and not r.compiled), None)
+    rows = []
+    for runner, switch in zip(runners, switches, strict=True):
+        seconds = Interval.of(runner.times)
+        ratio = Interval.of(ratios(runner.times, bare[runner.compiled]))
+        row = Row(
+            name=runner.kind.name,
+            compiled=runner.compiled,
+            seconds=seconds.median,
+            spread=(seconds.low, seconds.high),
+            ratio=ratio.median,
+            ratio_interval=(ratio.low, ratio.high),
+            peak_bytes=runner.peak_bytes,
+            first_image_seconds=runner.first_image_seconds,
+            switch_seconds=switch,
+            bytes_on_disk=runner.kind.on_disk(files),
+            difference=None if truth is None else _difference(runner.latents, truth),
+        )
+        rows.append(row)
+    entries = load_fusion(files.artifact).entries
+    return Result(
+        device=device_name(race.device),
+        dtype=str(race.model.dtype(race.device)).removeprefix("torch."),
+        model=race.model.name,
+        steps=race.steps,
+        resolution=race.resolution,
+        rank=race.rank,
+        rounds=race.rounds,
+        layers=len(entries),
+        switching=sum(entry.timeline.switches for entry in entries),
+        rows=tuple(rows),
+    )
+
+
+def _difference(latents: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((latents.double() - truth.double()).norm() / truth.double().norm())
+
+
+def _nbytes(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    best = torch.backends.cpu.get_cpu_capability()
+    return f"CPU, {platform.machine()}, {best}, {torch.get_num_threads()} threads"

@@ -1,0 +1,54 @@
+"""The result as a Markdown table, every row in it, and what its columns mean."""
+
+from __future__ import annotations
+
+from klora_compile.bench.contestants import KINDS
+from klora_compile.bench.race import Result, Row
+from klora_compile.report.summary import bytes_text
+
+_HEADINGS = (
+    "",
+    "seconds per image",
+    "ratio to bare",
+    "peak memory",
+    "first image",
+    "switch",
+    "on disk",
+    "difference",
+)
+
+
+def markdown_table(result: Result) -> str:
+    """What was timed, the table, and how to read it."""
+    lines = [
+        f"{result.model}, {result.dtype}, {result.resolution} x {result.resolution} pixels, "
+        f"{result.steps} steps, rank {result.rank}, {result.switching} of {result.layers} layers "
+        f"switch; {result.device}; {result.rounds} rounds in turns",
+        "",
+        _line(_HEADINGS),
+        _line(["---"] * len(_HEADINGS)),
+        *(_line(_cells(row)) for row in result.rows),
+        "",
+        "Medians with 95 % bootstrap intervals; ratios are taken within each round, to the bare "
+        "model equally compiled. First image: load, attach and run, the base model there already. "
+        "Peak memory: until then, base weights included. Switch: all layers at once. Difference: "
+        "of the latents, relative, to literal K-LoRA.",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        KINDS[row.name].what + (", compiled" if row.compiled else ""),
+        f"{row.seconds:.3g} ({row.spread[0]:.3g} to {row.spread[1]:.3g})",
+        f"{row.ratio:.3f} ({row.ratio_interval[0]:.3f} to {row.ratio_interval[1]:.3f})",
+        "–" if row.peak_bytes is None else bytes_text(row.peak_bytes),
+        f"{row.first_image_seconds:.3g} s",
+        "–" if row.switch_seconds is None else f"{1000 * row.switch_seconds:.3g} ms",
+        "–" if row.bytes_on_disk is None else bytes_text(row.bytes_on_disk),
+        "–" if row.difference is None else f"{row.difference:.1e}",
+    ]
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
