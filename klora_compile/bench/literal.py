@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 
 from klora_compile.config import Config
 from klora_compile.plan import klora_rule
-from klora_compile.reading.adapter import Adapter, Layer
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
 from klora_runtime.precision import full_float32
 
 
