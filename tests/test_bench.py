@@ -1,0 +1,284 @@
+"""``klora bench``: its rows do what they say, run in turns, and are all in the table. No times."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from reference import KLora, sampling
+from tiny_pipeline import relative_difference
+
+from klora_compile.bench import race as race_module
+from klora_compile.bench.contestants import KINDS, KloraBranch, KloraMerge, PeftCallback
+from klora_compile.bench.loras import Files, all_switching, write_files
+from klora_compile.bench.memory import Peak
+from klora_compile.bench.models import MODELS
+from klora_compile.bench.race import Race, Result, compile_for, run
+from klora_compile.bench.table import markdown_table
+from klora_compile.bench.timing import Interval, turns
+from klora_compile.cli import main
+from klora_compile.commands import bench as command
+from klora_compile.reading.adapter import read_adapter
+from klora_runtime.artifact import load_fusion
+
+CPU = torch.device("cpu")
+TINY = MODELS["sd1-tiny"]
+RACE = Race(TINY, CPU, steps=4, resolution=64, rank=4, rounds=2)
+EXACT, EFFECT = 1e-4, 1e-3
+
+#: What issue trackers and scripts read; more keys may stand beside them.
+KEYS = {"device", "model", "steps", "rows"}
+ROW_KEYS = {
+    *("name", "compiled", "seconds", "spread", "ratio"),
+    *("peak_bytes", "first_image_seconds", "switch_seconds", "difference"),
+}
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return run(RACE)
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> torch.nn.Module:
+    return TINY.denoiser(CPU)
+
+
+@pytest.fixture(scope="module")
+def files(denoiser: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return write_files(denoiser, "unet", tmp_path_factory.mktemp("bench"), rank=4)
+
+
+def bench(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+def test_klora_equals_the_literal_rule_and_the_others_do_not(result: Result) -> None:
+    differences = {row.name: row.difference or 0.0 for row in result.rows}
+    exact = {name for name, difference in differences.items() if difference <= EXACT}
+    assert exact == {"literal", "merge", "branch"}
+    assert all(differences[name] > EFFECT for name in set(differences) - exact)
+    assert result.layers / 4 < result.switching < result.layers
+
+
+@pytest.mark.parametrize("name", ["sd1-tiny", "flux-tiny"])
+def test_the_literal_row_is_the_reference(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    race = replace(RACE, model=model, steps=3)
+    denoiser = model.denoiser(CPU)
+    files = write_files(denoiser, model.component, tmp_path, rank=4)
+    arguments = model.arguments(CPU, 64, 3)
+    literal = race_module._set_up(race, denoiser, files, KINDS["literal"], False, arguments)
+    bare = race_module._set_up(race, denoiser, files, KINDS["bare"], False, arguments)
+    with sampling(bare.pipe, KLora(files.content, files.style), [1 / 6, 3 / 6, 5 / 6]):
+        expected = bare.sample()
+    assert relative_difference(literal.latents, expected) <= EXACT
+    assert relative_difference(bare.latents, expected) > EFFECT
+
+
+def test_fused_weights_are_not_the_bare_ones(result: Result) -> None:
+    rows = {row.name: row for row in result.rows}
+    assert rows["peft-fused"].difference != rows["bare"].difference
+    assert rows["peft-fused"].difference == pytest.approx(rows["peft-active"].difference, rel=1e-2)
+
+
+def test_every_row_is_in_the_json_and_in_the_table(result: Result) -> None:
+    facts = json.loads(json.dumps(result.json()))
+    assert set(facts) >= KEYS
+    assert [row["name"] for row in facts["rows"]] == list(KINDS)
+    assert all(set(row) >= ROW_KEYS for row in facts["rows"])
+    slow = replace(result.rows[-1], seconds=1e3, ratio=99.0, peak_bytes=None)
+    table = markdown_table(replace(result, rows=(*result.rows[:-1], slow)))
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(KINDS)
+    for kind, line in zip(KINDS.values(), lines[2:], strict=True):
+        assert line.startswith(f"| {kind.what} |")
+    assert "| 1e+03 (" in lines[-1]
+    assert "| 99.000 (" in lines[-1]
+
+
+def test_what_has_no_meaning_is_null(result: Result) -> None:
+    rows = {row.name: row for row in result.rows}
+    switch = {name for name, row in rows.items() if row.switch_seconds is not None}
+    assert switch == {"peft-callback", "merge", "branch"}
+    assert [name for name, row in rows.items() if row.bytes_on_disk is None] == ["bare"]
+    assert rows["merge"].bytes_on_disk == rows["branch"].bytes_on_disk
+    assert rows["bare"].ratio == 1.0
+
+
+def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def time_it(runner: Any) -> None:
+        order.append(runner.kind.name)
+        runner.times.append(1.0)
+
+    monkeypatch.setattr(race_module, "_time", time_it)
+    run(replace(RACE, rounds=5, kinds=("peft-active", "branch")))
+    rounds = [order[start : start + 3] for start in range(0, len(order), 3)]
+    assert len(rounds) == 5
+    assert all(Counter(one) == Counter(["bare", "peft-active", "branch"]) for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+
+
+def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(race_module, "compile_for", lambda model, device: compiled.append(model))
+    pace = {False: iter([2.0, 3.0]), True: iter([10.0, 5.0])}
+    monkeypatch.setattr(
+        race_module, "_time", lambda runner: runner.times.append(next(pace[runner.compiled]))
+    )
+    monkeypatch.setattr(race_module, "turns", lambda count, rounds: iter([range(count)]))
+    result = run(replace(RACE, compiled=True, kinds=("merge",)))
+    rows = [(row.name, row.compiled, row.ratio) for row in result.rows]
+    assert rows == [
+        ("bare", False, 1.0),
+        ("merge", False, 1.5),
+        ("bare", True, 1.0),
+        ("merge", True, 0.5),
+    ]
+    assert len(compiled) == 2
+    assert markdown_table(result).count(", compiled |") == 2
+    assert all(row.difference is None for row in result.rows)  # nothing literal to compare with
+
+
+def test_a_gpu_compiles_with_graphs_and_a_cpu_by_blocks() -> None:
+    calls: list[Any] = []
+
+    class Denoiser:
+        def compile(self, **options: Any) -> None:
+            calls.append(options)
+
+        def compile_repeated_blocks(self) -> None:
+            calls.append("blocks")
+
+    for device in ("cuda", "cpu"):
+        compile_for(Denoiser(), torch.device(device))
+    assert calls == [{"mode": "reduce-overhead"}, "blocks"]
+
+
+def test_on_a_gpu_the_weights_are_half() -> None:
+    dtypes = [MODELS[name].dtype(torch.device("cuda")) for name in ("sd1", "sdxl", "flux")]
+    assert dtypes == [torch.float16, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("sd1", 859_520_964), ("sdxl", 2_567_463_684), ("flux", 11_901_408_320)],
+)
+def test_the_full_sizes_are_those_of_the_published_models(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = MODELS[name].denoiser(torch.device("meta"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_weights_are_shared_where_nothing_writes_into_them(denoiser: torch.nn.Module) -> None:
+    pointers = [parameter.data_ptr() for parameter in denoiser.parameters()]
+    shared = TINY.twin(denoiser, own_weights=False)
+    assert [parameter.data_ptr() for parameter in shared.parameters()] == pointers
+    own = TINY.twin(denoiser, own_weights=True)
+    assert not {parameter.data_ptr() for parameter in own.parameters()} & set(pointers)
+    for one, other in zip(own.parameters(), denoiser.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert {kind.name for kind in KINDS.values() if kind.writes_weights} == {"peft-fused", "merge"}
+
+
+@pytest.mark.parametrize("kind", [KloraMerge, KloraBranch])
+def test_a_switch_turns_every_layer(kind: Any, denoiser: torch.nn.Module, files: Files) -> None:
+    pipe = TINY.pipeline(TINY.twin(denoiser, own_weights=True))
+    contestant = kind(pipe, files)
+    assert contestant.switch() > 0
+    fusion = contestant.handle.fusion
+    style = read_adapter(files.style).layers
+    assert contestant.handle.report().switches == len(fusion.entries) == len(style)
+    for entry in fusion.entries:
+        module: Any = pipe.unet.get_submodule(entry.module)
+        base: Any = denoiser.get_submodule(entry.module)
+        layer = style[f"unet.{entry.module}"]
+        x = torch.eye(entry.shape[1])
+        delta = module(x) - base(x)
+        torch.testing.assert_close(delta, (layer.up @ layer.down).T, atol=1e-5, rtol=1e-3)
+
+
+def test_the_switching_fusion_keeps_the_layers(files: Files) -> None:
+    fusion = load_fusion(files.artifact)
+    turned = all_switching(fusion, files)
+    assert [entry.module for entry in turned.entries] == [entry.module for entry in fusion.entries]
+    assert all(set(entry.factors) == {"content", "style"} for entry in turned.entries)
+
+
+def test_the_callback_has_one_adapter_active_at_a_time(
+    denoiser: torch.nn.Module, files: Files
+) -> None:
+    pipe = TINY.pipeline(TINY.twin(denoiser, own_weights=False))
+    contestant = PeftCallback(pipe, files)
+    active = []
+    for step in range(4):
+        contestant.before_step(step, 4)
+        active.append(pipe.get_active_adapters())
+    assert active[0] == ["content"]
+    assert active[-1] == ["style"]
+    assert all(len(names) == 1 for names in active)
+
+
+def test_intervals_and_turns() -> None:
+    interval = Interval.of([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert interval.median == 3.0
+    assert interval.low < 3.0 < interval.high
+    assert Interval.of([5.0]) == Interval(5.0, 5.0, 5.0)
+    orders = list(turns(6, 10))
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert orders == list(turns(6, 10))
+
+
+def test_the_peak_is_above_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = Peak(CPU)
+    torch.ones(2**24)  # 64 MiB, and free again
+    found = peak.nbytes()
+    assert found is None or 0.95 * 2**26 < found < 2**27  # Linux counts in batches
+    monkeypatch.setattr("klora_compile.bench.memory.sys.platform", "plan9")
+    assert Peak(CPU).nbytes() is None
+
+
+def test_the_command_prints_the_table_or_json() -> None:
+    options = ("--model", "sd1-tiny", "--device", "cpu", "--steps", 2, "--rounds", 1)
+    few = (*options, "--rank", 2, "--row", "branch")
+    facts = json.loads(bench(*few, "--json").stdout)
+    assert (facts["model"], facts["steps"], facts["rank"]) == ("sd1-tiny", 2, 2)
+    assert [row["name"] for row in facts["rows"]] == ["bare", "branch"]
+    printed = bench(*few).stdout
+    assert printed.startswith("sd1-tiny, float32, 64 x 64 pixels, 2 steps, rank 2, ")
+    assert "| klora, branch |" in printed
+
+
+def test_the_command_knows_the_models_and_rows() -> None:
+    assert tuple(MODELS) == command.MODELS
+    assert tuple(KINDS) == command.ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "text"),
+    [
+        ("sd1-tiny", 100, "--resolution 100: expected a multiple of 64 for sd1-tiny."),
+        ("flux-tiny", 24, "--resolution 24: expected a multiple of 16 for flux-tiny."),
+    ],
+)
+def test_a_resolution_that_does_not_fit(name: str, resolution: int, text: str) -> None:
+    result = bench("--model", name, "--device", "cpu", "--resolution", resolution)
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "peft" else object())
+    result = bench("--model", "sd1-tiny", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: klora bench needs peft, which is not installed: pip install 'klora[bench]'\n"
+    )
