@@ -31,8 +31,8 @@ def markdown_table(result: Result) -> str:
         "",
         "Medians with 95 % bootstrap intervals; ratios are taken within each round, to the bare "
         "model equally compiled. First image: load, attach and run, measured once, the base model "
-        "there already. Peak memory: until then, base weights included. Switch: all layers at once. "
-        "Difference: of the latents, relative, to literal K-LoRA.",
+        "there already. Peak memory: until then, base weights included. Switch: all layers at "
+        "once. Difference: of the latents, relative, to literal K-LoRA.",
     ]
     return "\n".join(lines)
 
