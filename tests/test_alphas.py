@@ -227,6 +227,39 @@ RULE: dict[str, tuple[float | None, float | None, dict[str, str], bool, tuple[An
         False,
         (4.0, "tensor"),
     ),
+    "0 is the rank": (4.0, None, {"ss_network_alpha": "0"}, False, (1.0, "tensor")),
+    "resized, with the old conv_alpha": (
+        0.5,
+        None,
+        {
+            "ss_network_alpha": "2",
+            "ss_network_args": '{"conv_alpha": 1}',
+            "ss_training_comment": "dimension is resized from 8 to 4; ",
+        },
+        True,
+        (0.125, "tensor"),
+    ),
+    "resized layer by layer": (
+        0.5,
+        None,
+        {"ss_network_alpha": "Dynamic", "ss_network_args": '{"conv_alpha": 1}'},
+        True,
+        (0.125, "tensor"),
+    ),
+    "three layers joined into one": (
+        6.0,
+        None,
+        {"ss_network_alpha": "3", "ss_network_dim": "2"},
+        False,
+        (1.5, "tensor"),
+    ),
+    "a rank of too many digits": (
+        2.0,
+        None,
+        {"ss_network_alpha": "2", "ss_network_dim": "1" * 5000, "ss_network_args": "{}"},
+        False,
+        (0.5, "tensor"),
+    ),
     "network_args are no JSON": (2.0, None, {"ss_network_args": "{"}, False, (0.5, "tensor")),
     "zero": (0.0, None, {}, False, (0.0, "tensor")),
     "tensor and PEFT": (
@@ -260,11 +293,17 @@ RULE: dict[str, tuple[float | None, float | None, dict[str, str], bool, tuple[An
 }
 
 
+def kohya_key(ending: str) -> str:
+    return "lora_unet_" + UNET.replace(".", "_") + "_to_q" + ending
+
+
 @pytest.mark.parametrize("case", RULE)
 def test_the_rule_of_scale(case: str, tmp_path: Path) -> None:
+    """In kohya's spelling, for which kohya's metadata speaks."""
     alpha, peft, metadata, is_kernel, (scale, source) = RULE[case]
-    tensors = peft_keys({LAYER: random_pair(6, 4, 4, kernel=(3, 3) if is_kernel else ())})
-    tensors |= {} if alpha is None else {f"{LAYER}.alpha": torch.tensor(alpha)}
+    down, up = random_pair(6, 4, 4, kernel=(3, 3) if is_kernel else ())
+    tensors = {kohya_key(".lora_down.weight"): down, kohya_key(".lora_up.weight"): up}
+    tensors |= {} if alpha is None else {kohya_key(".alpha"): torch.tensor(alpha)}
     if peft is not None:
         metadata = metadata | {PEFT_KEY: json.dumps({"unet.lora_alpha": peft})}
     save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
@@ -301,6 +340,42 @@ def test_mixed_ranks_and_alphas_are_exact_in_every_layer(tmp_path: Path) -> None
     save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
     adapter = read_adapter(tmp_path / "a.safetensors")
     assert {name: layer.scaling for name, layer in adapter.layers.items()} == scales
+
+
+def test_kohyas_record_does_not_speak_for_other_spellings(tmp_path: Path) -> None:
+    """Converters of sd-scripts and musubi-tuner fold alpha into the weights and keep the record."""
+    tensors = peft_keys({LAYER: random_pair(6, 4, 16)})
+    metadata = {"ss_network_alpha": "1", "ss_network_dim": "16"}
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
+    layer = read_adapter(tmp_path / "a.safetensors").layers[LAYER]
+    assert (layer.scaling, layer.alpha_source) == (1.0, "rank")
+    save_file(tensors, str(tmp_path / "b.safetensors"), metadata={"network_alpha": "4"})
+    layer = read_adapter(tmp_path / "b.safetensors").layers[LAYER]
+    assert (layer.scaling, layer.alpha_source) == (0.25, "network_alpha")
+
+
+def test_the_alpha_of_a_whole_lokr_means_nothing(tmp_path: Path) -> None:
+    tensors = {
+        kohya_key(".lokr_w1"): torch.ones(2, 2),
+        kohya_key(".lokr_w2"): torch.ones(3, 2),
+        kohya_key(".alpha"): torch.tensor(1e6),
+    }
+    for args in ("{}", '{"rs_lora": true}'):
+        metadata = {"ss_network_alpha": "8", "ss_network_args": args}
+        save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
+        (layer,) = read_adapter(tmp_path / "a.safetensors").layers.values()
+        assert (layer.scaling, layer.alpha_source) == (1.0, "none")
+
+
+def test_many_patterns_for_many_modules(tmp_path: Path) -> None:
+    """The first that fits counts, also among hundreds."""
+    names = [f"unet.down_blocks.{i}.attentions.0.proj{i}" for i in range(300)]
+    tensors = peft_keys({name: random_pair(2, 2, 1) for name in names})
+    patterns = {f"attentions.0.proj{i}": float(i + 1) for i in reversed(range(300))}
+    patterns |= {f"proj{i}": 7.0 for i in range(300)}
+    path = write_lora(tmp_path / "a.safetensors", tensors, {"unet.alpha_pattern": patterns})
+    adapter = read_adapter(path)
+    assert [adapter.layers[name].alpha for name in names] == [i + 1.0 for i in range(300)]
 
 
 def test_metadata_of_components(tmp_path: Path) -> None:
@@ -340,7 +415,7 @@ def test_zero_and_negative_alphas_are_alphas(alpha: float, tmp_path: Path) -> No
 def test_an_impossible_alpha_tensor_is_named(
     alpha: torch.Tensor, problem: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(LoraError, match="1 problems; get the file again") as caught:
+    with pytest.raises(LoraError, match="as it is, for 1 reason") as caught:
         scaling(tmp_path, alpha=alpha)
     assert caught.value.issues[0].startswith(f"{LAYER}: alpha is ")
     assert problem in caught.value.issues[0]
@@ -406,8 +481,17 @@ def test_metadata_that_cannot_be_followed_is_named(case: str, tmp_path: Path) ->
         (
             "init_lora_weights",
             "pissa_niter_16",
-            "pissa_niter_16, which changes the base too, and this is not in the file",
+            "began as pissa_niter_16 by its metadata, which may have changed the base too, and "
+            "that is not in the file",
         ),
+        (
+            "init_lora_weights",
+            "lora_ga",
+            "began as lora_ga by its metadata, which may have changed the base too, and that is "
+            "not in the file",
+        ),
+        ("init_lora_weights", True, None),
+        ("velora_config", {"rank": 1}, "VeLoRA"),
     ],
 )
 def test_other_forms_are_refused_by_their_metadata(
@@ -419,7 +503,9 @@ def test_other_forms_are_refused_by_their_metadata(
         return
     with pytest.raises(LoraError) as caught:
         scaling(tmp_path, metadata)
-    assert caught.value.issues == (f"{LAYER}: is {form} by its metadata, which is not supported",)
+    named = f"is {form} by its metadata, which is not supported"
+    said = form if form.startswith("began") else named
+    assert caught.value.issues == (f"{LAYER}: {said}",)
 
 
 def test_dora_by_its_metadata_needs_a_magnitude(tmp_path: Path) -> None:

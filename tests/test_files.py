@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,49 @@ def saved(path: Path, content: Any) -> Path:
     return path
 
 
+def test_a_file_that_is_named_has_the_configuration_of_its_own_name_only(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for name in ("adapter_model.safetensors", "other.safetensors"):
+        save_file(TENSORS, tmp_path / name)
+    with open_lora(tmp_path / "adapter_model.safetensors") as file:
+        assert file.config == ("{}", "adapter_config.json")
+    with open_lora(tmp_path / "other.safetensors") as file:
+        assert file.config is None
+
+
+def test_a_folder_with_two_loras_is_refused(tmp_path: Path) -> None:
+    for name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors"):
+        save_file(TENSORS, tmp_path / name)
+    assert "is a folder with adapter_model.safetensors, pytorch_lora" in message(tmp_path)
+
+
+def test_a_card_in_another_encoding_is_passed_over(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "README.md").write_bytes("---\ninstance_prompt: é\n---".encode("latin-1"))
+    with open_lora(tmp_path) as file:
+        assert file.prompt is None
+
+
+def test_pickles_that_are_cut_inside_or_point_elsewhere(tmp_path: Path) -> None:
+    """The standard library has another class of error for each."""
+    good = saved(tmp_path / "good.pt", TENSORS).read_bytes()
+    path = tmp_path / "bad.pt"
+    with zipfile.ZipFile(tmp_path / "good.pt") as archive:
+        names = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    pickled = next(name for name in names if name.endswith("data.pkl"))
+    for length in range(1, len(names[pickled]) - 1):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in names.items():
+                archive.writestr(name, content[:length] if name == pickled else content)
+        assert message(path)
+    for place in range(len(good) - 200, len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        with suppress(LoraError), open_lora(path) as file:
+            assert set(file.tensors) == set(TENSORS)
+    saved(path, {**TENSORS, "a.alpha": 10**400})
+    assert "a.alpha: is a int, expected a tensor" in message(path)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -55,8 +99,7 @@ def test_folders(names: list[str], tmp_path: Path) -> None:
     with open_lora(tmp_path) as file:
         assert file.path.name == names[0]
         assert file.prompt == "a sks dog"
-        peft = names[0].startswith("adapter_model")
-        assert file.config == (("{}", "adapter_config.json") if peft else None)
+        assert file.config == ("{}", "adapter_config.json")
         assert len(file.sha256) == 64
         assert file.size == file.path.stat().st_size
         for name, tensor in TENSORS.items():

@@ -59,6 +59,7 @@ def test_one_object_for_programs(tmp_path: Path) -> None:
         "keys": 5,
         "used": 5,
         "unused": [],
+        "problems": [],
         "needs_base": False,
         "trigger_words": ["sks"],
         "layers": [
@@ -149,12 +150,40 @@ def test_a_file_that_cannot_be_opened_gives_an_error_alone(tmp_path: Path) -> No
 
 def test_dora_is_shown_without_a_base_and_computed_with_one(tmp_path: Path) -> None:
     path, base = small_dora(tmp_path)
-    found = described(path)
+    result = inspect(path, "--json")
+    assert result.exit_code == 1
+    assert "which needs the base model's weights; name it with --base PATH" in result.stderr
+    found = json.loads(result.stdout)
     assert (found["needs_base"], found["norms"]) == (True, None)
-    assert [layer["form"] for layer in found["layers"]] == ["dora"]
-    assert "needs          the base model's weights: --base PATH" in inspect(path).output
+    assert [(layer["name"], layer["form"]) for layer in found["layers"]] == [(DORA_LAYER, "dora")]
+    assert "needs          the base model's weights: --base PATH" in inspect(path).stdout
     assert described(path, "--base", str(base))["norms"] is not None
-    assert DORA_LAYER in str(found["layers"])
+
+
+def test_what_is_wrong_is_in_the_object_too(tmp_path: Path) -> None:
+    """A disputed alpha is shown with its layer; half a pair is no layer."""
+    tensors = two_layers() | {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3)}
+    config = json.dumps({"lora_alpha": 9, "alpha_pattern": {"to_k": 3}})
+    path = write(tmp_path / "a.safetensors", tensors, lora_adapter_metadata=config)
+    result = inspect(path, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    disputed = "alpha is 1 by tensor and 9 by lora_adapter_metadata; --alpha-conflict first takes"
+    assert found["problems"] == ["unet.conv_in: has no up", f"{TO_Q}: {disputed} the first"] or (
+        found["problems"] == [f"{TO_Q}: {disputed} the first", "unet.conv_in: has no up"]
+    )
+    assert [layer["name"] for layer in found["layers"]] == [TO_K, TO_Q]
+    assert f"wrong: {TO_Q}: {disputed}" in inspect(path).stdout
+    assert inspect(path, "--alpha-conflict", "first").exit_code == 1  # half a pair is left
+
+
+def test_a_file_of_which_nothing_can_be_used_is_an_object_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {f"{TO_Q}.oft_blocks": torch.ones(2)})
+    result = inspect(path, "--json")
+    assert result.exit_code == 1
+    assert "1 of 1 keys cannot be used" in result.stderr
+    found = json.loads(result.stdout)
+    assert (found["keys"], found["used"], found["layers"]) == (1, 0, [])
 
 
 def test_an_adapter_folder_is_a_lora(tmp_path: Path) -> None:

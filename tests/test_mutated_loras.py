@@ -115,6 +115,9 @@ def restate(header: Header, data: bytearray, draw: Any) -> None:
                 ("lora_adapter_metadata", "["),
                 ("ss_tag_frequency", '{"\\u001b": {"\\u001b[2J": 3}}'),
                 ("klora", "{}"),
+                ("lora_adapter_metadata", '{"peft_type": ["x"]}'),
+                ("lora_adapter_metadata", '{"peft_type": "LOKR", "r": 1' + "0" * 400 + "}"),
+                ("ss_network_dim", "1" * 5000),
             ]
         )
     )
@@ -142,6 +145,15 @@ def outcome(path: Path, options: ReadOptions) -> Adapter | str:
         return read_adapter(path, options)
     except KloraError as error:
         return str(error)
+
+
+def seen(path: Path, options: ReadOptions) -> str | None:
+    """What ``klora inspect --json`` shows of a file that cannot be read, if it can be opened."""
+    try:
+        found, _ = survey(path, options)
+    except KloraError:
+        return None
+    return json.dumps(lora_json(found, None), allow_nan=False)
 
 
 @pytest.mark.parametrize("ignore_unknown", [False, True])
@@ -174,6 +186,8 @@ def test_a_changed_file_gives_an_error_or_an_adapter(
     if isinstance(adapter, str):
         assert all(c.isprintable() or c == "\n" for c in adapter), adapter
         assert "LoRA file " in adapter
+        shown = seen(path, options)
+        assert shown is None or "NaN" not in shown
         return
     assert adapter.used + len(adapter.unused) == adapter.keys == len(set(header) - {METADATA})
     assert ignore_unknown or not adapter.unused

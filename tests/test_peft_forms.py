@@ -93,5 +93,36 @@ def test_other_types_of_peft_are_refused_by_name(kind: str, tmp_path: Path) -> N
     trained(tmp_path, CONFIGS["LoHa"])
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": kind}))
-    with pytest.raises(LoraError, match=f"is {kind} by its metadata, which is not supported"):
+    with pytest.raises(LoraError, match=f"peft_type: is {kind}, which is not supported; LORA, "):
         read_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("value", [["LOKR"], 3, "lokr"])
+def test_a_type_that_is_none(value: Any, tmp_path: Path) -> None:
+    trained(tmp_path, CONFIGS["LoKr"])
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": value}))
+    with pytest.raises(LoraError) as caught:
+        read_adapter(tmp_path / "adapter")
+    (issue,) = caught.value.issues
+    assert issue.startswith("peft_type: is ")
+
+
+def test_ranks_of_a_whole_lokr_by_patterns(tmp_path: Path) -> None:
+    """Names of modules are followed, other expressions refused: the scale depends on them."""
+    config = LoKrConfig(
+        r=64,
+        alpha=32,
+        target_modules=["to_q", "to_k"],
+        init_weights=False,
+        rank_pattern={"attn1.to_q": 128},
+    )
+    adapter, added = trained(tmp_path, config)
+    assert_same(adapter, added)
+    assert {layer.rank for layer in adapter.layers.values()} == {64, 128}
+    path = tmp_path / "adapter" / "adapter_config.json"
+    for patterns in ({"attn.*": 128}, {"to_q": 10**400}, {"to_q": 0}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rank_pattern": patterns}))
+        with pytest.raises(LoraError) as caught:
+            read_adapter(tmp_path / "adapter")
+        assert caught.value.issues[0].startswith("rank_pattern")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils
 from lora_files import random_pair, write_lora
+from safetensors.torch import save_file
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
@@ -39,8 +40,8 @@ READ: dict[str, tuple[str, str, str | None, int]] = {
 #: Real key list -> why it is refused. Both lists of LoKr have shapes that no model has.
 REFUSED = {
     "anima_lora_lokr_format": "it cannot be told whether they belong to rows or to columns",
-    "flux_control_lora_format": "152 modules say what the weight becomes",
-    "flux_dora_onetrainer_format": "506 modules say what the weight becomes",
+    "flux_control_lora_format": "152 modules of it say what the weight",
+    "flux_dora_onetrainer_format": "506 modules of it say what the weight",
     "flux_lokr_bfl_format": "may be a module of chroma, flux.1, flux.2, .* whose widths are not",
 }
 
@@ -331,3 +332,77 @@ def test_names_that_two_families_place_differently(tmp_path: Path) -> None:
         text = refusal(kohya({"lora_unet_img_in": (8, 8)}), tmp_path)
     assert "made-up" in text
     assert "and goes elsewhere in each" in text
+
+
+# What a prefix says, and what the metadata says.
+
+
+def named(tensors: Mapping[str, torch.Tensor], folder: Path, **metadata: str) -> Adapter:
+    path = folder / "lora.safetensors"
+    save_file(dict(tensors), str(path), metadata=metadata or None)
+    return read_adapter(path)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "base_model.model.transformer."])
+def test_authors_names_behind_the_name_of_a_component(prefix: str, tmp_path: Path) -> None:
+    """``transformer.`` promises diffusers' names; some write it before the authors'."""
+    adapter = read(kohya({f"{prefix}double_blocks.0.img_attn.qkv": (48, 16)}), tmp_path)
+    assert list(adapter.layers) == [
+        f"transformer.transformer_blocks.0.attn.to_{name}" for name in "kqv"
+    ]
+    assert adapter.names == "bfl"
+    unet = read(kohya({"unet.input_blocks.4.1.proj_in": (8, 8)}), tmp_path)
+    assert list(unet.layers) == ["unet.down_blocks.1.attentions.0.proj_in"]
+    plain = read(kohya({"transformer.transformer_blocks.0.attn.to_q": (8, 8)}), tmp_path)
+    assert (plain.names, list(plain.layers)) == (
+        "diffusers",
+        ["transformer.transformer_blocks.0.attn.to_q"],
+    )
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"modelspec.architecture": "chroma/lora"}, {"ss_base_model_version": "chroma"}],
+)
+def test_metadata_tells_what_names_do_not(metadata: dict[str, str], tmp_path: Path) -> None:
+    """Chroma's blocks have FLUX.1's names; its T5 is the only text encoder."""
+    tensors = kohya(
+        {
+            "lora_unet_single_blocks_0_linear1": (112, 16),
+            "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (8, 8),
+        }
+    )
+    layer = "encoder.block.0.layer.0.SelfAttention.q"
+    stated, silent = named(tensors, tmp_path, **metadata), named(tensors, tmp_path)
+    assert (stated.family, silent.family) == ("chroma", "flux.1")
+    assert f"text_encoder.{layer}" in stated.layers
+    assert f"text_encoder_2.{layer}" in silent.layers
+    wrong = named(tensors, tmp_path, ss_base_model_version="sdxl_base_v1-0")
+    assert wrong.family == "flux.1"  # names go before what is stated
+
+
+def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> None:
+    """SD3's last modulation of the context has two parts, which diffusers swaps, all others six."""
+    name = "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1"
+    text = refusal({f"{name}.diff_b": torch.arange(16.0)}, tmp_path)
+    assert "has a bias alone, and how its rows are shared out is told by the weight" in text
+    both = kohya({name: (16, 8)}, alpha=None) | {f"{name}.diff_b": torch.arange(16.0)}
+    (bias,) = (v for v in read(both, tmp_path).layers.values() if v.parameter == "bias")
+    assert bias.delta.matrix()[:, 0].tolist() == [*range(8, 16), *range(8)]
+    thirds = {"lora_unet_double_blocks_0_img_attn_qkv.diff_b": torch.arange(6.0)}
+    layers = read(thirds, tmp_path).layers
+    assert layers["transformer.transformer_blocks.0.attn.to_k.bias"].delta.norm() == 13**0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "layer"),
+    [
+        ("lycoris_double_blocks_0_img_attn_proj", "transformer.transformer_blocks.0.attn.to_out.0"),
+        ("lora_te_encoder_block_0_layer_1_DenseReluDense_wo", None),
+        ("lora_te1_layers_3_mlp_gate_proj", "text_encoder.layers.3.mlp.gate_proj"),
+    ],
+)
+def test_prefixes_of_other_trainers(key: str, layer: str | None, tmp_path: Path) -> None:
+    """LyCORIS' own wrapper; OneTrainer's T5 of Chroma and language model of HunyuanVideo."""
+    expected = layer or "text_encoder.encoder.block.0.layer.1.DenseReluDense.wo"
+    assert list(read(kohya({key: (8, 8)}), tmp_path).layers) == [expected]

@@ -53,6 +53,7 @@ DOTTED: dict[str, tuple[str, str]] = {
 }
 FLAT: dict[str, tuple[str, str]] = {
     "lora_unet_": ("unet", UNET),
+    "lycoris_": ("unet", UNET),
     "lora_te_": ("text_encoder", CLIP),
     "lora_te_text_model_": ("text_encoder", CLIP),
     "lora_te1_": ("text_encoder", CLIP),
@@ -91,6 +92,24 @@ def test_a_module_name_may_have_a_hyphen() -> None:
     """Z-Image names its first and last layers by their patch sizes."""
     parsed = parse_key("transformer.all_x_embedder.2-1.lora_A.weight")
     assert parsed == ParsedKey("peft", "transformer", "all_x_embedder.2-1", Part.DOWN)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{LAYER}.lora_A.default.weight",
+        f"{LAYER}.lora_A.my-adapter.weight",
+        f"{LAYER}.lora_magnitude_vector.default",
+        f"{LAYER}.lora_magnitude_vector.default.weight",
+        f"{LAYER}.lora_B.default.bias",
+    ],
+)
+def test_pefts_name_of_an_adapter_is_left_out(key: str) -> None:
+    plain = key.replace(".default", "").replace(".my-adapter", "")
+    parsed = parse_key(key)
+    assert isinstance(parsed, ParsedKey)
+    assert parsed == parse_key(plain)
+    assert parsed.layer == LAYER
 
 
 DOWN_SUFFIXES = [suffix for suffix, part in PARTS.items() if part is Part.DOWN]
@@ -210,7 +229,7 @@ def test_half_a_pair_is_named(kept: str, missing: str, tmp_path: Path) -> None:
     good = peft_keys({LAYER: random_pair(6, 4, 2)})
     other = f"unet.{ATTENTION}.to_k"
     value = torch.ones(2, 2) if kept != "alpha" else torch.tensor(1.0)
-    found = issues(tmp_path, good | {f"{other}.{kept}": value}, "1 problems; get the file again")
+    found = issues(tmp_path, good | {f"{other}.{kept}": value}, "as it is, for 1 reason")
     assert found == (f"{other}: has no {missing}",)
 
 
@@ -224,7 +243,7 @@ def test_half_a_pair_is_named(kept: str, missing: str, tmp_path: Path) -> None:
 )
 def test_two_spellings_of_one_tensor_are_named(second: str, tmp_path: Path) -> None:
     good = peft_keys({LAYER: random_pair(6, 4, 2)})
-    (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "1 problems; get the file again")
+    (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "as it is, for 1 reason")
     assert f"is the down of {LAYER}, and so is " in issue
     assert second in issue
 
@@ -233,7 +252,7 @@ def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
     down, up = random_pair(6, 4, 2)
     plain, prefixed = f"text_encoder.{CLIP}", f"text_encoder.text_model.{CLIP}"
     one = peft_keys({plain: (down, up)}) | {f"{prefixed}.lora_A.weight": down.clone()}
-    (issue,) = issues(tmp_path, one, "1 problems; get the file again")
+    (issue,) = issues(tmp_path, one, "as it is, for 1 reason")
     assert f"is the down of {plain}, and so is " in issue
 
 
@@ -260,7 +279,7 @@ BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
 @pytest.mark.parametrize("case", BAD_PAIRS)
 def test_an_impossible_pair_is_named(case: str, tmp_path: Path) -> None:
     down, up, problem = BAD_PAIRS[case]
-    (issue,) = issues(tmp_path, peft_keys({LAYER: (down, up)}), "1 problems; get the file again")
+    (issue,) = issues(tmp_path, peft_keys({LAYER: (down, up)}), "as it is, for 1 reason")
     assert issue.startswith(f"{LAYER}: ")
     assert problem in issue
 
@@ -269,8 +288,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     """What the header says first, then what the values say."""
     bad = {f"unet.{ATTENTION}.{case.replace(' ', '_')}": BAD_PAIRS[case][:2] for case in BAD_PAIRS}
     values = {name: bad[name] for name in bad if name.endswith(("NaN", "infinity"))}
-    assert len(issues(tmp_path, peft_keys(bad), f"{len(bad) - 2} problems")) == len(bad) - 2
-    assert len(issues(tmp_path, peft_keys(values), "2 problems")) == 2
+    assert len(issues(tmp_path, peft_keys(bad), f"for {len(bad) - 2} reasons")) == len(bad) - 2
+    assert len(issues(tmp_path, peft_keys(values), "for 2 reasons")) == 2
     unknown = {f"unet.mystery.{i}": torch.ones(1) for i in range(20)}
     found = issues(tmp_path, peft_keys(bad) | unknown, r"(?s)20 of 44 keys.*… and 12 more")
     assert len(found) == 20
@@ -308,7 +327,7 @@ def test_unknown_keys_can_be_left_out_and_are_recorded(tmp_path: Path) -> None:
         read_adapter(alone, ReadOptions(ignore_unknown=True))
     broken = good | unknown | {"unet.y.lora_A.weight": torch.ones(2, 4)}
     path = write_lora(tmp_path / "c.safetensors", broken)
-    with pytest.raises(LoraError, match=r"1 problems; .*\n  - unet.y: has no up"):
+    with pytest.raises(LoraError, match=r"for 1 reason.\n  - unet.y: has no up"):
         read_adapter(path, ReadOptions(ignore_unknown=True))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from klora_compile.commands.parameters import LORA, base_option
+from klora_compile.commands.parameters import LORA, reading_options
 
 
 @click.command("inspect")
@@ -20,8 +21,8 @@ from klora_compile.commands.parameters import LORA, base_option
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
-@base_option
-def inspect_command(file: Path, as_json: bool, plot: Path | None, base: Path | None) -> None:
+@reading_options
+def inspect_command(file: Path, as_json: bool, plot: Path | None, **reading: Any) -> None:
     """Show what FILE holds, an artifact or a LoRA.
 
     Of an artifact: sources, rule, and each layer's schedule. Of a LoRA (a file, or a folder as
@@ -35,20 +36,20 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, base: Path | N
     elif plot is not None:
         raise click.UsageError(f"{file} is no artifact: --plot draws a schedule.")
     else:
-        _inspect_lora(file, as_json, base)
+        _inspect_lora(file, as_json, reading)
 
 
-def _inspect_lora(file: Path, as_json: bool, base: Path | None) -> None:
+def _inspect_lora(file: Path, as_json: bool, reading: Mapping[str, Any]) -> None:
     from klora_compile.reading.adapter import read_adapter, survey
     from klora_compile.reading.options import ReadOptions
     from klora_compile.report.lora import lora_json, lora_lines
     from klora_compile.report.summary import bytes_text, table
     from klora_runtime.errors import LoraError, shown
 
-    options = ReadOptions(base=base)
+    options = ReadOptions(**reading)
     found, refusal = survey(file, options)
     adapter = None
-    if refusal is None and (base is not None or not found.needs_base):
+    if refusal is None:
         try:
             adapter = read_adapter(file, options)
         except LoraError as error:

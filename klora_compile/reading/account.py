@@ -10,7 +10,13 @@ from klora_compile.reading.forms.parts import Part, Shape
 from klora_compile.reading.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.layouts.rows import Layout
 from klora_compile.reading.layouts.spelling import T5_COMPONENTS
-from klora_compile.reading.placing import Choice, choose, component_of, fits
+from klora_compile.reading.placing import (
+    Choice,
+    choose,
+    component_of,
+    fits,
+    in_authors_names,
+)
 from klora_compile.reading.whole_models import token_embedding
 from klora_runtime.errors import shown
 
@@ -81,11 +87,12 @@ class Account:
         return component, module.key.module
 
 
-def account_for(shapes: Mapping[str, Shape]) -> Account:
+def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Account:
     """Take all keys of a file apart.
 
     Args:
         shapes: key -> shape of its tensor.
+        family: of the base model, as the file states it; it decides where names and widths do not.
     """
     keys = sorted(shapes)
     why: dict[str, str] = {}
@@ -103,7 +110,7 @@ def account_for(shapes: Mapping[str, Shape]) -> Account:
     for key in [key for key, each in parsed.items() if each.raw in refused]:
         why[key] = _refusal(refused[parsed.pop(key).raw])
     modules, problems = _modules(dict(_for_tables(parsed)))
-    choice = _choice(modules, shapes)
+    choice = _choice(modules, shapes, family)
     strangers = [m for m in modules if _stem_in(m, choice.strangers)]
     for module in strangers:
         assert isinstance(module.key, UnplacedKey)
@@ -128,15 +135,23 @@ def _refusal(form: str) -> str:
 
 def _for_tables(parsed: Mapping[str, _Key]) -> Iterator[tuple[str, _Key]]:
     """Each key. A denoiser's are for one table if some must be, or if one has them all."""
-    stems = {each.stem for each in parsed.values() if each.stem is not None}
+    stated = {each.stem for each in parsed.values() if each.stem is not None and _is_stated(each)}
+    stems = {each.stem for each in parsed.values() if each.stem is not None} - stated
     flat = any(isinstance(each, UnplacedKey) and each.stem.flat for each in parsed.values())
     dotted = any(not stem.flat for stem in stems)
     for_tables = flat or (dotted and fits(stems))
+    renamed = bool(stated) and in_authors_names(stated)
     for key, each in parsed.items():
-        if for_tables and isinstance(each, ParsedKey) and each.stem is not None:
+        moved = renamed if _is_stated(each) else for_tables
+        if moved and isinstance(each, ParsedKey) and each.stem is not None:
             yield key, UnplacedKey(each.layout, each.stem, each.part, each.raw)
         else:
             yield key, each
+
+
+def _is_stated(key: _Key) -> bool:
+    """Whether the file names the component, so that diffusers' names are what to expect."""
+    return isinstance(key, ParsedKey) and key.stated
 
 
 def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
@@ -158,13 +173,13 @@ def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
     return [Module(keys[name], parts[name]) for name in sorted(keys)], problems
 
 
-def _choice(modules: Sequence[Module], shapes: Mapping[str, Shape]) -> Choice:
+def _choice(modules: Sequence[Module], shapes: Mapping[str, Shape], family: str | None) -> Choice:
     stems = {
         module.key.stem: _rows_and_columns(module, shapes)
         for module in modules
         if isinstance(module.key, UnplacedKey)
     }
-    return choose(stems) if stems else Choice(None)
+    return choose(stems, family) if stems else Choice(None)
 
 
 def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.family import family_of_layers
 from klora_compile.reading.files import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
-from klora_compile.reading.metadata import Origin, origin_of
+from klora_compile.reading.metadata import Origin, origin_of, stated_family
 from klora_compile.reading.options import MAX_ERROR, ReadOptions
 from klora_compile.reading.scale import Scales
 from klora_runtime.artifact import METADATA_KEY as ARTIFACT_KEY
@@ -136,7 +136,9 @@ def read_adapter(
             file = stack.enter_context(open_lora(Path(path)))
             where = f"LoRA file {shown(file.path)}"
             found = _survey(file, options, where)
-            _refuse(found, options, where)
+            refusal = _refusal(found, options, where)
+            if refusal is not None:
+                raise refusal
             _refuse_large(found, options, where)
             base = None
             if found.needs_base:
@@ -168,8 +170,7 @@ def survey(
     """Look at a LoRA without computing it.
 
     Returns:
-        What it holds, and why it could not be compiled, if so. That a base model is needed and was
-        not given is no such reason.
+        What it holds, and why it could not be compiled with these options, if so.
 
     Raises:
         LoraError: the file cannot be opened, or holds nothing of a LoRA.
@@ -194,9 +195,8 @@ def _survey(file: LoraFile, options: ReadOptions, where: str) -> Survey:
         )
     if not file.tensors:
         raise LoraError(f"{where} holds no tensors.")
-    account = account_for({key: info.shape for key, info in file.tensors.items()})
-    if not account.modules and not account.problems:
-        raise _unusable(where, len(file.tensors), account.unused)
+    shapes = {key: info.shape for key, info in file.tensors.items()}
+    account = account_for(shapes, stated_family(file.metadata))
     describer = Describer(file, account, Scales(file.metadata, file.config, where), options)
     pieces: list[Piece] = []
     problems = list(account.problems)
@@ -232,20 +232,6 @@ def _survey(file: LoraFile, options: ReadOptions, where: str) -> Survey:
     )
 
 
-def _refuse(found: Survey, options: ReadOptions, where: str) -> None:
-    error = _refusal(found, options, where)
-    if error is not None:
-        raise error
-    if found.needs_base and options.base is None:
-        layers = [piece.module.name for piece in found.pieces if piece.needs_base]
-        raise LoraError(
-            f"{where}: {len(layers)} modules say what the weight becomes and not how it differs "
-            "(DoRA, or new values), which needs the base model's weights; name it with --base PATH "
-            "(a diffusers folder or one safetensors file).",
-            [shown(layer) for layer in layers],
-        )
-
-
 def _refuse_large(found: Survey, options: ReadOptions, where: str) -> None:
     """Refuse what the host's memory does not hold, before it is filled."""
     numbers = sum(prod(piece.facts.shape) for piece in found.pieces if piece.grows)
@@ -258,15 +244,30 @@ def _refuse_large(found: Survey, options: ReadOptions, where: str) -> None:
 
 
 def _refusal(found: Survey, options: ReadOptions, where: str) -> LoraError | None:
-    if found.unused and not options.ignore_unknown:
+    if found.unused and not (options.ignore_unknown and (found.layers or found.problems)):
         return _unusable(where, found.keys, found.unused)
     if found.problems:
-        return LoraError(
-            f"{where}: {len(found.problems)} problems; get the file again.", found.problems
-        )
+        return _problematic(where, found.problems)
     if not found.layers:
         return LoraError(f"{where} changes no layer.")
+    if found.needs_base and options.base is None:
+        layers = [piece.module.name for piece in found.pieces if piece.needs_base]
+        return LoraError(
+            f"{where}: {_count(layers, 'module')} of it say what the weight becomes and not how "
+            "it differs (DoRA, or new values), which needs the base model's weights; name it with "
+            "--base PATH (a diffusers folder or one safetensors file).",
+            [shown(layer) for layer in layers],
+        )
     return None
+
+
+def _problematic(where: str, problems: Sequence[str]) -> LoraError:
+    count = _count(problems, "reason")
+    return LoraError(f"{where}: cannot be used as it is, for {count}.", problems)
+
+
+def _count(things: Sequence[object], word: str) -> str:
+    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
 
 
 def _unusable(where: str, keys: int, unused: Sequence[UnusedKey]) -> LoraError:
@@ -298,5 +299,5 @@ def _layers(
         if on_module is not None:
             on_module(piece.module.name, index, len(found.pieces))
     if problems:
-        raise LoraError(f"{where}: {len(problems)} problems; get the file again.", problems)
+        raise _problematic(where, problems)
     return {name: layers[name] for name in sorted(layers)}

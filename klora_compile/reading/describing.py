@@ -25,7 +25,7 @@ from klora_compile.reading.layouts.rows import Placement
 from klora_compile.reading.layouts.unet import folded_kernel
 from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.placing import placements, targets_of
-from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA, Scales
+from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA, LayerScale, Scales
 from klora_runtime.safetensors_file import TensorInfo
 
 #: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
@@ -113,12 +113,12 @@ class Describer:
         self._file, self._account = file, account
         self._scales, self._options = scales, options
 
-    def pieces(self, module: Module) -> list[Piece] | list[str]:
-        """The parameters that a module changes, or what is wrong with it."""
+    def pieces(self, module: Module) -> Sequence[Piece | str]:
+        """The parameters that a module changes, and what is wrong with it."""
         component, path = self._account.place(module)
-        refused = self._scales.refused_form(component)
-        if refused is not None:
-            return [f"is {refused} by its metadata, which is not supported"]
+        hindrance = self._scales.hindrance(component)
+        if hindrance is not None:
+            return [hindrance]
         problems = [*self._dtype_problems(module)]
         form = form_of(module.parts)
         if isinstance(form, str):
@@ -136,10 +136,8 @@ class Describer:
         if form is not None and form.name == "lokr" and rank is None:
             rank = self._scales.rank(component, path)
         shape = None if form is None else form.shape(shapes, kernel)
-        alpha = self._alpha(module, component, path, rank, shape)
-        if isinstance(alpha, str):
-            return [alpha]
-        value, source = alpha
+        whole = form is not None and form.rank(shapes) is None
+        value, source, conflict = self._alpha(module, component, path, rank, shape, whole)
         pieces: list[Piece] = []
         if form is not None and shape is not None:
             axis = self._axes(module, shape)
@@ -161,8 +159,7 @@ class Describer:
         if problems:
             return problems
         placed = [self._placed(piece, shape) for piece in pieces]
-        unplaced = [piece for piece in placed if isinstance(piece, str)]
-        return unplaced or [piece for piece in placed if isinstance(piece, Piece)]
+        return [*placed, *conflict]
 
     def _denoiser(self, component: str) -> str:
         """The component of the pipeline, which the file may not know."""
@@ -260,24 +257,40 @@ class Describer:
         return list(self._file.tensors[module.parts[part]].shape)
 
     def _alpha(
-        self, module: Module, component: str, path: str, rank: int | None, shape: Shape | None
-    ) -> tuple[float | None, str] | str:
-        """Alpha and where it is from, or what is wrong with it."""
+        self,
+        module: Module,
+        component: str,
+        path: str,
+        rank: int | None,
+        shape: Shape | None,
+        whole: bool,
+    ) -> tuple[float | None, str, list[str]]:
+        """Alpha, where it is from, and what is wrong with it."""
         if rank is None or shape is None:
-            return None, NO_ALPHA
+            return None, NO_ALPHA, []
         tensor = None
         if Part.ALPHA in module.parts:
             tensor = float(self._file.tensor(module.parts[Part.ALPHA]))
-        kernel = len(shape) > 2
-        alpha, other = self._scales.alpha(component, path, rank, kernel, tensor)
+        layer = LayerScale(
+            component,
+            path,
+            rank,
+            kernel=len(shape) > 2,
+            by_kohya=module.key.layout == "kohya",
+            whole=whole,
+            tensor=tensor,
+        )
+        alpha, other = self._scales.alpha(layer)
         if alpha.value and not MIN_ALPHA <= abs(alpha.value) <= MAX_ALPHA:
-            return f"alpha is {alpha.value}, expected 0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"
+            expected = f"0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"
+            return None, alpha.source, [f"alpha is {alpha.value}, expected {expected}"]
+        problems = []
         if other is not None and self._options.alpha_conflict == "error":
-            return (
+            problems.append(
                 f"alpha is {alpha.value:g} by {alpha.source} and {other.value:g} by "
                 f"{other.source}; --alpha-conflict first takes the first"
             )
-        return alpha.value, alpha.source
+        return alpha.value, alpha.source, problems
 
 
 def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:

@@ -47,7 +47,9 @@ def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) ->
     denoiser = [layer for layer in weights if layer.component not in TEXT_ENCODERS]
     if not denoiser or {layer.component for layer in denoiser} == {"unet"}:
         return None
-    fitting = {t.family for t in _TABLES if all(_has(t, layer) for layer in denoiser)}
+    fitting = set(families) or {
+        table.family for table in _TABLES if all(_has(table, layer) for layer in denoiser)
+    }
     found = _by_depth(fitting, [layer.module for layer in denoiser])
     found -= {family for family in found if _TRAINED_FROM.get(family) in found}
     return found.pop() if len(found) == 1 else None

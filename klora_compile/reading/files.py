@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
     """
     try:
         weights = _weights(path) if path.is_dir() else path
-        config = _config(weights)
+        config = _config(weights, whole_folder=path.is_dir())
         prompt = _prompt(path) if path.is_dir() else None
         if _is_zip(weights):
             pickled = _TorchFile(weights)
@@ -142,10 +143,17 @@ class _TorchFile:
         return self._values[name].detach().clone(memory_format=torch.contiguous_format)
 
 
+#: What zipfile raises for a damaged or hostile file.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, OverflowError,
+    EOFError, KeyError, IndexError,
+)  # fmt: skip
+
 #: What torch.load raises for a damaged or hostile file, besides the refusal itself.
 _LOADING_ERRORS = (
     pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError,
     IndexError, EOFError, OSError, RecursionError, AssertionError, MemoryError, OverflowError,
+    struct.error,
 )  # fmt: skip
 
 _CONVERT = "Convert it to safetensors with the trainer that wrote it"
@@ -168,12 +176,16 @@ def _is_zip(path: Path) -> bool:
 
 def _check_zip(path: Path, size: int) -> None:
     """Refuse what is no zip of ``torch.save`` before anything in it is loaded."""
-    if not zipfile.is_zipfile(path):
+    try:
+        whole = zipfile.is_zipfile(path)
+    except _ZIP_ERRORS as error:
+        raise _error(path, "is a damaged zip. Download it again") from error
+    if not whole:
         raise _error(path, "is a truncated zip. Download it again")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise _error(path, "is a damaged zip. Download it again") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _error(path, "is a compressed zip, which torch.save never writes; unpack it first")
@@ -203,7 +215,7 @@ def _flat(path: Path, content: object) -> dict[str, torch.Tensor]:
             issues.append(f"{shown(key)}: is a {type(key).__name__}, expected a name")
         elif isinstance(value, torch.Tensor):
             values[key] = value
-        elif key.endswith(".alpha") and isinstance(value, int | float):
+        elif key.endswith(".alpha") and isinstance(value, int | float) and abs(value) < 1e38:
             values[key] = torch.tensor(float(value))
         else:
             issues.append(f"{shown(key)}: is a {type(value).__name__}, expected a tensor")
@@ -245,8 +257,8 @@ def _weights(folder: Path) -> Path:
     except OSError as error:
         raise _error(folder, f"cannot be read: {error.strerror or error}") from error
     known = [name for name in (*PEFT_WEIGHTS, *DIFFUSERS_WEIGHTS) if name in names]
-    if not known:
-        known = [name for name in names if name.endswith(".safetensors")]
+    if len({Path(name).stem for name in known}) != 1:  # one as .bin too is the same
+        known = known or [name for name in names if name.endswith(".safetensors")]
         if len(known) != 1:
             found = ", ".join(shown(name) for name in names[:_LISTED]) or "nothing"
             if len(names) > _LISTED:
@@ -259,9 +271,10 @@ def _weights(folder: Path) -> Path:
     return folder / known[0]
 
 
-def _config(weights: Path) -> tuple[str, str] | None:
+def _config(weights: Path, *, whole_folder: bool) -> tuple[str, str] | None:
+    """The configuration of a folder, or of a file that has the name which PEFT gives it."""
     beside = weights.with_name(PEFT_CONFIG)
-    if weights.name not in PEFT_WEIGHTS or not beside.is_file():
+    if not (whole_folder or weights.name in PEFT_WEIGHTS) or not beside.is_file():
         return None
     return _text(weights, beside), PEFT_CONFIG
 
@@ -270,7 +283,10 @@ def _prompt(folder: Path) -> str | None:
     readme = folder / README
     if not readme.is_file():
         return None
-    text = _text(folder, readme)
+    try:
+        text = _text(folder, readme)
+    except LoraError:
+        return None  # only a hint
     front = text.split("\n---", 1)[0] if text.startswith("---") else ""
     found = _PROMPT.search(front)
     return None if found is None else found[1].strip("\"'") or None

@@ -28,7 +28,8 @@ from klora_compile.reading.placing import Stem
 
 #: PEFT's name of an adapter between a part and ``weight``.
 _ADAPTER = re.compile(
-    r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[A-Za-z0-9_-]+(\.weight|\.bias)$"
+    r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\."
+    r"(?!(?:weight|bias)$)[A-Za-z0-9_-]+(\.weight|\.bias|)$"
 )
 _FLAT = re.compile(r"[A-Za-z0-9]+(_+[A-Za-z0-9]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -48,6 +49,8 @@ class ParsedKey:
     """The module as the file has it, where a model's authors may have one of the same name."""
     is_t5: bool = field(default=False, compare=False)
     """Whether the component is that of T5 in the pipeline, whichever that is in the family."""
+    stated: bool = field(default=False, compare=False)
+    """Whether the file names the component; then the module is in diffusers' names as a rule."""
     raw: str = field(default="", compare=False)
     """The key without its ending."""
 
@@ -104,7 +107,16 @@ def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
     component, module = place.module
     if component.startswith("text_encoder"):
         module = module.removeprefix(CLIP_PREFIX)
-    return ParsedKey(place.layout, component, module, PARTS[suffix], place.stem, place.is_t5, raw)
+    return ParsedKey(
+        place.layout,
+        component,
+        module,
+        PARTS[suffix],
+        place.stem,
+        place.is_t5,
+        place.stated,
+        raw,
+    )
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,7 @@ class _Place:
     """Component and path in diffusers' names."""
     stem: Stem | None = None
     is_t5: bool = False
+    stated: bool = False
 
 
 def _place(path: str) -> _Place | str:
@@ -153,5 +166,6 @@ def _dotted_place(path: str) -> _Place | str:
         if module.endswith(processor):
             module = module.removesuffix(processor) + layer
     place = (component, module) if component else None
-    denoiser = not stated and not component.startswith("text_encoder")
-    return _Place("peft", place, Stem(module, flat=False) if denoiser else None)
+    denoiser = component in ("", "unet", "transformer")
+    stem = Stem(module, flat=False) if denoiser else None
+    return _Place("peft", place, stem, stated=stated)

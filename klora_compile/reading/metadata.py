@@ -14,6 +14,25 @@ from typing import Any, Protocol
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_words", "trigger_word", "instance_prompt")
 _LICENSE_KEYS = ("modelspec.license", "license", "source_licence")
 
+#: Metadata keys with the base model, and beginnings of what they say -> the family.
+_FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
+_FAMILIES: Mapping[str, str] = {
+    "chroma": "chroma",
+    "flux-2": "flux.2",
+    "flux2": "flux.2",
+    "flux": "flux.1",
+    "hunyuan": "hunyuan-video",
+    "lumina": "lumina2",
+    "z-image": "z-image",
+    "zimage": "z-image",
+    "anima": "anima",
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2": "sd2",
+    "stable-diffusion-xl-v1-refiner": "sdxl-refiner",
+    "stable-diffusion-xl": "sdxl",
+    "sdxl": "sdxl",
+}
+
 #: At most so many tags of kohya's statistics are taken for trigger words.
 _MAX_TAGS = 8
 
@@ -26,6 +45,12 @@ _NETWORK_MODULES: Mapping[str, str] = {
     "networks.lora_flux_2": "musubi-tuner",
     "networks.lora_qwen": "musubi-tuner",
     "networks.lora_zimage": "musubi-tuner",
+    "networks.lora_krea2": "musubi-tuner",
+    "networks.lora_kandinsky": "musubi-tuner",
+    "networks.lora_ideogram": "musubi-tuner",
+    "networks.lora_hidream": "musubi-tuner",
+    "networks.loha": "musubi-tuner",
+    "networks.lokr": "musubi-tuner",
     "networks.": "sd-scripts",
 }
 #: Metadata key -> the trainer that writes it.
@@ -64,6 +89,20 @@ def origin_of(file: _File) -> Origin:
         trainer=_trainer(file.metadata) or (None if file.config is None else "PEFT"),
         trigger_words=_trigger_words(file),
         license=_first(file.metadata, _LICENSE_KEYS),
+    )
+
+
+def stated_family(metadata: Mapping[str, str]) -> str | None:
+    """The base model family that trainers write down, as far as it tells more than names do."""
+    stated = [metadata.get(key, "").lower() for key in _FAMILY_KEYS]
+    return next(
+        (
+            family
+            for text in stated
+            for beginning, family in _FAMILIES.items()
+            if text.startswith(beginning)
+        ),
+        None,
     )
 
 

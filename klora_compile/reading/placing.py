@@ -50,22 +50,24 @@ class Choice:
     """Modules that may go to two places; then the table is one of several."""
 
 
-def choose(shapes: Mapping[Stem, tuple[int, int] | None]) -> Choice:
+def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = None) -> Choice:
     """The table that says where all these modules go, or most of them.
 
     Args:
         shapes: at least one module, and rows and columns of its weight where they are known; they
             decide where names do not.
+        family: as the file states it; it decides where widths do not either.
     """
     stems = list(shapes)
     fitting = [table for table in _TABLES if all(_match(table, stem) for stem in stems)]
     if not fitting:
         strangers = dict(_strangers(stems))
         rest = {stem: shape for stem, shape in shapes.items() if stem not in strangers}
-        found = choose(rest) if rest else Choice(None)
+        found = choose(rest, family) if rest else Choice(None)
         return replace(found, strangers=strangers)
     alike = [t for t in fitting if all(_has_ratio(t, stem, shapes[stem]) for stem in stems)]
     fitting = alike or fitting
+    fitting = [table for table in fitting if table.family == family] or fitting
     different = {tuple(_meaning(table, stem) for stem in stems): table for table in fitting}
     ambiguous: dict[Stem, str] = {}
     if len(different) > 1:
@@ -83,6 +85,12 @@ def choose(shapes: Mapping[Stem, tuple[int, int] | None]) -> Choice:
 def fits(stems: Collection[Stem]) -> bool:
     """Whether some table has all of these modules."""
     return any(all(_match(table, stem) for stem in stems) for table in _TABLES)
+
+
+def in_authors_names(stems: Collection[Stem]) -> bool:
+    """Whether some table has all of these modules, and none in diffusers' names has."""
+    names = {t.name for t in _TABLES if all(_match(t, stem) for stem in stems)}
+    return bool(names) and "diffusers" not in names
 
 
 def component_of(table: Layout, stem: Stem) -> str:
@@ -116,11 +124,24 @@ def placements(
     assert match is not None
     row, numbers = match
     if inner is None:
+        if row.ratio is None and _needs_columns(row, numbers, out):
+            return "has a bias alone, and how its rows are shared out is told by the weight"
         inner = out if row.ratio is None else int(out / row.ratio)
     try:
         return row.placements(numbers, out, inner)
     except ValueError as error:
         return f"cannot be parted into {', '.join(row.targets)}: {error}"
+
+
+def _needs_columns(row: Row, numbers: tuple[str, ...], out: int) -> bool:
+    """Whether the columns of a weight change where its rows go."""
+    found = set()
+    for inner in (out, max(1, out // 2), max(1, out // 3)):
+        try:
+            found.add(row.placements(numbers, out, inner))
+        except ValueError:
+            found.add(())
+    return len(found) > 1
 
 
 def _match(table: Layout, stem: Stem) -> tuple[Row, tuple[str, ...]] | None:

@@ -33,6 +33,7 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
         "keys": survey.keys,
         "used": survey.keys - len(survey.unused),
         "unused": [{"key": each.key, "why": each.why} for each in survey.unused],
+        "problems": list(survey.problems),
         "needs_base": survey.needs_base,
         "trigger_words": list(survey.origin.trigger_words),
         "layers": [
@@ -69,6 +70,8 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
         yield "", f"  unused: {shown(each.key)}: {each.why}"
     if len(survey.unused) > _LISTED:
         yield "", f"  … and {len(survey.unused) - _LISTED} more; all of them with --json"
+    for problem in survey.problems[:_LISTED]:
+        yield "", f"  wrong: {problem}"
     if survey.needs_base:
         yield "needs", "the base model's weights: --base PATH"
     yield from _by_kind(survey)

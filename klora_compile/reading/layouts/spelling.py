@@ -118,12 +118,14 @@ class FlatPrefix:
     """Whether the names may also be those of a denoiser's authors."""
 
 
-#: kohya's sd-scripts and musubi-tuner; OneTrainer (``lora_transformer_``).
+#: kohya's sd-scripts and musubi-tuner; LyCORIS' own wrapper (SimpleTuner); OneTrainer
+#: (``lora_transformer_``).
 FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
     FlatPrefix("lora_unet_", "unet", (UNET,), denoiser=True),
+    FlatPrefix("lycoris_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
-    FlatPrefix("lora_te_", "text_encoder", (CLIP, DECODER)),
-    FlatPrefix("lora_te1_", "text_encoder", (CLIP,)),
+    FlatPrefix("lora_te_", "text_encoder", (CLIP, DECODER, T5)),
+    FlatPrefix("lora_te1_", "text_encoder", (CLIP, DECODER)),
     FlatPrefix("lora_te2_", "text_encoder_2", (CLIP, T5)),
     FlatPrefix("lora_te3_", "text_encoder_3", (T5,)),
 )

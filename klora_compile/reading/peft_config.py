@@ -1,0 +1,191 @@
+"""The configuration that PEFT and diffusers write: which form, which alpha for which module."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from klora_compile.reading.layouts.spelling import CLIP_PREFIX
+from klora_runtime.errors import LoraError, shown
+from klora_runtime.safetensors_file import parse_json
+
+#: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
+MAX_ALPHA, MAX_RANK = 1e12, 2**20
+
+#: PEFT's types of adapters that are read, and where each states its alpha.
+_TYPES: Mapping[str, str] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+
+#: PEFT settings under which a pair means something else than up @ down -> the form's name.
+_REFUSED_SETTINGS: Mapping[str, str] = {
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "arrow_config": "Arrow",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "a LoRA of repeated layers",
+}
+#: Values of ``init_lora_weights`` that leave the base as it is; true and false do too.
+_STARTS = ("true", "false", "gaussian", "eva", "orthogonal")
+
+#: A module path or the end of one, dots escaped or not. PEFT allows any regular expression here,
+#: and a hostile one takes for ever.
+_NAME = re.compile(r"\^?[A-Za-z0-9_-]+(\\?\.[A-Za-z0-9_-]+)*\$?")
+
+
+class AdapterConfig:
+    """The PEFT configuration of a file, per component.
+
+    Args:
+        text: its JSON.
+        name: how to call it.
+        where: how to name the file in errors.
+
+    Raises:
+        LoraError: it cannot be read, is of a type that klora does not read, or a number or a
+            pattern in it is none.
+    """
+
+    def __init__(self, text: str, name: str, where: str) -> None:
+        self.name = name
+        try:
+            values = parse_json(text)
+        except (ValueError, RecursionError) as error:
+            raise LoraError(f"{where}: {name} is no valid JSON: {shown(error)}.") from error
+        if not isinstance(values, dict):
+            raise LoraError(f"{where}: {name} is not a JSON object.")
+        issues = [issue for key, value in values.items() for issue in _problems(key, value)]
+        if issues:
+            raise LoraError(f"{where}: {name} cannot be followed.", issues)
+        self._values: Mapping[str, Any] = values
+        self._ends: dict[int, Mapping[str, Sequence[tuple[str, Any]]]] = {}
+
+    def alpha(self, component: str, module: str, rank: int) -> float | None:
+        """The alpha that acts as alpha / rank for this module, or None where nothing is said.
+
+        Under rank-stabilised LoRA PEFT scales by alpha / sqrt(rank); the value returned is
+        multiplied by sqrt(rank), so that the one formula alpha / rank holds.
+        """
+        alpha = self._named(component, "alpha_pattern", module)
+        if alpha is None:
+            alpha = self._get(component, _TYPES[self._get(component, "peft_type") or "LORA"])
+        if alpha is None:
+            return None
+        if self._get(component, "use_rslora") is True:
+            return float(alpha) * math.sqrt(rank)
+        return float(alpha)
+
+    def rank(self, component: str, module: str) -> int | None:
+        """The rank that LoKr's alpha is divided by in PEFT, also where no matrix is factored."""
+        if self._get(component, "peft_type") != "LOKR":
+            return None
+        rank = self._named(component, "rank_pattern", module)
+        if rank is None:
+            rank = self._get(component, "r")
+        return None if rank is None else int(rank)
+
+    def hindrance(self, component: str) -> str | None:
+        """Why layers of a component are none that klora reads, in one sentence."""
+        start = self._get(component, "init_lora_weights")
+        if isinstance(start, str) and start.lower() not in _STARTS:
+            return (
+                f"began as {shown(start)} by its metadata, which may have changed the base too, "
+                "and that is not in the file"
+            )
+        for key, name in _REFUSED_SETTINGS.items():
+            if self._get(component, key):
+                return f"is {name} by its metadata, which is not supported"
+        return None
+
+    def _named(self, component: str, key: str, module: str) -> Any:
+        """The value of the first pattern that a module has; None where it has none."""
+        patterns = self._get(component, key)
+        if not patterns:
+            return None
+        ends = self._ends.get(id(patterns))
+        if ends is None:
+            ends = self._ends[id(patterns)] = _by_end(patterns)
+        spellings = [module]
+        if component.startswith("text_encoder"):
+            spellings.append(CLIP_PREFIX + module)
+        found = (
+            value
+            for name, value in ends.get(module.rpartition(".")[2], ())
+            if _matches(name, spellings)
+        )
+        return next(found, None)
+
+    def is_dora(self, component: str) -> bool:
+        """Whether the file says that its layers are DoRA's."""
+        return bool(self._get(component, "use_dora"))
+
+    def _get(self, component: str, key: str) -> Any:
+        return self._values.get(f"{component}.{key}", self._values.get(key))
+
+
+def _by_end(patterns: Mapping[str, Any]) -> Mapping[str, Sequence[tuple[str, Any]]]:
+    """Patterns by the last name in each, in their order."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for pattern, value in patterns.items():
+        found.setdefault(_plain(pattern).rpartition(".")[2], []).append((pattern, value))
+    return found
+
+
+def _problems(key: str, value: Any) -> Iterator[str]:
+    """What is wrong with one value of those that decide a scale."""
+    name = key.rpartition(".")[2]
+    if value is None:
+        return
+    if name in ("lora_alpha", "alpha"):
+        if not _is_alpha(value):
+            yield f"{shown(key)}: expected a number, found {shown(value)}"
+    elif name == "r":
+        if not _is_rank(value):
+            yield f"{shown(key)}: expected a rank, found {shown(value)}"
+    elif name == "peft_type":
+        if not isinstance(value, str) or value not in _TYPES:
+            known = ", ".join(_TYPES)
+            yield f"{shown(key)}: is {shown(value)}, which is not supported; {known} are"
+    elif name == "use_rslora":
+        if not isinstance(value, bool):
+            yield f"{shown(key)}: expected true or false, found {shown(value)}"
+    elif name in ("alpha_pattern", "rank_pattern"):
+        yield from _pattern_problems(key, value, _is_alpha if name[0] == "a" else _is_rank)
+
+
+def _pattern_problems(key: str, value: Any, fits: Callable[[Any], bool]) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{shown(key)}: expected an object, found {shown(value)}"
+        return
+    for pattern, number in value.items():
+        if not _NAME.fullmatch(pattern):
+            yield (
+                f"{shown(key)}: {shown(pattern) or 'an empty name'} is a regular expression; write "
+                "the names of the modules out"
+            )
+        if not fits(number):
+            yield f"{shown(key)}.{shown(pattern)}: expected a number, found {shown(number)}"
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_ALPHA
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_RANK
+
+
+def _plain(pattern: str) -> str:
+    return pattern.removeprefix("^").replace("\\.", ".").removesuffix("$")
+
+
+def _matches(pattern: str, spellings: list[str]) -> bool:
+    """PEFT's rule for patterns: a whole path, or its end after a dot; ``^``: whole only."""
+    name = _plain(pattern)
+    return any(
+        spelling == name or (pattern[:1] != "^" and spelling.endswith(f".{name}"))
+        for spelling in spellings
+    )
