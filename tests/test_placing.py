@@ -368,7 +368,7 @@ def test_metadata_tells_what_names_do_not(metadata: dict[str, str], tmp_path: Pa
     """Chroma's blocks have FLUX.1's names; its T5 is the only text encoder."""
     tensors = kohya(
         {
-            "lora_unet_single_blocks_0_linear1": (112, 16),
+            "lora_unet_double_blocks_0_img_mlp_0": (64, 16),
             "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (8, 8),
         }
     )
