@@ -365,6 +365,10 @@ def test_the_alpha_of_a_whole_lokr_means_nothing(tmp_path: Path) -> None:
         save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
         (layer,) = read_adapter(tmp_path / "a.safetensors").layers.values()
         assert (layer.scaling, layer.alpha_source) == (1.0, "none")
+    metadata |= {"ss_network_dim": "4"}  # then it is the tensor's by the stated rank, undisputed
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata=metadata)
+    (layer,) = read_adapter(tmp_path / "a.safetensors").layers.values()
+    assert (layer.scaling, layer.alpha_source) == (250000.0, "tensor")
 
 
 def test_many_patterns_for_many_modules(tmp_path: Path) -> None:

@@ -113,6 +113,21 @@ def test_merge_adds_what_is_stored_and_gives_every_bit_back(pipe: Any) -> None:
     assert all(torch.equal(value, base[name]) for name, value in pipe.unet.named_parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_slots_at_once(dtype: torch.dtype, pipe: Any) -> None:
+    """Each with its own coefficient, written straight (float32) and through the scratch."""
+    pipe.unet.to(dtype)
+    both = Timeline.constant({"content": 0.5, "style": -3.0})
+    one = replace(entry(NORM, (32,)), timeline=both)
+    base = parameters(pipe)["conv_norm_out.weight"].double()
+    deltas = [one.factors[slot].scale * one.factors[slot].delta.double() for slot in one.factors]
+    with apply_fusion(pipe, hand_fusion(one), mode="merge"):
+        held = pipe.unet.conv_norm_out.weight.detach().double()
+        expected = base + 0.5 * deltas[0] - 3.0 * deltas[1]
+        tolerance = 1e-6 if dtype is torch.float32 else 0.01
+        torch.testing.assert_close(held, expected, rtol=0, atol=tolerance)
+
+
 def test_weights_of_the_user_and_half_precision(pipe: Any) -> None:
     pipe.unet.to(torch.bfloat16)
     base = parameters(pipe)
