@@ -20,7 +20,8 @@ from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.reading.options import ReadOptions
-from klora_compile.reading.scale import MAX_ALPHA, MIN_ALPHA
+from klora_compile.reading.peft_config import MAX_ALPHA
+from klora_compile.reading.scale import MIN_ALPHA
 from klora_runtime.errors import LoraError
 
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import LORA, Device, NumberOr, reading_options
 from klora_compile.commands.progress import layer_bar
 from klora_compile.config import Config
+from klora_compile.reading.options import ReadOptions
+
+if TYPE_CHECKING:
+    from klora_compile.reading.adapter import Adapter
 
 
 @click.command("compile")
@@ -111,11 +115,7 @@ def compile_command(
     force: bool,
     as_json: bool,
     top_k: str | int,
-    base: Path | None,
-    ignore_unknown: bool,
-    max_error: float,
-    alpha_conflict: Any,
-    denoiser: Any,
+    reading: ReadOptions,
     **settings: Any,
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
@@ -131,8 +131,6 @@ def compile_command(
     check_output(output, force, inputs=(content, style))
 
     from klora_compile.compiler import compile_fusion
-    from klora_compile.reading.adapter import read_adapter
-    from klora_compile.reading.options import ReadOptions
     from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_compile.statistics_cache import cache_file
@@ -140,20 +138,13 @@ def compile_command(
     from klora_runtime.errors import shown
 
     begin = time.perf_counter()
-    options = ReadOptions(base, ignore_unknown, max_error, alpha_conflict, denoiser)
-    adapters = {}
-    for role, path in (("content", content), ("style", style)):
-        with layer_bar(f"reading {role}") as on_module:
-            adapters[role] = read_adapter(path, options, on_module=on_module)
+    adapters = {
+        role: _read(role, path, reading) for role, path in (("content", content), ("style", style))
+    }
+    cache = None if no_cache else cache_file()
     with layer_bar("measuring") as on_layer:
-        fusion = compile_fusion(
-            adapters["content"],
-            adapters["style"],
-            config,
-            device=device,
-            cache=None if no_cache else cache_file(),
-            on_layer=on_layer,
-        )
+        pair = adapters["content"], adapters["style"]
+        fusion = compile_fusion(*pair, config, device=device, cache=cache, on_layer=on_layer)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
     summary = summarise(fusion)
@@ -167,3 +158,10 @@ def compile_command(
     rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
     rows.append(("seconds", f"{seconds:.1f}"))
     click.echo(table(rows))
+
+
+def _read(role: str, path: Path, options: ReadOptions) -> Adapter:
+    from klora_compile.reading.adapter import read_adapter
+
+    with layer_bar(f"reading {role}") as on_module:
+        return read_adapter(path, options, on_module=on_module)

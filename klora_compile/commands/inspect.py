@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from klora_compile.commands.parameters import LORA, reading_options
+from klora_compile.reading.options import ReadOptions
 
 
 @click.command("inspect")
@@ -22,7 +22,7 @@ from klora_compile.commands.parameters import LORA, reading_options
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
 @reading_options
-def inspect_command(file: Path, as_json: bool, plot: Path | None, **reading: Any) -> None:
+def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadOptions) -> None:
     """Show what FILE holds, an artifact or a LoRA.
 
     Of an artifact: sources, rule, and each layer's schedule. Of a LoRA (a file, or a folder as
@@ -39,14 +39,12 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, **reading: Any
         _inspect_lora(file, as_json, reading)
 
 
-def _inspect_lora(file: Path, as_json: bool, reading: Mapping[str, Any]) -> None:
+def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
     from klora_compile.reading.adapter import read_adapter, survey
-    from klora_compile.reading.options import ReadOptions
     from klora_compile.report.lora import lora_json, lora_lines
     from klora_compile.report.summary import bytes_text, table
     from klora_runtime.errors import LoraError, shown
 
-    options = ReadOptions(**reading)
     found, refusal = survey(file, options)
     adapter = None
     if refusal is None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from klora_compile.reading.options import ReadOptions
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, path_type=Path)
@@ -58,11 +62,18 @@ def base_option(command: _Command) -> _Command:
     return _BASE(command)
 
 
-def reading_options(command: _Command) -> _Command:
-    """The options of reading LoRAs, by the names of ``ReadOptions``."""
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of reading LoRAs; the command gets them as one ``reading``."""
+
+    @wraps(command)
+    def with_reading(**values: Any) -> None:
+        own = {field.name: values.pop(field.name) for field in fields(ReadOptions)}
+        command(reading=ReadOptions(**own), **values)
+
+    wrapped: Callable[..., None] = with_reading
     for option in reversed(_READING):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on

@@ -23,10 +23,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klora_compile.reading.peft_config import MAX_ALPHA, AdapterConfig
+from klora_compile.reading.peft_config import AdapterConfig
 from klora_compile.reading.training import CONV_ALPHA, training_of
-
-__all__ = ["MAX_ALPHA", "METADATA_KEY", "MIN_ALPHA", "Alpha", "LayerScale", "Scales"]
 
 METADATA_KEY = "lora_adapter_metadata"
 

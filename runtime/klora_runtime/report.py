@@ -1,0 +1,42 @@
+"""What a handle says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a handle holds and how good it is; ``str()`` makes a short text of it."""
+
+    mode: str
+    why: str
+    """Why this mode."""
+    layers: Mapping[str, int]
+    """Fate -> number of layers that are applied."""
+    components: tuple[str, ...]
+    switches: int
+    """Single-layer switches in one run of the whole schedule."""
+    weights: Mapping[str, float]
+    enabled: bool
+    progress: float | None
+    """Of the step that ran last or runs now; None before the first."""
+    rounding: float
+    """||held delta - exact delta|| / ||exact delta|| over all layers; 0 is exact."""
+    worst_rounding: tuple[str, float]
+    """The layer that rounds most, and how much."""
+    nbytes: Mapping[str, int]
+    """Purpose and place -> bytes that the handle keeps."""
+
+    def __str__(self) -> str:
+        fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())
+        kept = ", ".join(f"{size / 1e6:.2f} MB {what}" for what, size in self.nbytes.items())
+        state = "" if self.enabled else " (disabled)"
+        return (
+            f"mode {self.mode}{state}: {self.why}\n"
+            f"layers: {fates} in {', '.join(self.components)}; {self.switches} switches a run\n"
+            f"rounding: {self.rounding:.2g} of the delta, at most {self.worst_rounding[1]:.2g} "
+            f"({self.worst_rounding[0]})\n"
+            f"memory: {kept}"
+        )
