@@ -69,7 +69,7 @@ class Server:
     def __init__(self, pipe: Any, budget: int, steps: int) -> None:
         from klora_runtime.library import FusionLibrary
 
-        self.library = FusionLibrary(budget)
+        self.library = FusionLibrary(budget, device=pipe.device)
         self._pipe, self._steps = pipe, steps
         self._handle: Any = None
         self._current: Any = None

@@ -179,7 +179,7 @@ def test_weights_that_could_not_be_set_stay_as_they_were(
 def test_an_allocation_that_fails_changes_nothing(
     pipe: Any, fusion: Fusion, other_fusion: Fusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Merge, live: torch.Tensor) -> torch.Tensor:
+    def fail(self: Merge, numel: int, device: torch.device) -> torch.Tensor:
         raise MemoryError
 
     pipe.to(torch.bfloat16)
@@ -219,14 +219,14 @@ def test_a_swap_whose_write_fails_keeps_the_fusion_that_was_there(
 
 def fail_after(patch: pytest.MonkeyPatch, writes: int, times: int = 1000) -> None:
     """Let writing a layer fail after some layers, so many times."""
-    original, count, failures = Merge._write_layer, iter(range(writes)), iter(range(times))
+    original, count, failures = Merge._write_alone, iter(range(writes)), iter(range(times))
 
     def write(self: Merge, *args: Any) -> None:
         if next(count, None) is None and next(failures, None) is not None:
             raise MemoryError
         original(self, *args)
 
-    patch.setattr(Merge, "_write_layer", write)
+    patch.setattr(Merge, "_write_alone", write)
 
 
 # The report.

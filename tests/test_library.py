@@ -29,9 +29,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were loaded, in order."""
     names: list[str] = []
 
-    def spy(path: Any) -> Fusion:
+    def spy(path: Any, **options: Any) -> Fusion:
         names.append(Path(path).name)
-        return load_fusion(path)
+        return load_fusion(path, **options)
 
     monkeypatch.setattr(library_module, "load_fusion", spy)
     return names

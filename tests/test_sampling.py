@@ -283,14 +283,14 @@ def test_a_clean_run_after_a_switch_that_failed(
 
 def fail_after(patch: pytest.MonkeyPatch, writes: int) -> None:
     """Let writing the layers fail after some of them."""
-    original, count = Merge._write_layer, iter(range(writes))
+    original, count = Merge._write_alone, iter(range(writes))
 
     def write(self: Merge, *args: Any) -> None:
         if next(count, None) is None:
             raise KeyboardInterrupt
         original(self, *args)
 
-    patch.setattr(Merge, "_write_layer", write)
+    patch.setattr(Merge, "_write_alone", write)
 
 
 # Two generations at a time.

@@ -39,7 +39,7 @@ _NEEDED = ("diffusers", "transformers", "accelerate", "peft")
 @click.option(
     "--rounds",
     type=click.IntRange(1, 1000),
-    default=7,
+    default=5,
     show_default=True,
     help="Images of each row, in turns.",
 )

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from klora_runtime.errors import ArtifactError, FileFormatError, shown
+from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 from klora_runtime.fusion import Entry, Fusion, Source
 from klora_runtime.safetensors_file import (
     SafetensorsFile,
@@ -40,27 +40,33 @@ _NAME_DIGITS = 32
 
 
 def load_fusion(
-    path: str | os.PathLike[str], *, check: Literal["structure", "full"] = "structure"
+    path: str | os.PathLike[str],
+    *,
+    check: Literal["structure", "full"] = "structure",
+    device: str | torch.device = "cpu",
 ) -> Fusion:
-    """Read an artifact.
+    """Read an artifact: its data in one piece, whatever the number of layers.
 
     Args:
         path: a ``.klora.safetensors`` file.
         check: ``structure`` checks the header, the JSON's digest and every reference, shape and
             range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
             and infinity.
+        device: where the factors are kept: in host memory, or on the GPU of the pipelines that
+            they are for, which saves sending them again whenever they are applied.
 
     Returns:
-        The fusion, its factors on the CPU in the dtypes of the file.
+        The fusion, its factors in the dtypes of the file.
 
     Raises:
         ArtifactError: the file breaks the format; ``issues`` lists every problem found.
+        ConfigError: there is no such device.
     """
-    place = Path(path)
+    place, where = Path(path), as_device(device)
     try:
         with SafetensorsFile(place, "artifact") as file:
             plan = _checked(file)
-            tensors = {name: file.tensor(name) for name in sorted(plan.tensor_names)}
+            tensors = file.block(where)
     except ArtifactError:
         raise
     except FileFormatError as error:
@@ -68,6 +74,18 @@ def load_fusion(
     if check == "full":
         _check_tensors(place, tensors)
     return plan.fusion(tensors)
+
+
+def as_device(name: str | torch.device) -> torch.device:
+    """A device as tensors on it name it: ``cuda`` is ``cuda:0``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {shown(name)}: {shown(error)}") from error
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
@@ -158,7 +176,9 @@ def _document(file: SafetensorsFile) -> Any:
         outer = parse_json(text)
         if not isinstance(outer, dict) or set(outer) != {"digest", "fusion"}:
             raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
-        expected, canonical = json_digest(outer["fusion"]), canonical_json(outer)
+        inner = canonical_json(outer["fusion"])  # most of the text, so it is written once
+        expected = _digest(inner)
+        canonical = f'{{"digest":{canonical_json(outer["digest"])},"fusion":{inner}}}'
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: its JSON cannot be read: {shown(error)}.") from error
     if outer["digest"] != expected:
@@ -176,7 +196,11 @@ def _document(file: SafetensorsFile) -> Any:
 
 def json_digest(fusion: object) -> str:
     """SHA-256 of the canonical JSON of ``fusion``, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(fusion).encode()).hexdigest()
+    return _digest(canonical_json(fusion))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:

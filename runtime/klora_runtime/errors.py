@@ -65,7 +65,10 @@ class InUseError(KloraError):
 def shown(text: object, limit: int = _SHOWN_CHARACTERS) -> str:
     """Text from a file, made safe for a terminal: no control characters, a bounded length."""
     plain = str(text)
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
+    if not plain.isprintable():
+        plain = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain
+        )
     if len(plain) > limit:
         plain = plain[: limit - 1] + "…"
     return plain

@@ -200,7 +200,7 @@ class Fusion:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names and shapes of the adapted layers: equal means the same model fits."""
-        return fingerprint(self.entries)
+        return fingerprint((e.component, e.module, e.parameter, e.shape) for e in self.entries)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -219,7 +219,11 @@ class Fusion:
         return sum(seen.values())
 
 
-def fingerprint(entries: Iterable[Entry]) -> str:
-    """See :attr:`Fusion.fingerprint`."""
-    lines = sorted(f"{e.path} {'x'.join(map(str, e.shape))}" for e in entries)
+def fingerprint(layers: Iterable[tuple[str, str, str, tuple[int, ...]]]) -> str:
+    """See :attr:`Fusion.fingerprint`.
+
+    Args:
+        layers: component, module, parameter and shape of each.
+    """
+    lines = sorted(f"{'.'.join(names)} {'x'.join(map(str, shape))}" for *names, shape in layers)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -7,7 +7,9 @@ from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
 
-from klora_runtime.artifact import load_fusion
+import torch
+
+from klora_runtime.artifact import as_device, load_fusion
 from klora_runtime.errors import ConfigError
 from klora_runtime.fusion import Fusion
 
@@ -21,15 +23,17 @@ class FusionLibrary:
     Args:
         budget: bytes of factors that may stay loaded, 0 or more. One fusion larger than all of it
             is given out and not kept.
+        device: where they are kept; that of the pipelines spares sending them at each swap.
 
     Raises:
-        ConfigError: the budget is no such number.
+        ConfigError: the budget is no such number, or there is no such device.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, device: str | torch.device = "cpu") -> None:
         if type(budget) is not int or budget < 0:
             raise ConfigError(f"budget: expected a whole number of bytes, found {budget!r}.")
         self.budget = budget
+        self.device = as_device(device)
         self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the one used last at the end
         self._lock = Lock()
 
@@ -44,7 +48,7 @@ class FusionLibrary:
             if key is not None and key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        fusion = load_fusion(path)
+        fusion = load_fusion(path, device=self.device)
         if key is not None and key == _key(path):  # not replaced meanwhile
             self._keep(key, fusion)
         return fusion

@@ -33,6 +33,15 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     }
 )  # fmt: skip
 
+_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+        "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -101,6 +110,22 @@ class SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise self._error(f"tensor {shown(name)}: {shown(error)}") from error
         return tensor.clone()
+
+    def block(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Every tensor by name, as views of one block of memory on a device.
+
+        The file is mapped and its data are copied, or sent to the device, in one piece; afterwards
+        the file is not needed any more.
+        """
+        begin = self.size - max((info.stop for info in self.tensors.values()), default=0)
+        try:
+            mapped = torch.from_file(
+                str(self.path), shared=False, size=self.size, dtype=torch.uint8, device="cpu"
+            )
+            data = mapped[begin:].to(device, copy=True)
+        except (RuntimeError, OSError) as error:
+            raise self._error(f"its data cannot be read: {shown(error)}") from error
+        return {name: _view(data, info) for name, info in self.tensors.items()}
 
     def _error(self, problem: str) -> FileFormatError:
         return FileFormatError(f"{self._what}: {problem}.")
@@ -175,6 +200,15 @@ class SafetensorsFile:
         if stop - start != needed:
             raise self._error(f"{where} needs {needed} bytes, its data_offsets span {stop - start}")
         return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def _view(data: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    """One tensor out of a file's data; a copy where it begins at an address that its dtype cannot
+    have."""
+    part = data[info.start : info.stop]
+    if info.start % DTYPE_BYTES[info.dtype]:
+        part = part.clone()
+    return part.view(_DTYPES[info.dtype]).view(info.shape)
 
 
 def parse_json(raw: bytes | str) -> Any:

@@ -6,7 +6,7 @@ wrong in one error. What makes a model unfit for a *mode* is that mode's busines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -219,16 +219,14 @@ def _is_adapter(module: nn.Module) -> bool:
 
 def _find(model: nn.Module, entry: Entry) -> Target | str:
     path = entry.module
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        try:
-            path = _other_spelling(path)
-            module = model.get_submodule(path)
-        except AttributeError:
-            return f"{entry.layer}: there is no such module"
+    lineage = _lineage(model, path)
+    if lineage is None:
+        path = _other_spelling(path)
+        lineage = _lineage(model, path)
+    if lineage is None:
+        return f"{entry.layer}: there is no such module"
+    module = lineage[-1]
     name = f"{entry.component}.{path}"
-    lineage = tuple(_lineage(model, path))
     problem = (
         _check_type(module, entry)
         or _check_parameter(module, entry)
@@ -239,11 +237,17 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     return Target(entry, module, f"{name}.{entry.parameter}", lineage)
 
 
-def _lineage(model: nn.Module, path: str) -> Iterator[nn.Module]:
-    yield model
+def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
+    """The model and every module on the way to a path, or None where there is none."""
+    lineage = [model]
     for name in path.split("."):
-        model = model.get_submodule(name)
-        yield model
+        found = lineage[-1]._modules.get(name)
+        if found is None:  # a wrapper (torch.compile) hands names on
+            found = getattr(lineage[-1], name, None)
+        if not isinstance(found, nn.Module):
+            return None
+        lineage.append(found)
+    return tuple(lineage)
 
 
 def _other_spelling(path: str) -> str:

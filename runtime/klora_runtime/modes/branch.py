@@ -19,6 +19,7 @@ from klora_runtime.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.fusion import Dense, Factors
 from klora_runtime.modes.gates import Gates
 from klora_runtime.modes.leaf import attach, detach, is_branched
+from klora_runtime.shipping import shipped
 from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda
 
@@ -207,16 +208,25 @@ class Branch:
         if self._filled:
             return
         self._close()
+        parts: defaultdict[torch.device, list[tuple[Factors, torch.Tensor, torch.Tensor]]]
+        parts = defaultdict(list)
         for leaf in self._leaves:
             begin = 0
             for factors in _low_rank(leaf.target).values():
                 end = begin + factors.rank
-                down, up = _balanced(factors)
-                leaf.down[begin:end].copy_(down.reshape(-1, *leaf.down.shape[1:]))
-                leaf.up[:, begin:end].copy_(up.reshape(len(leaf.up), -1, *leaf.up.shape[2:]))
+                parts[leaf.down.device].append(
+                    (factors, leaf.down[begin:end], leaf.up[:, begin:end])
+                )
                 begin = end
             leaf.down[begin:].zero_()
             leaf.up[:, begin:].zero_()
+        for device, own in parts.items():
+            stored = [tensor for factors, _, _ in own for tensor in factors.tensors]
+            places = [place for _, *both in own for place in both]
+            balanced = _balanced(shipped(stored, device, torch.float32))
+            torch._foreach_copy_(
+                places, [t.reshape(p.shape) for t, p in zip(balanced, places, strict=True)]
+            )
         self._filled = True
 
     def _hindrance(self, target: Target) -> str | None:
@@ -338,18 +348,21 @@ def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 def _product(factors: Factors, gate: float, dtype: torch.dtype) -> torch.Tensor:
     """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
-    down, up = (f.flatten(1).to(dtype).double() for f in _balanced(factors))
+    balanced = _balanced([factors.down.float(), factors.up.float()])
+    down, up = (factor.flatten(1).to(dtype).double() for factor in balanced)
     return (up * torch.tensor(gate, dtype=dtype).double()) @ down
 
 
-def _balanced(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """down and up in float32, brought to one size by a power of two, which loses no bit.
+def _balanced(factors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """down, up, down, up, ... in float32, each pair brought to one size by a power of two.
 
-    Else ``down @ x`` of a LoRA with a large down and a small up overflows in float16.
+    That loses no bit. Else ``down @ x`` of a LoRA with a large down and a small up overflows in
+    float16.
     """
-    down, up = factors.down.float(), factors.up.float()
-    sizes = float(down.abs().amax()), float(up.abs().amax())
-    if not all(map(math.isfinite, sizes)) or not all(sizes):
-        return down, up
-    shift = 2.0 ** round((math.log2(sizes[0]) - math.log2(sizes[1])) / 2)
-    return down / shift, up * shift
+    sizes = torch.stack(torch._foreach_norm(factors, math.inf)).tolist()
+    shifts: list[float] = []
+    for down, up in zip(sizes[::2], sizes[1::2], strict=True):
+        plain = not down or not up or not math.isfinite(down + up)
+        shift = 1.0 if plain else 2.0 ** round((math.log2(down) - math.log2(up)) / 2)
+        shifts += [1.0 / shift, shift]
+    return list(torch._foreach_mul(factors, shifts))

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.errors import InUseError
 from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
+from klora_runtime.modes.groups import GROUPED_ON, Group, Write, groups_of
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.modes.terms import Term, terms_of
 from klora_runtime.precision import full_float32
@@ -36,6 +37,10 @@ class _Layer:
     @property
     def timeline(self) -> Timeline:
         return self.target.entry.timeline
+
+    @property
+    def was_moved(self) -> bool:
+        return self.device != self.target.parameter.device
 
 
 class Merge:
@@ -65,15 +70,19 @@ class Merge:
             targets, previous._pristine if previous is not None else None
         )
         self._layers = [
-            _Layer(target, list(terms_of(target)), target.parameter.device) for target in targets
+            _Layer(target, terms, target.parameter.device)
+            for target, terms in zip(targets, terms_of(targets), strict=True)
         ]
+        self._scratch: dict[torch.device, torch.Tensor] = {}
+        self._groups: list[tuple[Group, list[int]]] = []
+        self._group()
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
-        self._scratch: dict[torch.device, torch.Tensor] = {}
         self._guards: list[RemovableHandle] = []  # see _refuse_state; none while paused
         for layer in self._layers:
             if not _direct(layer.target.parameter.data):
-                self._scratch_for(layer.target.parameter.data)
+                parameter = layer.target.parameter
+                self._scratch_for(parameter.numel(), parameter.device)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -113,6 +122,7 @@ class Merge:
         self.pause()
         self._pristine.forget()
         self._layers.clear()
+        self._groups.clear()
         self._scratch.clear()
 
     def successor(self, targets: Sequence[Target]) -> Merge:
@@ -167,31 +177,58 @@ class Merge:
     ) -> None:
         self._progress = None
         with torch.inference_mode(), full_float32():
+            self._follow(indices)
+            writes: dict[int, Write] = {}
             for index in indices:
                 layer = self._layers[index]
                 layer.segment = layer.timeline.segment(progress)
-                self._write_layer(layer, weights)
-                increment_version(layer.target.parameter)  # autograd's graphs of old values
+                live, base = layer.target.parameter.data, self._pristine.of(layer.target)
+                writes[index] = Write(live, base, _scaled(layer, layer.segment, weights))
+            for group, members in self._groups:
+                own = [index for index in members if _groupable(writes.get(index))]
+                if own:
+                    group.write([writes.pop(index) for index in own], self._scratch_for)
+            for write in writes.values():
+                self._write_alone(write)
+            for index in indices:  # autograd's graphs of old values
+                increment_version(self._layers[index].target.parameter)
         self._progress = progress
 
-    def _write_layer(self, layer: _Layer, weights: Mapping[str, float]) -> None:
-        live = layer.target.parameter.data
-        base = self._pristine.of(layer.target)
-        terms = _scaled(layer, layer.segment, weights)
+    def _follow(self, indices: Iterable[int]) -> None:
+        """Bring the factors to where the weights are, if the model was moved."""
+        moved = [layer for layer in map(self._layers.__getitem__, indices) if layer.was_moved]
+        for layer in moved:
+            layer.device = layer.target.parameter.device
+            for term in layer.terms:
+                term.to(layer.device)
+        if moved:
+            self._group()
+
+    def _group(self) -> None:
+        """Put layers side by side where that pays."""
+        layers = {
+            index: (layer.target.parameter.data, layer.terms)
+            for index, layer in enumerate(self._layers)
+            if layer.device.type in GROUPED_ON
+            and self._pristine.of(layer.target).device == layer.device
+        }
+        with torch.inference_mode():
+            self._groups = list(groups_of(layers))
+        for group, members in self._groups:
+            self._scratch_for(group.scratch_numel, self._layers[members[0]].device)
+
+    def _write_alone(self, write: Write) -> None:
+        live, base, terms = write.live, write.base, write.factors
         if not terms:
             live.copy_(base, non_blocking=True)
             return
-        if layer.device != live.device:  # the model was moved
-            for term in layer.terms:
-                term.to(live.device)
-            layer.device = live.device
         (first, factor), rest = terms[0], terms[1:]
         rows = live.shape[0]
         if _direct(live) and base.device == live.device:
             result = live.view(rows, -1)
             first.write(result, factor, base.view(rows, -1))
         else:
-            result = self._scratch_for(live)[: live.numel()].view(rows, -1)
+            result = self._scratch_for(live.numel(), live.device).view(rows, -1)
             first.write(result, factor, None)
         for term, factor in rest:
             term.add(result, factor)
@@ -200,13 +237,18 @@ class Merge:
                 base = live.copy_(base, non_blocking=True)
             live.copy_(result.view(live.shape).add_(base))
 
-    def _scratch_for(self, live: torch.Tensor) -> torch.Tensor:
-        """A float32 buffer on the tensor's device, large enough for it; reused by all layers."""
-        buffer = self._scratch.get(live.device)
-        if buffer is None or buffer.numel() < live.numel():
-            buffer = torch.empty(live.numel(), dtype=torch.float32, device=live.device)
-            self._scratch[live.device] = buffer
-        return buffer
+    def _scratch_for(self, numel: int, device: torch.device) -> torch.Tensor:
+        """So many float32 elements on a device, in memory that all layers use in turn."""
+        buffer = self._scratch.get(device)
+        if buffer is None or buffer.numel() < numel:
+            buffer = torch.empty(numel, dtype=torch.float32, device=device)
+            self._scratch[device] = buffer
+        return buffer[:numel]
+
+
+def _groupable(write: Write | None) -> bool:
+    """Whether a layer of a group is to be written now, and can be together with others."""
+    return write is not None and bool(write.factors) and write.base.device == write.live.device
 
 
 def _refuse_state(*_: Any) -> None:
@@ -321,6 +363,8 @@ def _storage(parameter: torch.Tensor) -> int:
 
 def _dense(tensor: torch.Tensor) -> bool:
     """No two elements share memory, and there are no holes."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(
         (stride, size)

@@ -73,10 +73,13 @@ class Pristine:
 
     def restore(self, paths: Iterable[str]) -> None:
         """Write the base values of these targets back, bit for bit."""
+        targets = [self._targets[path] for path in paths]
+        if not targets:
+            return
         with torch.inference_mode():
-            for path in paths:
-                target = self._targets[path]
-                target.parameter.data.copy_(self.of(target))
+            copies = [self.of(target) for target in targets]
+            torch._foreach_copy_([target.parameter.data for target in targets], copies)
+            for target in targets:
                 increment_version(target.parameter)
 
     def forget(self) -> None:

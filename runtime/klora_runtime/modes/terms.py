@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.fusion import Dense
+from klora_runtime.fusion import Dense, Factors
+from klora_runtime.shipping import shipped
 from klora_runtime.targets import Target
 
 
@@ -21,6 +23,10 @@ class LowRankTerm:
     """(rank, in * kernel), float32, on the layer's device."""
     up: torch.Tensor
     """(out, rank), float32, on the layer's device."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
 
     @property
     def nbytes(self) -> int:
@@ -72,14 +78,25 @@ class DenseTerm:
 Term = LowRankTerm | DenseTerm
 
 
-def terms_of(target: Target) -> Iterator[Term]:
-    """What the slots of a target add, on its parameter's device."""
-    device = target.parameter.device
-    for slot, factors in target.entry.factors.items():
-        if isinstance(factors, Dense):
-            values = factors.delta.to(device)
-            yield DenseTerm(slot, factors.scale, values.reshape(len(values), -1))
-            continue
-        down = factors.down.to(device, torch.float32).flatten(1).contiguous()
-        up = factors.up.to(device, torch.float32).flatten(1).contiguous()
-        yield LowRankTerm(slot, factors.scale, down, up)
+def terms_of(targets: Sequence[Target]) -> list[list[Term]]:
+    """What the slots of each target add, on its parameter's device."""
+    places: defaultdict[torch.device, list[Factors]] = defaultdict(list)
+    for target in targets:
+        stored = target.entry.factors.values()
+        places[target.parameter.device] += [each for each in stored if isinstance(each, Factors)]
+    matrices: dict[torch.device, Iterator[torch.Tensor]] = {
+        device: iter(shipped([t for each in factors for t in each.tensors], device, torch.float32))
+        for device, factors in places.items()
+    }
+    terms: list[list[Term]] = []
+    for target in targets:
+        device, own = target.parameter.device, list[Term]()
+        for slot, factors in target.entry.factors.items():
+            if isinstance(factors, Dense):
+                values = factors.delta.to(device)
+                own.append(DenseTerm(slot, factors.scale, values.reshape(len(values), -1)))
+                continue
+            down, up = (next(matrices[device]).flatten(1).contiguous() for _ in factors.tensors)
+            own.append(LowRankTerm(slot, factors.scale, down, up))
+        terms.append(own)
+    return terms

@@ -1,0 +1,149 @@
+"""How long it takes until a pipeline samples with a fusion, and to change to another one.
+
+    python examples/measure_attach.py
+    python examples/measure_attach.py --model sdxl --device cuda
+
+Random weights, nothing is downloaded. Beside each time stands what it cannot do without, done by
+plain torch in the same round: reading the file's bytes, copying the weights that will be changed,
+and one matrix product per layer. The rounds take turns, so that a machine that slows down slows
+down both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from klora_compile.bench.contestants import seconds_of
+from klora_compile.bench.loras import Files, all_switching, write_files
+from klora_compile.bench.models import MODELS
+from klora_compile.bench.race import device_name
+from klora_runtime import apply_fusion, load_fusion
+from klora_runtime.fusion import Factors, Fusion
+from klora_runtime.precision import full_float32
+
+#: One product of a layer: the live weight, the base, down, up.
+Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def read(file: Path, device: torch.device) -> torch.Tensor:
+    """The bytes of a file on a device."""
+    size = file.stat().st_size
+    return torch.from_file(str(file), False, size, dtype=torch.uint8).to(device, copy=True)
+
+
+def products_of(pipe: Any, fusion: Fusion, device: torch.device) -> list[Product]:
+    """What one slot of each layer needs, where the weights are."""
+    found = []
+    for entry in fusion.entries:
+        module = getattr(pipe, entry.component).get_submodule(entry.module)
+        weight = module.weight.data.reshape(entry.shape[0], -1)
+        factors = next(iter(entry.factors.values()))
+        assert isinstance(factors, Factors)
+        down, up = (f.to(device, weight.dtype).flatten(1) for f in (factors.down, factors.up))
+        found.append((torch.empty_like(weight), weight, down, up))
+    return found
+
+
+def write_products(products: list[Product]) -> None:
+    """base + up @ down for every layer."""
+    with torch.inference_mode(), full_float32():
+        for live, base, down, up in products:
+            torch.addmm(base, up, down, out=live)
+
+
+def copy_weights(products: list[Product]) -> None:
+    """The weights that will be changed, once more."""
+    kept = [base.clone() for _, base, _, _ in products]
+    del kept
+
+
+class Subject:
+    """One pipeline and one artifact, in one mode."""
+
+    def __init__(self, pipe: Any, files: Files, mode: str, device: torch.device) -> None:
+        self._pipe, self._files, self._mode, self._device = pipe, files, mode, device
+        self.one = load_fusion(files.artifact, device=device)
+        self.other = all_switching(load_fusion(files.artifact, device=device), files)
+        self._products = products_of(pipe, self.one, device)
+
+    def round(self) -> dict[str, tuple[float, float | None]]:
+        """Seconds of each step, and of what it cannot do without."""
+        file, device, pipe = self._files.artifact, self._device, self._pipe
+        handles: list[Any] = []
+
+        def attach() -> None:
+            handles.append(apply_fusion(pipe, self.one, mode=self._mode))
+
+        times: dict[str, tuple[float, float | None]] = {}
+        reading = self._time(lambda: read(file, device))
+        loading = self._time(lambda: load_fusion(file, device=device))
+        copying = self._time(lambda: copy_weights(self._products))
+        product = self._time(lambda: write_products(self._products))
+        attaching = self._time(attach)
+        writes = copying + product if self._mode == "merge" else None
+        times["load the artifact"] = loading, reading
+        times["attach it"] = attaching, writes
+        whole = None if writes is None else reading + writes
+        times["load and attach"] = loading + attaching, whole
+        (handle,) = handles
+        swap = self._time(lambda: handle.swap(self.other))
+        floor = product if self._mode == "merge" else None
+        times["swap to another"] = swap, floor
+        scheduler = pipe.scheduler
+        extra = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(2, device=device, **extra)
+        scheduler.set_begin_index(0)
+        times["switch all layers"] = self._time(lambda: scheduler.set_begin_index(1)), floor
+        times["remove"] = self._time(handle.remove), None
+        return times
+
+    def _time(self, work: Callable[[], object]) -> float:
+        return seconds_of(work, self._device)
+
+
+@click.command()
+@click.option("--model", type=click.Choice(sorted(MODELS)), default="sdxl-small", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--rank", default=16, show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+def main(model: str, device: str, rank: int, rounds: int) -> None:
+    """Print milliseconds and ratios, medians over the rounds."""
+    where = torch.empty(0, device=device).device
+    chosen = MODELS[model]
+    denoiser = chosen.denoiser(where)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(denoiser, chosen.component, Path(folder), rank)
+        click.echo(
+            f"{model}, {str(chosen.dtype(where)).removeprefix('torch.')}, rank {rank}, artifact "
+            f"{files.artifact_bytes / 1e6:.1f} MB; {device_name(where)}; medians of {rounds} rounds"
+        )
+        for mode in ("merge", "branch"):
+            subject = Subject(chosen.pipeline(denoiser), files, mode, where)
+            subject.round()  # warms up
+            found = [subject.round() for _ in tqdm(range(rounds), mode, leave=False)]
+            click.echo(f"\n{f'mode {mode}':<20}{'ms':>9}{'needed':>9}{'ratio':>7}")
+            for name in found[0]:
+                click.echo(row(name, [each[name] for each in found]))
+
+
+def row(name: str, times: list[tuple[float, float | None]]) -> str:
+    """One line of the table."""
+    own = statistics.median(time for time, _ in times)
+    text = f"{name:<20}{1000 * own:>9.1f}"
+    needed = [(time, floor) for time, floor in times if floor is not None]
+    if not needed:
+        return text
+    ratio = statistics.median(time / floor for time, floor in needed)
+    return f"{text}{1000 * statistics.median(floor for _, floor in needed):>9.1f}{ratio:>7.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Layers of one shape on a GPU, written by a few calls together instead of a few calls each.
+
+A switch of a large model is hundreds of small products: one by one, most of their time goes into
+starting them. A group keeps the factors of its layers side by side, so that one batched product
+makes many deltas at once, in float32, and a batched copy brings them to the live weights. On a
+CPU there is nothing to start, and a matrix that is still in the cache is better written by itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from klora_runtime.modes.terms import LowRankTerm, Term
+
+#: Types of device on which layers are written in groups.
+GROUPED_ON = ("cuda",)
+
+#: Bytes of float32 deltas that are made at once: what a large GPU's cache holds.
+BATCH_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Write:
+    """One layer's weight, which is to become base + its terms, each times its factor."""
+
+    live: torch.Tensor
+    base: torch.Tensor
+    """Of the same shape, dtype and device."""
+    factors: Sequence[tuple[Term, float]]
+
+
+class Group:
+    """Layers of one shape, dtype and device with low-rank terms only.
+
+    Args:
+        layers: the terms of each; they become views of the group's own memory.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[LowRankTerm]]) -> None:
+        first = layers[0][0]
+        rank = max(sum(term.rank for term in terms) for terms in layers)
+        size = len(layers)
+        self._up = first.up.new_zeros(size, first.up.shape[0], rank)
+        self._down = first.down.new_zeros(size, rank, first.down.shape[1])
+        self._place: dict[int, tuple[int, int, int]] = {}  # of a term: layer, its first rank, end
+        sources: list[torch.Tensor] = []
+        places: list[torch.Tensor] = []
+        for index, terms in enumerate(layers):
+            end = 0
+            for term in terms:
+                begin, end = end, end + term.rank
+                self._place[id(term)] = (index, begin, end)
+                own = self._up[index, :, begin:end], self._down[index, begin:end]
+                sources += [term.up, term.down]
+                places += own
+                term.up, term.down = own
+        torch._foreach_copy_(places, sources)
+
+    def write(
+        self, writes: Sequence[Write], scratch: Callable[[int, torch.device], torch.Tensor]
+    ) -> None:
+        """Write some of the group's layers.
+
+        Args:
+            scratch: gives so many float32 elements on a device, to be written over.
+        """
+        gates, numel, at_once = self._gates(writes), self._numel, self._at_once
+        for begin in range(0, len(writes), at_once):
+            some = writes[begin : begin + at_once]
+            layers = [self._place[id(write.factors[0][0])][0] for write in some]
+            held = scratch(len(some) * numel, self._up.device).view(
+                len(some), *self._up.shape[1:2], -1
+            )
+            parts = [part.view(some[0].live.shape) for part in held.unbind()]
+            torch._foreach_copy_(parts, [write.base for write in some])
+            up = torch.stack([self._up[layer] for layer in layers])
+            up *= gates[begin : begin + at_once, None]
+            held.baddbmm_(up, torch.stack([self._down[layer] for layer in layers]))
+            torch._foreach_copy_([write.live for write in some], parts)
+
+    @property
+    def scratch_numel(self) -> int:
+        """The most elements that :meth:`write` asks for."""
+        return self._numel * min(len(self._up), self._at_once)
+
+    @property
+    def _numel(self) -> int:
+        return self._up.shape[1] * self._down.shape[2]
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, BATCH_BYTES // (4 * self._numel))
+
+    def _gates(self, writes: Sequence[Write]) -> torch.Tensor:
+        """What each rank of each layer is multiplied by, (layers, rank)."""
+        gates = torch.zeros(len(writes), self._up.shape[2])
+        for row, write in zip(gates, writes, strict=True):
+            for term, factor in write.factors:
+                _, begin, end = self._place[id(term)]
+                row[begin:end] = factor
+        return gates.to(self._up.device, non_blocking=True)
+
+
+def groups_of(
+    layers: Mapping[int, tuple[torch.Tensor, Sequence[Term]]],
+) -> Iterator[tuple[Group, list[int]]]:
+    """Groups, with the keys of their layers; layers that are alone of their kind are in none.
+
+    Args:
+        layers: key -> the live weight and the terms of a layer.
+    """
+    kinds: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+    for key, (live, terms) in layers.items():
+        if terms and all(isinstance(term, LowRankTerm) for term in terms):
+            kinds[live.device, live.dtype, live.shape, live.stride()].append(key)
+    for keys in kinds.values():
+        if len(keys) > 1:
+            terms_by_layer = [
+                [term for term in layers[key][1] if isinstance(term, LowRankTerm)] for key in keys
+            ]
+            yield Group(terms_by_layer), keys
