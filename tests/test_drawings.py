@@ -252,6 +252,34 @@ def test_the_evaluation_from_end_to_end(
         assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_earlier_run_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, str]] = []
+
+    def judge(task: tuple[str, str, str, int]) -> list[dict[str, float]]:
+        drawn.append((task[0], task[1]))
+        return [{"both": 1.0}] * task[3]
+
+    monkeypatch.setattr(comparison, "_verdicts", judge)
+    monkeypatch.setattr(comparison, "HELD_OUT_STYLES", {"ink": ""})
+    one, two = TABLE[0], TABLE[1]
+    kept = {one.name: {"penguin, ink": [{"both": 0.5}] * 2, "octopus, ink": [{"both": 0.5}]}}
+    pool = OneAfterTheOther()
+    found = comparison.verdicts(pool, [one, two], ["penguin", "octopus"], 2, kept=kept)
+    assert drawn == [(one.name, "octopus"), (two.name, "penguin"), (two.name, "octopus")]
+    assert found[one.name]["penguin, ink"] == kept[one.name]["penguin, ink"]
+    assert list(found) == [one.name, two.name]
+
+    settings, check = {"seeds": 2}, {"same subject": {"subject": 0.5}}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"settings": settings, "check": check, "reported": kept}))
+    near = {"same subject": {"subject": 0.5 + 1e-6}}
+    assert comparison.read(file, settings, near)["reported"] == kept
+    with pytest.raises(ValueError, match="this run has {'seeds': 3}"):
+        comparison.read(file, {"seeds": 3}, check)
+    with pytest.raises(ValueError, match="was made by other judges"):
+        comparison.read(file, settings, {"same subject": {"subject": 0.6}})
+
+
 def test_the_best_rule_is_that_of_the_highest_mean_over_subjects() -> None:
     rules = {
         "one": {"a, x": [{"both": 0.9}, {"both": 0.9}], "b, x": [{"both": 0.1}]},

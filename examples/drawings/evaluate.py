@@ -12,11 +12,12 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 
 from drawings.evaluation.check import similarities
-from drawings.evaluation.comparison import begin, tuned, verdicts, write
+from drawings.evaluation.comparison import begin, read, tuned, verdicts, write
 from drawings.evaluation.judges import Judges
 from drawings.evaluation.networks import available
 from drawings.evaluation.pictures import claim
@@ -44,6 +45,11 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--sweep-seeds", default=1, show_default=True, help="The same on the curves.")
 @click.option("--steps", default=16, show_default=True)
 @click.option("--processes", default=2, show_default=True)
+@click.option(
+    "--kept",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="results.json of an earlier run: only rules that are new in it are drawn.",
+)
 def main(
     packages: Path,
     weights: Path,
@@ -52,6 +58,7 @@ def main(
     sweep_seeds: int,
     steps: int,
     processes: int,
+    kept: Path | None,
 ) -> None:
     """Compare rules on the LoRAs in WEIGHTS and the drawings in PACKAGES; results go to OUT."""
     missing = available()
@@ -64,14 +71,24 @@ def main(
     judges = Judges.train(
         gallery(packages, TRAINING_SUBJECTS, STYLES), gallery(packages, HELD_OUT_SUBJECTS, STYLES)
     )
-    settings = (judges, weights, out, steps)
-    with ProcessPoolExecutor(processes, get_context("spawn"), begin, settings) as pool:
-        tuning = verdicts(pool, SWEEPS, TUNING_SUBJECTS, sweep_seeds, _SWEEP_STYLES)
+    check = similarities(judges)
+    settings = {"seeds": seeds, "sweep_seeds": sweep_seeds, "steps": steps}
+    before: Any = {"tuning": None, "reported": None}
+    if kept is not None:
+        try:
+            before = read(kept, settings, check)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+    worker = (judges, weights, out, steps)
+    with ProcessPoolExecutor(processes, get_context("spawn"), begin, worker) as pool:
+        tuning = verdicts(
+            pool, SWEEPS, TUNING_SUBJECTS, sweep_seeds, _SWEEP_STYLES, before["tuning"]
+        )
         rows = (*TABLE, *tuned(tuning))
-        reported = verdicts(pool, rows, REPORTED_SUBJECTS, seeds)
+        reported = verdicts(pool, rows, REPORTED_SUBJECTS, seeds, kept=before["reported"])
     results = {
-        "check": similarities(judges),
-        "settings": {"seeds": seeds, "sweep_seeds": sweep_seeds, "steps": steps},
+        "check": check,
+        "settings": settings,
         "tuning": tuning,
         "reported": reported,
     }

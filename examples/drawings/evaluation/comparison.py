@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -37,19 +38,55 @@ def verdicts(
     subjects: Sequence[str],
     seeds: int,
     styles: Sequence[str] | None = None,
+    kept: Mapping[str, Verdicts] | None = None,
 ) -> dict[str, Verdicts]:
-    """Rule -> "subject, style" -> one verdict per seed; all held-out styles if None."""
-    tasks = [
-        (rule.name, subject, style, seeds)
-        for rule in rules
-        for subject in subjects
-        for style in styles or HELD_OUT_STYLES
-    ]
-    found: dict[str, dict[str, Any]] = {}
+    """Rule -> "subject, style" -> one verdict per seed; all held-out styles if None.
+
+    Args:
+        kept: verdicts that were found before; what is there is not drawn again.
+    """
+    tasks = []
+    found: dict[str, dict[str, Any]] = {rule.name: {} for rule in rules}
+    for name in found:
+        for subject, style in itertools.product(subjects, styles or HELD_OUT_STYLES):
+            before = (kept or {}).get(name, {}).get(f"{subject}, {style}", ())
+            if len(before) == seeds:
+                found[name][f"{subject}, {style}"] = before
+            else:
+                tasks.append((name, subject, style, seeds))
     for task, answer in zip(tasks, pool.map(_verdicts, tasks), strict=True):
         name, subject, style, _ = task
-        found.setdefault(name, {})[f"{subject}, {style}"] = answer
+        found[name][f"{subject}, {style}"] = answer
     return dict(found)
+
+
+def read(file: Path, settings: Mapping[str, int], check: Any) -> dict[str, Any]:
+    """Results of an earlier run, to go on from.
+
+    Args:
+        settings: of this run.
+        check: what this run's judges say of true drawings.
+
+    Raises:
+        ValueError: they were found with other settings or judges.
+    """
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if results["settings"] != settings:
+        raise ValueError(f"{file} was made with {results['settings']}, this run has {settings}.")
+    if not _near(results["check"], check):
+        raise ValueError(f"{file} was made by other judges: leave it out, or take its drawings.")
+    return results
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Equal but for the last digits, which differ between machines."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_near(one[key], other[key]) for key in one)
+    return (
+        isinstance(one, float | int)
+        and isinstance(other, float | int)
+        and (abs(one - other) < 1e-3)
+    )
 
 
 def write(results: Mapping[str, Any], out: Path) -> None:
