@@ -274,7 +274,7 @@ def test_an_earlier_run_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monk
     file.write_text(json.dumps({"settings": settings, "check": check, "reported": kept}))
     near = {"same subject": {"subject": 0.5 + 1e-6}}
     assert comparison.read(file, settings, near)["reported"] == kept
-    with pytest.raises(ValueError, match="this run has {'seeds': 3}"):
+    with pytest.raises(ValueError, match=r"this run has \{'seeds': 3\}"):
         comparison.read(file, {"seeds": 3}, check)
     with pytest.raises(ValueError, match="was made by other judges"):
         comparison.read(file, settings, {"same subject": {"subject": 0.6}})
