@@ -21,10 +21,10 @@ import click
 import torch
 from tqdm import tqdm
 
-from klora_compile.bench.contestants import seconds_of
 from klora_compile.bench.loras import Files, all_switching, write_files
 from klora_compile.bench.models import MODELS
 from klora_compile.bench.race import device_name
+from klora_compile.bench.timing import seconds_of
 from klora_runtime import apply_fusion, load_fusion
 from klora_runtime.fusion import Factors, Fusion
 from klora_runtime.precision import full_float32

@@ -5,16 +5,14 @@ A contestant is made from files, as a user would; from then on it makes one imag
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from klora_compile.bench.literal import Literal
 from klora_compile.bench.loras import Files, all_switching
+from klora_compile.bench.timing import seconds_of
 from klora_compile.plan import CONTENT, STYLE
 from klora_compile.reading.adapter import read_adapter
 from klora_runtime.artifact import load_fusion
@@ -174,21 +172,6 @@ KINDS: Mapping[str, Kind] = {
         Kind("branch", "klora, branch", KloraBranch, on_disk=lambda files: files.artifact_bytes),
     )
 }
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until ``work`` is done on the device too."""
-    synchronise(device)
-    begin = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - begin
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU; a CPU is never behind."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _shift(scheduler: Any) -> dict[str, float]:

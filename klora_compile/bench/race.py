@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_compile.bench.contestants import KINDS, Contestant, Kind, seconds_of
+from klora_compile.bench.contestants import KINDS, Contestant, Kind
 from klora_compile.bench.loras import Files, write_files
 from klora_compile.bench.memory import Peak
 from klora_compile.bench.models import BenchModel
-from klora_compile.bench.timing import Interval, ratios, turns
+from klora_compile.bench.timing import Interval, ratios, seconds_of, turns
+from klora_compile.bench.traffic import branch_bytes, memory_bandwidth
 from klora_runtime.artifact import load_fusion
 
 #: Called with what is done now and the work that there is in all, after each part of it.
 OnProgress = Callable[[str, int], None]
 
-_BASELINE, _TRUTH = "bare", "literal"
+_BASELINE, _TRUTH, _BRANCH = "bare", "literal", "branch"
 _SEED = 7
 
 #: All rows run the same code of diffusers, each with graphs of its own; torch gives up after 8.
@@ -86,10 +87,22 @@ class Result:
     switching: int
     """Of those, how many switch during a run."""
     rows: tuple[Row, ...]
+    bandwidth: float
+    """Bytes per second of the device's memory, by a large copy."""
+    branch_bytes: int | None
+    """What the branches of one image move through memory at least; None without that row."""
+
+    @property
+    def branch_floor(self) -> float | None:
+        """The least ratio to bare that mode branch can have where memory is what limits it."""
+        if self.branch_bytes is None:
+            return None
+        bare = next(row for row in self.rows if row.name == _BASELINE and not row.compiled)
+        return 1.0 + self.branch_bytes / self.bandwidth / bare.seconds
 
     def json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return asdict(self) | {"branch_floor": self.branch_floor}
 
 
 @dataclass
@@ -165,12 +178,13 @@ def run(race: Race, on_progress: OnProgress | None = None) -> Result:
             for index in order:
                 _time(runners[index])
                 tell(f"images in turns, {runners[index].kind.name}", total)
+        moved = _branch_bytes(runners)
         switches = []
         for runner in runners:
             assert runner.contestant is not None
             switches.append(runner.contestant.switch())
             tell(f"switch, {runner.kind.name}", total)
-        return _result(race, files, runners, switches)
+        return _result(race, files, runners, switches, moved)
 
 
 def _set_up(
@@ -211,8 +225,21 @@ def compile_for(denoiser: Any, device: torch.device) -> None:
         denoiser.compile_repeated_blocks()
 
 
+def _branch_bytes(runners: Sequence[_Runner]) -> int | None:
+    """What an image's branches move, from one more image."""
+    found = (r for r in runners if r.kind.name == _BRANCH and not r.compiled)
+    branch = next(found, None)
+    if branch is None:
+        return None
+    return branch_bytes(getattr(branch.pipe, branch.race.model.component), branch.sample)
+
+
 def _result(
-    race: Race, files: Files, runners: Sequence[_Runner], switches: Sequence[float | None]
+    race: Race,
+    files: Files,
+    runners: Sequence[_Runner],
+    switches: Sequence[float | None],
+    moved: int | None,
 ) -> Result:
     bare = {r.compiled: r.times for r in runners if r.kind.name == _BASELINE}
     truth = next((r.latents for r in runners if r.kind.name == _TRUTH and not r.compiled), None)
@@ -246,6 +273,8 @@ def _result(
         layers=len(entries),
         switching=sum(entry.timeline.switches for entry in entries),
         rows=tuple(rows),
+        bandwidth=memory_bandwidth(race.device),
+        branch_bytes=moved,
     )
 
 

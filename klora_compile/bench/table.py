@@ -33,8 +33,21 @@ def markdown_table(result: Result) -> str:
         "model equally compiled. First image: load, attach and run, measured once, the base model "
         "there already. Peak memory: until then, base weights included. Switch: all layers at "
         "once. Difference: of the latents, relative, to literal K-LoRA.",
+        *_floor(result),
     ]
     return "\n".join(lines)
+
+
+def _floor(result: Result) -> list[str]:
+    """How near mode branch can come to the bare model."""
+    floor = result.branch_floor
+    if result.branch_bytes is None or floor is None:
+        return []
+    return [
+        f"Branch moves {bytes_text(result.branch_bytes)} more through memory per image than the "
+        f"bare model; at the {bytes_text(int(result.bandwidth))}/s that a large copy reaches here, "
+        f"and nothing kept in caches, its ratio is {floor:.3f} at least."
+    ]
 
 
 def _cells(row: Row) -> list[str]:

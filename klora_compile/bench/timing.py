@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
 
 _RESAMPLES = 2000
 
@@ -44,3 +47,18 @@ def turns(count: int, rounds: int) -> Iterator[list[int]]:
         order = list(range(count))
         chance.shuffle(order)
         yield order
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until ``work`` is done on the device too."""
+    synchronise(device)
+    begin = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - begin
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a GPU; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
