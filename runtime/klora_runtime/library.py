@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
 from klora_runtime.artifact import load_fusion
 from klora_runtime.errors import ConfigError
 from klora_runtime.fusion import Fusion
+from klora_runtime.references import fill
 
 #: A file as it was when it was loaded: its path, its bytes, when it was changed.
 _Key = tuple[str, int, int]
@@ -33,8 +35,16 @@ class FusionLibrary:
         self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the one used last at the end
         self._lock = Lock()
 
-    def get(self, path: str | os.PathLike[str]) -> Fusion:
+    def get(
+        self,
+        path: str | os.PathLike[str],
+        sources: Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> Fusion:
         """The fusion of an artifact, loaded if it is not at hand or its file was changed.
+
+        Args:
+            sources: of a thin artifact, see :func:`klora_runtime.load_fusion`; as their digests
+                decide, it does not matter later which files they were.
 
         Raises:
             ArtifactError: see :func:`klora_runtime.load_fusion`.
@@ -45,7 +55,9 @@ class FusionLibrary:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         fusion = load_fusion(path)
-        if key is not None and key == _key(path):  # not replaced meanwhile
+        if sources is not None:
+            fusion = fill(fusion, sources)
+        if not fusion.is_thin and key is not None and key == _key(path):  # not replaced meanwhile
             self._keep(key, fusion)
         return fusion
 
