@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int32: "I32",
+    torch.uint8: "U8",
 }
 
 needs_real_loras = pytest.mark.skipif(
@@ -136,7 +139,7 @@ class Artifact:
     @classmethod
     def read(cls, path: Path = GOLDEN) -> Artifact:
         header, data = read_raw(path)
-        outer = json.loads(header.pop(METADATA)["klora"])
+        outer = json.loads(inflated(header.pop(METADATA)["klora"]))
         tensors = {
             name: RawTensor(info["dtype"], info["shape"], data[slice(*info["data_offsets"])])
             for name, info in header.items()
@@ -158,6 +161,12 @@ class Artifact:
         """The file, with a right digest unless ``text`` replaces the JSON."""
         value = self.text() if text is None else text
         return write_tensors(path, self.tensors, {"klora": value})
+
+
+def inflated(text: str) -> str:
+    """A metadata value as JSON, whether it is compressed or not."""
+    kind, colon, packed = text.partition("deflate:")
+    return zlib.decompress(base64.b64decode(packed)).decode() if colon and not kind else text
 
 
 def canonical(value: object) -> str:

@@ -7,9 +7,12 @@ swapped no longer fits its name, and a tensor used twice is stored once.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
 import secrets
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +24,9 @@ from safetensors.torch import save_file
 
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 from klora_runtime.fusion import Entry, Fusion, Source
+from klora_runtime.references import fill
 from klora_runtime.safetensors_file import (
+    MAX_HEADER_BYTES,
     SafetensorsFile,
     canonical_json,
     parse_json,
@@ -33,9 +38,10 @@ from klora_runtime.schema import (
     CheckedDocument,
     check_document,
 )
-from klora_runtime.stored_factors import factors_json
+from klora_runtime.stored_factors import factors_json, reference_json, stored_tensors
 
 METADATA_KEY = "klora"
+_DEFLATED = "deflate:"
 _NAME_DIGITS = 32
 
 
@@ -44,6 +50,7 @@ def load_fusion(
     *,
     check: Literal["structure", "full"] = "structure",
     device: str | torch.device = "cpu",
+    sources: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Fusion:
     """Read an artifact: its data in one piece, whatever the number of layers.
 
@@ -54,13 +61,17 @@ def load_fusion(
             and infinity.
         device: where the factors are kept: in host memory, or on the GPU of the pipelines that
             they are for, which saves sending them again whenever they are applied.
+        sources: of a thin artifact: source name -> the LoRA file that it was compiled from.
+            Without them it is read and cannot be applied (:attr:`Fusion.is_thin`).
 
     Returns:
-        The fusion, its factors in the dtypes of the file.
+        The fusion, its factors in the dtypes of the file, or in float32 where they are compressed.
 
     Raises:
-        ArtifactError: the file breaks the format; ``issues`` lists every problem found.
-        ConfigError: there is no such device.
+        ArtifactError: the file breaks the format, or a source is not the one that it was compiled
+            from; ``issues`` lists every problem found.
+        ConfigError: ``sources`` has a name that the artifact does not have, or it is not thin;
+            there is no such device.
     """
     place, where = Path(path), as_device(device)
     try:
@@ -73,7 +84,11 @@ def load_fusion(
         raise ArtifactError(str(error)) from error
     if check == "full":
         _check_tensors(place, tensors)
-    return plan.fusion(tensors)
+    try:
+        fusion = plan.fusion(tensors)
+    except ArtifactError as error:
+        raise ArtifactError(f"artifact {shown(place)}: {error} Get the file again.") from error
+    return fusion if sources is None else fill(fusion, sources, where)
 
 
 def as_device(name: str | torch.device) -> torch.device:
@@ -122,7 +137,7 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
         raise ArtifactError(f"{shown(place)} is not a regular file; name another.")
     try:
         document, tensors = _serialise(fusion)
-        metadata = {METADATA_KEY: canonical_json(document)}
+        metadata = {METADATA_KEY: _text(document, deflated=_is_small(fusion))}
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"the fusion cannot be written as JSON: {shown(error)}.") from error
     temporary = place.with_name(f".klora-{secrets.token_hex(8)}.tmp")
@@ -171,8 +186,8 @@ def _document(file: SafetensorsFile) -> Any:
             "klora compile CONTENT STYLE -o OUT.klora.safetensors"
         )
     where = f"artifact {shown(file.path)}"
-    text = file.metadata[METADATA_KEY]
     try:
+        text = _inflated(file.metadata[METADATA_KEY])
         outer = parse_json(text)
         if not isinstance(outer, dict) or set(outer) != {"digest", "fusion"}:
             raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
@@ -192,6 +207,41 @@ def _document(file: SafetensorsFile) -> Any:
             "spaces, ASCII, shortest numbers). Get the file again from its source."
         )
     return outer["fusion"]
+
+
+def _is_small(fusion: Fusion) -> bool:
+    """Whether the JSON would be a large part of the file: factors compressed, or elsewhere."""
+    return fusion.is_thin or any(
+        factors.quantised is not None
+        for entry in fusion.entries
+        for factors in entry.factors.values()
+    )
+
+
+def _text(document: object, *, deflated: bool) -> str:
+    text = canonical_json(document)
+    if not deflated:
+        return text
+    return _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _inflated(text: str) -> str:
+    """The JSON of a file's metadata, which may be compressed.
+
+    Raises:
+        ValueError: it is damaged, or longer than a header may be.
+    """
+    if not text.startswith(_DEFLATED):
+        return text
+    try:
+        stream = zlib.decompressobj()
+        raw = base64.b64decode(text.removeprefix(_DEFLATED), validate=True)
+        found = stream.decompress(raw, MAX_HEADER_BYTES)
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(f"its compressed text is damaged: {error}") from error
+    if not stream.eof or stream.unused_data:
+        raise ValueError(f"its compressed text is cut, or longer than {MAX_HEADER_BYTES} bytes")
+    return found.decode("ascii")
 
 
 def json_digest(fusion: object) -> str:
@@ -240,9 +290,10 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             "fate": entry.fate,
             "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
             "factors": {
-                slot: factors_json(stored, tuple(map(keep, stored.tensors)))
+                slot: factors_json(stored, tuple(map(keep, stored_tensors(stored))))
                 for slot, stored in entry.factors.items()
-            },
+            }
+            | {slot: reference_json(each) for slot, each in entry.references.items()},
             "scores": dict(entry.scores),
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from klora_runtime.quantised import Quantised
 from klora_runtime.timeline import Timeline
 
 #: Components whose layers have no step: their coefficients are constant.
@@ -82,6 +83,9 @@ class Factors:
     """(rank, in), or (rank, in, height, width) for a convolution; dtype and bytes of the source."""
     up: torch.Tensor
     """(out, rank), or (out, rank, 1, 1) for a convolution."""
+    quantised: Quantised | None = None
+    """How they are stored, where that is not as they are; what it stands for is ``down`` and
+    ``up``, in float32."""
 
     @property
     def rank(self) -> int:
@@ -89,7 +93,7 @@ class Factors:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is stored."""
+        """All its numbers."""
         return self.down, self.up
 
     @property
@@ -118,10 +122,12 @@ class Dense:
     """As of :class:`Factors`."""
     delta: torch.Tensor
     """Of the parameter's shape; float32, float16 or bfloat16."""
+    quantised: Quantised | None = None
+    """As of :class:`Factors`."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is stored."""
+        """All its numbers."""
         return (self.delta,)
 
     @property
@@ -134,6 +140,22 @@ class Dense:
         """See :meth:`Factors.matrix`."""
         values = self.delta[rows].to(device, dtype)
         return values.reshape(len(values), -1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One slot of one entry that lies in a source file: delta = scale * up[rows] @ down."""
+
+    scale: float
+    """As of :class:`Factors`."""
+    source: str
+    """Name in :attr:`Fusion.sources` of the file."""
+    down: str
+    """The file's key of (rank, in) or (rank, in, *kernel)."""
+    up: str
+    """The file's key of (more rows or as many, rank), or (…, rank, 1, ...)."""
+    rows: tuple[tuple[int, int], ...] | None = None
+    """Rows of up from the first to before the second, in this order; None for all."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +177,8 @@ class Entry:
     """Slot name -> factors; only slots that the timeline uses."""
     scores: Mapping[str, Any]
     """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    """Slot name -> where its factors lie; of a thin fusion, whose ``factors`` lack them."""
 
     @property
     def layer(self) -> str:
@@ -169,7 +193,7 @@ class Entry:
     @property
     def acts(self) -> bool:
         """Whether this entry ever changes the model."""
-        return bool(self.factors)
+        return bool(self.factors or self.references)
 
 
 @dataclass(frozen=True)
@@ -208,15 +232,24 @@ class Fusion:
         return tuple(sorted({entry.component for entry in self.entries if entry.acts}))
 
     @property
+    def is_thin(self) -> bool:
+        """Whether factors are missing that lie in the sources."""
+        return any(entry.references for entry in self.entries)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all stored factors."""
+        """Bytes of all factors in memory."""
         seen = {
             tensor.data_ptr(): tensor.nbytes
             for entry in self.entries
             for factors in entry.factors.values()
-            for tensor in factors.tensors
+            for tensor in (*factors.tensors, *_packed(factors))
         }
         return sum(seen.values())
+
+
+def _packed(factors: Factors | Dense) -> tuple[torch.Tensor, ...]:
+    return () if factors.quantised is None else (factors.quantised.packed,)
 
 
 def fingerprint(layers: Iterable[tuple[str, str, str, tuple[int, ...]]]) -> str:

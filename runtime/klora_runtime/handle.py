@@ -25,6 +25,7 @@ from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.modes.choice import MODES, choose, rounding_share
 from klora_runtime.modes.mode import Mode
 from klora_runtime.pipeline_watch import PipelineWatch
+from klora_runtime.references import fill
 from klora_runtime.refusals import refuse_lora_scale
 from klora_runtime.report import Report
 from klora_runtime.run import Run
@@ -41,6 +42,7 @@ def apply_fusion(
     mode: str = "auto",
     components: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
+    **sources: str | os.PathLike[str],
 ) -> FusionHandle:
     """Make a diffusers pipeline sample with a fusion. It stays an ordinary pipeline.
 
@@ -54,19 +56,21 @@ def apply_fusion(
         components: pipeline components to change; all of the fusion's by default.
         weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
             default.
+        sources: of a thin artifact: ``content="fox.safetensors", style="ink.safetensors"``, the
+            LoRA files that it was compiled from.
 
     Returns:
         The handle: remove, swap, set, enable and report. Also a context manager.
 
     Raises:
-        ArtifactError: the file breaks the format.
-        ConfigError: an unknown mode, component or slot, or a weight out of range.
+        ArtifactError: the file breaks the format, or a source is missing or another file.
+        ConfigError: an unknown mode, component, slot or source, or a weight out of range.
         IncompatibleModelError: the fusion does not fit the pipeline; nothing was changed.
         InUseError: the pipeline carries a fusion already.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
-    fusion = _fusion(path_or_fusion)
+    fusion = _fusion(path_or_fusion, sources)
     return FusionHandle(pipe, fusion, mode, components, {} if weights is None else weights)
 
 
@@ -138,14 +142,22 @@ class FusionHandle:
         with self._run.change():
             self._let_go()
 
-    def swap(self, path_or_fusion: str | os.PathLike[str] | Fusion) -> None:
+    def swap(
+        self,
+        path_or_fusion: str | os.PathLike[str] | Fusion,
+        **sources: str | os.PathLike[str],
+    ) -> None:
         """Put another fusion in this one's place; weights of slots with the same name stay.
+
+        Args:
+            path_or_fusion: the other one.
+            sources: of :func:`apply_fusion`.
 
         Raises:
             the errors of :func:`apply_fusion`; the fusion that was applied then still is.
         """
         self._require_applied()
-        fusion = _fusion(path_or_fusion)
+        fusion = _fusion(path_or_fusion, sources)
         with self._run.change():
             mode = self._mode.successor(self._find(fusion))
             with self._as_it_was_on_failure():
@@ -360,8 +372,12 @@ class FusionHandle:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
 
 
-def _fusion(path_or_fusion: str | os.PathLike[str] | Fusion) -> Fusion:
-    return path_or_fusion if isinstance(path_or_fusion, Fusion) else load_fusion(path_or_fusion)
+def _fusion(
+    path_or_fusion: str | os.PathLike[str] | Fusion,
+    sources: Mapping[str, str | os.PathLike[str]],
+) -> Fusion:
+    fusion = path_or_fusion if isinstance(path_or_fusion, Fusion) else load_fusion(path_or_fusion)
+    return fill(fusion, sources) if sources or fusion.is_thin else fusion
 
 
 def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -12,6 +13,7 @@ import torch
 from klora_runtime.artifact import as_device, load_fusion
 from klora_runtime.errors import ConfigError
 from klora_runtime.fusion import Fusion
+from klora_runtime.references import fill
 
 #: A file as it was when it was loaded: its path, its bytes, when it was changed.
 _Key = tuple[str, int, int]
@@ -37,8 +39,16 @@ class FusionLibrary:
         self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the one used last at the end
         self._lock = Lock()
 
-    def get(self, path: str | os.PathLike[str]) -> Fusion:
+    def get(
+        self,
+        path: str | os.PathLike[str],
+        sources: Mapping[str, str | os.PathLike[str]] | None = None,
+    ) -> Fusion:
         """The fusion of an artifact, loaded if it is not at hand or its file was changed.
+
+        Args:
+            sources: of a thin artifact, see :func:`klora_runtime.load_fusion`; as their digests
+                decide, it does not matter later which files they were.
 
         Raises:
             ArtifactError: see :func:`klora_runtime.load_fusion`.
@@ -49,7 +59,9 @@ class FusionLibrary:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         fusion = load_fusion(path, device=self.device)
-        if key is not None and key == _key(path):  # not replaced meanwhile
+        if sources is not None:
+            fusion = fill(fusion, sources, self.device)
+        if not fusion.is_thin and key is not None and key == _key(path):  # not replaced meanwhile
             self._keep(key, fusion)
         return fusion
 

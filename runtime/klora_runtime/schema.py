@@ -26,7 +26,12 @@ from klora_runtime.fusion import (
     fingerprint,
 )
 from klora_runtime.safetensors_file import TensorInfo
-from klora_runtime.stored_factors import factors_of, factors_problems, is_number
+from klora_runtime.stored_factors import (
+    factors_of,
+    factors_problems,
+    is_number,
+    reference_of,
+)
 from klora_runtime.timeline import Timeline
 
 FORMAT_NAME = "klora-fusion"
@@ -270,7 +275,8 @@ class _Check:
             here = f"{where}.{shown(slot)}"
             if slot not in slots:
                 self.say(here, "is not in slots")
-            for place, problem in factors_problems(factors, entry["shape"], tensors, used):
+            sources = slots[slot]["sources"] if slot in slots else ()
+            for place, problem in factors_problems(factors, entry["shape"], tensors, used, sources):
                 self.say(here + place, problem)
         return set(value)
 
@@ -354,7 +360,8 @@ def _source(value: Mapping[str, Any]) -> Source:
 def _entry(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Entry:
     rows = value["timeline"]
     slots = [key for key in rows[0] if key != "from"]
-    factors = {slot: factors_of(stored, tensors) for slot, stored in value["factors"].items()}
+    stored = {slot: v for slot, v in value["factors"].items() if v["kind"] != "reference"}
+    factors = {slot: factors_of(each, value["shape"], tensors) for slot, each in stored.items()}
     return Entry(
         component=value["component"],
         module=value["module"],
@@ -367,4 +374,9 @@ def _entry(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Ent
         ),
         factors=factors,
         scores=value["scores"],
+        references={
+            slot: reference_of(each)
+            for slot, each in value["factors"].items()
+            if slot not in stored
+        },
     )

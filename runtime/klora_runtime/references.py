@@ -1,0 +1,173 @@
+"""Thin fusions: their factors lie in the LoRA files that they were compiled from.
+
+The schedule names, for each slot of each layer, the keys of one file and rows of them. Whoever has
+those very files (told by their SHA-256) gets the fusion that a full artifact holds, to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
+from klora_runtime.fusion import Entry, Factors, Fusion, Reference
+from klora_runtime.safetensors_file import SafetensorsFile
+
+_HASH_BLOCK = 2**20
+_READ = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+def fill(
+    fusion: Fusion,
+    sources: Mapping[str, str | os.PathLike[str]],
+    device: torch.device = torch.device("cpu"),  # noqa: B008  # a value
+) -> Fusion:
+    """A thin fusion with its factors.
+
+    Args:
+        fusion: as :func:`klora_runtime.load_fusion` gives it without sources.
+        sources: source name -> the safetensors file that it was compiled from, under any name.
+        device: where the factors are kept.
+
+    Returns:
+        The fusion as compiling without ``--thin`` gives it.
+
+    Raises:
+        ConfigError: a name that is no source of the fusion, or a fusion that is not thin.
+        ArtifactError: a source is missing, cannot be read, or is another file; ``issues`` lists
+            every one, and then nothing was read.
+    """
+    strange = [name for name in sources if name not in fusion.sources]
+    if strange:
+        known = ", ".join(map(shown, fusion.sources))
+        raise ConfigError(f"there is no source {shown(strange[0])}; this fusion has {known}.")
+    if not fusion.is_thin:
+        raise ConfigError(
+            f"this fusion holds its factors; leave out {', '.join(sources)}, which only a thin one "
+            "needs."
+        )
+    needed = sorted({ref.source for entry in fusion.entries for ref in entry.references.values()})
+    _refuse_missing(fusion, [name for name in needed if name not in sources])
+    _refuse_other_files(fusion, {name: Path(sources[name]) for name in needed})
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(_open(Path(sources[name]), f"source {shown(name)}"))
+            for name in needed
+        }
+        issues = [issue for entry in fusion.entries for issue in _problems(entry, files)]
+        if issues:
+            raise ArtifactError("the fusion names what its sources do not hold:", issues)
+        entries = tuple(_filled(entry, files, device) for entry in fusion.entries)
+        return replace(fusion, entries=entries)
+
+
+def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
+    if not missing:
+        return
+    keywords = ", ".join(f"{name}=PATH" for name in missing)
+    raise ArtifactError(
+        "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
+        f"them: apply_fusion(pipe, fusion, {keywords}), or load_fusion(path, sources={{...}}).",
+        [f"{shown(name)}: {_wanted(fusion, name)}" for name in missing],
+    )
+
+
+def _refuse_other_files(fusion: Fusion, files: Mapping[str, Path]) -> None:
+    issues = []
+    for name, path in files.items():
+        found = _digest(path)
+        if found != fusion.sources[name].sha256:
+            wanted = _wanted(fusion, name)
+            issues.append(f"{shown(name)}: expected {wanted}; {shown(path)} has sha256 {found}")
+    if issues:
+        raise ArtifactError("these are not the files that the fusion was compiled from:", issues)
+
+
+def _wanted(fusion: Fusion, name: str) -> str:
+    source = fusion.sources[name]
+    return f"{shown(source.file)} of {source.bytes} bytes with sha256 {source.sha256}"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise ArtifactError(f"source {shown(path)} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _open(path: Path, what: str) -> SafetensorsFile:
+    try:
+        return SafetensorsFile(path, what)
+    except FileFormatError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _problems(entry: Entry, files: Mapping[str, SafetensorsFile]) -> Iterator[str]:
+    """What the files lack of an entry: its digests hold, so the artifact is wrong about them."""
+    for slot, reference in entry.references.items():
+        where, tensors = f"{entry.path}, {slot}", files[reference.source].tensors
+        infos = [tensors.get(key) for key in (reference.down, reference.up)]
+        for key, info in zip((reference.down, reference.up), infos, strict=True):
+            if info is None:
+                yield f"{where}: no tensor {shown(key)} in the file"
+            elif info.dtype not in _READ:
+                yield f"{where}: tensor {shown(key)} is {info.dtype}, expected one of {_READ}"
+        down, up = infos
+        if down is None or up is None:
+            continue
+        if not _make(entry, reference, down.shape, up.shape):
+            shapes = f"down {list(down.shape)} and up {list(up.shape)}"
+            yield f"{where}: {shapes} do not make {list(entry.shape)}"
+
+
+def _make(entry: Entry, reference: Reference, down: tuple[int, ...], up: tuple[int, ...]) -> bool:
+    """Whether tensors of these shapes give the entry's delta; both may have further ones."""
+    if len(down) < 2 or len(up) < 2 or down[0] == 0:
+        return False
+    last = up[0] if reference.rows is None else max(end for _, end in reference.rows)
+    rows = up[0] if reference.rows is None else entry.shape[0]
+    tails = _core(down) == (down[0], *_core(entry.shape)[1:]) and set(up[2:]) <= {1}
+    return tails and up[1] == down[0] and last <= up[0] and rows == entry.shape[0]
+
+
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the ones of a 1x1 kernel."""
+    return shape if any(size > 1 for size in shape[2:]) else shape[:2]
+
+
+def _filled(entry: Entry, files: Mapping[str, SafetensorsFile], device: torch.device) -> Entry:
+    read = {
+        slot: _factors(entry, reference, files[reference.source], device)
+        for slot, reference in entry.references.items()
+    }
+    return replace(entry, factors={**entry.factors, **read}, references={})
+
+
+def _factors(
+    entry: Entry, reference: Reference, file: SafetensorsFile, device: torch.device
+) -> Factors:
+    down, up = (_tensor(file, key).to(device) for key in (reference.down, reference.up))
+    if reference.rows is not None:
+        up = torch.cat([up[begin:end] for begin, end in reference.rows])
+    rank, shape = len(down), entry.shape
+    return Factors(
+        reference.scale,
+        down.reshape(rank, *shape[1:]),
+        up.reshape(shape[0], rank, *(1 for _ in shape[2:])),
+    )
+
+
+def _tensor(file: SafetensorsFile, key: str) -> torch.Tensor:
+    """A tensor; float8 in float16, as the compiler reads it, which holds every value of it."""
+    tensor = file.tensor(key)
+    return tensor.half() if tensor.element_size() == 1 else tensor
