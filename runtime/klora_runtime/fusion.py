@@ -152,7 +152,7 @@ class Entry:
     """In a few words; see :data:`FATES`."""
     timeline: Timeline
     factors: Mapping[str, Factors | Dense]
-    """Slot name -> factors; only slots that the timeline uses."""
+    """Slot name -> factors; every slot that the timeline uses, and maybe others."""
     scores: Mapping[str, Any]
     """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
 
@@ -168,8 +168,8 @@ class Entry:
 
     @property
     def acts(self) -> bool:
-        """Whether this entry ever changes the model."""
-        return bool(self.factors)
+        """Whether this entry ever changes the model; slots may be stored for other schedules."""
+        return any(self.timeline.uses(slot) for slot in self.factors)
 
 
 @dataclass(frozen=True)
