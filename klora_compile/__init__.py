@@ -1,4 +1,4 @@
-"""Compile two LoRAs into one fused artifact with K-LoRA's schedule.
+"""Compile LoRAs into one fused artifact with a schedule, K-LoRA's or another rule's.
 
     from klora_compile import Config, compile_fusion
     from klora_runtime import save_fusion
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from klora_compile.compiler import compile_fusion
     from klora_compile.config import Config
     from klora_compile.reading.adapter import read_adapter
+    from klora_compile.rescheduling import reschedule
 
-__all__ = ["Config", "compile_fusion", "read_adapter"]
+__all__ = ["Config", "compile_fusion", "read_adapter", "reschedule"]
 
 _HOMES = {
     "Config": "klora_compile.config",
     "compile_fusion": "klora_compile.compiler",
     "read_adapter": "klora_compile.reading.adapter",
+    "reschedule": "klora_compile.rescheduling",
 }
 
 

@@ -10,6 +10,7 @@ from klora_compile.commands.bench import bench_command
 from klora_compile.commands.card import card_command
 from klora_compile.commands.compile import compile_command
 from klora_compile.commands.inspect import inspect_command
+from klora_compile.commands.recompile import recompile_command
 from klora_compile.commands.sample import sample_command
 from klora_compile.commands.verify import verify_command
 from klora_runtime import __version__
@@ -31,11 +32,12 @@ class _Klora(click.Group):
 @click.group(cls=_Klora, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="klora")
 def main() -> None:
-    """Precompile two LoRAs into one fused artifact, and look at what is inside."""
+    """Precompile LoRAs into one fused artifact, and look at what is inside."""
 
 
 for _command in (
     compile_command,
+    recompile_command,
     inspect_command,
     verify_command,
     sample_command,

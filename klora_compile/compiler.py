@@ -1,31 +1,44 @@
-"""Two LoRA files in, one fusion out: read, measure, plan, put together."""
+"""LoRA files in, one fusion out: read, derive, measure, plan, put together."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from klora_compile.config import Config
+from klora_compile.deriving import layers_of_slots
 from klora_compile.measure import OnLayer, Statistics, measure, resolve_device
-from klora_compile.plan import CONTENT, STYLE, LayerNumbers, Plan, Side, make_plan
+from klora_compile.norms import frobenius_norms
+from klora_compile.numbers import LayerNumbers, Side
+from klora_compile.pairing import check_loras, check_slots
+from klora_compile.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter, read_adapter
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.provenance import provenance
+from klora_compile.rules.rule import Rule
+from klora_compile.slots import role_of, slot_names
 from klora_compile.statistics_cache import measure_once
 from klora_runtime import __version__
-from klora_runtime.errors import PairingError, shown
-from klora_runtime.families import family_name, family_of
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.families import family_of
+from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Slot, Source
+from klora_runtime.fusion import Rule as StatedRule
 
-RULE = "klora"
+#: A LoRA as a user names it: a file, a folder, or one that was read already.
+Lora = str | os.PathLike[str] | Adapter
+
+#: Slot -> layer name -> layer.
+LayersOfSlots = Mapping[str, Mapping[str, Layer]]
 
 
 def compile_fusion(
-    content: str | os.PathLike[str] | Adapter,
-    style: str | os.PathLike[str] | Adapter,
+    content: Lora | Sequence[Lora],
+    style: Lora | Sequence[Lora],
     config: Config | None = None,
     *,
     options: ReadOptions | None = None,
@@ -33,18 +46,19 @@ def compile_fusion(
     cache: Path | None = None,
     on_layer: OnLayer | None = None,
 ) -> Fusion:
-    """Compile a content LoRA and a style LoRA into a fusion.
+    """Compile LoRAs of subjects and LoRAs of styles into a fusion.
 
     Args:
-        content: the LoRA of a subject: a file or folder, or an adapter that was read already.
-        style: the LoRA of a style.
-        config: the settings; the paper's by default.
+        content: the LoRA of a subject: a file or folder, or an adapter that was read already; or
+            several of them, for rules that take more than two LoRAs.
+        style: the LoRA of a style, or several.
+        config: the rule and its settings; K-LoRA as published by default.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         cache: a file that keeps statistics, so that a LoRA is measured once;
             :func:`klora_compile.statistics_cache.cache_file` names the user's.
         on_layer: called after each layer that was measured with its name, how many are done
-            and how many there are over both LoRAs.
+            and how many there are over all LoRAs.
 
     Returns:
         The fusion, its factors on the CPU in the dtypes of the files. Write it with
@@ -53,150 +67,142 @@ def compile_fusion(
     Raises:
         LoraError: a file cannot be read completely.
         PairingError: the LoRAs are for different models, or share no denoiser layer.
-        ConfigError: an unknown device.
+        ConfigError: an unknown device, or a rule that does not take these LoRAs.
     """
     config = config or Config()
     where = resolve_device(device)
-    adapters = {
+    contents, styles = _several(content), _several(style)
+    slots = slot_names(len(contents), len(styles))
+    check_slots(slots, config.rule, config.settings)
+    sources = {
         slot: lora if isinstance(lora, Adapter) else read_adapter(lora, options)
-        for slot, lora in ((CONTENT, content), (STYLE, style))
+        for slot, lora in zip(slots, [*contents, *styles], strict=True)
     }
-    check_pair(adapters[CONTENT], adapters[STYLE])
-    ks = layer_ks(adapters[CONTENT], adapters[STYLE], config.top_k)
-    total = sum(len(adapter.layers) for adapter in adapters.values())
-    statistics: dict[str, dict[str, Statistics]] = {}
-    for slot, adapter in adapters.items():
-        done = sum(map(len, statistics.values()))
-        layers, sums = list(adapter.layers.values()), {name: (k,) for name, k in ks.items()}
-        shifted = _shifted(on_layer, done, total)
-        if cache is None:
-            statistics[slot] = measure(layers, sums, device=where, on_layer=shifted)
-        else:
-            statistics[slot] = measure_once(
-                layers, sums, device=where, file=cache, on_layer=shifted
-            )
-    ignore_alpha = config.parameters()["network_alpha"] == "ignored"
-    numbers = _numbers(adapters, statistics, ks, ignore_alpha)
-    return _fusion(adapters, make_plan(numbers, config), numbers, config)
+    check_loras(sources, config.rule)
+    layers = layers_of_slots(sources, config.rule)
+    ks = layer_ks(layers, config.rule)
+    sides = _sides(layers, ks, config.rule, where, cache, on_layer)
+    plan = make_plan(_numbers(layers, sides, ks), config)
+    return _fusion(sources, layers, plan, config)
 
 
-def check_pair(content: Adapter, style: Adapter) -> None:
-    """See that two adapters are of one base model.
-
-    Raises:
-        PairingError: a common layer has two shapes, or no denoiser layer is common.
-    """
-    common = sorted(set(content.layers) & set(style.layers))
-    issues = [
-        f"{shown(name)}: {list(content.layers[name].shape)} in CONTENT, "
-        f"{list(style.layers[name].shape)} in STYLE"
-        for name in common
-        if content.layers[name].shape != style.layers[name].shape
-    ]
-    families = [family_name(adapter.family) for adapter in (content, style)]
-    advice = (
-        f"CONTENT {shown(content.path)} is for {families[0]}, STYLE {shown(style.path)} for "
-        f"{families[1]}; take two LoRAs of one base model"
-    )
-    if issues:
-        raise PairingError(f"{len(issues)} layers have two shapes. {advice}.", issues)
-    components = {
-        slot: {layer.component for layer in adapter.layers.values()}
-        for slot, adapter in ((CONTENT, content), (STYLE, style))
-    }
-    if not any(not name.startswith("text_encoder") for name in common):
-        raise PairingError(
-            f"the LoRAs have no denoiser layer in common. {advice}.",
-            [f"{slot} adapts {', '.join(sorted(names))}" for slot, names in components.items()],
-        )
-
-
-def layer_ks(content: Adapter, style: Adapter, top_k: int | None) -> dict[str, int]:
-    """K of every layer that both adapt: the product of its ranks, at most its size (eq. 5)."""
+def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
+    """K of every layer that at least two adapt, where the rule asks for Top-K sums (eq. 5)."""
     ks = {}
-    for name in sorted(set(content.layers) & set(style.layers)):
-        one, other = content.layers[name], style.layers[name]
-        ks[name] = min(one.rank * other.rank if top_k is None else top_k, one.numel)
+    for name in sorted({name for own in layers.values() for name in own}):
+        found = [own[name] for own in layers.values() if name in own]
+        k = rule.count([layer.rank for layer in found], found[0].numel)
+        if len(found) > 1 and k is not None:
+            ks[name] = k
     return ks
+
+
+def _several(loras: Lora | Sequence[Lora]) -> list[Lora]:
+    return [loras] if isinstance(loras, str | os.PathLike | Adapter) else list(loras)
+
+
+def _sides(
+    layers: LayersOfSlots,
+    ks: Mapping[str, int],
+    rule: Rule,
+    device: torch.device,
+    cache: Path | None,
+    on_layer: OnLayer | None,
+) -> dict[str, dict[str, Side]]:
+    """Slot -> layer name -> its numbers; norms alone where the rule needs no more."""
+    total = sum(map(len, layers.values()))
+    sides: dict[str, dict[str, Side]] = {}
+    for slot, own in layers.items():
+        values, sums = list(own.values()), {name: (k,) for name, k in ks.items()}
+        shifted = _shifted(on_layer, sum(map(len, sides.values())), total)
+        if "l1" not in rule.needs:
+            norms = frobenius_norms(values, on_layer=shifted)
+            sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
+            continue
+        if cache is None:
+            found = measure(values, sums, device=device, on_layer=shifted)
+        else:
+            found = measure_once(values, sums, device=device, file=cache, on_layer=shifted)
+        sides[slot] = {
+            name: _with_sums(_side(own[name], each.frobenius, rule), each, ks.get(name))
+            for name, each in found.items()
+        }
+    return sides
 
 
 def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
     if on_layer is None:
         return None
-    report: Callable[[str, int, int], None] = on_layer
+    report: OnLayer = on_layer
     return lambda name, index, _: report(name, done + index, total)
 
 
+def _side(layer: Layer, norm: float, rule: Rule) -> Side:
+    scaling = 1.0 if rule.ignores_alpha else layer.scaling
+    return Side(rank=layer.rank, scaling=scaling, frobenius=abs(scaling) * norm)
+
+
+def _with_sums(side: Side, statistics: Statistics, k: int | None) -> Side:
+    scaling = abs(side.scaling)
+    top_k = None if k is None else scaling * statistics.top_k[k]
+    return replace(side, l1=scaling * statistics.l1, top_k=top_k)
+
+
 def _numbers(
-    adapters: Mapping[str, Adapter],
-    statistics: Mapping[str, Mapping[str, Statistics]],
-    ks: Mapping[str, int],
-    ignore_alpha: bool,
+    layers: LayersOfSlots, sides: Mapping[str, Mapping[str, Side]], ks: Mapping[str, int]
 ) -> dict[str, LayerNumbers]:
-    names = sorted(
-        {**adapters[CONTENT].layers, **adapters[STYLE].layers}.values(),
-        key=lambda layer: (layer.component, layer.module, layer.parameter),
-    )
     numbers = {}
-    for layer in names:
-        k = ks.get(layer.name)
-        sides: dict[str, Side | None] = {}
-        for slot, adapter in adapters.items():
-            own = adapter.layers.get(layer.name)
-            measured = statistics[slot].get(layer.name)
-            sides[slot] = None
-            if own is not None and measured is not None:
-                sides[slot] = _side(own, measured, k, ignore_alpha)
+    for layer in _in_order(layers):
         weight = None
         if layer.parameter == "bias":
             weight = layer_name(layer.component, layer.module, "weight")
-        numbers[layer.name] = LayerNumbers(layer.component, k, sides[CONTENT], sides[STYLE], weight)
+        numbers[layer.name] = LayerNumbers(
+            component=layer.component,
+            k=ks.get(layer.name),
+            sides={slot: own.get(layer.name) for slot, own in sides.items()},
+            weight=weight,
+        )
     return numbers
 
 
-def _side(layer: Layer, statistics: Statistics, k: int | None, ignore_alpha: bool) -> Side:
-    scaling = 1.0 if ignore_alpha else layer.scaling
-    return Side(
-        rank=layer.rank,
-        scaling=scaling,
-        l1=abs(scaling) * statistics.l1,
-        top_k=None if k is None else abs(scaling) * statistics.top_k[k],
-    )
+def _in_order(layers: LayersOfSlots) -> list[Layer]:
+    """Each layer once, as an artifact lists them."""
+    every = {name: layer for own in layers.values() for name, layer in own.items()}
+    return sorted(every.values(), key=lambda v: (v.component, v.module, v.parameter))
 
 
 def _fusion(
-    adapters: Mapping[str, Adapter],
-    plan: Plan,
-    numbers: Mapping[str, LayerNumbers],
-    config: Config,
+    sources: Mapping[str, Adapter], layers: LayersOfSlots, plan: Plan, config: Config
 ) -> Fusion:
-    shapes = {**adapters[CONTENT].layers, **adapters[STYLE].layers}
-    entries = []
-    for name, layer_plan in plan.layers.items():
-        factors: dict[str, Factors | Dense] = {}
-        for slot, side in numbers[name].sides.items():
-            if side is not None and layer_plan.timeline.uses(slot):
-                layer = adapters[slot].layers[name]
-                factors[slot] = _factors(layer.delta, side.scaling)
-        entries.append(
-            Entry(
-                component=shapes[name].component,
-                module=shapes[name].module,
-                parameter=shapes[name].parameter,
-                shape=shapes[name].shape,
-                fate=layer_plan.fate,
-                timeline=layer_plan.timeline,
-                factors=factors,
-                scores={RULE: layer_plan.scores},
-            )
-        )
+    every = _in_order(layers)
+    rule = config.rule
     return Fusion(
-        sources={slot: _source(adapter) for slot, adapter in adapters.items()},
-        slots={slot: Slot(name=slot, role=slot, sources=(slot,)) for slot in adapters},
-        rule=Rule(RULE, config.parameters(), {"gamma": dict(plan.gamma)}),
-        family=_family(adapters, shapes),
-        entries=tuple(entries),
+        sources={slot: _source(adapter) for slot, adapter in sources.items()},
+        slots={
+            slot: Slot(slot, role_of(slot), rule.derives.get(slot, (slot,)), rule.derivation(slot))
+            for slot in sources
+        },
+        rule=StatedRule(rule.name, config.parameters(), plan.derived),
+        family=_family(sources, every),
+        entries=tuple(_entry(layer, layers, plan, rule) for layer in every),
         tool=f"klora {__version__}",
+    )
+
+
+def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry:
+    planned = plan.layers[layer.name]
+    return Entry(
+        component=layer.component,
+        module=layer.module,
+        parameter=layer.parameter,
+        shape=layer.shape,
+        fate=planned.fate,
+        timeline=planned.timeline,
+        factors={
+            slot: _factors(layers[slot][layer.name].delta, planned.scores[slot]["scaling"])
+            for slot in planned.stored
+        },
+        scores={rule.name: planned.scores},
     )
 
 
@@ -219,9 +225,9 @@ def _source(adapter: Adapter) -> Source:
     )
 
 
-def _family(adapters: Mapping[str, Adapter], layers: Mapping[str, Layer]) -> str | None:
-    """Of both LoRAs together; the layers that only one has may tell the other's."""
-    weights = (layer for layer in layers.values() if layer.parameter == "weight")
+def _family(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> str | None:
+    """Of all LoRAs together; the layers that only one has may tell the others'."""
+    weights = (layer for layer in layers if layer.parameter == "weight")
     found = family_of({(v.component, v.module): v.shape for v in weights})
-    stated = {adapter.family for adapter in adapters.values()} - {None}
+    stated = {adapter.family for adapter in sources.values()} - {None}
     return stated.pop() if found is None and len(stated) == 1 else found

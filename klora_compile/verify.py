@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from klora_compile.compiler import compile_fusion
 from klora_compile.compress import relative_error
 from klora_compile.config import Config
 from klora_compile.measure import OnLayer
+from klora_compile.pairing import check_slots
 from klora_compile.reading.adapter import Adapter
+from klora_compile.rules.catalogue import RULES
+from klora_compile.slots import slot_names
 from klora_compile.thin import thin
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import Dense, Entry, Factors, Fusion
@@ -28,38 +31,54 @@ ERROR_TOLERANCE = 1e-4
 
 def differences(
     fusion: Fusion,
-    content: Adapter,
-    style: Adapter,
+    content: Adapter | Sequence[Adapter],
+    style: Adapter | Sequence[Adapter],
     *,
     device: str = "auto",
     on_layer: OnLayer | None = None,
 ) -> list[str]:
-    """Compile ``content`` and ``style`` with the fusion's own settings and compare everything.
+    """Compile the LoRAs with the fusion's own settings and compare everything.
+
+    Args:
+        fusion: any rule's.
+        content: its content LoRA, or several in their order.
+        style: its style LoRA, or several.
+        device: where to measure.
+        on_layer: see :func:`~klora_compile.compiler.compile_fusion`.
 
     Returns:
         One sentence per difference; empty where the fusion is what its sources give. Scores may
         differ by a part in 1e6, breakpoints by 1e-6, as they do between a CPU and a GPU; factors
-        must be equal to the bit, and compressed ones lose what is stated of them.
+        must be equal to the bit, and compressed ones lose what is stated of them. Scores that the
+        rule does not go by, which an artifact keeps from the rule it was compiled with, are not
+        compared.
 
     Raises:
         KloraError: the fusion was made by a rule or with settings that this klora does not know.
     """
-    wrong_files = list(_compare_sources(fusion, {"content": content, "style": style}))
-    if wrong_files:
-        return wrong_files
-    if fusion.rule.name != "klora":
+    contents, styles = (
+        [given] if isinstance(given, Adapter) else list(given) for given in (content, style)
+    )
+    slots = slot_names(len(contents), len(styles))
+    wrong = list(_compare_sources(fusion, dict(zip(slots, [*contents, *styles], strict=True))))
+    if wrong:
+        return wrong
+    if fusion.rule.name not in RULES:
         raise KloraError(f"rule {shown(fusion.rule.name)} is unknown to this klora; update it.")
     try:
-        config = Config.from_parameters(fusion.rule.parameters)
+        config = Config.from_parameters(fusion.rule.parameters, fusion.rule.name)
+        check_slots(slots, config.rule, config.settings)
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]
-    again = compile_fusion(content, style, config, device=device, on_layer=on_layer)
+    again = compile_fusion(contents, styles, config, device=device, on_layer=on_layer)
     if fusion.is_thin:
-        again = thin(again, {"content": content, "style": style})
+        again = thin(again, dict(zip(slots, [*contents, *styles], strict=True)))
     return list(_compare(fusion, again))
 
 
 def _compare_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    for name in sorted(fusion.sources.keys() - adapters.keys()):
+        yield f"sources.{name}: no LoRA was given for it"
     for name, adapter in adapters.items():
         source = fusion.sources.get(name)
         if source is None:
@@ -78,12 +97,13 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
     for part in ("parameters", "derived"):
         if not _close(getattr(fusion.rule, part), getattr(again.rule, part)):
             yield f"rule.{part}: stated and computed values differ"
+    sums = again.rule.name in RULES and "top_k" in RULES[again.rule.name].needs
     stated, computed = _by_name(fusion), _by_name(again)
     yield from (f"{name}: is in no source" for name in sorted(stated.keys() - computed.keys()))
     yield from (f"{name}: is missing" for name in sorted(computed.keys() - stated.keys()))
     for name in sorted(stated.keys() & computed.keys()):
         yield from (
-            f"{name}: {what} differs" for what in _compare_entry(stated[name], computed[name])
+            f"{name}: {what} differs" for what in _compare_entry(stated[name], computed[name], sums)
         )
 
 
@@ -91,14 +111,14 @@ def _by_name(fusion: Fusion) -> dict[str, Entry]:
     return {entry.path: entry for entry in fusion.entries}
 
 
-def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
+def _compare_entry(one: Entry, other: Entry, sums: bool) -> Iterator[str]:
     if one.shape != other.shape:
         yield "shape"
     if one.fate != other.fate:
         yield "fate"
     if not _close(list(one.timeline.rows()), list(other.timeline.rows()), absolute=TOLERANCE):
         yield "timeline"
-    if not _close(one.scores, other.scores):
+    if not _close(one.scores if sums else _without_sums(one.scores, other.scores), other.scores):
         yield "scores"
     if one.references != other.references:
         yield "where its factors lie"
@@ -124,6 +144,17 @@ def _compare_compressed(
     found = relative_error(expected, factors)
     if not math.isclose(found, stated, rel_tol=ERROR_TOLERANCE, abs_tol=1e-9):
         yield f"error of compressed {slot} (stated {stated:.3g}, found {found:.3g})"
+
+
+def _without_sums(stated: Mapping[str, Any], computed: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores without what an earlier rule of the artifact went by, and the present one does not."""
+    return {
+        key: _without_sums(value, computed[key])
+        if isinstance(value, Mapping) and isinstance(computed.get(key), Mapping)
+        else value
+        for key, value in stated.items()
+        if key in computed
+    } | ({"k": None} if "k" in computed else {})
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

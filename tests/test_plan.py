@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from klora_compile import Config
-from klora_compile.plan import LayerNumbers, LayerPlan, Plan, Side, make_plan
+from klora_compile.numbers import LayerNumbers, Side
+from klora_compile.plan import LayerPlan, Plan, make_plan
 from klora_runtime.errors import ConfigError, PairingError
 from klora_runtime.fusion import FATES
 from klora_runtime.timeline import Timeline
@@ -17,15 +18,26 @@ ABSENT = None
 
 
 def side(top_k: float | None = 1.0, l1: float = 10.0, scaling: float = 1.0) -> Side:
-    return Side(rank=2, scaling=scaling, l1=l1, top_k=top_k)
+    return Side(rank=2, scaling=scaling, frobenius=l1 / 5, l1=l1, top_k=top_k)
 
 
 ZERO = side(0.0, 0.0)
 
 
+def numbers(
+    component: str,
+    k: int | None,
+    content: Side | None,
+    style: Side | None,
+    weight: str | None = None,
+) -> LayerNumbers:
+    """Of two LoRAs."""
+    return LayerNumbers(component, k, {"content": content, "style": style}, weight)
+
+
 def pair(ratio: float, component: str = "unet") -> LayerNumbers:
     """A layer with this ratio where gamma is 1."""
-    return LayerNumbers(component, 4, side(ratio), side(1.0))
+    return numbers(component, 4, side(ratio), side(1.0))
 
 
 def planned(config: Config | None = None, **layers: LayerNumbers) -> Plan:
@@ -62,13 +74,13 @@ def test_fates_of_a_duel() -> None:
 
 
 def test_scores_hold_both_sides_and_the_ratio() -> None:
-    layer = LayerNumbers("unet", 6, side(3.0, 30.0, 0.5), side(2.0, 10.0, 2.0))
+    layer = numbers("unet", 6, side(3.0, 30.0, 0.5), side(2.0, 10.0, 2.0))
     plan = plan_of(layer, gamma=0.5)
     assert plan.scores == {
         "k": 6,
         "ratio": 3.0,
-        "content": {"rank": 2, "scaling": 0.5, "l1": 30.0, "top_k": 3.0},
-        "style": {"rank": 2, "scaling": 2.0, "l1": 10.0, "top_k": 2.0},
+        "content": {"rank": 2, "scaling": 0.5, "frobenius": 6.0, "l1": 30.0, "top_k": 3.0},
+        "style": {"rank": 2, "scaling": 2.0, "frobenius": 2.0, "l1": 10.0, "top_k": 2.0},
     }
 
 
@@ -95,7 +107,7 @@ def test_a_zero_delta_leaves_the_layer_to_the_other(
     content: Side, style: Side, fate: str, slots: set[str], unpaired: Any
 ) -> None:
     """Both files have the layer, so it is paired whatever ``unpaired`` says."""
-    plan = plan_of(LayerNumbers("unet", 4, content, style), unpaired=unpaired)
+    plan = plan_of(numbers("unet", 4, content, style), unpaired=unpaired)
     assert (plan.fate, acts(plan)) == (fate, slots)
     assert not plan.timeline.switches
     assert plan.scores["ratio"] is None
@@ -105,10 +117,10 @@ def test_a_zero_delta_leaves_the_layer_to_the_other(
 def test_zero_deltas_do_not_poison_gamma(gamma: Any) -> None:
     """0/0 and x/0 have no part in it; all else is as without these layers."""
     config = Config(gamma=gamma)
-    both = {"a": pair(1.0), "b": LayerNumbers("unet", 4, side(2.0, 30.0), side(1.0, 10.0))}
-    zeros = {"z": LayerNumbers("unet", 4, ZERO, ZERO)}
+    both = {"a": pair(1.0), "b": numbers("unet", 4, side(2.0, 30.0), side(1.0, 10.0))}
+    zeros = {"z": numbers("unet", 4, ZERO, ZERO)}
     plain, with_zeros = make_plan(both, config), make_plan(both | zeros, config)
-    assert plain.gamma == with_zeros.gamma == {"unet": 2.0}
+    assert plain.derived == with_zeros.derived == {"gamma": {"unet": 2.0}}
     assert plain.layers == {n: p for n, p in with_zeros.layers.items() if n != "z"}
 
 
@@ -119,26 +131,26 @@ def test_zero_deltas_do_not_poison_gamma(gamma: Any) -> None:
 def test_gamma_of_nothing_but_zeros_is_undefined_or_zero(
     content: Side, style: Side, value: float | None, gamma: Any
 ) -> None:
-    plan = make_plan({"x": LayerNumbers("unet", 4, content, style)}, Config(gamma=gamma))
-    assert plan.gamma == {"unet": value}
+    plan = make_plan({"x": numbers("unet", 4, content, style)}, Config(gamma=gamma))
+    assert plan.derived["gamma"] == {"unet": value}
     assert plan.layers["x"].fate in ("one-sided", "zero")
 
 
 def test_gamma_counts_pairs_of_its_own_component_only() -> None:
     plan = planned(
         Config(gamma="paper"),
-        a=LayerNumbers("transformer", 4, side(1.0, 30.0), side(1.0, 10.0)),
-        b=LayerNumbers("transformer_2", 4, side(1.0, 10.0), side(1.0, 20.0)),
-        c=LayerNumbers("transformer", None, side(None, 1e9), ABSENT),
-        d=LayerNumbers("text_encoder", 4, side(1.0, 1e9), side()),
+        a=numbers("transformer", 4, side(1.0, 30.0), side(1.0, 10.0)),
+        b=numbers("transformer_2", 4, side(1.0, 10.0), side(1.0, 20.0)),
+        c=numbers("transformer", None, side(None, 1e9), ABSENT),
+        d=numbers("text_encoder", 4, side(1.0, 1e9), side()),
     )
-    assert plan.gamma == {"transformer": 3.0, "transformer_2": 0.5}
+    assert plan.derived["gamma"] == {"transformer": 3.0, "transformer_2": 0.5}
 
 
 @pytest.mark.parametrize("slot", ["content", "style"])
 def test_an_unpaired_layer_acts_always_or_not_at_all_or_is_an_error(slot: str) -> None:
     sides = {"content": ABSENT, "style": ABSENT, slot: side(None)}
-    layer = LayerNumbers("unet", None, **sides)
+    layer = numbers("unet", None, **sides)
     kept = plan_of(layer)
     assert (kept.fate, acts(kept), kept.timeline.switches) == ("one-sided", {slot}, False)
     dropped = plan_of(layer, unpaired="drop")
@@ -151,12 +163,12 @@ def test_an_unpaired_layer_acts_always_or_not_at_all_or_is_an_error(slot: str) -
 
 
 def test_unpaired_layers_that_are_zero_are_zero() -> None:
-    assert plan_of(LayerNumbers("unet", None, side(None, 0.0), ABSENT)).fate == "zero"
+    assert plan_of(numbers("unet", None, side(None, 0.0), ABSENT)).fate == "zero"
 
 
 @pytest.mark.parametrize("unpaired", ["keep", "drop", "error"])
 def test_unpaired_has_no_say_in_text_encoders(unpaired: Any) -> None:
-    layer = LayerNumbers("text_encoder", None, side(None), ABSENT)
+    layer = numbers("text_encoder", None, side(None), ABSENT)
     plan = plan_of(layer, unpaired=unpaired)
     assert (plan.fate, acts(plan)) == ("constant", {"content"})
 
@@ -180,13 +192,13 @@ def test_text_encoders_hold_constant_weights(
     plan = plan_of(pair(1.25, component), text_encoder=choice)
     assert (plan.fate, acts(plan), plan.timeline.switches) == (fate, slots, False)
     assert plan.scores["ratio"] is None
-    assert planned(x=pair(1.25, component)).gamma == {}
+    assert planned(x=pair(1.25, component)).derived["gamma"] == {}
 
 
 def test_a_text_encoder_layer_of_the_other_lora_is_dropped() -> None:
-    layer = LayerNumbers("text_encoder", None, side(None), ABSENT)
+    layer = numbers("text_encoder", None, side(None), ABSENT)
     assert plan_of(layer, text_encoder="style").fate == "dropped"
-    assert plan_of(LayerNumbers("text_encoder", 4, ZERO, ZERO)).fate == "zero"
+    assert plan_of(numbers("text_encoder", 4, ZERO, ZERO)).fate == "zero"
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -197,12 +209,12 @@ def test_weights_act_on_coefficients_and_not_on_the_choice() -> None:
         "switching": pair(1.25),
         "content": pair(3.0),
         "style": pair(0.1),
-        "single": LayerNumbers("unet", None, side(None), ABSENT),
+        "single": numbers("unet", None, side(None), ABSENT),
         "text": pair(1.0, "text_encoder"),
     }
     plain = make_plan(layers, Config())
     weighted = make_plan(layers, Config(content_weight=0.25, style_weight=-2.0))
-    assert plain.gamma == weighted.gamma
+    assert plain.derived == weighted.derived
     for name, one in plain.layers.items():
         other = weighted.layers[name]
         assert (one.fate, one.scores, one.timeline.starts) == (
@@ -223,9 +235,9 @@ def test_every_fate_is_reached_and_known() -> None:
         plan_of(pair(3.0)).fate,
         plan_of(pair(0.1)).fate,
         plan_of(pair(1.0)).fate,
-        plan_of(LayerNumbers("unet", 4, ZERO, side())).fate,
+        plan_of(numbers("unet", 4, ZERO, side())).fate,
         plan_of(pair(1.0, "text_encoder")).fate,
-        plan_of(LayerNumbers("unet", 4, ZERO, ZERO)).fate,
+        plan_of(numbers("unet", 4, ZERO, ZERO)).fate,
         plan_of(pair(1.0, "text_encoder"), text_encoder="none").fate,
         planned(w=pair(1.0), b=bias("w")).layers["b"].fate,
     }
@@ -238,12 +250,12 @@ def test_every_fate_is_reached_and_known() -> None:
 def bias(weight: str, content: Side | None = None, style: Side | None = None) -> LayerNumbers:
     """A bias that style would win by itself, and whose sums would turn gamma over."""
     own = (content or side(1e-3, 1e6), style or side(1e3, 1e-6))
-    return LayerNumbers("unet", 4, *own, weight)
+    return numbers("unet", 4, *own, weight)
 
 
 def test_a_bias_is_chosen_with_its_weight_and_not_counted() -> None:
     plan = planned(Config(), w=pair(1.25), b=bias("w"))
-    assert plan.gamma == {"unet": 1.0}
+    assert plan.derived["gamma"] == {"unet": 1.0}
     assert plan.layers["b"].timeline == plan.layers["w"].timeline
     assert plan.layers["b"].scores["ratio"] == plan.layers["w"].scores["ratio"]
     for ratio, slot in ((3.0, "content"), (0.1, "style")):
@@ -251,20 +263,20 @@ def test_a_bias_is_chosen_with_its_weight_and_not_counted() -> None:
 
 
 def test_a_bias_of_one_lora_acts_while_that_has_its_weight() -> None:
-    plan = planned(w=pair(1.25), b=LayerNumbers("unet", None, side(None), ABSENT, "w"))
+    plan = planned(w=pair(1.25), b=numbers("unet", None, side(None), ABSENT, "w"))
     assert rows(plan.layers["b"]) == [
         (0.0, 1.0, 0.0),
         (plan.layers["w"].timeline.starts[1], 0.0, 0.0),
     ]
     for style in (ABSENT, ZERO):  # the weight is the style's at all times
-        plan = planned(w=pair(0.1), b=LayerNumbers("unet", 4, side(), style, "w"))
+        plan = planned(w=pair(0.1), b=numbers("unet", 4, side(), style, "w"))
         assert (plan.layers["b"].fate, acts(plan.layers["b"])) == ("dropped", set())
-    plan = planned(w=pair(0.1), b=LayerNumbers("unet", 4, ZERO, ZERO, "w"))
+    plan = planned(w=pair(0.1), b=numbers("unet", 4, ZERO, ZERO, "w"))
     assert plan.layers["b"].fate == "zero"
 
 
 def test_a_bias_without_its_weight_is_a_layer_of_its_own() -> None:
-    assert plan_of(LayerNumbers("unet", 4, side(1.25), side(1.0), "not there")).fate == "switching"
+    assert plan_of(numbers("unet", 4, side(1.25), side(1.0), "not there")).fate == "switching"
 
 
 def test_layers_keep_their_order() -> None:
@@ -273,7 +285,7 @@ def test_layers_keep_their_order() -> None:
 
 
 def test_timelines_are_of_both_slots_always() -> None:
-    for layer in (pair(1.0), LayerNumbers("unet", None, side(None), ABSENT)):
+    for layer in (pair(1.0), numbers("unet", None, side(None), ABSENT)):
         assert isinstance(plan_of(layer).timeline, Timeline)
         assert set(plan_of(layer).timeline.coefficients) == {"content", "style"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +115,7 @@ def test_scores_are_enough_to_choose_again_without_the_sources(
     content = lora(tmp_path / "content.safetensors", seed=1, rank=5, dtype=torch.float32)
     style = lora(tmp_path / "style.safetensors", seed=50, rank=4, dtype=torch.float32)
     semantics = Config(semantics="authors") if ignored else Config()
-    other = replace(semantics, pattern="s*")
+    other = semantics.changed(pattern="s*")
     fusion = compile_fusion(content, style, semantics, device="cpu")
     wanted = compile_fusion(content, style, other, device="cpu")
     parameters = other.parameters()

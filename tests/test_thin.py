@@ -14,7 +14,7 @@ from generation import TWO_STEPS, LoraPair, build, generate
 from lora_files import GOLDEN, random_pair, write_lora
 from tiny_pipeline import Family
 
-from klora_compile import compile_fusion, read_adapter
+from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.cli import main
 from klora_compile.thin import thin
 from klora_compile.verify import differences
@@ -319,3 +319,13 @@ def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path)
     assert differences(changed, *adapters, device="cpu") == [
         f"{entry.path}: where its factors lie differs"
     ]
+
+
+def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: Path) -> None:
+    adapters = {"content": read_adapter(pair.content), "style": read_adapter(pair.style)}
+    whole = compile_fusion(*adapters.values(), Config(keep_all_slots=True), device="cpu")
+    save_fusion(thin(whole, adapters), path)
+    other = tmp_path / "other"
+    save_fusion(reschedule(load_fusion(path), "direct", content_weight=0.5), other)
+    filled = load_fusion(other, sources={"content": pair.content, "style": pair.style})
+    assert_equal(filled, reschedule(whole, "direct", content_weight=0.5))

@@ -28,7 +28,12 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), Config("authors", "s*", top_k=7), Config(gamma=2.0, style_weight=0.5)]
+    "config",
+    [
+        Config(),
+        Config(semantics="authors", pattern="s*", top_k=7),
+        Config(gamma=2.0, style_weight=0.5),
+    ],
 )
 def test_a_fusion_equals_its_sources(adapters: tuple[Adapter, Adapter], config: Config) -> None:
     assert differences(compile_fusion(*adapters, config), *adapters) == []

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from klora_compile.config import Config
-from klora_compile.plan import klora_rule
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
+from klora_compile.rules.klora import Klora
 from klora_runtime.precision import full_float32
 
 
@@ -68,7 +67,7 @@ class Literal:
     """
 
     def __init__(self, denoiser: nn.Module, content: Adapter, style: Adapter) -> None:
-        self._rule = klora_rule(Config())
+        self._rule = Klora()
         self._gamma = _gamma(denoiser, content, style)
         device = next(denoiser.parameters()).device
         self._threshold = torch.zeros((), device=device)

@@ -1,28 +1,37 @@
-"""``klora compile``: two LoRAs in, one artifact out."""
+"""``klora compile``: LoRAs in, one artifact out."""
 
 from __future__ import annotations
 
 import json
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import LORA, Device, NumberOr, reading_options
+from klora_compile.commands.parameters import LORA, Device, reading_options
 from klora_compile.commands.progress import layer_bar
-from klora_compile.config import Config
+from klora_compile.commands.rule_options import (
+    DEFAULT_RULE,
+    RuleCommand,
+    given,
+    rule_option,
+    shared_options,
+)
 from klora_compile.reading.options import ReadOptions
+from klora_compile.slots import slot_names
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
     from klora_runtime.fusion import Fusion
 
 
-@click.command("compile")
-@click.argument("content", type=LORA)
-@click.argument("style", type=LORA)
+@click.command("compile", cls=RuleCommand)
+@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
+@click.option("--content", multiple=True, type=LORA, help="A content LoRA, of several.")
+@click.option("--style", multiple=True, type=LORA, help="A style LoRA, of several.")
 @click.option(
     "-o",
     "--output",
@@ -30,67 +39,12 @@ if TYPE_CHECKING:
     required=True,
     help="The artifact to write, by custom NAME.klora.safetensors.",
 )
+@rule_option(DEFAULT_RULE)
+@shared_options
 @click.option(
-    "--semantics",
-    type=click.Choice(["paper", "authors"]),
-    default="paper",
-    show_default=True,
-    help="K-LoRA as published, or as its authors' code computes: their gamma, their offset of s*, "
-    "ties to the style, the network alpha ignored.",
-)
-@click.option(
-    "--pattern",
-    type=click.Choice(["s", "s*"]),
-    default="s",
-    show_default=True,
-    help="s: content early, style late. s*: style, content, style; suggested for FLUX.",
-)
-@click.option("--alpha", type=float, help="Slope of S over progress.  [default: 1.5]")
-@click.option(
-    "--beta",
-    type=float,
-    help="S at progress 0; higher favours style.  [default: 0.5; for s* 1.3, authors 0.85 alpha]",
-)
-@click.option(
-    "--gamma",
-    type=NumberOr("paper", "code"),
-    help="Balance of magnitudes: ratio of sums, mean of ratios, or a number; higher favours "
-    "style.  [default: as the semantics]",
-)
-@click.option(
-    "--top-k",
-    type=NumberOr("auto", whole=True),
-    default="auto",
-    show_default=True,
-    help="Weights of a layer that count; auto is the product of its two ranks.",
-)
-@click.option(
-    "--content-weight",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Factor on the content's deltas where they are applied; does not change the choice.",
-)
-@click.option(
-    "--style-weight",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Factor on the style's deltas where they are applied; does not change the choice.",
-)
-@click.option(
-    "--text-encoder",
-    type=click.Choice(["both", "content", "style", "none"]),
-    default="both",
-    show_default=True,
-    help="Whose text encoder layers act; they have no steps.",
-)
-@click.option(
-    "--unpaired",
-    type=click.Choice(["keep", "drop", "error"]),
-    default="keep",
-    show_default=True,
-    help="Denoiser layers that only one LoRA adapts.",
+    "--keep-all-slots",
+    is_flag=True,
+    help="Store also what this schedule never uses, so that klora recompile can make any other.",
 )
 @reading_options
 @click.option(
@@ -103,7 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-cache",
     is_flag=True,
-    help="Measure both LoRAs, and keep nothing for the next time.",
+    help="Measure all LoRAs, and keep nothing for the next time.",
 )
 @click.option(
     "--compress",
@@ -116,13 +70,14 @@ if TYPE_CHECKING:
     "--thin",
     "as_thin",
     is_flag=True,
-    help="Store the schedule alone; applying it needs both LoRA files.",
+    help="Store the schedule alone; applying it needs the LoRA files.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def compile_command(
-    content: Path,
-    style: Path,
+    loras: tuple[Path, ...],
+    content: tuple[Path, ...],
+    style: tuple[Path, ...],
     output: Path,
     device: str,
     no_cache: bool,
@@ -130,25 +85,30 @@ def compile_command(
     as_thin: bool,
     force: bool,
     as_json: bool,
-    top_k: str | int,
     reading: ReadOptions,
+    rule: str,
     **settings: Any,
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
 
-    Each is a file (.safetensors, .pt, .bin, .ckpt) or a folder as PEFT and diffusers save it.
+    Each is a file (.safetensors, .pt, .bin, .ckpt) or a folder as PEFT and diffusers save it. More
+    than two are named with --content and --style, once for each.
 
     In every layer, at every step of sampling, the one acts whose largest weights matter more
-    (K-LoRA). All of that is computed here, once, for any prompt and any number of steps.
+    (K-LoRA), or as another --rule says. All of that is computed here, once, for any prompt and any
+    number of steps.
     """
-    config = Config(top_k=None if top_k == "auto" else int(top_k), **settings)
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
-    if content.samefile(style):
-        raise click.UsageError(f"{content} and {style} are one file; name two LoRAs.")
-    check_output(output, force, inputs=(content, style))
+    contents, styles = _by_role(loras, content, style)
+    for one, other in combinations((*contents, *styles), 2):
+        if one.samefile(other):
+            raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
+    check_output(output, force, inputs=(*contents, *styles))
 
     from klora_compile.compiler import compile_fusion
+    from klora_compile.config import Config
+    from klora_compile.pairing import check_slots
     from klora_compile.report.compression import compression_of, storage_lines
     from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
@@ -156,14 +116,25 @@ def compile_command(
     from klora_runtime.artifact import save_fusion
     from klora_runtime.errors import shown
 
+    config = Config(rule, **given(settings))
+    slots = slot_names(len(contents), len(styles))
+    check_slots(slots, config.rule, config.settings)
     begin = time.perf_counter()
     adapters = {
-        role: _read(role, path, reading) for role, path in (("content", content), ("style", style))
+        slot: _read(slot, path, reading)
+        for slot, path in zip(slots, (*contents, *styles), strict=True)
     }
     cache = None if no_cache else cache_file()
     with layer_bar("measuring") as on_layer:
-        pair = adapters["content"], adapters["style"]
-        fusion = compile_fusion(*pair, config, device=device, cache=cache, on_layer=on_layer)
+        every = list(adapters.values())
+        fusion = compile_fusion(
+            every[: len(contents)],
+            every[len(contents) :],
+            config,
+            device=device,
+            cache=cache,
+            on_layer=on_layer,
+        )
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:
@@ -194,6 +165,22 @@ def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
 
     with layer_bar("compressing") as on_layer:
         return compress(fusion, tolerance, on_layer=on_layer)
+
+
+def _by_role(
+    loras: tuple[Path, ...], content: tuple[Path, ...], style: tuple[Path, ...]
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The content and the style LoRAs, named in one way or the other."""
+    if loras and (content or style):
+        raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")
+    if content or style:
+        return content, style
+    if len(loras) != 2:
+        raise click.UsageError(
+            f"expected CONTENT STYLE, found {len(loras)} LoRAs; name more with --content and "
+            "--style."
+        )
+    return loras[:1], loras[1:]
 
 
 def _read(role: str, path: Path, options: ReadOptions) -> Adapter:

@@ -143,6 +143,30 @@ class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return self.name
 
 
+class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``SLOT=`` and some text.
+
+    Args:
+        what: the name of the text.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.name = f"SLOT={what}"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        slot, sign, text = str(value).partition("=")
+        if not slot or not sign:
+            self.fail(f"{value!r} is not {self.name}.", param, ctx)
+        return slot, text
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
 class HubId(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub."""
 

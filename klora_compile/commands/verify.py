@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,48 +12,58 @@ from klora_compile.commands.progress import layer_bar
 
 @click.command("verify")
 @click.argument("file", type=ARTIFACT)
+@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
 @click.option(
     "--against",
-    nargs=2,
-    type=LORA,
-    metavar="CONTENT STYLE",
-    help="Compile these LoRAs again with the artifact's settings and compare everything.",
+    is_flag=True,
+    help="Compile the LoRAs that follow FILE, contents first, with the artifact's settings and "
+    "compare everything.",
 )
 @click.option(
     "--device", type=Device(), default="auto", show_default=True, help="Where to measure."
 )
 @base_option
 def verify_command(
-    file: Path, against: tuple[Path, Path] | None, device: str, base: Path | None
+    file: Path, loras: tuple[Path, ...], against: bool, device: str, base: Path | None
 ) -> None:
     """Check the artifact FILE: structure, digests, every tensor.
 
+    With --against CONTENT STYLE also that it is what these LoRAs give; of more than two, in the
+    order in which they were compiled.
+
     Exit status 0: good. 1: not. 2: the command was not understood.
     """
+    if bool(loras) != against:
+        raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
+
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.reading.options import ReadOptions
+    from klora_compile.slots import CONTENT, in_order, role_of
     from klora_compile.verify import differences
     from klora_runtime.artifact import load_fusion
     from klora_runtime.errors import KloraError, shown
 
     fusion = load_fusion(file, check="full")
-    if against is None:
+    if not against:
         click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, structure and digests)")
         return
-    content, style = (
-        read_adapter(path, ReadOptions.from_notes(_notes(fusion, role), base))
-        for path, role in zip(against, ("content", "style"), strict=True)
-    )
+    names = in_order(fusion.sources)
+    if len(names) != len(loras):
+        raise click.UsageError(
+            f"{file} was compiled from {len(names)} LoRAs ({', '.join(map(shown, names))}), "
+            f"{len(loras)} were named."
+        )
+    adapters = {
+        name: read_adapter(path, ReadOptions.from_notes(fusion.sources[name].notes, base))
+        for name, path in zip(names, loras, strict=True)
+    }
+    contents = [each for name, each in adapters.items() if role_of(name) == CONTENT]
+    styles = [each for name, each in adapters.items() if role_of(name) != CONTENT]
     with layer_bar("comparing") as on_layer:
-        found = differences(fusion, content, style, device=device, on_layer=on_layer)
+        found = differences(fusion, contents, styles, device=device, on_layer=on_layer)
     if found:
-        names = [shown(path) for path in (file, *against)]
-        raise KloraError(f"{names[0]} is not what {names[1]} and {names[2]} give:", found)
+        given = " and ".join(shown(path) for path in loras)
+        raise KloraError(f"{shown(file)} is not what {given} give:", found)
     small = any(f.quantised for entry in fusion.entries for f in entry.factors.values())
     how = "as near to its sources as it states" if small else "equal to its sources"
     click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, {how})")
-
-
-def _notes(fusion: Any, role: str) -> Mapping[str, Any]:
-    source = fusion.sources.get(role)
-    return {} if source is None else source.notes

@@ -6,22 +6,24 @@ import hashlib
 import json
 import os
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
+from klora_compile.report.citations import CITATIONS
+from klora_compile.report.fates import MEANINGS
 from klora_compile.report.licences import licence_fields
 from klora_compile.report.markdown import fenced, plain, printable, table, yaml_string
 from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, summarise
 from klora_runtime.families import family_name
-from klora_runtime.fusion import FATES, Fusion, Source
+from klora_runtime.fusion import Fusion, Source
 from klora_runtime.schema import FORMAT_NAME, FORMAT_VERSION
 
 _MAP_WIDTH = 60
-_PAPER = "https://arxiv.org/abs/2502.18461"
 
 #: Family -> the pipeline class of diffusers that samples with it.
 _PIPELINES = {
@@ -44,14 +46,6 @@ _TAGS = {
     "sd3": "sd3",
 }
 _VIDEO_FAMILIES = ("wan", "ltx", "hunyuan-video")
-
-_CITATION = """@inproceedings{ouyang2025klora,
-  title     = {K-LoRA: Unlocking Training-Free Fusion of Any Subject and Style LoRAs},
-  author    = {Ouyang, Ziheng and Li, Zhen and Hou, Qibin},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern
-               Recognition (CVPR)},
-  year      = {2025}
-}"""
 
 
 @dataclass(frozen=True)
@@ -94,8 +88,7 @@ def model_card(fusion: Fusion, facts: CardFacts) -> str:
         _how_to_load(fusion, facts),
         "## File",
         _file(fusion, facts),
-        "## Citation",
-        fenced(_CITATION, "bibtex"),
+        *_citation(fusion),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -122,19 +115,39 @@ def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
 
 
 def _introduction(fusion: Fusion) -> str:
+    cited = CITATIONS.get(fusion.rule.name)
     rule, choice = f"the rule {plain(fusion.rule.name)}", ""
-    if fusion.rule.name == "klora":
-        rule = "K-LoRA"
-        choice = (
-            "In every layer of the denoiser, at every step of sampling, the one acts whose largest "
-            f"weights matter more (Ouyang et al., CVPR 2025, [arXiv:2502.18461]({_PAPER})). "
-        )
+    if cited is not None:
+        papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in cited.papers)
+        rule, choice = cited.title, f"{cited.sentence}{f' ({papers})' if papers else ''}. "
     return (
-        f"A LoRA of a subject and a LoRA of a style in one file, fused by {rule}. {choice}All of "
+        f"{_what(fusion)} in one file, fused by {rule}. {choice}All of "
         "these choices are in the file: they hold for any prompt, any seed and any number of "
         "steps. It is no plain LoRA: load it as [below](#how-to-load), not with "
         "`load_lora_weights`."
     )
+
+
+def _what(fusion: Fusion) -> str:
+    roles = Counter(slot.role for slot in fusion.slots.values())
+    subjects, styles = roles["content"], roles["style"]
+    parts = [
+        f"{'a LoRA' if count == 1 else f'{count} LoRAs'} of {what if count == 1 else plural}"
+        for count, what, plural in (
+            (subjects, "a subject", "subjects"),
+            (styles, "a style", "styles"),
+        )
+        if count
+    ]
+    text = " and ".join(parts)
+    return text[:1].upper() + text[1:]
+
+
+def _citation(fusion: Fusion) -> list[str]:
+    cited = CITATIONS.get(fusion.rule.name)
+    if cited is None or not cited.papers:
+        return []
+    return ["## Citation", fenced("\n\n".join(paper.bibtex for paper in cited.papers), "bibtex")]
 
 
 def _base_model(fusion: Fusion, facts: CardFacts) -> str:
@@ -157,7 +170,9 @@ def _sources(fusion: Fusion) -> str:
 
 
 def _source_row(fusion: Fusion, name: str, source: Source) -> list[str]:
+    own = fusion.slots.get(name)
     roles = {slot.role for slot in fusion.slots.values() if name in slot.sources}
+    roles = roles if own is None else {own.name}
     return [
         " and ".join(sorted(roles)) or plain(name),
         plain(source.file),
@@ -184,11 +199,19 @@ def _schedule(fusion: Fusion, facts: CardFacts) -> str:
     settings = [
         ["rule", plain(fusion.rule.name)],
         *([plain(key), plain(_value(value))] for key, value in sorted(summary.settings.items())),
-        ["gamma, computed", plain(gamma_text(summary.gamma))],
+        *(
+            [f"{plain(name)}, computed", plain(gamma_text(summary.gamma if name == "gamma" else v))]
+            for name, v in summary.derived.items()
+        ),
+        *(
+            [f"slot {plain(name)}", plain(slot.derived)]
+            for name, slot in fusion.slots.items()
+            if slot.derived is not None
+        ),
     ]
     total = sum(summary.fates.values())
     fates = [
-        [str(count), plain(fate), FATES.get(fate, "")]
+        [str(count), plain(fate), MEANINGS.get(fate, "")]
         for fate, count in summary.fates.items()
         if count
     ]

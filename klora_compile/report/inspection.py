@@ -7,15 +7,19 @@ from typing import Any
 
 from klora_compile.report.compression import compression_of, stored_json
 from klora_compile.report.summary import gamma_of, near_ties
-from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.fusion import Entry, Fusion, Slot
 from klora_runtime.schema import FORMAT_VERSION
+
+#: What is printed of each slot of a layer, and its key in the scores.
+_NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank", "rank"))
 
 
 def inspection(fusion: Fusion) -> dict[str, Any]:
     """A fusion as JSON values, numbers in full precision.
 
-    Per layer, ``content_*`` and ``style_*`` are null where that LoRA does not adapt the layer,
-    ``k`` and the Top-K sums where only one does, ``ratio`` where either delta is zero or missing.
+    Per layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null where that
+    LoRA does not adapt the layer or the rule did not measure it, ``k`` and the Top-K sums
+    also where only one does, ``ratio`` where nothing was compared.
     """
     compression = compression_of(fusion)
     return {
@@ -24,15 +28,21 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
         "tool": fusion.tool,
         "rule": {"name": fusion.rule.name, "parameters": dict(fusion.rule.parameters)},
         "gamma": gamma_of(fusion),
+        "derived": dict(fusion.rule.derived),
         "family": fusion.family,
         "fingerprint": fusion.fingerprint,
         "factor_bytes": fusion.nbytes,
         "thin": fusion.is_thin,
         "compression": None if compression is None else compression.json(),
         "sources": {name: asdict(source) for name, source in fusion.sources.items()},
+        "slots": {name: _slot(slot) for name, slot in fusion.slots.items()},
         "near_ties": [{"layer": tie.layer, "why": tie.why} for tie in near_ties(fusion)],
         "layers": [_layer(fusion, entry) for entry in fusion.entries],
     }
+
+
+def _slot(slot: Slot) -> dict[str, Any]:
+    return {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
 
 
 def _layer(fusion: Fusion, entry: Entry) -> dict[str, Any]:
@@ -40,7 +50,7 @@ def _layer(fusion: Fusion, entry: Entry) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for slot in fusion.slots:
         side = scores.get(slot) or {}
-        for json_name, key in (("topk", "top_k"), ("l1", "l1"), ("rank", "rank")):
+        for json_name, key in _NUMBERS:
             numbers[f"{slot}_{json_name}"] = side.get(key)
     return {
         "name": entry.layer,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from klora_compile.report.schedule_map import CONTENT_RGB, STYLE_RGB, Block, blocks
-from klora_compile.report.summary import gamma_of, klora_of
+from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
+from klora_compile.report.schedule_map import Block, blocks, slot_label
+from klora_compile.report.summary import gamma_of, rule_of
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.fusion import Entry, Fusion
 
@@ -22,8 +23,8 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
     """Draw the schedule as a heat map into an image file.
 
     Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
-    progress.
-    Beside it each layer's ratio S_c / (gamma * S_s) against the range of S.
+    progress. Each LoRA has a colour. Beside it, where the rule goes by one, each layer's ratio
+    against the range in which layers switch.
 
     Args:
         path: the file; its ending chooses the format (``.png``, ``.pdf``, ``.svg``).
@@ -43,10 +44,13 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
     layers = [entry for block in rows for entry in block.entries]
     height = min(14.0, max(4.5, 2.0 + 0.055 * len(layers)))
     figure = Figure(figsize=(11, height), dpi=150, layout="constrained")
-    heat, ratios = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
-    _draw_heat(heat, layers)
+    if any(_ratio(fusion, entry) for entry in layers):
+        heat, ratios = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+        _draw_ratios(ratios, fusion, layers)
+    else:
+        heat, ratios = figure.subplots(), None
+    draw_heat(heat, fusion, layers)
     _draw_blocks(heat, ratios, rows)
-    _draw_ratios(ratios, fusion, layers)
     _draw_titles(figure, heat, fusion, rows)
     try:
         figure.savefig(path, facecolor="white")
@@ -54,25 +58,24 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
         raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
 
 
-def _draw_heat(axes: Any, layers: list[Entry]) -> None:
+def draw_heat(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
+    """Draw layers by progress into axes of matplotlib, a row each."""
+    palette = colours(fusion.slots)
     progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
     image = np.empty((len(layers), _COLUMNS, 3), dtype=np.uint8)
     for row, entry in enumerate(layers):
         for start, coefficients in entry.timeline.rows():
-            image[row, progress >= start] = _colour(entry, coefficients)
+            parts = parts_of(coefficients)
+            colour = mixed({palette[slot]: part for slot, part in parts.items()})
+            image[row, progress >= start] = colour if parts else (255, 255, 255)
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.0, 1.0, len(layers), 0.0))
     axes.set_xlabel("progress of sampling", color=_INK)
     axes.set_xlim(0.0, 1.0)
 
 
-def _colour(entry: Entry, coefficients: dict[str, float]) -> tuple[int, int, int]:
-    content, style = coefficients.get("content"), coefficients.get("style")
-    if not (content or style):
-        return 255, 255, 255
-    if content and style:
-        red, green, blue = ((c + s) // 2 for c, s in zip(CONTENT_RGB, STYLE_RGB, strict=True))
-        return red, green, blue
-    return CONTENT_RGB if content else STYLE_RGB
+def _ratio(fusion: Fusion, entry: Entry) -> float:
+    """0 where there is none."""
+    return float(entry.scores.get(fusion.rule.name, {}).get("ratio") or 0.0)
 
 
 def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
@@ -81,7 +84,8 @@ def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
     starts = ends - [len(block.entries) for block in rows]
     for end in ends[:-1]:
         heat.axhline(end, color="white", linewidth=2.0)
-        ratios.axhline(end, color="#dddddd", linewidth=0.8)
+        if ratios is not None:
+            ratios.axhline(end, color="#dddddd", linewidth=0.8)
     every = -(-len(rows) // _MAX_LABELS)
     heat.set_yticks(((starts + ends) / 2)[::every], [_literal(b.name) for b in rows[::every]])
     heat.tick_params(axis="y", labelsize=7, length=0)
@@ -89,16 +93,17 @@ def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
 
 def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
     points = [
-        (row + 0.5, entry.scores[fusion.rule.name]["ratio"])
+        (row + 0.5, ratio)
         for row, entry in enumerate(layers)
-        if (entry.scores.get(fusion.rule.name, {}).get("ratio") or 0) > 0
+        if (ratio := _ratio(fusion, entry)) > 0
     ]
-    axes.set_xlabel("ratio  $S_c\\,/\\,(\\gamma\\,S_s)$", color=_INK)
+    rule = rule_of(fusion)
+    formula = "" if rule is None else rule.ratio_formula
+    axes.set_xlabel(f"ratio  {formula}".rstrip(), color=_INK)
     axes.tick_params(axis="y", length=0)
-    rule = klora_of(fusion)
-    if rule is not None:
-        low, high = rule.range()
-        axes.axvspan(max(low, 1e-3), high, color="#eeeeee", zorder=0)
+    ends = None if rule is None else rule.range()
+    if ends is not None:
+        axes.axvspan(max(ends[0], 1e-3), ends[1], color="#eeeeee", zorder=0)
     if not points:
         return
     heights, values = zip(*points, strict=True)
@@ -122,10 +127,11 @@ def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> N
     silent = sum(len(block.entries) for block in blocks(fusion)) - shown_layers
     gamma = gamma_of(fusion)
     gamma_text = f", γ = {gamma:.4g}" if isinstance(gamma, float) else ""
-    pattern = _literal(fusion.rule.parameters.get("pattern", ""))
+    rule = rule_of(fusion)
+    words = [fusion.rule.name, *([] if rule is None else [rule.text()])]
     figure.suptitle(names, fontsize=14, color=_INK)
     heat.set_title(
-        f"{fusion.rule.name}, pattern {pattern}{gamma_text}: "
+        f"{_literal(', '.join(words))}{gamma_text}: "
         f"{switching} of {shown_layers} layers switch"
         + (f" ({silent} that never act are left out)" if silent else ""),
         fontsize=9,
@@ -134,13 +140,13 @@ def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> N
     )
     heat.legend(
         handles=[
-            Patch(color=_rgb(CONTENT_RGB), label="content"),
-            Patch(color=_rgb(STYLE_RGB), label="style"),
+            Patch(color=_rgb(colour), label=slot_label(fusion.slots[slot]))
+            for slot, colour in colours(fusion.slots).items()
         ],
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         borderaxespad=0.3,
-        ncols=2,
+        ncols=len(fusion.slots),
         fontsize=9,
         frameon=False,
     )
@@ -151,6 +157,6 @@ def _literal(text: object) -> str:
     return shown(text).replace("$", r"\$")
 
 
-def _rgb(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+def _rgb(colour: Rgb) -> tuple[float, float, float]:
     red, green, blue = colour
     return red / 255, green / 255, blue / 255

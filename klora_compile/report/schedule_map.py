@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import click
 
+from klora_compile.report.palette import Rgb, colours, mixed, parts_of
 from klora_runtime.errors import shown
-from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
-
-#: Colours of the two roles, here and in the plot: a blue and an orange that stay apart in print
-#: and for colour-blind readers.
-CONTENT_RGB = (38, 103, 168)
-STYLE_RGB = (232, 133, 44)
+from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion, Slot
 
 #: Share of the layers of a block that are on content, from none to all, in characters.
 _SHADES = "░▒▓█"
+
+#: More than two slots are letters in their order; small where less than half of a block is on one.
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ALIKE = "="
+_ROUNDING = 1e-9
 
 #: Data flows through a model's blocks in this order; other names follow by name.
 _FLOW = (
@@ -41,12 +42,12 @@ class Block:
         """The block without the layers that never act."""
         return Block(self.name, tuple(entry for entry in self.entries if entry.acts))
 
-    def content_share(self, progress: float) -> float | None:
-        """Of the layers that act here, the share on content; None where none acts."""
-        acting = [entry.timeline.at(progress) for entry in self.entries if entry.acts]
-        content = sum(bool(row.get("content")) for row in acting)
-        both = content + sum(bool(row.get("style")) for row in acting)
-        return content / both if both else None
+    def parts(self, progress: float) -> dict[str, float]:
+        """Slot -> its mean part in the layers that act here; empty where none acts."""
+        rows = (entry.timeline.at(progress) for entry in self.entries if entry.acts)
+        acting = [parts for row in rows if (parts := parts_of(row))]
+        slots = {slot for parts in acting for slot in parts}
+        return {slot: sum(parts.get(slot, 0.0) for parts in acting) / len(acting) for slot in slots}
 
 
 def blocks(fusion: Fusion) -> list[Block]:
@@ -67,27 +68,51 @@ def text_map(fusion: Fusion, width: int) -> str:
     if not rows:
         return "no denoiser layers"
     label = max(len(shown(block.name)) for block in rows)
-    lines = [_line(block, label, width) for block in rows]
+    palette = colours(fusion.slots)
+    lines = [_line(block, label, width, palette) for block in rows]
     axis = f"{'':<{label}}  0{'progress':^{max(8, width - 2)}}1"
-    content = click.style("█ content", fg=CONTENT_RGB)
-    style = click.style("░ style", fg=STYLE_RGB)
-    legend = f"{'':<{label}}  {content}  {style}   shades: part of the block's layers"
-    return "\n".join([*lines, axis, legend])
+    return "\n".join([*lines, axis, f"{'':<{label}}  {_legend(fusion, palette)}"])
 
 
-def _line(block: Block, label: int, width: int) -> str:
+def slot_label(slot: Slot) -> str:
+    """The name of a slot in a legend; one that is computed says so."""
+    return slot.name if slot.derived is None else f"{slot.name} (derived)"
+
+
+def _legend(fusion: Fusion, palette: Mapping[str, Rgb]) -> str:
+    marks = (_SHADES[-1], _SHADES[0]) if len(palette) == 2 else _LETTERS
+    names = [
+        click.style(f"{mark} {slot_label(fusion.slots[slot])}", fg=colour)
+        for mark, (slot, colour) in zip(marks, palette.items(), strict=False)
+    ]
+    words = "shades: part of the block's layers"
+    if len(palette) != 2:
+        words = f"small: less than half of the block, {_ALIKE} all alike"
+    return f"{'  '.join(names)}   {words}"
+
+
+def _line(block: Block, label: int, width: int, palette: Mapping[str, Rgb]) -> str:
     cells = []
     for column in range(width):
-        share = block.content_share((column + 0.5) / width)
-        if share is None:
+        parts = block.parts((column + 0.5) / width)
+        if not parts:
             cells.append(" ")
             continue
-        colour = tuple(
-            round(s + share * (c - s)) for c, s in zip(CONTENT_RGB, STYLE_RGB, strict=True)
-        )
-        shade = _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
-        cells.append(click.style(shade, fg=(colour[0], colour[1], colour[2])))
+        colour = mixed({palette[slot]: part for slot, part in parts.items()})
+        cells.append(click.style(_mark(parts, tuple(palette)), fg=colour))
     return f"{shown(block.name):<{label}}  {''.join(cells)}"
+
+
+def _mark(parts: Mapping[str, float], slots: tuple[str, ...]) -> str:
+    """The character of a cell."""
+    if len(slots) == 2:
+        share = parts.get(slots[0], 0.0)
+        return _SHADES[min(len(_SHADES) - 1, int((share + _ROUNDING) * len(_SHADES)))]
+    shares = [parts.get(slot, 0.0) for slot in slots]
+    if max(shares) - min(shares) < _ROUNDING:
+        return _ALIKE
+    letter = _LETTERS[shares.index(max(shares)) % len(_LETTERS)]
+    return letter if max(shares) >= 0.5 - _ROUNDING else letter.lower()
 
 
 def _with_steps(entries: Iterable[Entry]) -> list[Entry]:

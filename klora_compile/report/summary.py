@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from klora_compile.config import Config
-from klora_compile.plan import klora_rule
-from klora_compile.rules.klora import Klora, near_range_end, near_step
-from klora_runtime.errors import ConfigError, shown
+from klora_compile.report.fates import COMMON, QUIET
+from klora_compile.rules.breakpoints import near_range_end, near_step
+from klora_compile.rules.catalogue import known_rule
+from klora_compile.rules.rule import Rule
+from klora_runtime.errors import shown
 from klora_runtime.families import family_name
-from klora_runtime.fusion import FATES, Entry, Fusion
+from klora_runtime.fusion import Fusion
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,21 @@ class Summary:
 
     family: str | None
     rule: str
+    rule_text: str
+    """The rule's own settings in a few words; empty where this klora does not know it."""
     settings: Mapping[str, Any]
     """The rule's parameters."""
     gamma: float | Mapping[str, float | None] | None
-    """One number where one component has it, else by component."""
+    """One number where one component has it, else by component; None for rules without it."""
+    derived: Mapping[str, Any]
+    """All that the rule computed for the whole model."""
     fates: Mapping[str, int]
-    """Fate -> number of layers, in the order of :data:`FATES`, none left out."""
+    """Fate -> number of layers: first those that the rule gives layers, none left out."""
     near_ties: tuple[NearTie, ...]
     ranks: Mapping[str, tuple[int, ...]]
-    """Slot -> the distinct ranks of its source."""
+    """Source -> its distinct ranks."""
     bytes_in: Mapping[str, int]
-    """Slot -> bytes of its source file."""
+    """Source -> bytes of its file."""
 
     def json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -49,12 +54,17 @@ class Summary:
 def summarise(fusion: Fusion) -> Summary:
     """The summary of a fusion that was compiled or loaded."""
     counts = Counter(entry.fate for entry in fusion.entries)
+    rule = rule_of(fusion)
+    common = [fate for fate in COMMON if rule is None or not rule.whole or fate != "one-sided"]
+    fates = dict.fromkeys((*(() if rule is None else rule.fates), *common, *sorted(counts)))
     return Summary(
         family=fusion.family,
         rule=fusion.rule.name,
+        rule_text="" if rule is None else rule.text(),
         settings=dict(fusion.rule.parameters),
         gamma=gamma_of(fusion),
-        fates={fate: counts[fate] for fate in (*FATES, *sorted(set(counts) - set(FATES)))},
+        derived=dict(fusion.rule.derived),
+        fates={fate: counts[fate] for fate in fates},
         near_ties=tuple(near_ties(fusion)),
         ranks={name: source.ranks for name, source in fusion.sources.items()},
         bytes_in={name: source.bytes for name, source in fusion.sources.items()},
@@ -75,45 +85,39 @@ def near_ties(fusion: Fusion) -> Iterator[NearTie]:
     """Layers whose decision is near a tie.
 
     A breakpoint within 1e-6 of the progress of some step of some N up to 100, or a ratio within
-    1e-6 of the ends of S's range.
+    1e-6 of the ends of S's range. Rules that compare nothing have none.
     """
+    rule = rule_of(fusion)
+    ends = None if rule is None else rule.range()
+    if ends is None:
+        return
     for entry in fusion.entries:
         for start in entry.timeline.starts[1:]:
             step = near_step(start)
             if step is not None:
                 index, steps = step
                 yield NearTie(entry.layer, f"switches at {start:.9g}, step {index} of {steps}")
-        end = _near_end(fusion, entry)
+        ratio = entry.scores.get(fusion.rule.name, {}).get("ratio")
+        end = None if ratio is None else near_range_end(ratio, ends)
         if end is not None:
             yield NearTie(entry.layer, f"its ratio is {end:g}, an end of S's range")
 
 
-def klora_of(fusion: Fusion) -> Klora | None:
-    """The rule that made a fusion, or None where it is another one or its settings are unknown."""
-    if fusion.rule.name != "klora":
-        return None
-    try:
-        return klora_rule(Config.from_parameters(fusion.rule.parameters))
-    except (ConfigError, TypeError):
-        return None
-
-
-def _near_end(fusion: Fusion, entry: Entry) -> float | None:
-    ratio = entry.scores.get("klora", {}).get("ratio")
-    rule = klora_of(fusion)
-    return None if ratio is None or rule is None else near_range_end(ratio, rule.range())
+def rule_of(fusion: Fusion) -> Rule | None:
+    """The rule that made a fusion, or None where it or its settings are unknown to this klora."""
+    return known_rule(fusion.rule.name, fusion.rule.parameters)
 
 
 def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     """The summary as rows of (label, text) for a terminal."""
-    settings = summary.settings
-    rows = [("base model", family_name(summary.family))]
-    rows.append(("rule", shown(f"{summary.rule}, {_rule_text(settings)}")))
-    rows.append(("gamma", gamma_text(summary.gamma)))
+    words = ", ".join(filter(None, (summary.rule, summary.rule_text)))
+    rows = [("base model", family_name(summary.family)), ("rule", shown(words))]
+    for name, value in summary.derived.items():
+        rows.append((shown(name), gamma_text(summary.gamma if name == "gamma" else value)))
     total = sum(summary.fates.values())
-    for position, (fate, count) in enumerate(summary.fates.items()):
-        if count or fate not in ("with its weight", "constant", "dropped"):
-            rows.append((f"layers ({total})" if position == 0 else "", f"{count:>5} {fate}"))
+    listed = [(fate, n) for fate, n in summary.fates.items() if n or fate not in QUIET]
+    for position, (fate, count) in enumerate(listed):
+        rows.append((f"layers ({total})" if position == 0 else "", f"{count:>5} {shown(fate)}"))
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:
@@ -136,18 +140,13 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"  {label:<{width}}  {text}" for label, text in rows)
 
 
-def _rule_text(settings: Mapping[str, Any]) -> str:
-    parts = [f"pattern {settings.get('pattern')}", f"{settings.get('semantics')} semantics"]
-    numbers = {name: settings.get(name) for name in ("alpha", "beta")}
-    parts += [f"{k} {v:g}" for k, v in numbers.items() if isinstance(v, int | float)]
-    return ", ".join(parts)
-
-
-def gamma_text(gamma: float | Mapping[str, float | None] | None) -> str:
-    """gamma for people, made safe for a terminal."""
+def gamma_text(gamma: Any) -> str:
+    """gamma, or another number of the whole model, for people; made safe for a terminal."""
     if isinstance(gamma, Mapping):
         return ", ".join(f"{shown(name)} {gamma_text(value)}" for name, value in gamma.items())
-    return "undefined (no layer needs it)" if gamma is None else f"{gamma:.6g}"
+    if gamma is None:
+        return "undefined (no layer needs it)"
+    return f"{gamma:.6g}" if isinstance(gamma, int | float) else shown(gamma)
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

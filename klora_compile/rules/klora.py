@@ -17,21 +17,15 @@ progress at which the inequality above, evaluated literally in float64, changes 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from klora_compile.rules.breakpoints import LAST_PROGRESS, WHOLE, first_where, switches
+
 Pattern = Literal["s", "s*"]
 Tie = Literal["content", "style"]
-
-#: The last float64 below 1, the end of the progress range.
-LAST_PROGRESS = math.nextafter(1.0, 0.0)
-
-#: Two progress values, or a ratio and the end of S's range, nearer than this are a near tie.
-NEAR = 1e-6
-_NEAR_MAX_STEPS = 100
 
 #: In the authors' code a layer whose ratio is this many times the mean does not count for gamma.
 _OUTLIER = 3.0
@@ -39,7 +33,7 @@ _OUTLIER = 3.0
 
 @dataclass(frozen=True)
 class Klora:
-    """The rule with its settings."""
+    """The inequality with its constants."""
 
     pattern: Pattern = "s"
     alpha: float = 1.5
@@ -65,19 +59,7 @@ class Klora:
         def content(t: float) -> bool:
             return self.chooses_content(s_c, s_s, gamma, t)
 
-        def chooses(choice: bool, t: float) -> bool:
-            return content(t) == choice
-
-        segments: list[tuple[float, bool]] = []
-        for start, last in self._monotone_pieces():
-            pieces = [start]
-            if content(start) != content(last):
-                pieces.append(first_where(partial(chooses, content(last)), start, last))
-            for begin in pieces:
-                choice = content(begin)
-                if not segments or segments[-1][1] != choice:
-                    segments.append((begin, choice))
-        return segments
+        return switches(content, self._monotone_pieces())
 
     def range(self) -> tuple[float, float]:
         """Infimum and supremum of S over progress."""
@@ -86,10 +68,10 @@ class Klora:
         ends = self.beta, self.alpha + self.beta
         return min(ends), max(ends)
 
-    def _monotone_pieces(self) -> list[tuple[float, float]]:
+    def _monotone_pieces(self) -> Sequence[tuple[float, float]]:
         """First and last progress of each piece of [0, 1) in which S is monotone."""
         if self.pattern == "s":
-            return [(0.0, LAST_PROGRESS)]
+            return WHOLE
 
         def turns(t: float) -> int:
             line = self.alpha * t + self.beta
@@ -134,48 +116,3 @@ def gamma_of_ratios(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | Non
     mean = math.fsum(ratios) / len(ratios)
     kept = [ratio for ratio in ratios if ratio < _OUTLIER * mean] or ratios
     return math.fsum(kept) / len(kept)
-
-
-def near_step(progress: float) -> tuple[int, int] | None:
-    """A step (index, N), N up to 100, whose progress is within 1e-6 of a breakpoint; or None."""
-    for steps in range(1, _NEAR_MAX_STEPS + 1):
-        index = round(progress * steps - 0.5)
-        if 0 <= index < steps and abs((index + 0.5) / steps - progress) <= NEAR:
-            return index, steps
-    return None
-
-
-def near_range_end(ratio: float, ends: Iterable[float]) -> float | None:
-    """The end of S's range within 1e-6 of a layer's ratio S_c / (gamma * S_s); or None."""
-    return next((end for end in ends if abs(ratio - end) <= NEAR), None)
-
-
-def first_where(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest float64 in [low, high] where ``holds``, given that it is monotone.
-
-    Args:
-        holds: false at first, then true up to ``high`` included.
-        low: at least 0.
-    """
-    if holds(low):
-        return low
-    false_at, true_at = _bits(low), _bits(high)  # non-negative floats sort like their bits
-    while true_at - false_at > 1:
-        middle = (false_at + true_at) // 2
-        if holds(_float(middle)):
-            true_at = middle
-        else:
-            false_at = middle
-    return _float(true_at)
-
-
-def _bits(value: float) -> int:
-    (bits,) = struct.unpack("<q", struct.pack("<d", value))
-    assert isinstance(bits, int)
-    return bits
-
-
-def _float(bits: int) -> float:
-    (value,) = struct.unpack("<d", struct.pack("<q", bits))
-    assert isinstance(value, float)
-    return value

@@ -174,7 +174,7 @@ class Entry:
     """In a few words; see :data:`FATES`."""
     timeline: Timeline
     factors: Mapping[str, Factors | Dense]
-    """Slot name -> factors; only slots that the timeline uses."""
+    """Slot name -> factors; every slot that the timeline uses, and maybe others."""
     scores: Mapping[str, Any]
     """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
     references: Mapping[str, Reference] = field(default_factory=dict)
@@ -192,8 +192,8 @@ class Entry:
 
     @property
     def acts(self) -> bool:
-        """Whether this entry ever changes the model."""
-        return bool(self.factors or self.references)
+        """Whether this entry ever changes the model; slots may be stored for other schedules."""
+        return any(self.timeline.uses(slot) for slot in (*self.factors, *self.references))
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def klora(config: Config, balance: float = 1.0) -> Way:
         fusion = compile_fusion(content, style, config)
         if balance != 1:
             gamma: Any = gamma_of(fusion)
-            fusion = compile_fusion(content, style, replace(config, gamma=balance * gamma))
+            fusion = compile_fusion(content, style, config.changed(gamma=balance * gamma))
         return apply_fusion(pipe, fusion)
 
     return way

@@ -1,0 +1,63 @@
+"""``klora recompile``: another schedule for an artifact, without its LoRAs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klora_compile.commands.output import check_output
+from klora_compile.commands.parameters import ARTIFACT
+from klora_compile.commands.rule_options import AllRulesCommand, given, rule_option, shared_options
+
+
+@click.command("recompile", cls=AllRulesCommand)
+@click.argument("file", type=ARTIFACT)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The artifact to write, by custom NAME.klora.safetensors.",
+)
+@rule_option(None)
+@shared_options
+@click.option(
+    "--keep-all-slots/--drop-unused-slots",
+    default=None,
+    help="Store also what the new schedule never uses, or not.  [default: as FILE]",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def recompile_command(
+    file: Path, output: Path, rule: str | None, force: bool, as_json: bool, **settings: Any
+) -> None:
+    """Give the artifact FILE another schedule, from the scores that it holds.
+
+    Settings that are not named stay as they are in FILE; those of its rule only where the rule
+    stays. What needs the LoRAs themselves is refused. klora compile --keep-all-slots makes
+    artifacts that hold all that any schedule may need.
+    """
+    check_output(output, force, inputs=(file,))
+
+    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_compile.rescheduling import reschedule
+    from klora_runtime.artifact import load_fusion, save_fusion
+    from klora_runtime.errors import shown
+
+    before = load_fusion(file)
+    begin = time.perf_counter()
+    fusion = reschedule(before, rule, **given(settings))
+    seconds = time.perf_counter() - begin
+    size = save_fusion(fusion, output, overwrite=force)
+    summary = summarise(fusion)
+    if as_json:
+        facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
+        click.echo(json.dumps(facts | summary.json()))
+        return
+    rows = [("artifact", f"{shown(output)}, {bytes_text(size)}"), *summary_lines(summary)]
+    rows.append(("rescheduled", f"in {1e3 * seconds:.0f} ms"))
+    click.echo(table(rows))

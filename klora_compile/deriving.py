@@ -1,0 +1,32 @@
+"""Slots that are computed from several LoRAs, layer by layer, as a rule says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
+from klora_compile.rules.rule import Rule
+from klora_compile.single_thread import single_thread
+
+
+def layers_of_slots(sources: Mapping[str, Adapter], rule: Rule) -> dict[str, Mapping[str, Layer]]:
+    """Slot -> layer name -> layer.
+
+    A layer that not all LoRAs of a derived slot have is as in its own LoRA. On a CPU the bits do
+    not depend on the number of threads.
+    """
+    slots: dict[str, Mapping[str, Layer]] = {slot: each.layers for slot, each in sources.items()}
+    with single_thread():
+        for slot, origins in rule.derives.items():
+            derived = dict(slots[slot])
+            for name in derived:
+                layers = {
+                    origin: sources[origin].layers[name]
+                    for origin in origins
+                    if name in sources[origin].layers
+                }
+                if len(layers) == len(origins):
+                    derived[name] = rule.derive(slot, layers)
+            slots[slot] = derived
+    return slots

@@ -1,0 +1,34 @@
+"""What rules need that compare no largest weights: Frobenius norms, from r x r products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from klora_compile.measure import OnLayer
+from klora_compile.reading.layers import Layer
+from klora_compile.single_thread import single_thread
+from klora_runtime.errors import LoraError, shown
+
+
+def frobenius_norms(
+    layers: Sequence[Layer], *, on_layer: OnLayer | None = None
+) -> dict[str, float]:
+    """Layer name -> norm of its delta, without its scaling.
+
+    Args:
+        layers: of one LoRA.
+        on_layer: see :data:`~klora_compile.measure.OnLayer`.
+
+    Raises:
+        LoraError: a norm overflows float64.
+    """
+    norms: dict[str, float] = {}
+    with single_thread():
+        for layer in layers:
+            norms[layer.name] = layer.delta.norm()
+            if not math.isfinite(norms[layer.name]):
+                raise LoraError(f"{shown(layer.name)}: its delta overflows float64.")
+            if on_layer is not None:
+                on_layer(layer.name, len(norms), len(layers))
+    return norms

@@ -1,0 +1,94 @@
+"""Whether LoRAs belong together: how many, in which roles, of which shapes and base models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from klora_compile.reading.adapter import Adapter
+from klora_compile.rules.catalogue import RULES
+from klora_compile.rules.rule import Rule
+from klora_compile.settings import Settings
+from klora_compile.slots import ROLES, role_of
+from klora_runtime.errors import ConfigError, PairingError, shown
+from klora_runtime.families import family_name
+
+
+def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
+    """See that a rule takes so many LoRAs in these roles, and that settings name no others.
+
+    Raises:
+        ConfigError: it does not, or they do.
+    """
+    strange = [shown(slot) for slot in slots if role_of(slot) not in ROLES]
+    if strange:
+        raise ConfigError(f"slots: expected contents and styles, found {', '.join(strange)}.")
+    if len(slots) < 2:
+        raise ConfigError(f"a fusion is of two LoRAs or more, found {len(slots)}; name another.")
+    if rule.most is not None and len(slots) > rule.most:
+        more = ", ".join(name for name, each in RULES.items() if each.most is None)
+        raise ConfigError(
+            f"rule {rule.name} takes {rule.most} LoRAs, found {len(slots)}; rules for more: {more}."
+        )
+    if not rule.whole and {role_of(slot) for slot in slots} != set(ROLES):
+        raise ConfigError(
+            f"rule {rule.name} needs a content and a style, found {', '.join(slots)}; "
+            "rules of whole LoRAs do not: "
+            f"{', '.join(name for name, each in RULES.items() if each.whole)}."
+        )
+    for slot in settings.weights:
+        if slot not in slots:
+            raise ConfigError(f"weights: there is no LoRA {slot!r}, only {', '.join(slots)}.")
+    misfit = rule.misfit(slots)
+    if misfit is not None:
+        raise ConfigError(misfit)
+
+
+def check_loras(adapters: Mapping[str, Adapter], rule: Rule) -> None:
+    """See that adapters are of one base model.
+
+    Args:
+        adapters: slot -> LoRA.
+        rule: one of whole LoRAs asks for no common layer.
+
+    Raises:
+        PairingError: a layer has two shapes, or no denoiser layer is common, or families differ.
+    """
+    advice = _advice(adapters)
+    issues = list(_issues_of_shapes(adapters))
+    if issues:
+        raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
+    families = {adapter.family for adapter in adapters.values()} - {None}
+    if rule.whole and len(families) > 1:
+        raise PairingError(f"the LoRAs are for different models. {advice}")
+    common = set.intersection(*(set(adapter.layers) for adapter in adapters.values()))
+    if not rule.whole and all(name.startswith("text_encoder") for name in common):
+        components = {
+            slot: sorted({layer.component for layer in adapter.layers.values()})
+            for slot, adapter in adapters.items()
+        }
+        raise PairingError(
+            f"the LoRAs have no denoiser layer in common. {advice}",
+            [f"{slot} adapts {', '.join(names)}" for slot, names in components.items()],
+        )
+
+
+def _issues_of_shapes(adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    for name in sorted({name for adapter in adapters.values() for name in adapter.layers}):
+        shapes = {
+            slot: adapter.layers[name].shape
+            for slot, adapter in adapters.items()
+            if name in adapter.layers
+        }
+        if len(set(shapes.values())) > 1:
+            found = (f"{list(shape)} in {slot.upper()}" for slot, shape in shapes.items())
+            yield f"{shown(name)}: {', '.join(found)}"
+
+
+def _advice(adapters: Mapping[str, Adapter]) -> str:
+    first, *others = (
+        (f"{slot.upper()} {shown(adapter.path)}", f"for {family_name(adapter.family)}")
+        for slot, adapter in adapters.items()
+    )
+    kinds = [" is ".join(first), *map(" ".join, others)]
+    count = "two LoRAs" if len(adapters) == 2 else "LoRAs"
+    return f"{', '.join(kinds)}; take {count} of one base model."

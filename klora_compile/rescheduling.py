@@ -1,0 +1,145 @@
+"""Another schedule for a fusion that is there already: from its scores, without its sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from klora_compile.config import Config
+from klora_compile.numbers import LayerNumbers, Side
+from klora_compile.pairing import check_slots
+from klora_compile.plan import LayerPlan, make_plan
+from klora_compile.reading.layers import layer_name
+from klora_compile.rules.rule import Rule
+from klora_compile.slots import in_order
+from klora_runtime import __version__
+from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.fusion import Rule as StatedRule
+
+
+def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fusion:
+    """The fusion that its sources give under other settings, in milliseconds.
+
+    The factors are the same tensors, so a handle swaps to it without loading any. Sweep from one
+    fusion, not from result to result: what a schedule never uses is left out of the new one, unless
+    ``keep_all_slots`` was set.
+
+    Args:
+        fusion: compiled or loaded.
+        rule: another rule; by default the fusion's own.
+        changes: settings that change; see :class:`~klora_compile.config.Config`. The others stay,
+            the rule's own only where the rule stays.
+
+    Returns:
+        What :func:`~klora_compile.compiler.compile_fusion` gives with these settings.
+
+    Raises:
+        ConfigError: a setting is unknown, out of its range, or needs the sources.
+        KloraError: the fusion lacks slots that the schedule would use; ``issues`` names them.
+    """
+    before = Config.from_parameters(fusion.rule.parameters, fusion.rule.name)
+    config = before.changed(rule, **changes)
+    slots = in_order(fusion.slots)
+    check_slots(slots, config.rule, config.settings)
+    _refuse_other_factors(fusion, before.rule, config.rule)
+    numbers = {entry.layer: _numbers(entry, slots, fusion.rule.name) for entry in fusion.entries}
+    for entry in fusion.entries:
+        _refuse_other_sums(entry, numbers[entry.layer], fusion.rule.name, config.rule)
+    plan = make_plan(numbers, config)
+    missing = list(_missing(fusion, plan.layers))
+    if missing:
+        raise KloraError(
+            f"{len(missing)} layers would need a LoRA that this artifact dropped there; compile "
+            "its sources again, with --keep-all-slots for an artifact that takes every schedule.",
+            missing,
+        )
+    return replace(
+        fusion,
+        rule=StatedRule(config.rule.name, config.parameters(), plan.derived),
+        entries=tuple(_entry(entry, plan.layers[entry.layer], config) for entry in fusion.entries),
+        tool=f"klora {__version__}",
+    )
+
+
+def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
+    """Refuse settings under which the stored factors would be others."""
+    if before.ignores_alpha != after.ignores_alpha:
+        was, would = ("ignored", "applied") if before.ignores_alpha else ("applied", "ignored")
+        raise ConfigError(
+            f"the network alpha would be {would}, and this artifact was measured with it {was}; "
+            "compile its sources again."
+        )
+    for name, slot in fusion.slots.items():
+        wanted = after.derivation(name)
+        if wanted != slot.derived:
+            stated = "is the LoRA as given" if slot.derived is None else f"is {shown(slot.derived)}"
+            other = "the LoRA as given" if wanted is None else wanted
+            raise ConfigError(
+                f"slot {name} {stated}, rule {after.name} with these settings needs {other}; "
+                "compile its sources again."
+            )
+
+
+def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
+    scores = entry.scores.get(rule)
+    sides = {slot: scores.get(slot) for slot in slots} if scores is not None else {}
+    if scores is None or not all(side is None or _is_side(side) for side in sides.values()):
+        raise KloraError(
+            f"{shown(entry.layer)}: the artifact has no usable scores of rule {shown(rule)}; "
+            "compile its sources again."
+        )
+    weight = None
+    if entry.parameter == "bias":
+        weight = layer_name(entry.component, entry.module, "weight")
+    return LayerNumbers(
+        component=entry.component,
+        k=scores.get("k"),
+        sides={slot: side and Side.from_scores(side) for slot, side in sides.items()},
+        weight=weight,
+    )
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), int | float) for name in ("rank", "scaling")
+    )
+
+
+def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rule) -> None:
+    """See that what the rule goes by was measured, over as many weights as it asks for."""
+    owners = [side for side in layer.sides.values() if side is not None]
+    if layer.in_text_encoder or len(owners) < 2:
+        return
+    if any(getattr(side, name) is None for side in owners for name in rule.needs):
+        raise ConfigError(
+            f"rule {rule.name} goes by {' and '.join(rule.needs)} of each layer, which rule "
+            f"{before} did not measure; compile the sources with --rule {rule.name}."
+        )
+    k = rule.count([side.rank for side in owners], math.prod(entry.shape))
+    if k is not None and k != layer.k:
+        raise ConfigError(
+            f"top_k: {shown(entry.layer)} was measured over its {layer.k} largest weights, these "
+            f"settings ask for {k}; compile the sources again."
+        )
+
+
+def _missing(fusion: Fusion, layers: Mapping[str, LayerPlan]) -> Iterator[str]:
+    for entry in fusion.entries:
+        there = {*entry.factors, *entry.references}
+        lost = [slot for slot in layers[entry.layer].stored if slot not in there]
+        if lost:
+            yield f"{shown(entry.layer)}: {', '.join(lost)}"
+
+
+def _entry(entry: Entry, planned: LayerPlan, config: Config) -> Entry:
+    return replace(
+        entry,
+        fate=planned.fate,
+        timeline=planned.timeline,
+        factors={slot: f for slot, f in entry.factors.items() if slot in planned.stored},
+        references={slot: r for slot, r in entry.references.items() if slot in planned.stored},
+        scores={config.rule.name: planned.scores},
+    )

@@ -1,0 +1,131 @@
+"""NP-LoRA: the content keeps off the input directions that the style uses.
+
+Source: "NP-LoRA: Null Space Projection Unifies Subject and Style in LoRA Fusion", arXiv 2511.11051
+(v3). With Q an orthonormal basis of the inputs that the style's delta reacts to:
+
+    delta = delta_s + delta_c (I - mu / (1 + mu) Q Q^T)
+
+mu = 0 is the direct sum; as mu grows, what the style does to its own inputs is left alone. Q are
+the right singular vectors of delta_s whose singular values exceed 1e-6 of the largest, so a style
+whose delta is zero projects nothing. They come from the factors: QR of both, then the SVD of a
+matrix of rank x rank.
+
+The projection acts on the content's ``down`` alone: its rank stays, and the result is one derived
+slot beside the style as given. Biases, norms, and text encoders are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from klora_compile.numbers import LayerNumbers
+from klora_compile.ranges import require_number
+from klora_compile.reading.deltas import Delta, Dense, LowRank
+from klora_compile.reading.layers import Layer
+from klora_compile.rules.klora_rule import KloraRule
+from klora_compile.rules.rule import Choice, Rule
+from klora_compile.slots import CONTENT, STYLE
+from klora_runtime.fusion import TEXT_ENCODERS
+
+#: Singular values up to this share of the largest are rounding.
+_RANK_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class _Projecting(Rule):
+    most: ClassVar[int | None] = 2
+    derives: ClassVar[Mapping[str, tuple[str, ...]]] = {CONTENT: (CONTENT, STYLE)}
+
+    mu: float = 0.5
+    """Strength of the projection, 0 (none) to 1e6 (all of it)."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        require_number("mu", self.mu, 0.0, 1e6)
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"mu": float(self.mu)}
+
+    def derivation(self, slot: str) -> str | None:
+        if slot != CONTENT:
+            return None
+        mu = float(self.mu)
+        return f"denoiser projected off the style's input directions (NP-LoRA, mu = {mu!r})"
+
+    def derive(self, slot: str, layers: Mapping[str, Layer]) -> Layer:
+        content, style = layers[CONTENT], layers[STYLE]
+        if len(content.shape) < 2 or content.component in TEXT_ENCODERS or style.scaling == 0.0:
+            return content
+        return replace(content, delta=project(content.delta, style.delta, self.mu))
+
+
+@dataclass(frozen=True)
+class NullspaceRule(_Projecting):
+    """NP-LoRA's settings."""
+
+    name: ClassVar[str] = "np"
+    fates: ClassVar[tuple[str, ...]] = ("summed",)
+
+    def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
+        return Choice("summed", ((0.0, dict.fromkeys(layer.present, 1.0)),))
+
+    def text(self) -> str:
+        return f"mu {self.mu:g}"
+
+
+@dataclass(frozen=True)
+class NullspaceKloraRule(_Projecting, KloraRule):
+    """K-LoRA's choice between the projected content and the style; settings of both."""
+
+    name: ClassVar[str] = "np+klora"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _Projecting.__post_init__(self)
+        KloraRule.__post_init__(self)
+
+    def text(self) -> str:
+        return f"mu {self.mu:g}, {super().text()}"
+
+
+def project(content: Delta, style: Delta, mu: float) -> Delta:
+    """delta_c (I - mu / (1 + mu) Q Q^T), in the form of ``content``, float32.
+
+    Args:
+        content: factors, or a dense delta.
+        style: of the same shape.
+        mu: 0 or more.
+    """
+    basis = input_directions(style)
+    share = mu / (1.0 + mu)
+
+    def projected(rows: torch.Tensor) -> torch.Tensor:
+        flat = rows.double().flatten(1)
+        kept = flat - share * ((flat @ basis) @ basis.T)
+        return kept.float().reshape(rows.shape)
+
+    if isinstance(content, LowRank):
+        return LowRank(projected(content.down), content.up)
+    return Dense(projected(content.values))
+
+
+def input_directions(delta: Delta) -> torch.Tensor:
+    """An orthonormal basis of the inputs that a delta reacts to.
+
+    Returns:
+        (in, n) with n up to its rank, float64; for a convolution ``in`` counts the kernel too.
+    """
+    if isinstance(delta, LowRank):
+        _, core_up = torch.linalg.qr(delta.up.double().flatten(1))
+        directions, core_down = torch.linalg.qr(delta.down.double().flatten(1).T)
+        _, sizes, right = torch.linalg.svd(core_up @ core_down.T, full_matrices=False)
+        basis: torch.Tensor = directions @ right.T
+    else:
+        _, sizes, right = torch.linalg.svd(delta.matrix(), full_matrices=False)
+        basis = right.T
+    count = int((sizes > _RANK_TOLERANCE * sizes[0]).sum())
+    return basis[:, :count]
