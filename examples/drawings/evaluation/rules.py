@@ -106,11 +106,11 @@ def merged(combination: str, content_weight: float = 1.0, style_weight: float = 
 
 
 def klora(config: Config, balance: float = 1.0) -> Way:
-    """K-LoRA as klora compiles and applies it.
+    """A rule as klora compiles and applies it.
 
     Args:
         config: settings.
-        balance: factor on the gamma that these settings compute; higher favours style.
+        balance: of K-LoRA: factor on the gamma that these settings compute; higher favours style.
     """
 
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> AbstractContextManager[object]:
@@ -148,6 +148,9 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
     return way
 
 
+#: Settings of rule phases: both LoRAs act, the subject's more at first, then the style's.
+_CROSSING = {"content_phases": "0:1,0.5:0.5", "style_phases": "0:0.5,0.5:1"}
+
 #: The table, from what does least.
 TABLE = (
     Rule("base, prompt only", nothing),
@@ -167,6 +170,12 @@ TABLE = (
     Rule("K-LoRA s*", klora(Config(pattern="s*"))),
     Rule("K-LoRA s, authors' code", klora(Config(semantics="authors"))),
     Rule("K-LoRA s*, authors' code", klora(Config(semantics="authors", pattern="s*"))),
+    Rule("EST-LoRA", klora(Config("est"))),
+    Rule("NP-LoRA", klora(Config("np"))),
+    Rule("NP-LoRA with K-LoRA s", klora(Config("np+klora"))),
+    Rule("LoRA Switch, tau 5 of 16 steps", klora(Config("switch", steps=16, tau=5))),
+    Rule("LoRA Switch, tau 1 of 16 steps", klora(Config("switch", steps=16, tau=1))),
+    Rule("phases: 1 : 0.5, from 1/2 0.5 : 1", klora(Config("phases", **_CROSSING))),
 )
 
 _FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
