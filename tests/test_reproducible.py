@@ -18,8 +18,11 @@ from klora_compile import Config, compile_fusion
 from klora_runtime import save_fusion
 content, style, out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-save_fusion(compile_fusion(content, style, Config(pattern="s*"), device="cpu"), out)
+for rule in ("klora", "np+klora"):
+    fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
+    save_fusion(fusion, f"{out}.{rule}")
 """
+RULES = ("klora", "np+klora")
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 #: Module -> (out, in, kernel); some shapes for which threads would round differently.
 LAYERS: dict[str, tuple[int, int, tuple[int, ...]]] = {
@@ -43,12 +46,12 @@ def lora(path: Path, *, seed: int, rank: int, dtype: torch.dtype) -> Path:
 
 
 def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path) -> None:
-    here = folder / "here.klora.safetensors"
-    fusion = compile_fusion(content, style, Config(pattern="s*"), device="cpu")
-    assert any(entry.timeline.switches for entry in fusion.entries)
-    save_fusion(fusion, here)
+    for rule in RULES:
+        fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
+        assert any(entry.timeline.switches for entry in fusion.entries)
+        save_fusion(fusion, folder / f"here.{rule}")
     for threads in (1, 2, 4):
-        there = folder / f"{threads}.klora.safetensors"
+        there = folder / f"{threads}"
         result = run_python(
             COMPILE,
             *(content, style, there, threads),
@@ -56,7 +59,9 @@ def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path) -> No
             PYTHONHASHSEED=str(threads),
         )
         assert result.returncode == 0, result.stderr
-        assert there.read_bytes() == here.read_bytes(), threads
+        for rule in RULES:
+            found, wanted = (folder / f"{name}.{rule}" for name in (threads, "here"))
+            assert found.read_bytes() == wanted.read_bytes(), (threads, rule)
 
 
 def test_bytes_are_the_same_in_every_process_and_for_every_number_of_threads(
