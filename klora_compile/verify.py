@@ -9,15 +9,21 @@ from typing import Any
 import torch
 
 from klora_compile.compiler import compile_fusion
+from klora_compile.compress import relative_error
 from klora_compile.config import Config
 from klora_compile.measure import OnLayer
 from klora_compile.reading.adapter import Adapter
+from klora_compile.thin import thin
 from klora_runtime.errors import ConfigError, KloraError, shown
-from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.fusion import Dense, Entry, Factors, Fusion
 
 #: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
 #: by less than this much.
 TOLERANCE = 1e-6
+
+#: The error of a compressed delta that is stated and the one that is measured again differ by less
+#: than this part of it: both are sums of rounded products, in one order or another.
+ERROR_TOLERANCE = 1e-4
 
 
 def differences(
@@ -33,7 +39,7 @@ def differences(
     Returns:
         One sentence per difference; empty where the fusion is what its sources give. Scores may
         differ by a part in 1e6, breakpoints by 1e-6, as they do between a CPU and a GPU; factors
-        must be equal to the bit.
+        must be equal to the bit, and compressed ones lose what is stated of them.
 
     Raises:
         KloraError: the fusion was made by a rule or with settings that this klora does not know.
@@ -48,6 +54,8 @@ def differences(
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]
     again = compile_fusion(content, style, config, device=device, on_layer=on_layer)
+    if fusion.is_thin:
+        again = thin(again, {"content": content, "style": style})
     return list(_compare(fusion, again))
 
 
@@ -92,6 +100,8 @@ def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
         yield "timeline"
     if not _close(one.scores, other.scores):
         yield "scores"
+    if one.references != other.references:
+        yield "where its factors lie"
     if one.factors.keys() != other.factors.keys():
         yield "set of stored slots"
         return
@@ -102,8 +112,18 @@ def _compare_entry(one: Entry, other: Entry) -> Iterator[str]:
         pairs = zip(factors.tensors, expected.tensors, strict=False)
         if type(factors) is not type(expected):
             yield f"kind of {slot}"
+        elif factors.quantised is not None:
+            yield from _compare_compressed(slot, factors, factors.quantised.error, expected)
         elif not all(_same(own, other) for own, other in pairs):
             yield f"factors of {slot}"
+
+
+def _compare_compressed(
+    slot: str, factors: Factors | Dense, stated: float, expected: Factors | Dense
+) -> Iterator[str]:
+    found = relative_error(expected, factors)
+    if not math.isclose(found, stated, rel_tol=ERROR_TOLERANCE, abs_tol=1e-9):
+        yield f"error of compressed {slot} (stated {stated:.3g}, found {found:.3g})"
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from klora_compile.reading.options import ReadOptions
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
+    from klora_runtime.fusion import Fusion
 
 
 @click.command("compile")
@@ -104,6 +105,19 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure both LoRAs, and keep nothing for the next time.",
 )
+@click.option(
+    "--compress",
+    type=click.FloatRange(1e-5, 0.5),
+    metavar="TOL",
+    help="Store each delta in the fewest bits that lose at most this share of it, such as 0.01.  "
+    "[default: lose nothing]",
+)
+@click.option(
+    "--thin",
+    "as_thin",
+    is_flag=True,
+    help="Store the schedule alone; applying it needs both LoRA files.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def compile_command(
@@ -112,6 +126,8 @@ def compile_command(
     output: Path,
     device: str,
     no_cache: bool,
+    compress: float | None,
+    as_thin: bool,
     force: bool,
     as_json: bool,
     top_k: str | int,
@@ -126,11 +142,14 @@ def compile_command(
     (K-LoRA). All of that is computed here, once, for any prompt and any number of steps.
     """
     config = Config(top_k=None if top_k == "auto" else int(top_k), **settings)
+    if as_thin and compress is not None:
+        raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
     if content.samefile(style):
         raise click.UsageError(f"{content} and {style} are one file; name two LoRAs.")
     check_output(output, force, inputs=(content, style))
 
     from klora_compile.compiler import compile_fusion
+    from klora_compile.report.compression import compression_of, storage_lines
     from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_compile.statistics_cache import cache_file
@@ -145,19 +164,36 @@ def compile_command(
     with layer_bar("measuring") as on_layer:
         pair = adapters["content"], adapters["style"]
         fusion = compile_fusion(*pair, config, device=device, cache=cache, on_layer=on_layer)
+    if compress is not None:
+        fusion = _compressed(fusion, compress)
+    if as_thin:
+        from klora_compile.thin import thin
+
+        fusion = thin(fusion, adapters)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
     summary = summarise(fusion)
     if as_json:
         facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
         facts["reading"] = {role: reading_json(adapter) for role, adapter in adapters.items()}
+        found = compression_of(fusion)
+        facts |= {"thin": as_thin, "compression": None if found is None else found.json()}
         click.echo(json.dumps(facts | summary.json()))
         return
     rows = [("artifact", shown(output)), *reading_lines(adapters), *summary_lines(summary)]
+    rows += storage_lines(fusion)
     read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
-    rows.append(("bytes", f"{read} in, {bytes_text(size)} out"))
+    share = size / sum(summary.bytes_in.values())
+    rows.append(("bytes", f"{read} in, {bytes_text(size)} out ({share:.1%})"))
     rows.append(("seconds", f"{seconds:.1f}"))
     click.echo(table(rows))
+
+
+def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
+    from klora_compile.compress import compress
+
+    with layer_bar("compressing") as on_layer:
+        return compress(fusion, tolerance, on_layer=on_layer)
 
 
 def _read(role: str, path: Path, options: ReadOptions) -> Adapter:

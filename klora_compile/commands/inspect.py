@@ -62,6 +62,7 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
 
 
 def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
+    from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_runtime.artifact import load_fusion
@@ -87,7 +88,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
         facts += [f"trigger words: {words}"] if words else []
         facts += _notes(source)
         rows.append((shown(name), ", ".join(facts)))
-    click.echo(table(rows + summary_lines(summarise(fusion))))
+    click.echo(table(rows + summary_lines(summarise(fusion)) + storage_lines(fusion)))
     click.echo()
     columns = shutil.get_terminal_size((100, 24)).columns
     click.echo(text_map(fusion, width=max(20, min(60, columns - 48))))

@@ -51,7 +51,9 @@ def verify_command(
     if found:
         names = [shown(path) for path in (file, *against)]
         raise KloraError(f"{names[0]} is not what {names[1]} and {names[2]} give:", found)
-    click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, equal to its sources)")
+    small = any(f.quantised for entry in fusion.entries for f in entry.factors.values())
+    how = "as near to its sources as it states" if small else "equal to its sources"
+    click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, {how})")
 
 
 def _notes(fusion: Any, role: str) -> Mapping[str, Any]:

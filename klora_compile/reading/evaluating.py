@@ -13,7 +13,8 @@ from klora_compile.reading.describing import Piece, Tensors
 from klora_compile.reading.forms.catalogue import MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layers import Layer, LayerFacts
+from klora_compile.reading.layers import Layer, LayerFacts, Pair
+from klora_compile.reading.layouts.rows import Placement
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -77,7 +78,15 @@ def evaluate(
             form=facts.form,
             parameter=facts.parameter,
             error=math.hypot(lost, error),
+            pair=_pair(piece, place),
         )
+
+
+def _pair(piece: Piece, place: Placement) -> Pair | None:
+    parts = piece.module.parts
+    if piece.form is None or piece.facts.form != "lora" or Part.MID in parts:
+        return None
+    return Pair(parts[Part.DOWN], parts[Part.UP], place.rows)
 
 
 def _scaling(facts: LayerFacts) -> float:

@@ -38,6 +38,17 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Where a file holds a layer's factors as they are: delta = up[rows] @ down."""
+
+    down: str
+    """The file's key."""
+    up: str
+    rows: tuple[range, ...] | None
+    """Rows of up, in this order; None for all."""
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer of an adapter: the parameter changes by scaling * delta."""
 
@@ -57,6 +68,8 @@ class Layer:
     parameter: str = "weight"
     error: float = 0.0
     """The share of the delta's Frobenius norm that its form here does not hold, 0 to 1."""
+    pair: Pair | None = None
+    """Where its factors lie; None where they are computed from the file, or it is dense."""
 
     @classmethod
     def lora(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from klora_compile.report.compression import compression_of, stored_json
 from klora_compile.report.summary import gamma_of, near_ties
 from klora_runtime.fusion import Entry, Fusion
 from klora_runtime.schema import FORMAT_VERSION
@@ -16,6 +17,7 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
     Per layer, ``content_*`` and ``style_*`` are null where that LoRA does not adapt the layer,
     ``k`` and the Top-K sums where only one does, ``ratio`` where either delta is zero or missing.
     """
+    compression = compression_of(fusion)
     return {
         "kind": "fusion",
         "format_version": FORMAT_VERSION,
@@ -25,6 +27,8 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
         "family": fusion.family,
         "fingerprint": fusion.fingerprint,
         "factor_bytes": fusion.nbytes,
+        "thin": fusion.is_thin,
+        "compression": None if compression is None else compression.json(),
         "sources": {name: asdict(source) for name, source in fusion.sources.items()},
         "near_ties": [{"layer": tie.layer, "why": tie.why} for tie in near_ties(fusion)],
         "layers": [_layer(fusion, entry) for entry in fusion.entries],
@@ -47,4 +51,5 @@ def _layer(fusion: Fusion, entry: Entry) -> dict[str, Any]:
         **numbers,
         "ratio": scores.get("ratio"),
         "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
+        "stored": stored_json(entry),
     }

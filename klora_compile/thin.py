@@ -1,0 +1,72 @@
+"""Thin fusions: the schedule alone, and where in the source files the factors of each slot lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer
+from klora_runtime.errors import ConfigError, FileFormatError, shown
+from klora_runtime.fusion import Entry, Fusion, Reference
+from klora_runtime.safetensors_file import SafetensorsFile
+
+
+def thin(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Fusion:
+    """A fusion without its factors, which whoever applies it takes from the source files.
+
+    Args:
+        fusion: as compiled from these adapters, not compressed.
+        adapters: source name -> the LoRA that was read.
+
+    Raises:
+        ConfigError: a slot is no pair of tensors of its file: its factors are computed, dense or
+            compressed, or the file is not safetensors. ``issues`` names every layer and why.
+    """
+    foreign = {name for name, adapter in adapters.items() if not _is_safetensors(adapter.path)}
+    entries, issues = [], []
+    for entry in fusion.entries:
+        references = {}
+        for slot in entry.factors:
+            found = _reference(fusion, entry, slot, adapters, foreign)
+            if isinstance(found, Reference):
+                references[slot] = found
+            else:
+                issues.append(f"{shown(entry.layer)}, {slot}: {found}")
+        entries.append(replace(entry, factors={}, references=references))
+    if issues:
+        raise ConfigError(
+            f"{len(issues)} slots cannot be left in their files, which a thin artifact needs: only "
+            "plain low-rank pairs of safetensors files can. Compile without --thin.",
+            issues,
+        )
+    return replace(fusion, entries=tuple(entries))
+
+
+def _reference(
+    fusion: Fusion, entry: Entry, name: str, adapters: Mapping[str, Adapter], foreign: set[str]
+) -> Reference | str:
+    """Where the factors of a slot lie, or why they lie nowhere."""
+    slot, factors = fusion.slots[name], entry.factors[name]
+    if slot.derived is not None or len(slot.sources) != 1:
+        return f"it is computed ({shown(slot.derived)})"
+    source = slot.sources[0]
+    if source in foreign:
+        return f"{shown(adapters[source].path)} is not a safetensors file"
+    if factors.quantised is not None:
+        return "it is compressed"
+    layer: Layer = adapters[source].layers[entry.layer]
+    if layer.pair is None:
+        return f"its form is {layer.form}, and its factors are computed"
+    rows = layer.pair.rows
+    ranges = None if rows is None else tuple((each.start, each.stop) for each in rows)
+    return Reference(factors.scale, source, layer.pair.down, layer.pair.up, ranges)
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with SafetensorsFile(path, "LoRA file"):
+            return True
+    except FileFormatError:
+        return False
