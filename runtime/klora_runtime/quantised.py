@@ -138,10 +138,12 @@ def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor
     groups = -(-numbers // 8)
     padded = packed.new_zeros(groups * width)
     padded[: len(packed)] = packed
-    held = padded.reshape(groups, width).T.to(torch.int32).contiguous()
-    found = held.new_zeros(8, groups)
-    for number, (first, bit) in enumerate(_places(width)):
-        for byte in range(first, -(-(8 * first + bit + width) // 8)):
-            found[number] |= held[byte] << 8 * (byte - first)
-        found[number].bitwise_right_shift_(bit).bitwise_and_(2**width - 1)
+    held = packed.new_zeros(width + 2, groups, dtype=torch.int32)  # a number spans three bytes
+    held[:width] = padded.reshape(groups, width).T
+    places = torch.tensor(_places(width), dtype=torch.int32)
+    first, bit = places[:, 0], places[:, 1].unsqueeze(1)
+    found = held[first]
+    for further in range(1, 2 if width < 10 else 3):
+        found |= held[first + further] << 8 * further
+    found = (found >> bit).bitwise_and_(2**width - 1)
     return found.T.flatten()[:numbers]

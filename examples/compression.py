@@ -1,0 +1,176 @@
+"""How small a fusion becomes, and what its pictures lose: ``--compress`` and ``--thin`` in a table.
+
+    python examples/compression.py                     # the demo's LoRAs, drawn with its model
+    python examples/compression.py CONTENT STYLE       # any two LoRAs; bytes and errors only
+
+The bound is the least that any code needs for independent Gaussian numbers of the same spectra, by
+rate and distortion (reverse water-filling), without headers.
+
+The demo's model has no autoencoder: its latents are its pictures, before they are cut to [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from drawings.loras import lora_path
+from drawings.pipeline import DrawingPipeline, load
+from drawings.subjects import prompt
+from tqdm import tqdm
+
+from klora_compile import compile_fusion, read_adapter
+from klora_compile.compress import compress
+from klora_compile.report.compression import compression_of
+from klora_compile.report.markdown import table
+from klora_compile.thin import thin
+from klora_runtime import apply_fusion, load_fusion, save_fusion
+from klora_runtime.fusion import Dense, Fusion
+
+WEIGHTS = Path(__file__).parent / "drawings" / "weights"
+PAIR = ("frog", "ink")
+TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
+HEADS = (
+    *("stored as", "bytes", "of the sources", "bound", "bits a number"),
+    *("lost", "lost, worst layer"),
+)
+PICTURE_HEADS = ("difference of pictures", "PSNR")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to store a fusion."""
+
+    name: str
+    bytes: int
+    share: float
+    """Of its sources' bytes."""
+    bound: float | None
+    """The least possible share; None where nothing is lost."""
+    fusion: Fusion
+    """As it is read again."""
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--steps", default=16, show_default=True)
+@click.option("--pictures", default=8, show_default=True, help="Seeds that are drawn.")
+def main(files: Sequence[Path], steps: int, pictures: int) -> None:
+    """Print a table, a row for each way to store the fusion of two LoRAs."""
+    if len(files) not in (0, 2):
+        raise click.UsageError(f"expected no files or two, found {len(files)}.")
+    content, style = files or (
+        lora_path(WEIGHTS, "subject", PAIR[0]),
+        lora_path(WEIGHTS, "style", PAIR[1]),
+    )
+    rows = []
+    pipe = None if files else load(WEIGHTS)
+    whole = None
+    for form in tqdm(forms(content, style), desc="forms", total=len(TOLERANCES) + 2):
+        row = list(cells(form))
+        if pipe is not None:
+            drawn = draw(pipe, form.fusion, steps, pictures)
+            whole = drawn if whole is None else whole
+            row += compared(drawn, whole)
+        rows.append(row)
+    if pipe is not None and whole is not None:
+        bare = draw(pipe, None, steps, pictures)
+        rows.append(["the bare model, without LoRAs", *("–" for _ in HEADS[1:])])
+        rows[-1] += compared(bare, whole)
+    click.echo(table(HEADS if pipe is None else (*HEADS, *PICTURE_HEADS), rows))
+
+
+def forms(content: Path, style: Path) -> Iterator[Form]:
+    """The fusion of two LoRAs, stored and read again: as it is, compressed, thin."""
+    sources = {"content": content, "style": style}
+    adapters = {name: read_adapter(path) for name, path in sources.items()}
+    fusion = compile_fusion(*adapters.values())
+    total = sum(path.stat().st_size for path in sources.values())
+    named: list[tuple[str, Fusion, float | None]] = [("as it was", fusion, None)]
+    for value in TOLERANCES:
+        bound = gaussian_bytes(fusion, value) / total
+        named.append((f"--compress {value:g}", compress(fusion, value), bound))
+    named.append(("--thin", thin(fusion, adapters), None))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.klora.safetensors"
+        for name, one, least in named:
+            size = save_fusion(one, file, overwrite=True)
+            read = load_fusion(file, sources=sources if one.is_thin else None)
+            yield Form(name, size, size / total, least, read)
+
+
+def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
+    """What the low-rank slots of a fusion need, if each loses ``tolerance`` and they are Gaussian.
+
+    Every component that is kept loses the same energy D. Of it, each side of the component loses a
+    part in proportion to how many numbers it has, n / 2 log2(energy / its part) bits for n.
+    """
+    bits = 0.0
+    for entry in fusion.entries:
+        for factors in entry.factors.values():
+            if isinstance(factors, Dense):
+                continue
+            up, down = factors.up.double().flatten(1), factors.down.double().flatten(1)
+            upper, lower = torch.linalg.qr(up)[1], torch.linalg.qr(down.T)[1]
+            energies = torch.linalg.svdvals(upper @ lower.T).square()
+            level = water_level(energies, tolerance**2 * float(energies.sum()))
+            kept = energies[energies > level]
+            for size in (len(up), down.shape[1]):
+                share = size / (len(up) + down.shape[1])
+                bits += float((size / 2 * torch.log2(kept / (level * share))).sum())
+    return bits / 8
+
+
+def water_level(energies: torch.Tensor, lost: float) -> float:
+    """D such that the components lose ``lost`` in all: D each, or all of one that has less."""
+    low, high = 0.0, float(energies.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float(energies.clamp_max(middle).sum()) > lost:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def cells(form: Form) -> Iterator[str]:
+    """A row of the table, without pictures."""
+    yield from (form.name, f"{form.bytes:,}", f"{form.share:.1%}")
+    yield "–" if form.bound is None else f"{form.bound:.1%}"
+    found = compression_of(form.fusion)
+    if found is None:
+        yield from ("–", "0", "0")
+    else:
+        yield from (f"{found.bits:.1f}", f"{found.error:.2%}", f"{found.worst:.2%}")
+
+
+@torch.no_grad()
+def draw(pipe: DrawingPipeline, fusion: Fusion | None, steps: int, count: int) -> torch.Tensor:
+    """(count, 3, 48, 48): one picture per seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    words = [prompt(*PAIR)] * count
+    handle = None if fusion is None else apply_fusion(pipe, fusion)
+    drawn: torch.Tensor = pipe(
+        words, num_inference_steps=steps, generator=generators, output_type="pt"
+    ).images
+    if handle is not None:
+        handle.remove()
+    return drawn
+
+
+def compared(drawn: torch.Tensor, whole: torch.Tensor) -> tuple[str, str]:
+    """Relative norm of the difference, and the peak signal-to-noise ratio in dB."""
+    lost = float((drawn - whole).square().mean())
+    if lost == 0.0:
+        return "0", "equal"
+    share = math.sqrt(lost / float(whole.square().mean()))
+    return f"{share:.2%}", f"{-10 * math.log10(lost):.1f} dB"
+
+
+if __name__ == "__main__":
+    main()
