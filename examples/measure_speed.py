@@ -17,7 +17,8 @@ import click
 import torch
 from tqdm import tqdm
 
-from klora_compile.measure import TILE_ELEMENTS, measure
+from klora_compile.measure import measure
+from klora_compile.measure_tiles import TILE_ELEMENTS
 from klora_compile.reading.layers import Layer
 
 #: (out, in) of the linear layers in the blocks' attention and how many there are.

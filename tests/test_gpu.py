@@ -13,7 +13,10 @@ from reference import sampling
 from tiny_pipeline import Family, parameters, relative_difference
 
 from klora_compile import compile_fusion
+from klora_compile.measure_batches import ELEMENTS, _batches, _Courier, measure_batches
+from klora_compile.measure_tiles import Scratch, measure_layer
 from klora_compile.reading.adapter import read_adapter
+from klora_compile.reading.deltas import LowRank
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion
 
@@ -41,6 +44,34 @@ def test_decisions_do_not_depend_on_the_device(lora_pairs: dict[Family, LoraPair
             t = (index + 0.5) / steps
             for one, other in zip(there.entries, here.entries, strict=True):
                 assert one.timeline.at(t) == other.timeline.at(t)
+
+
+def test_measuring_waits_for_nothing_before_a_batch_is_read() -> None:
+    """Layers of FLUX's largest shape, and enough of one of SDXL's for several batches."""
+    device = torch.device(DEVICE)
+    torch.manual_seed(0)
+    shapes = [(3072, 12288), *[(1280, 1280)] * 70]
+    tasks = [
+        (LowRank(torch.randn(32, inner), torch.randn(out, 32)), (1024, 8192))
+        for out, inner in shapes
+    ]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = dict(measure_batches(tasks, device))
+    assert torch.cuda.max_memory_allocated() - before < 3 * 4 * ELEMENTS
+    courier = _Courier(device)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in _batches(tasks, ELEMENTS):
+            batch.start(courier)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for place in (0, 1, 70):
+        expected = measure_layer(*tasks[place], Scratch())
+        assert found[place].l1 == pytest.approx(expected.l1, rel=1e-6)
+        assert found[place].top_k == pytest.approx(expected.top_k, rel=1e-6)
+        assert found[place].frobenius == pytest.approx(expected.frobenius, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

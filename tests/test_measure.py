@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_files import needs_cuda, random_pair, run_python
 
+from klora_compile import magnitudes, measure_tiles
 from klora_compile import measure as measuring
 from klora_compile.measure import Statistics, measure, resolve_device
 from klora_compile.reading.layers import Layer
@@ -76,8 +78,7 @@ def test_sums_are_right_for_any_shape_and_tile(
     ks = tuple(data.draw(st.lists(st.integers(1, out * width), min_size=1, max_size=3)))
     tile = data.draw(st.integers(1, 2 * out * width))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "TILE_ELEMENTS", tile)
-        patch.setattr(measuring, "_SUM_BLOCK", 7)
+        patch.setattr(measure_tiles, "TILE_ELEMENTS", tile)
         assert_exact(one(subject, *ks), subject, ks)
 
 
@@ -89,7 +90,7 @@ def test_alpha_has_no_part_in_the_statistics() -> None:
 
 def test_k_at_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """1; all; all but one; around the number of values in one tile; none."""
-    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 50)  # 5 rows of 10
+    monkeypatch.setattr(measure_tiles, "TILE_ELEMENTS", 50)  # 5 rows of 10
     subject = layer(13, 10, 3)
     ks = (1, 2, 49, 50, 51, 99, 100, 101, 129, 130)
     assert_exact(one(subject, *ks), subject, ks)
@@ -100,7 +101,7 @@ def test_k_at_its_edges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equal_values_count_as_often_as_they_occur(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 8)
+    monkeypatch.setattr(measure_tiles, "TILE_ELEMENTS", 8)
     subject = Layer.lora(
         "unet", "x", torch.ones(1, 4), torch.tensor([[1.0], [-3.0], [3.0]]), 1.0, "rank"
     )
@@ -109,7 +110,7 @@ def test_equal_values_count_as_often_as_they_occur(monkeypatch: pytest.MonkeyPat
 
 def test_values_that_hardly_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tile is a little larger than the one before it, or a little smaller."""
-    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 4)
+    monkeypatch.setattr(measure_tiles, "TILE_ELEMENTS", 4)
     rising = 1 + torch.arange(100.0).reshape(100, 1) * 2.0**-20
     expected = math.fsum(rising[-5:].flatten().tolist())
     for up in (rising, rising.flip(0), rising.roll(50, 0)):
@@ -121,29 +122,31 @@ def test_values_that_hardly_differ_are_told_apart(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("guess", [-1.0, 0.0, 0.5, 1e9])
 def test_a_guess_changes_no_bit(guess: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low, it lets more through than is kept; too high, a second pass is made."""
-    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 600)
+    monkeypatch.setattr(measure_tiles, "TILE_ELEMENTS", 600)
     subject = layer(60, 50, 4)
     expected = one(subject, 9, 40)
-    monkeypatch.setattr(measuring, "_guess", lambda *_: guess)
+    monkeypatch.setattr(measure_tiles, "_guesses", lambda *_: iter([guess, 0.0]))
     assert one(subject, 9, 40) == expected
     assert_exact(expected, subject, (9, 40))
 
 
 def test_a_sample_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = measuring._Product.tiles
+    tiles = measure_tiles._Product.tiles
     passes: list[None] = []
     monkeypatch.setattr(
-        measuring._Product, "tiles", lambda *args: passes.append(None) or tiles(*args)
+        measure_tiles._Product, "tiles", lambda *args: passes.append(None) or tiles(*args)
     )
     kept: list[int] = []
-    above = measuring._above
+    total = magnitudes.sums_of_largest
     monkeypatch.setattr(
-        measuring, "_above", lambda *args: (found := above(*args), kept.append(len(found)))[0]
+        measure_tiles,
+        "sums_of_largest",
+        lambda values, ks: (kept.append(len(values)), total(values, ks))[1],
     )
     for seed in range(5):
         one(layer(900, 700, 8, seed=seed), 64)
     assert len(passes) == 5
-    assert 5 * 64 <= sum(kept) <= 5 * 64 * 8
+    assert 5 * 64 <= sum(kept) <= 5 * 64 * 4
 
 
 def test_rows_are_summed_in_float64() -> None:
@@ -154,11 +157,33 @@ def test_rows_are_summed_in_float64() -> None:
 
 def test_sums_are_exact_where_a_running_sum_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """One large value and many that a float32 or float64 running sum would lose."""
-    monkeypatch.setattr(measuring, "TILE_ELEMENTS", 64)
+    monkeypatch.setattr(measure_tiles, "TILE_ELEMENTS", 64)
     up = torch.full((4096, 1), 2.0**-30)
     up[0] = 2.0**30
     found = one(Layer.lora("unet", "x", torch.ones(1, 1), up, 1.0, "rank"), 4096)
     assert found.l1 == found.top_k[4096] == 2.0**30 + 4095 * 2.0**-30
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 2.0**120, width=32), min_size=1, max_size=40), st.data())
+def test_running_sums_are_those_of_fsum(values: list[float], data: st.DataObject) -> None:
+    """Also where float64 cannot hold them, and beyond the last value that is not zero."""
+    ks = data.draw(st.lists(st.integers(1, len(values) + 3), min_size=1, max_size=4))
+    found = magnitudes.sums_of_largest(np.array(values, np.float32), ks)
+    assert found == {k: math.fsum(sorted(values)[::-1][:k]) for k in ks}
+
+
+def test_a_guess_is_lowered_until_it_is_low_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is large lies where the sample looks, so that it promises too much."""
+    up = torch.full((1280, 1), 0.5)
+    up[::10] = 2 + torch.arange(128.0).reshape(-1, 1) / 128
+    subject = Layer.lora("unet", "x", torch.ones(1, 10), up, 1.0, "rank")
+    tiles, passes = measure_tiles._Product.tiles, list[None]()
+    monkeypatch.setattr(
+        measure_tiles._Product, "tiles", lambda *args: passes.append(None) or tiles(*args)
+    )
+    assert_exact(one(subject, 5000), subject, (5000,))
+    assert len(passes) == 2
 
 
 def test_zero_deltas_are_exactly_zero() -> None:
@@ -223,14 +248,14 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_each_worker_has_one_thread_and_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checked as well as the bits: not every machine can round worse when allowed to."""
     seen: set[tuple[int, bool, str]] = set()
-    real = measuring._measure_layer
+    real = measuring.measure_layer
 
     def spy(*args: Any) -> Statistics:
         main = threading.current_thread() is threading.main_thread()
         seen.add((torch.get_num_threads(), main, torch.backends.cuda.matmul.fp32_precision))
         return real(*args)
 
-    monkeypatch.setattr(measuring, "_measure_layer", spy)
+    monkeypatch.setattr(measuring, "measure_layer", spy)
     torch.set_num_threads(4)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -239,6 +264,24 @@ def test_each_worker_has_one_thread_and_full_precision(monkeypatch: pytest.Monke
     finally:
         torch.set_float32_matmul_precision(precision)
     assert seen == {(1, False, "ieee")}
+
+
+@pytest.mark.usefixtures("threads")
+def test_each_worker_keeps_the_blas_to_one_thread_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The BLAS counts threads per thread: told in the main one alone, it takes all cores."""
+    told: list[tuple[bool, int]] = []
+    tell = torch.set_num_threads
+
+    def spy(count: int) -> None:
+        told.append((threading.current_thread() is threading.main_thread(), count))
+        tell(count)
+
+    tell(2)
+    monkeypatch.setattr(torch, "set_num_threads", spy)
+    all_bits()
+    assert (False, 1) in told
+    assert told[0] == (True, 1)
+    assert told[-1] == (True, 2)
 
 
 def test_a_lower_matmul_precision_changes_no_bit() -> None:
@@ -263,7 +306,7 @@ def test_the_number_of_threads_is_given_back_after_an_error(
     torch.set_num_threads(3)
     layers, callback = awkward_layers(), None
     if place == "in a worker":
-        monkeypatch.setattr(measuring, "_measure_layer", fail)
+        monkeypatch.setattr(measuring, "measure_layer", fail)
     elif place == "in a callback":
         callback = fail
     else:

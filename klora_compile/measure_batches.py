@@ -1,0 +1,213 @@
+"""Layers of one shape together, for devices on which one layer is too little work: GPUs.
+
+Layers are stacked, multiplied by one batched product and looked at together, with nothing that the
+host would have to wait for: the K largest values lie in the K blocks with the largest maxima, so
+their number and place are known beforehand. While the device computes one batch the host reads the
+next one into pinned memory, and a second stream carries it over. What was found comes back in one
+transfer per batch, when the next batch has been started.
+
+Every batch of a shape has the same size, the last one padded, so that the bits of a layer do not
+depend on which others are measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_compile.magnitudes import Statistics, sums_of_largest
+from klora_compile.reading.deltas import Delta, LowRank
+
+#: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
+#: what is picked a device holds less than three times that (counted; see `tests/test_gpu.py`).
+ELEMENTS = 2**25
+
+cuda: Any = torch.cuda  # whose streams and events have no types
+
+#: Layers of a batch, at most: where they are few, the rest of it is computed for nothing.
+_MOST = 64
+
+#: A delta, and every K to sum for.
+Task = tuple[Delta, tuple[int, ...]]
+
+
+def measure_batches(
+    tasks: Sequence[Task], device: torch.device, elements: int = ELEMENTS
+) -> Iterator[tuple[int, Statistics]]:
+    """Measure many layers.
+
+    Args:
+        tasks: their deltas on the CPU, and every K, each in 1..numel.
+        device: where to compute. A CPU gives the same within rounding, slowly; tests do so.
+        elements: see :data:`ELEMENTS`.
+
+    Yields:
+        Place in ``tasks`` and statistics, one shape after the other. The L1 norm is not finite
+        where a product overflows float32.
+    """
+    courier = _Courier(device)
+    running: _Batch | None = None
+    for batch in _batches(tasks, elements):
+        batch.start(courier)
+        if running is not None:
+            yield from running.results()
+        running = batch
+    if running is not None:
+        yield from running.results()
+
+
+def _batches(tasks: Sequence[Task], elements: int) -> Iterator[_Batch]:
+    alike: dict[object, list[int]] = defaultdict(list)
+    for place, (delta, ks) in enumerate(tasks):
+        form = [(matrix.shape, matrix.dtype) for matrix in _matrices(delta)]
+        alike[(*form, max(ks, default=0))].append(place)
+    for places in alike.values():
+        matrices = _matrices(tasks[places[0]][0])
+        largest = max(matrices[0].shape[0] * matrices[-1].shape[1], *(m.numel() for m in matrices))
+        size = min(max(1, elements // largest), _MOST)
+        for start in range(0, len(places), size):
+            some = {place: tasks[place] for place in places[start : start + size]}
+            yield _Batch(some, size, elements)
+
+
+def _matrices(delta: Delta) -> tuple[torch.Tensor, ...]:
+    """What a delta is the product of, from the left: up and down, or all of it."""
+    if isinstance(delta, LowRank):
+        return delta.up.flatten(1), delta.down.flatten(1)
+    return (delta.values.reshape(len(delta.values), -1),)
+
+
+class _Batch:
+    """Layers of one shape.
+
+    Args:
+        tasks: place -> task.
+        size: of the batch; where the tasks are fewer, the last one is computed several times.
+        elements: how many values of the deltas may be there at once.
+    """
+
+    def __init__(self, tasks: Mapping[int, Task], size: int, elements: int) -> None:
+        self._tasks = tasks
+        self._size = size
+        self._elements = elements
+
+    def start(self, courier: _Courier) -> None:
+        """Begin to compute."""
+        deltas = [delta for delta, _ in self._tasks.values()]
+        matrices = [
+            _padded(courier.bring(some), self._size).float()
+            for some in zip(*map(_matrices, deltas), strict=True)
+        ]
+        self._rows, columns = matrices[0].shape[1], matrices[-1].shape[2]
+        k = max(next(iter(self._tasks.values()))[1], default=0)
+        row_sums = []
+        largest = matrices[0].new_empty(self._size, 0)
+        step = max(1, self._elements // (self._size * columns))
+        for start in range(0, self._rows, step):
+            tile = _product(matrices, slice(start, start + step)).abs_()
+            row_sums.append(tile.sum(dim=2, dtype=torch.float64))
+            largest = _largest(torch.cat([largest, _largest(tile.flatten(1), k)], dim=1), k)
+        found = [*row_sums, _norms(matrices).unsqueeze(1), largest.double()]
+        self._parcel = courier.take(torch.cat(found, dim=1))
+
+    def results(self) -> Iterator[tuple[int, Statistics]]:
+        """Place and statistics of every layer, when they have arrived."""
+        for (place, (_, ks)), numbers in zip(
+            self._tasks.items(), self._parcel.opened(), strict=False
+        ):
+            row_sums, norm, largest = numbers.split([self._rows, 1, len(numbers) - self._rows - 1])
+            l1 = math.fsum(row_sums.tolist())
+            sums = sums_of_largest(largest.float().numpy(), ks) if math.isfinite(l1) else {}
+            yield place, Statistics(l1, sums, float(norm))
+
+
+def _padded(stacked: torch.Tensor, size: int) -> torch.Tensor:
+    missing = size - len(stacked)
+    return torch.cat([stacked, stacked[-1:].expand(missing, -1, -1)]) if missing else stacked
+
+
+def _product(matrices: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
+    """Some rows of the deltas, in memory of their own."""
+    if len(matrices) == 1:
+        return matrices[0][:, rows].clone()
+    up, down = matrices
+    return torch.bmm(up[:, rows], down)
+
+
+def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Frobenius norms; of products by the two small matrices up^T up and down down^T."""
+    if len(matrices) == 1:
+        norms: torch.Tensor = torch.linalg.vector_norm(matrices[0], dim=(1, 2), dtype=torch.float64)
+        return norms
+    up, down = (matrix.double() for matrix in matrices)
+    squares = (torch.bmm(up.mT, up) * torch.bmm(down, down.mT)).sum(dim=(1, 2))
+    return squares.clamp_min(0.0).sqrt()
+
+
+def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The ``k`` largest of each row, in any order; all where a row has no more.
+
+    They lie in the ``k`` blocks that have the largest maxima, wherever those are: a value outside
+    is no larger than ``k`` others.
+    """
+    count = values.shape[1]
+    if k == 0 or count <= k:
+        return values[:, :k]
+    block = 2 ** (math.isqrt(count // k).bit_length() - 1)  # about as many blocks as values in k
+    whole = count // block * block
+    blocks = values[:, :whole].reshape(len(values), -1, block)
+    chosen = blocks.amax(dim=2).topk(k, sorted=False).indices
+    near = blocks.gather(1, chosen.unsqueeze(2).expand(-1, -1, block)).flatten(1)
+    return torch.cat([near, values[:, whole:]], dim=1).topk(k, sorted=False).values
+
+
+class _Courier:
+    """Carries tensors to a device and back without the host waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: Any = cuda.Stream(device) if device.type == "cuda" else None
+
+    def bring(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stack tensors of one shape on the device, in their dtype."""
+        stacked = torch.stack(list(tensors), out=self._host(tensors[0], len(tensors)))
+        if self._stream is None:
+            return stacked
+        with cuda.stream(self._stream):
+            there = stacked.to(self.device, non_blocking=True)
+        current = cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        there.record_stream(current)
+        return there
+
+    def take(self, found: torch.Tensor) -> _Parcel:
+        """Begin to bring numbers back."""
+        if self._stream is None:
+            return _Parcel(found, None)
+        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        here.copy_(found, non_blocking=True)
+        arrived = cuda.Event()
+        arrived.record(cuda.current_stream(self.device))
+        return _Parcel(here, arrived)
+
+    def _host(self, one: torch.Tensor, count: int) -> torch.Tensor:
+        pinned = self._stream is not None
+        return torch.empty((count, *one.shape), dtype=one.dtype, pin_memory=pinned)
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """Numbers on their way."""
+
+    numbers: torch.Tensor
+    arrived: Any
+
+    def opened(self) -> torch.Tensor:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.numbers
