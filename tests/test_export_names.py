@@ -127,6 +127,35 @@ def as_entry(layer: Layer) -> Entry:
     )
 
 
+_CLIP_LAYER = "encoder.layers.0.mlp.fc1"
+_T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q"
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "kohya", "peft"),
+    [
+        ("sd1", f"text_encoder.{_CLIP_LAYER}", "lora_te_text_model_encoder_layers_0_mlp_fc1",
+         "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+        ("sdxl", f"text_encoder.{_CLIP_LAYER}", "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+         "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+        ("sdxl", f"text_encoder_2.{_CLIP_LAYER}", "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+         "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"),
+        ("sdxl", "text_encoder_2.text_projection", "lora_te2_text_projection",
+         "text_encoder_2.text_projection"),
+        ("flux.1", f"text_encoder_2.{_T5_LAYER}",
+         "lora_te3_encoder_block_0_layer_0_SelfAttention_q", f"text_encoder_2.{_T5_LAYER}"),
+    ],
+)  # fmt: skip
+def test_text_encoders_have_the_prefixes_that_tools_expect(
+    family: str, layer: str, kohya: str, peft: str, tmp_path: Path
+) -> None:
+    fusion = hand_fusion(hand_entry(layer, (4, 4), switch=None), family=family)
+    stems = {key.partition(".lora_")[0] for key in load_file(written(fusion, tmp_path, "peft"))}
+    assert stems == {peft}
+    stems = {key.partition(".")[0] for key in load_file(written(fusion, tmp_path))}
+    assert stems == {kohya}
+
+
 def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """As artifacts have it: a 1x1 convolution is a linear layer."""
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
