@@ -71,8 +71,15 @@ def exportable_fusion(family: Exportable, pipe: Any, folder: Path) -> Fusion:
         for seed, rank in ((1, 3), (2, 2))
     ]
     fusion = replace(compile_fusion(*files, device="cpu"), family=family)
+    fusion = replace(fusion, entries=tuple(map(_with_scales, fusion.entries)))
     assert sum(entry.timeline.switches for entry in fusion.entries) > 5
     return fusion
+
+
+def _with_scales(entry: Entry) -> Entry:
+    scales = {"content": 0.75, "style": 1.5}
+    stored = {slot: replace(f, scale=scales[slot]) for slot, f in entry.factors.items()}
+    return replace(entry, factors=stored)
 
 
 def average(entry: Entry, start: float = 0.0, stop: float = 1.0, gain: float = 1.0) -> torch.Tensor:

@@ -272,6 +272,13 @@ def test_parts_that_are_missing_and_of_unknown_size_are_refused(tmp_path: Path) 
     )
 
 
+def test_parts_of_other_sizes_than_the_family_has_are_refused(tmp_path: Path) -> None:
+    """A query of FLUX.1 is as wide as its input."""
+    entry = hand_entry(f"transformer.{_SINGLE}.attn.to_q", (6, 8))
+    with pytest.raises(KloraError, match=r"attn\.to_q: is one module with single_"):
+        written(hand_fusion(entry, family="flux.1"), tmp_path)
+
+
 def dense_entry(layer: str, *shape: int, parameter: str = "weight", seed: int = 0) -> Entry:
     """A layer whose content is no product and acts until 0.25, and whose style is a product."""
     entry = hand_entry(layer, shape if len(shape) > 1 else (*shape, 2), switch=0.25, seed=seed)

@@ -19,11 +19,11 @@ from exports import (
 from handmade import hand_entry, hand_fusion
 
 from klora_compile.export import folder as export_folder
-from klora_compile.export.averaging import WHOLE, Window, mean_coefficients, phases
+from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficients, phases
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
 from klora_runtime.errors import ConfigError, KloraError
-from klora_runtime.fusion import Fusion
+from klora_runtime.fusion import Dense, Fusion
 from klora_runtime.timeline import Timeline
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -45,7 +45,7 @@ def aligned(*switches: float) -> Fusion:
 
 
 def test_each_file_is_the_average_over_its_phase(fusion: Fusion, tmp_path: Path) -> None:
-    for lora in export_phases(fusion, tmp_path / "three", 3, ExportSettings(gain=1.25)):
+    for lora in export_phases(fusion, tmp_path / "three", 3, ExportSettings(gain=1.25)).loras:
         found = as_klora_reads(tmp_path / "three" / lora.file)
         start, stop = lora.window.start, lora.window.stop
         for entry in (entry for entry in fusion.entries if entry.acts):
@@ -71,7 +71,7 @@ def test_files_of_phases_have_the_static_files_as_their_mean(
     fusion: Fusion, tmp_path: Path
 ) -> None:
     export_static(fusion, tmp_path / "static.safetensors")
-    loras = export_phases(fusion, tmp_path / "four", 4)
+    loras = export_phases(fusion, tmp_path / "four", 4).loras
     parts = [as_klora_reads(tmp_path / "four" / lora.file) for lora in loras]
     for layer, whole in as_klora_reads(tmp_path / "static.safetensors").items():
         assert error(torch.stack([part[layer] for part in parts]).mean(0), whole) < 1e-6, layer
@@ -79,36 +79,52 @@ def test_files_of_phases_have_the_static_files_as_their_mean(
 
 @pytest.mark.parametrize("count", [4, 8])
 def test_phases_between_all_breakpoints_lose_nothing(count: int, tmp_path: Path) -> None:
-    loras = export_phases(aligned(0.25, 0.5, 0.75), tmp_path / "out", count)
-    assert [lora.schedule.total for lora in loras] == [0.0] * count
-    assert [lora.schedule.layer for lora in loras] == [None] * count
+    phases = export_phases(aligned(0.25, 0.5, 0.75), tmp_path / "out", count)
+    for lost in (phases.schedule, *(lora.schedule for lora in phases.loras)):
+        assert lost == Loss(0.0, 0.0, None)
 
 
 def test_the_loss_of_each_phase_is_that_over_its_progress(fusion: Fusion, tmp_path: Path) -> None:
-    loras = export_phases(fusion, tmp_path / "out", 3, ExportSettings(keys="peft", rank=2))
-    for lora in loras:
+    phases = export_phases(fusion, tmp_path / "out", 3, ExportSettings(keys="peft", rank=2))
+    for lora in phases.loras:
         total, worst, layer = lost_over_time(fusion, lora.window.start, lora.window.stop)
         assert lora.schedule.total == pytest.approx(total, rel=1e-6, abs=1e-9)
         assert lora.schedule.worst == pytest.approx(worst, rel=1e-6, abs=1e-9)
         assert lora.schedule.layer == layer
         assert lora.truncation is not None
-    assert max(lora.schedule.total for lora in loras) > 0.05
+    lost = [lora.schedule.total for lora in phases.loras]
+    assert max(lost) > 0.05
+    assert min(lost) < phases.schedule.total < max(lost)
+
+
+def test_the_loss_of_all_phases_together(tmp_path: Path) -> None:
+    """Of two layers of equal deltas, one switches in the middle of the first half."""
+    fusion = aligned(0.25, 0.5)
+    one, other = fusion.entries
+    unit = {slot: Dense(1.0, torch.ones(6, 4) * i) for i, slot in ((1, "content"), (-1, "style"))}
+    fusion = replace(fusion, entries=tuple(replace(e, factors=unit) for e in (one, other)))
+    phases = export_phases(fusion, tmp_path / "out", 2)
+    assert phases.schedule.total == pytest.approx(0.5)
+    assert phases.schedule.worst == pytest.approx(0.5**0.5)
+    assert phases.loras[0].schedule.total == pytest.approx(0.5**0.5)
+    assert phases.loras[1].schedule.total == 0.0
 
 
 def test_a_slot_that_does_not_act_in_a_phase_takes_no_rank(tmp_path: Path) -> None:
     halves = export_phases(aligned(0.5, 0.5), tmp_path / "out", 2)
-    assert [lora.rank for lora in halves] == [2, 2]
+    assert [lora.rank for lora in halves.loras] == [2, 2]
     assert export_static(aligned(0.5, 0.5), tmp_path / "out.safetensors").rank == 4
 
 
 def test_one_segment_keeps_its_coefficients_to_the_bit() -> None:
-    timeline = Timeline((0.0, 0.3), {"content": (0.1, 0.7), "style": (0.2, 0.9)})
-    assert mean_coefficients(timeline, Window(0.3, 1.0)) == {"content": 0.7, "style": 0.9}
+    """Although 0.7 * 0.4 / 0.7 is not 0.4."""
+    timeline = Timeline((0.0, 0.3), {"content": (0.1, 0.4), "style": (0.2, 0.8)})
+    assert mean_coefficients(timeline, Window(0.3, 1.0)) == {"content": 0.4, "style": 0.8}
     assert mean_coefficients(timeline, Window(0.0, 0.3)) == {"content": 0.1, "style": 0.2}
 
 
 def test_the_schedule_says_when_each_file_acts(tmp_path: Path) -> None:
-    loras = export_phases(aligned(0.25), tmp_path / "out", 2)
+    loras = export_phases(aligned(0.25), tmp_path / "out", 2).loras
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["phase-1-of-2.safetensors", "phase-2-of-2.safetensors", "schedule.json"]
     schedule = json.loads((tmp_path / "out" / "schedule.json").read_text())

@@ -96,8 +96,8 @@ def export_command(
         lora = export_static(fusion, output, settings, overwrite=force)
         facts, rows = lora.json(), static_lines(lora)
     else:
-        loras = export_phases(fusion, output, phases, settings, overwrite=force)
-        facts, rows = {"phases": [each.json() for each in loras]}, phase_lines(loras)
+        folder = export_phases(fusion, output, phases, settings, overwrite=force)
+        facts, rows = folder.json(), phase_lines(folder)
     if as_json:
         click.echo(json.dumps({"output": str(output), **facts}))
         return

@@ -88,11 +88,13 @@ class ScheduleError:
             if entry.acts and entry.component not in TEXT_ENCODERS
         ]
 
-    def over(self, window: Window, gain: float = 1.0) -> Loss:
-        """The loss where ``gain`` times the average acts all through a window."""
-        squares = [
-            (entry.layer, *_squares(entry, own, window, gain)) for entry, own in self._layers
-        ]
+    def over(self, *windows: Window, gain: float = 1.0) -> Loss:
+        """The loss where ``gain`` times the average over each window acts all through it."""
+        squares = []
+        for entry, products in self._layers:
+            each = [_squares(entry, products, window, gain) for window in windows]
+            lost, all_of_it = (math.fsum(column) for column in zip(*each, strict=True))
+            squares.append((entry.layer, lost, all_of_it))
         return loss_of(squares)
 
 

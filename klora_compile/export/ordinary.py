@@ -22,6 +22,7 @@ from klora_compile.export.targets import Spelling, Target
 from klora_compile.export.values import averaged, balanced, truncated
 from klora_compile.reading.deltas import Delta, Dense, LowRank
 from klora_compile.reading.forms.parts import Part
+from klora_runtime import __version__
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.safetensors_file import canonical_json
@@ -184,7 +185,6 @@ def _metadata(
 ) -> dict[str, str]:
     """What tools look for, and where it is from; no time and no path."""
     origin: dict[str, Any] = {
-        "tool": fusion.tool,
         "rule": {"name": fusion.rule.name, "parameters": dict(fusion.rule.parameters)},
         "sources": {
             name: {"file": source.file, "sha256": source.sha256, "license": source.license}
@@ -194,7 +194,12 @@ def _metadata(
         "gain": settings.gain,
         "rank": settings.rank,
     }
-    found = {"format": "pt", PROVENANCE_KEY: canonical_json(origin), **spelling.metadata}
+    found = {
+        "format": "pt",
+        "software": canonical_json({"name": "klora", "version": __version__}),
+        PROVENANCE_KEY: canonical_json(origin),
+        **spelling.metadata,
+    }
     if Part.ALPHA in spelling.endings:
         found |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     words = _trigger_words(fusion)

@@ -53,6 +53,22 @@ class Exported:
         }
 
 
+@dataclass(frozen=True)
+class ExportedPhases:
+    """The LoRAs of a folder."""
+
+    loras: tuple[Exported, ...]
+    schedule: Loss
+    """How far the schedule is from all of them, each in its phase."""
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "phases": [lora.json() for lora in self.loras],
+            "schedule_error": vars(self.schedule),
+        }
+
+
 def export_static(
     fusion: Fusion,
     path: str | os.PathLike[str],
@@ -78,7 +94,7 @@ def export_static(
     lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
     with replacing(place) as temporary:
         write_plain_file(temporary, lora.tensors, lora.metadata)
-    lost = ScheduleError(fusion.entries).over(WHOLE, settings.gain)
+    lost = ScheduleError(fusion.entries).over(WHOLE, gain=settings.gain)
     return _exported(lora, place, WHOLE, lost)
 
 
@@ -89,7 +105,7 @@ def export_phases(
     settings: ExportSettings | None = None,
     *,
     overwrite: bool = False,
-) -> tuple[Exported, ...]:
+) -> ExportedPhases:
     """Write the averages over equal phases of the sampling as ordinary LoRAs, and when each acts.
 
     Args:
@@ -118,11 +134,12 @@ def export_phases(
             lora = ordinary_lora(fusion, spelling, window, settings)
             file = temporary / phase_file(index, count)
             write_plain_file(file, lora.tensors, lora.metadata)
-            lost = errors.over(window, settings.gain)
+            lost = errors.over(window, gain=settings.gain)
             written.append(_exported(lora, file, window, lost))
         text = schedule_json({each.file: (each.window, each.schedule.total) for each in written})
         (temporary / SCHEDULE_FILE).write_text(text, encoding="ascii")
-    return tuple(written)
+        together = errors.over(*phases(count), gain=settings.gain)
+    return ExportedPhases(tuple(written), together)
 
 
 def is_export(name: str) -> bool:

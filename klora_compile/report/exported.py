@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from klora_compile.export.averaging import Loss
-from klora_compile.export.writing import Exported
+from klora_compile.export.writing import Exported, ExportedPhases
 from klora_compile.report.summary import bytes_text
 from klora_runtime.errors import shown
 
@@ -19,17 +17,18 @@ def static_lines(lora: Exported) -> list[tuple[str, str]]:
     return [*rows, ("bytes", bytes_text(lora.nbytes))]
 
 
-def phase_lines(loras: Sequence[Exported]) -> list[tuple[str, str]]:
+def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
     """Rows of (label, text) for the LoRAs of all phases."""
-    first = loras[0]
+    first = phases.loras[0]
     rows = [("layers", f"{first.layers}, rank {first.rank}, {first.dtype}, in {first.file}")]
-    for position, lora in enumerate(loras):
+    rows.append(("schedule", f"the averages are off by {loss_text(phases.schedule)}"))
+    for position, lora in enumerate(phases.loras):
         where = f"{lora.window.start:.4g} to {lora.window.stop:.4g}"
-        text = f"{where}: its average is off by {loss_text(lora.schedule)}"
+        text = f"{where}: off by {loss_text(lora.schedule)}"
         if lora.truncation is not None:
             text += f"; cut off: {lora.truncation.total:.2%}"
         rows.append(("progress" if position == 0 else "", text))
-    return [*rows, ("bytes", bytes_text(sum(lora.nbytes for lora in loras)))]
+    return [*rows, ("bytes", bytes_text(sum(lora.nbytes for lora in phases.loras)))]
 
 
 def loss_text(loss: Loss) -> str:
