@@ -368,11 +368,11 @@ def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_fusion_that_does_nothing_is_refused(tmp_path: Path) -> None:
-    entry = replace(
-        hand_entry("unet.conv_in", (4, 3)),
-        timeline=Timeline.constant({"content": 0.0, "style": 0.0}),
-    )
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_fusion_that_does_nothing_is_refused(stored: bool, tmp_path: Path) -> None:
+    entry = hand_entry("unet.conv_in", (4, 3))
+    nothing = Timeline.constant({"content": 0.0, "style": 0.0})
+    entry = replace(entry, timeline=nothing, factors=entry.factors if stored else {})
     with pytest.raises(KloraError) as refusal:
         written(hand_fusion(entry, family="sd1"), tmp_path)
     assert str(refusal.value) == (

@@ -139,7 +139,7 @@ def test_the_schedule_says_when_each_file_acts(tmp_path: Path) -> None:
                 "file": "phase-1-of-2.safetensors",
                 "step_fraction": [0.0, 0.5],
                 "timestep_percent": [0.0, 0.5],
-                "error": loras[0].schedule.total,
+                "error": float(f"{loras[0].schedule.total:.6g}"),
             },
             {
                 "file": "phase-2-of-2.safetensors",

@@ -40,7 +40,8 @@ from klora_compile.writing import require_writable
 @click.option(
     "--rank",
     type=click.IntRange(1, 4096),
-    help="At most this rank in every layer, by SVD.  [default: that of all LoRAs together]",
+    help="At most this rank in every layer, by SVD.  [default: the ranks of all LoRAs together; "
+    "where kohya's names fuse modules, of all these together]",
 )
 @click.option(
     "--gain",

@@ -114,13 +114,13 @@ def _dtype(fusion: Fusion, settings: ExportSettings) -> torch.dtype:
     if settings.dtype is not None:
         found: torch.dtype = getattr(torch, settings.dtype)
         return found
-    stored = (
+    stored = [
         tensor.dtype
         for entry in fusion.entries
         for factors in entry.factors.values()
         for tensor in factors.tensors
-    )
-    return functools.reduce(torch.promote_types, stored)
+    ]
+    return functools.reduce(torch.promote_types, stored or [torch.float32])
 
 
 def _cast(delta: Delta, dtype: torch.dtype) -> Delta:

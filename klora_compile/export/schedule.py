@@ -34,7 +34,7 @@ def schedule_json(phases: Mapping[str, tuple[Window, float]]) -> str:
             "file": file,
             "step_fraction": [window.start, window.stop],
             "timestep_percent": [window.start, window.stop],
-            "error": error,
+            "error": float(f"{error:.6g}"),  # the rest differs with the number of threads
         }
         for file, (window, error) in phases.items()
     ]
