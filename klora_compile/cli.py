@@ -9,6 +9,7 @@ import click
 from klora_compile.commands.bench import bench_command
 from klora_compile.commands.card import card_command
 from klora_compile.commands.compile import compile_command
+from klora_compile.commands.export import export_command
 from klora_compile.commands.inspect import inspect_command
 from klora_compile.commands.recompile import recompile_command
 from klora_compile.commands.sample import sample_command
@@ -43,6 +44,7 @@ for _command in (
     sample_command,
     card_command,
     bench_command,
+    export_command,
 ):
     main.add_command(_command)
 

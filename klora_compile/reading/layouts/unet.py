@@ -143,3 +143,14 @@ def folded_kernel(component: str, module: str) -> tuple[int, ...]:
     """
     is_conv = component == "unet" and module.rpartition(".")[2] in _CONVOLUTIONS
     return (3, 3) if is_conv else ()
+
+
+def is_pointwise(family: str | None, component: str, module: str) -> bool:
+    """Whether a layer of two dimensions is a 1x1 convolution; SD 1.x has more of them.
+
+    Args:
+        module: in diffusers' names.
+    """
+    name = module.rpartition(".")[2]
+    in_first = family == "sd1" and name in ("proj_in", "proj_out")
+    return component == "unet" and (name == "conv_shortcut" or in_first)

@@ -1,0 +1,118 @@
+"""``klora export``: an artifact as ordinary LoRAs, for tools that know no schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from klora_compile.commands.output import check_output
+from klora_compile.commands.parameters import ARTIFACT
+from klora_compile.export.settings import ExportSettings, Keys, Precision
+from klora_compile.writing import require_writable
+
+
+@click.command("export")
+@click.argument("file", type=ARTIFACT)
+@click.option("--static", is_flag=True, help="One LoRA: the average over all of the sampling.")
+@click.option(
+    "--phases",
+    type=click.IntRange(2, 100),
+    metavar="N",
+    help="N LoRAs, each the average over one of N equal ranges of progress, and schedule.json.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The .safetensors file to write; with --phases the folder.",
+)
+@click.option(
+    "--keys",
+    type=click.Choice(["kohya", "peft"]),
+    default="kohya",
+    show_default=True,
+    help="kohya: names that ComfyUI, A1111 and Forge read. peft: those of diffusers.",
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(1, 4096),
+    help="At most this rank in every layer, by SVD.  [default: the ranks of all LoRAs together; "
+    "where kohya's names fuse modules, of all these together]",
+)
+@click.option(
+    "--gain",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the denoiser's deltas: an average of choices is weaker than a sum.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Of the tensors.  [default: that of the sources, the wider where they differ]",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
+def export_command(
+    file: Path,
+    static: bool,
+    phases: int | None,
+    output: Path,
+    keys: Keys,
+    rank: int | None,
+    gain: float,
+    dtype: Precision | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the artifact FILE as ordinary LoRAs.
+
+    They hold no schedule. Every layer gets the average of its schedule, and what is printed says
+    how far the schedule is from that: more phases lose less.
+
+    With --phases, schedule.json says when each LoRA acts, as a fraction of the steps and as a
+    percentage of the timesteps (ComfyUI's start_percent). These two are equal only where the
+    sampler's timesteps are spaced linearly.
+    """
+    settings = ExportSettings(keys=keys, rank=rank, gain=gain, dtype=dtype)
+    if static == (phases is not None):
+        raise click.UsageError("name one of --static and --phases N.")
+    if phases is None:
+        check_output(output, force, inputs=(file,))
+    else:
+        _check_folder(output, force, file)
+
+    from klora_compile.export.writing import export_phases, export_static
+    from klora_compile.report.exported import phase_lines, static_lines
+    from klora_compile.report.summary import table
+    from klora_runtime.artifact import load_fusion
+    from klora_runtime.errors import shown
+
+    fusion = load_fusion(file, check="full")
+    if phases is None:
+        lora = export_static(fusion, output, settings, overwrite=force)
+        facts, rows = lora.json(), static_lines(lora)
+    else:
+        folder = export_phases(fusion, output, phases, settings, overwrite=force)
+        facts, rows = folder.json(), phase_lines(folder)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **facts}))
+        return
+    click.echo(table([("LoRA" if phases is None else "LoRAs", shown(output)), *rows]))
+
+
+def _check_folder(output: Path, force: bool, file: Path) -> None:
+    """See, before the work, that a folder can be written."""
+    if output.resolve() == file.resolve().parent:
+        raise click.UsageError(f"{output} is the folder of the input; name another.")
+    if not output.absolute().parent.is_dir():
+        raise click.UsageError(f"{output.parent} is not a folder; make it first.")
+    if os.path.lexists(output) and not output.is_dir():
+        raise click.UsageError(f"{output} is not a folder; name another.")
+    if os.path.lexists(output) and not force:
+        raise click.ClickException(f"{output} exists already; add --force to overwrite it.")
+    require_writable(output)

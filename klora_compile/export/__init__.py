@@ -1,0 +1,13 @@
+"""An artifact as ordinary LoRAs, for tools that know no schedule.
+
+    from klora_compile.export.writing import export_phases, export_static
+    from klora_compile.export.settings import ExportSettings
+    from klora_runtime import load_fusion
+
+    fusion = load_fusion("fox-in-ink.klora.safetensors")
+    export_static(fusion, "fox-in-ink.safetensors", ExportSettings(keys="peft", rank=32))
+    export_phases(fusion, "fox-in-ink", 4)
+
+What an ordinary LoRA cannot hold is the time: its factors are the average of the schedule over all
+of the sampling, or over one phase of it, and every report says how far the schedule is from that.
+"""

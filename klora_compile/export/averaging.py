@@ -1,0 +1,157 @@
+"""A schedule averaged over a window of progress, and how far the schedule is from its average.
+
+Inside a window a layer's delta is D(t) = sum over slots of c_s(t) D_s, piecewise constant in t. Its
+average has the coefficients (1 / length) * integral of c_s(t) dt, exact from the lengths of the
+segments. What is lost is relative to the schedule itself, in the Frobenius norm over the window:
+
+    error^2 = integral of ||D(t) - gain * average||^2 dt / integral of ||D(t)||^2 dt
+
+Norms come from the slots' inner products <D_r, D_s>, which need products of rank x rank only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from klora_runtime.fusion import TEXT_ENCODERS, Dense, Entry, Factors
+from klora_runtime.timeline import Timeline
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of progress, [start, stop)."""
+
+    start: float
+    stop: float
+    """At most 1, above ``start``."""
+
+    @property
+    def length(self) -> float:
+        return self.stop - self.start
+
+
+#: All of the sampling.
+WHOLE = Window(0.0, 1.0)
+
+
+def phases(count: int) -> tuple[Window, ...]:
+    """``count`` windows of equal length."""
+    edges = [index / count for index in range(count + 1)]
+    return tuple(Window(start, stop) for start, stop in pairwise(edges))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an approximation loses, relative Frobenius norms: 0 is nothing."""
+
+    total: float
+    """Over all layers together."""
+    worst: float
+    layer: str | None
+    """The layer of :attr:`worst`; None where nothing is lost."""
+
+
+def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
+    """Slot name -> the average of its coefficient over a window."""
+    parts = list(_parts(timeline, window))
+    if len(parts) == 1:
+        return parts[0][1]
+    return {
+        slot: math.fsum(length * row[slot] for length, row in parts) / window.length
+        for slot in timeline.coefficients
+    }
+
+
+def layer_gain(entry: Entry, gain: float) -> float:
+    """The gain of one layer: text encoders have no schedule and keep their coefficients."""
+    return 1.0 if entry.component in TEXT_ENCODERS else gain
+
+
+class ScheduleError:
+    """How far layers' schedules are from their averages.
+
+    Args:
+        entries: those of the denoiser count.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._layers = [
+            (entry, _products(entry))
+            for entry in entries
+            if entry.acts and entry.component not in TEXT_ENCODERS
+        ]
+
+    def over(self, *windows: Window, gain: float = 1.0) -> Loss:
+        """The loss where ``gain`` times the average over each window acts all through it."""
+        squares = []
+        for entry, products in self._layers:
+            each = [_squares(entry, products, window, gain) for window in windows]
+            lost, all_of_it = (math.fsum(column) for column in zip(*each, strict=True))
+            squares.append((entry.layer, lost, all_of_it))
+        return loss_of(squares)
+
+
+def loss_of(squares: Sequence[tuple[str, float, float]]) -> Loss:
+    """The loss of layers, each (name, squared norm of what is lost, squared norm of what was)."""
+    total = _ratio(math.fsum(lost for _, lost, _ in squares), math.fsum(s[2] for s in squares))
+    ratios = ((_ratio(lost, norm), name) for name, lost, norm in squares)
+    worst, layer = max(ratios, key=lambda found: found[0], default=(0.0, None))
+    return Loss(total, worst, layer if worst > 0.0 else None)
+
+
+def _ratio(lost: float, all_of_it: float) -> float:
+    return math.sqrt(lost / all_of_it) if all_of_it > 0.0 else 0.0
+
+
+def _parts(timeline: Timeline, window: Window) -> Iterable[tuple[float, dict[str, float]]]:
+    """Length and coefficients of each segment in a window."""
+    stops = (*timeline.starts[1:], 1.0)
+    for (start, row), stop in zip(timeline.rows(), stops, strict=True):
+        length = min(stop, window.stop) - max(start, window.start)
+        if length > 0.0:
+            yield length, row
+
+
+def _squares(
+    entry: Entry, products: Mapping[tuple[str, str], float], window: Window, gain: float
+) -> tuple[float, float]:
+    """Squared norms over a window: of the difference to the average, and of the schedule."""
+    mean = mean_coefficients(entry.timeline, window)
+    lost, all_of_it = [], []
+    for length, row in _parts(entry.timeline, window):
+        rest = {slot: row[slot] - gain * mean[slot] for slot in entry.factors}
+        lost.append(length * _square(rest, products))
+        all_of_it.append(length * _square(row, products))
+    return math.fsum(lost), math.fsum(all_of_it)
+
+
+def _square(coefficients: Mapping[str, float], products: Mapping[tuple[str, str], float]) -> float:
+    """||sum of coefficients times deltas||^2."""
+    terms = (coefficients[r] * coefficients[s] * value for (r, s), value in products.items())
+    return max(0.0, math.fsum(terms))
+
+
+def _products(entry: Entry) -> dict[tuple[str, str], float]:
+    """Inner products of all pairs of an entry's deltas, their scales applied."""
+    return {
+        (r, s): one.scale * other.scale * _inner(one, other)
+        for r, one in entry.factors.items()
+        for s, other in entry.factors.items()
+    }
+
+
+def _inner(one: Factors | Dense, other: Factors | Dense) -> float:
+    """Frobenius inner product of two deltas without their scales."""
+    if isinstance(one, Factors) and isinstance(other, Factors):
+        ups = one.up.double().flatten(1).T @ other.up.double().flatten(1)
+        downs = one.down.double().flatten(1) @ other.down.double().flatten(1).T
+        return float((ups * downs).sum())
+    first, second = (each.matrix(torch.float64, _CPU) for each in (one, other))
+    return float((first * second).sum())

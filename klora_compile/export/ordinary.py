@@ -1,0 +1,222 @@
+"""One ordinary LoRA out of a fusion: the average of its schedule over a window of progress.
+
+Every layer has one rank, the widest's, and alpha equal to it: zeros fill up the rest. Some loaders
+take a file's most common alpha or rank for that of all layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_compile.export.averaging import Loss, Window, loss_of
+from klora_compile.export.kohya import kohya_spelling
+from klora_compile.export.peft import peft_spelling
+from klora_compile.export.settings import ExportSettings, Keys
+from klora_compile.export.targets import Spelling, Target
+from klora_compile.export.values import averaged, balanced, truncated
+from klora_compile.reading.deltas import Delta, Dense, LowRank
+from klora_compile.reading.forms.parts import Part
+from klora_runtime import __version__
+from klora_runtime.errors import KloraError, shown
+from klora_runtime.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.safetensors_file import canonical_json
+
+#: The metadata key that says what an export is of.
+PROVENANCE_KEY = "klora_export"
+
+_SPELLINGS: Mapping[Keys, Callable[[Fusion], Spelling]] = {
+    "kohya": kohya_spelling,
+    "peft": peft_spelling,
+}
+_NO_DENOISER = (*TEXT_ENCODERS, "text_conditioner")
+
+
+@dataclass(frozen=True)
+class OrdinaryLora:
+    """What one file holds."""
+
+    tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    layers: int
+    """Parameters that it changes, as the file counts them."""
+    rank: int
+    """Of every layer that is low rank; 0 where none is."""
+    dtype: torch.dtype
+    truncation: Loss | None
+    """What a smaller rank loses of the average; None where no rank was asked for."""
+
+
+def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
+    """How a file with these settings spells a fusion.
+
+    Raises:
+        KloraError: the fusion is for two denoisers, or has something that the keys cannot say.
+    """
+    denoisers = [name for name in fusion.components if name not in _NO_DENOISER]
+    if len(denoisers) > 1:
+        raise KloraError(
+            f"an ordinary LoRA is for one denoiser, and this artifact changes "
+            f"{' and '.join(map(shown, denoisers))}; compile one artifact for each and export both."
+        )
+    return _SPELLINGS[settings.keys](fusion)
+
+
+def ordinary_lora(
+    fusion: Fusion, spelling: Spelling, window: Window, settings: ExportSettings
+) -> OrdinaryLora:
+    """The average over a window.
+
+    Args:
+        fusion: of an artifact.
+        spelling: of :func:`spelling_of`.
+        window: of progress.
+        settings: how to write it.
+
+    Raises:
+        KloraError: nothing acts in the window, a delta is of a form that the keys cannot say, or
+            the dtype cannot hold it.
+    """
+    dtype = _dtype(fusion, settings)
+    deltas: list[tuple[Target, Delta]] = []
+    squares = []
+    with _one_thread():
+        for target in spelling.targets:
+            delta = averaged(target, window, settings.gain)
+            if delta is None:
+                continue
+            if settings.rank is not None and len(target.shape) > 1:
+                norm = delta.norm() ** 2
+                delta, lost = truncated(delta, settings.rank)
+                squares.append((target.key, lost, norm))
+            deltas.append((target, _cast(delta, dtype)))
+    _check(deltas, spelling, window, dtype)
+    rank = max((d.rank for _, d in deltas if isinstance(d, LowRank)), default=0)
+    tensors: dict[str, torch.Tensor] = {}
+    for target, delta in deltas:
+        tensors |= _tensors(target, delta, rank, spelling)
+    return OrdinaryLora(
+        tensors=tensors,
+        metadata=_metadata(fusion, spelling, window, settings, rank),
+        layers=len(deltas),
+        rank=rank,
+        dtype=dtype,
+        truncation=loss_of(squares) if squares else None,
+    )
+
+
+def _dtype(fusion: Fusion, settings: ExportSettings) -> torch.dtype:
+    if settings.dtype is not None:
+        found: torch.dtype = getattr(torch, settings.dtype)
+        return found
+    stored = [
+        tensor.dtype
+        for entry in fusion.entries
+        for factors in entry.factors.values()
+        for tensor in factors.tensors
+    ]
+    return functools.reduce(torch.promote_types, stored or [torch.float32])
+
+
+def _cast(delta: Delta, dtype: torch.dtype) -> Delta:
+    if isinstance(delta, LowRank):
+        even = balanced(delta)
+        return LowRank(even.down.to(dtype), even.up.to(dtype))
+    return Dense(delta.values.to(dtype))
+
+
+def _check(
+    deltas: Sequence[tuple[Target, Delta]],
+    spelling: Spelling,
+    window: Window,
+    dtype: torch.dtype,
+) -> None:
+    if not deltas:
+        raise KloraError(
+            f"nothing acts between progress {window.start:g} and {window.stop:g}, so that there is "
+            "no LoRA to write."
+        )
+    unsayable = [
+        f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is no product of factors"
+        for target, delta in deltas
+        if isinstance(delta, Dense) and Part.DIFF not in spelling.endings
+    ]
+    if unsayable:
+        raise KloraError(
+            f"PEFT's keys hold products of two factors only, and {len(unsayable)} layers are none. "
+            "Take --keys kohya, which has `diff` for them (ComfyUI reads it); or --rank R, which "
+            "makes factors of those that are matrices.",
+            unsayable,
+        )
+    beyond = [shown(target.key) for target, delta in deltas if not delta.is_finite()]
+    if beyond:
+        raise KloraError(
+            f"{str(dtype).removeprefix('torch.')} cannot hold {len(beyond)} layers, whose values "
+            "are too large; take --dtype float32 or bfloat16.",
+            beyond,
+        )
+
+
+def _tensors(
+    target: Target, delta: Delta, rank: int, spelling: Spelling
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(delta, Dense):
+        part = Part.DIFF if target.parameter == "weight" else Part.DIFF_BIAS
+        yield f"{target.key}{spelling.endings[part]}", delta.values.reshape(target.shape)
+        return
+    kernel = target.shape[2:] or ((1, 1) if target.pointwise else ())
+    down = torch.zeros(rank, target.shape[1], *kernel, dtype=delta.down.dtype)
+    down[: delta.rank] = delta.down.reshape(-1, *down.shape[1:])
+    up = torch.zeros(target.shape[0], rank, *(1 for _ in kernel), dtype=delta.up.dtype)
+    up[:, : delta.rank] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
+    yield f"{target.key}{spelling.endings[Part.DOWN]}", down
+    yield f"{target.key}{spelling.endings[Part.UP]}", up
+    if Part.ALPHA in spelling.endings:
+        yield f"{target.key}{spelling.endings[Part.ALPHA]}", torch.tensor(float(rank))
+
+
+def _metadata(
+    fusion: Fusion, spelling: Spelling, window: Window, settings: ExportSettings, rank: int
+) -> dict[str, str]:
+    """What tools look for, and where it is from; no time and no path."""
+    origin: dict[str, Any] = {
+        "rule": {"name": fusion.rule.name, "parameters": dict(fusion.rule.parameters)},
+        "sources": {
+            name: {"file": source.file, "sha256": source.sha256, "license": source.license}
+            for name, source in fusion.sources.items()
+        },
+        "progress": [window.start, window.stop],
+        "gain": settings.gain,
+        "rank": settings.rank,
+    }
+    found = {
+        "format": "pt",
+        "software": canonical_json({"name": "klora", "version": __version__}),
+        PROVENANCE_KEY: canonical_json(origin),
+        **spelling.metadata,
+    }
+    if Part.ALPHA in spelling.endings:
+        found |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    words = _trigger_words(fusion)
+    return found | ({"modelspec.trigger_phrase": words} if words else {})
+
+
+def _trigger_words(fusion: Fusion) -> str:
+    words = [word for source in fusion.sources.values() for word in source.trigger_words]
+    return ", ".join(dict.fromkeys(words))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """QR and SVD differ in bits with the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,41 @@
+"""Names of PEFT and diffusers: component, module path in dots, ``lora_A`` and ``lora_B``.
+
+Scale: diffusers takes alpha for the rank where a file states none. There is no name for a delta
+that is no product of two factors, nor for a bias that loaders read.
+"""
+
+from __future__ import annotations
+
+from klora_compile.export.renaming import Backwards
+from klora_compile.export.targets import Piece, Spelling, Target
+from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.layouts.text_encoders import CLIP_INSIDE
+from klora_compile.reading.layouts.unet import is_pointwise
+from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
+
+_ENDINGS = {Part.DOWN: ".lora_A.weight", Part.UP: ".lora_B.weight"}
+
+#: Wan 2.2's two transformers have one file each, with the same names; the loader is told which.
+_COMPONENTS = {"transformer_2": "transformer"}
+
+#: Files have ``text_model.`` in CLIP's paths, whatever transformers' version.
+_CLIP = Backwards(CLIP_INSIDE)
+
+
+def peft_spelling(fusion: Fusion) -> Spelling:
+    """The file in PEFT's names."""
+    targets = (_target(entry, fusion.family) for entry in fusion.entries if entry.acts)
+    ordered = sorted(targets, key=lambda target: (target.key, target.parameter))
+    return Spelling(_ENDINGS, {}, tuple(ordered))
+
+
+def _target(entry: Entry, family: str | None) -> Target:
+    component = _COMPONENTS.get(entry.component, entry.component)
+    home = _CLIP.home(entry.module) if entry.component in TEXT_ENCODERS else None
+    return Target(
+        key=f"{component}.{entry.module if home is None else home.module}",
+        parameter=entry.parameter,
+        shape=entry.shape,
+        pieces=(Piece(entry),),
+        pointwise=is_pointwise(family, entry.component, entry.module),
+    )

@@ -1,0 +1,41 @@
+"""``schedule.json``: when each of several LoRAs acts, as tools count it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from klora_compile.export.averaging import Window
+
+SCHEDULE_FILE = "schedule.json"
+
+NOTE = (
+    "step_fraction is exact for every sampler: of N steps, a LoRA acts in step i (from 0) where "
+    "from <= (i + 1/2) / N < to. timestep_percent, the start_percent and end_percent of ComfyUI, "
+    "counts timesteps and not steps: it is equal to the step fraction only where the sampler's "
+    "timesteps are spaced linearly over its steps (schedulers such as normal, simple and "
+    "ddim_uniform, not karras or exponential)."
+)
+
+
+def phase_file(index: int | str, count: int | str) -> str:
+    """Name of the file of one phase, counted from 1."""
+    return f"phase-{index}-of-{count}.safetensors"
+
+
+def schedule_json(phases: Mapping[str, tuple[Window, float]]) -> str:
+    """The text of the file.
+
+    Args:
+        phases: file name -> its window of progress, and how far the schedule is from it there.
+    """
+    rows = [
+        {
+            "file": file,
+            "step_fraction": [window.start, window.stop],
+            "timestep_percent": [window.start, window.stop],
+            "error": float(f"{error:.6g}"),  # the rest differs with the number of threads
+        }
+        for file, (window, error) in phases.items()
+    ]
+    return json.dumps({"note": NOTE, "phases": rows}, indent=2) + "\n"

@@ -1,0 +1,160 @@
+"""Exports as files: one LoRA for all of the sampling, or a folder with one for each phase of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klora_compile.export.averaging import WHOLE, Loss, ScheduleError, Window, phases
+from klora_compile.export.folder import replacing_folder
+from klora_compile.export.ordinary import OrdinaryLora, ordinary_lora, spelling_of
+from klora_compile.export.plain_file import write_plain_file
+from klora_compile.export.schedule import SCHEDULE_FILE, phase_file, schedule_json
+from klora_compile.export.settings import ExportSettings
+from klora_compile.writing import replacing
+from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.fusion import Fusion
+
+MAX_PHASES = 100
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One LoRA that was written."""
+
+    file: str
+    """Its name, without folders."""
+    window: Window
+    """Of progress, whose average it is."""
+    nbytes: int
+    layers: int
+    rank: int
+    """Of every low-rank layer."""
+    dtype: str
+    schedule: Loss
+    """How far the schedule is from what was written, before a smaller rank."""
+    truncation: Loss | None
+    """What a smaller rank loses; None where none was asked for."""
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        lost = {"schedule": self.schedule, "truncation": self.truncation}
+        return {
+            "file": self.file,
+            "progress": [self.window.start, self.window.stop],
+            "bytes": self.nbytes,
+            "layers": self.layers,
+            "rank": self.rank,
+            "dtype": self.dtype,
+            **{f"{name}_error": loss and vars(loss) for name, loss in lost.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ExportedPhases:
+    """The LoRAs of a folder."""
+
+    loras: tuple[Exported, ...]
+    schedule: Loss
+    """How far the schedule is from all of them, each in its phase."""
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "phases": [lora.json() for lora in self.loras],
+            "schedule_error": vars(self.schedule),
+        }
+
+
+def export_static(
+    fusion: Fusion,
+    path: str | os.PathLike[str],
+    settings: ExportSettings | None = None,
+    *,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the average of a schedule over all of the sampling as one ordinary LoRA.
+
+    Args:
+        fusion: of an artifact.
+        path: the ``.safetensors`` file; equal fusions and settings give equal bytes.
+        settings: how to write it.
+        overwrite: replace an existing file.
+
+    Raises:
+        KloraError: the file exists and ``overwrite`` is false, it cannot be written, or the fusion
+            has something that such a LoRA cannot hold; an old file is as it was.
+    """
+    settings, place = settings or ExportSettings(), Path(path)
+    if os.path.lexists(place) and not overwrite:
+        raise KloraError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
+    lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
+    with replacing(place) as temporary:
+        write_plain_file(temporary, lora.tensors, lora.metadata)
+    lost = ScheduleError(fusion.entries).over(WHOLE, gain=settings.gain)
+    return _exported(lora, place, WHOLE, lost)
+
+
+def export_phases(
+    fusion: Fusion,
+    folder: str | os.PathLike[str],
+    count: int,
+    settings: ExportSettings | None = None,
+    *,
+    overwrite: bool = False,
+) -> ExportedPhases:
+    """Write the averages over equal phases of the sampling as ordinary LoRAs, and when each acts.
+
+    Args:
+        fusion: of an artifact.
+        folder: to write ``phase-K-of-N.safetensors`` and ``schedule.json`` into.
+        count: N, 2 to 100.
+        settings: how to write them.
+        overwrite: replace an existing folder, unless it holds other things than an export.
+
+    Raises:
+        ConfigError: ``count`` is out of its range.
+        KloraError: as of :func:`export_static`; an old folder is as it was.
+    """
+    if not (type(count) is int and 2 <= count <= MAX_PHASES):
+        raise ConfigError(
+            f"phases: expected a whole number from 2 to {MAX_PHASES}, found {count!r}."
+        )
+    settings, place = settings or ExportSettings(), Path(folder)
+    if os.path.lexists(place) and not overwrite:
+        raise KloraError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
+    spelling = spelling_of(fusion, settings)
+    written = []
+    with replacing_folder(place, is_export) as temporary:
+        errors = ScheduleError(fusion.entries)
+        for index, window in enumerate(phases(count), start=1):
+            lora = ordinary_lora(fusion, spelling, window, settings)
+            file = temporary / phase_file(index, count)
+            write_plain_file(file, lora.tensors, lora.metadata)
+            lost = errors.over(window, gain=settings.gain)
+            written.append(_exported(lora, file, window, lost))
+        text = schedule_json({each.file: (each.window, each.schedule.total) for each in written})
+        (temporary / SCHEDULE_FILE).write_text(text, encoding="ascii")
+        together = errors.over(*phases(count), gain=settings.gain)
+    return ExportedPhases(tuple(written), together)
+
+
+def is_export(name: str) -> bool:
+    """Whether a file of :func:`export_phases` has this name."""
+    return name == SCHEDULE_FILE or re.fullmatch(phase_file(r"\d+", r"\d+"), name) is not None
+
+
+def _exported(lora: OrdinaryLora, file: Path, window: Window, lost: Loss) -> Exported:
+    return Exported(
+        file=file.name,
+        window=window,
+        nbytes=file.stat().st_size,
+        layers=lora.layers,
+        rank=lora.rank,
+        dtype=str(lora.dtype).removeprefix("torch."),
+        schedule=lost,
+        truncation=lora.truncation,
+    )
