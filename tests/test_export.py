@@ -258,7 +258,7 @@ from klora_compile.export.writing import export_static
 from klora_runtime import load_fusion
 artifact, out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-export_static(load_fusion(artifact), out, ExportSettings(rank=3))
+export_static(load_fusion(artifact), out, ExportSettings(rank=60))
 assert torch.get_num_threads() == int(threads)
 """
 
