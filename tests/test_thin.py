@@ -180,13 +180,17 @@ def test_without_its_sources_it_is_not_applied(
     }
     text = (
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        "them: apply_fusion(pipe, fusion, {}), or load_fusion(path, sources={{...}}).{}"
+        "them: {}; from Python apply_fusion(pipe, fusion, {}), or "
+        "load_fusion(path, sources={{...}}).{}"
     )
+    named = "--source content=PATH --source style=PATH", "content=PATH, style=PATH"
     both = "".join(f"\n  - {name}: {what}" for name, what in wanted.items())
-    assert refusal(pipe, path) == text.format("content=PATH, style=PATH", both)
-    assert refusal(pipe, load_fusion(path)) == text.format("content=PATH, style=PATH", both)
+    assert refusal(pipe, path) == text.format(*named, both)
+    assert refusal(pipe, load_fusion(path)) == text.format(*named, both)
     one = f"\n  - style: {wanted['style']}"
-    assert refusal(pipe, path, content=pair.content) == text.format("style=PATH", one)
+    assert refusal(pipe, path, content=pair.content) == text.format(
+        "--source style=PATH", "style=PATH", one
+    )
 
 
 def test_another_file_is_refused(
@@ -329,3 +333,34 @@ def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: 
     save_fusion(reschedule(load_fusion(path), "direct", content_weight=0.5), other)
     filled = load_fusion(other, sources={"content": pair.content, "style": pair.style})
     assert_equal(filled, reschedule(whole, "direct", content_weight=0.5))
+
+
+def test_commands_that_need_the_factors_take_the_sources(
+    pair: LoraPair, whole: Fusion, path: Path, tmp_path: Path
+) -> None:
+    full = tmp_path / "full.klora.safetensors"
+    save_fusion(whole, full)
+    given = ["--source", f"content={pair.content}", "--source", f"style={pair.style}"]
+    written = []
+    for file, sources in ((full, []), (path, given)):
+        output = tmp_path / f"{file.stem}.lora.safetensors"
+        arguments = ["export", str(file), "--static", "--keys", "peft", "-o", str(output)]
+        result = CliRunner().invoke(main, [*arguments, *sources])
+        assert result.exit_code == 0, result.output
+        written.append(output.read_bytes())
+    assert written[0] == written[1]
+
+    picture = str(tmp_path / "a.png")
+    model = build(TWO_STEPS)
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["sample", str(path), "--model", str(tmp_path / "model"), "--prompt", "a", "-o"]
+    arguments += [picture, "--steps", "1", "--device", "cpu"]
+    without = CliRunner().invoke(main, arguments)
+    assert without.exit_code == 1
+    assert "Name them: --source content=PATH --source style=PATH" in without.stderr
+    result = CliRunner().invoke(main, [*arguments, *given])
+    assert result.exit_code == 0, result.output
+
+    wrong = CliRunner().invoke(main, [*arguments, "--source", "content"])
+    assert wrong.exit_code == 2
+    assert "'content' is not NAME=PATH." in wrong.stderr

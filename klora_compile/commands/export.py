@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT
+from klora_compile.commands.parameters import ARTIFACT, source_option
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 from klora_compile.writing import require_writable
 
@@ -55,6 +55,7 @@ from klora_compile.writing import require_writable
     type=click.Choice(["float16", "bfloat16", "float32"]),
     help="Of the tensors.  [default: that of the sources, the wider where they differ]",
 )
+@source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
 def export_command(
@@ -66,6 +67,7 @@ def export_command(
     rank: int | None,
     gain: float,
     dtype: Precision | None,
+    sources: tuple[tuple[str, Path], ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -82,7 +84,7 @@ def export_command(
     if static == (phases is not None):
         raise click.UsageError("name one of --static and --phases N.")
     if phases is None:
-        check_output(output, force, inputs=(file,))
+        check_output(output, force, inputs=(file, *(path for _, path in sources)))
     else:
         _check_folder(output, force, file)
 
@@ -91,8 +93,9 @@ def export_command(
     from klora_compile.report.summary import table
     from klora_runtime.artifact import load_fusion
     from klora_runtime.errors import shown
+    from klora_runtime.references import complete
 
-    fusion = load_fusion(file, check="full")
+    fusion = complete(load_fusion(file, check="full"), dict(sources))
     if phases is None:
         lora = export_static(fusion, output, settings, overwrite=force)
         facts, rows = lora.json(), static_lines(lora)

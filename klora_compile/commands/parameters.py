@@ -167,6 +167,38 @@ class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click
         return self.name
 
 
+class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``NAME=PATH`` of a file that is there, such as ``content=fox.safetensors``."""
+
+    name = "NAME=PATH"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        source, sign, path = str(value).partition("=")
+        if not source or not sign:
+            self.fail(f"{value!r} is not {self.name}.", param, ctx)
+        found: Path = click.Path(exists=True, dir_okay=False, path_type=Path).convert(
+            path, param, ctx
+        )
+        return source, found
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
+#: ``--source``, of commands that need the factors of an artifact.
+source_option = click.option(
+    "--source",
+    "sources",
+    type=SourceFile(),
+    multiple=True,
+    help="Of a thin artifact: a LoRA that it was compiled from. Repeat it for the others.",
+)
+
+
 class HubId(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight
+from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
 from klora_runtime.errors import KloraError
 
 #: ``klora_runtime.modes.choice.MODES``, which is not imported for the help's sake.
@@ -108,6 +108,7 @@ _SIZE = click.IntRange(1, 2**20)
     required=True,
     help="The picture to write: .png, .jpg, .webp; for one video also .gif.",
 )
+@source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def sample_command(
     file: Path,
@@ -122,6 +123,7 @@ def sample_command(
     device: str,
     dtype: str,
     output: Path,
+    sources: tuple[tuple[str, Path], ...],
     force: bool,
     **options: Any,
 ) -> None:
@@ -132,7 +134,7 @@ def sample_command(
     """
     if seed > _LAST_SEED - count:
         raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
-    check_output(output, force, inputs=(file,))
+    check_output(output, force, inputs=(file, *(path for _, path in sources)))
 
     try:
         from klora_compile.sampling.pictures import Request
@@ -143,5 +145,5 @@ def sample_command(
         ) from error
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
-    how = How(scheduler, mode, dict(weights), compiled, device, dtype)
+    how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources))
     click.echo(sample_to_file(file, model, request, output, how))

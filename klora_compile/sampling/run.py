@@ -14,6 +14,7 @@ from klora_runtime.errors import IncompatibleModelError, KloraError, shown
 from klora_runtime.families import family_name
 from klora_runtime.fusion import Fusion
 from klora_runtime.handle import apply_fusion
+from klora_runtime.references import complete
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class How:
     compiled: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    """Of a thin artifact: its LoRA files by name."""
 
 
 def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> str:
@@ -38,7 +41,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
         KloraError: of any of the steps; ``output`` is as it was.
     """
     check_ending(output, total=request.total, videos=True)
-    fusion = load_fusion(file)
+    fusion = complete(load_fusion(file), how.sources)
     pipe = load_pipeline(model, fusion, device=how.device, dtype=how.dtype)
     if how.scheduler is not None:
         use_scheduler(pipe, how.scheduler)

@@ -25,7 +25,7 @@ from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.modes.choice import MODES, choose, rounding_share
 from klora_runtime.modes.mode import Mode
 from klora_runtime.pipeline_watch import PipelineWatch
-from klora_runtime.references import fill
+from klora_runtime.references import complete
 from klora_runtime.refusals import refuse_lora_scale
 from klora_runtime.report import Report
 from klora_runtime.run import Run
@@ -377,7 +377,7 @@ def _fusion(
     sources: Mapping[str, str | os.PathLike[str]],
 ) -> Fusion:
     fusion = path_or_fusion if isinstance(path_or_fusion, Fusion) else load_fusion(path_or_fusion)
-    return fill(fusion, sources) if sources or fusion.is_thin else fusion
+    return complete(fusion, sources)
 
 
 def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:

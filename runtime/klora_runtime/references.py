@@ -67,13 +67,24 @@ def fill(
         return replace(fusion, entries=entries)
 
 
+def complete(fusion: Fusion, sources: Mapping[str, str | os.PathLike[str]]) -> Fusion:
+    """A fusion that can be applied: as it is where it has its factors, else filled.
+
+    Raises:
+        the errors of :func:`fill`.
+    """
+    return fill(fusion, sources) if sources or fusion.is_thin else fusion
+
+
 def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
     if not missing:
         return
-    keywords = ", ".join(f"{name}=PATH" for name in missing)
+    named = [f"{name}=PATH" for name in missing]
+    keywords, options = ", ".join(named), " ".join(f"--source {each}" for each in named)
     raise ArtifactError(
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        f"them: apply_fusion(pipe, fusion, {keywords}), or load_fusion(path, sources={{...}}).",
+        f"them: {options}; from Python apply_fusion(pipe, fusion, {keywords}), or "
+        "load_fusion(path, sources={...}).",
         [f"{shown(name)}: {_wanted(fusion, name)}" for name in missing],
     )
 
