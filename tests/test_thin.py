@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from generation import TWO_STEPS, LoraPair, build, generate
 from lora_files import GOLDEN, random_pair, write_lora
+from shipped import Shipped
 from tiny_pipeline import Family
 
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
@@ -259,23 +260,28 @@ def test_a_reference_that_the_file_does_not_bear_out_is_refused(
     assert issue in found
 
 
-def test_what_is_no_plain_pair_is_refused_by_name(pair: LoraPair, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    tensors = load_file(pair.content)
-    module = next(key for key in tensors if key.endswith("to_q.lora_A.weight"))
-    stem = module.removesuffix(".lora_A.weight")
-    out, width = tensors[f"{stem}.lora_B.weight"].shape[0], tensors[module].shape[1]
-    for end in ("lora_A.weight", "lora_B.weight", "alpha"):
-        tensors.pop(f"{stem}.{end}", None)
-    tensors[f"{stem}.diff"] = torch.randn(out, width)
-    content = write_lora(tmp_path / "full.safetensors", tensors)
+def test_what_is_no_plain_pair_is_refused_by_name(path: Path, tmp_path: Path) -> None:
+    """A full difference, and a Tucker core between two factors."""
+    block = "unet.down_blocks.0"
+    query = f"{block}.attentions.0.transformer_blocks.0.attn1.to_q"
+    conv = f"{block}.resnets.0.conv1"
+    down, up = random_pair(32, 32, 2)
+    plain = {f"{query}.lora_A.weight": down, f"{query}.lora_B.weight": up}
+    style = write_lora(tmp_path / "style.safetensors", plain)
+    tucker = {
+        f"{conv}.lora_down.weight": torch.randn(2, 32, 1, 1),
+        f"{conv}.lora_mid.weight": torch.randn(2, 2, 3, 3),
+        f"{conv}.lora_up.weight": torch.randn(32, 2, 1, 1),
+    }
+    full = {f"{query}.diff": torch.randn(32, 32)}
+    content = write_lora(tmp_path / "content.safetensors", tucker | full)
     with pytest.raises(ConfigError) as caught:
-        thinned(content, pair.style, tmp_path / "x")
+        thinned(content, style, path)
     assert str(caught.value) == (
-        "1 slots cannot be left in their files, which a thin artifact needs: only plain low-rank "
-        f"pairs of safetensors files can. Compile without --thin.\n  - {stem}, content: its form "
-        "is full, and its factors are computed"
+        "2 slots cannot be left in their files, which a thin artifact needs: only plain low-rank "
+        "pairs of safetensors files can. Compile without --thin.\n"
+        f"  - {query}, content: its form is full, and its factors are computed\n"
+        f"  - {conv}, content: its form is lora, and its factors are computed"
     )
 
 
@@ -310,6 +316,32 @@ def test_commands(pair: LoraPair, path: Path) -> None:
     assert "--thin stores no factors, so there is nothing to --compress." in text
 
 
+def test_sample_takes_the_sources(
+    shipped: Shipped, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes the picture of the full artifact with them."""
+    monkeypatch.chdir(path.parent)
+    files = [shipped.artifact.with_name(f"{name}.safetensors") for name in ("fox", "ink")]
+    thinned(files[0], files[1], path)
+    ask = ("--model", shipped.model, "--prompt", "a fox", "--steps", 2, "--force")
+    sources = ("--source", f"content={files[0]}", "--source", f"style={files[1]}")
+    for name, artifact, further in (("a", shipped.artifact, ()), ("b", path, sources)):
+        code, text = run("sample", artifact, *ask, *further, "-o", f"{name}.png")
+        assert code == 0, text
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    code, text = run("sample", path, *ask, "-o", "c.png")
+    assert code == 1
+    assert "this fusion is thin" in text
+    code, text = run("sample", path, *ask, "--source", "content", "-o", "c.png")
+    assert code == 2
+    assert "'content' is not NAME=PATH." in text
+    code, text = run("card", path, "-o", "card.md")
+    assert code == 0, text
+    card = Path("card.md").read_text()
+    assert '**{"content": "fox.safetensors", "style": "ink.safetensors"})' in card
+    assert "--source content=fox.safetensors --source style=ink.safetensors" in card
+
+
 def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path) -> None:
     held = load_fusion(path)
     index = next(i for i, e in enumerate(held.entries) if "content" in e.references)
@@ -335,7 +367,7 @@ def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: 
     assert_equal(filled, reschedule(whole, "direct", content_weight=0.5))
 
 
-def test_commands_that_need_the_factors_take_the_sources(
+def test_export_takes_the_sources(
     pair: LoraPair, whole: Fusion, path: Path, tmp_path: Path
 ) -> None:
     full = tmp_path / "full.klora.safetensors"
@@ -349,18 +381,3 @@ def test_commands_that_need_the_factors_take_the_sources(
         assert result.exit_code == 0, result.output
         written.append(output.read_bytes())
     assert written[0] == written[1]
-
-    picture = str(tmp_path / "a.png")
-    model = build(TWO_STEPS)
-    model.save_pretrained(tmp_path / "model")
-    arguments = ["sample", str(path), "--model", str(tmp_path / "model"), "--prompt", "a", "-o"]
-    arguments += [picture, "--steps", "1", "--device", "cpu"]
-    without = CliRunner().invoke(main, arguments)
-    assert without.exit_code == 1
-    assert "Name them: --source content=PATH --source style=PATH" in without.stderr
-    result = CliRunner().invoke(main, [*arguments, *given])
-    assert result.exit_code == 0, result.output
-
-    wrong = CliRunner().invoke(main, [*arguments, "--source", "content"])
-    assert wrong.exit_code == 2
-    assert "'content' is not NAME=PATH." in wrong.stderr
