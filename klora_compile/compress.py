@@ -233,25 +233,8 @@ def _widths(errors: torch.Tensor, vectors: Vectors, budget: float) -> list[int] 
             high = middle
         else:
             low = middle
-    widths = (errors + 2.0**low * budget * costs).argmin(0).tolist()
-    return _less(errors, widths, budget)
-
-
-def _less(errors: torch.Tensor, widths: list[int], budget: float) -> list[int]:
-    """The widths without the bits that the budget does not need."""
-    table: list[list[float]] = errors.T.tolist()
-    widths, spent = list(widths), sum(row[w] for row, w in zip(table, widths, strict=True))
-    while True:
-        steps = [
-            (table[j][w - 1] - table[j][w], j)
-            for j, w in enumerate(widths)
-            if w and spent + table[j][w - 1] - table[j][w] <= budget
-        ]
-        if not steps:
-            return widths
-        more, j = min(steps)
-        widths[j] -= 1
-        spent += more
+    found: list[int] = (errors + 2.0**low * budget * costs).argmin(0).tolist()
+    return found
 
 
 def _kept(widths: list[int]) -> list[int]:

@@ -255,23 +255,28 @@ def test_a_reference_that_the_file_does_not_bear_out_is_refused(
     assert issue in found
 
 
-def test_what_is_no_plain_pair_is_refused_by_name(pair: LoraPair, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    tensors = load_file(pair.content)
-    module = next(key for key in tensors if key.endswith("to_q.lora_A.weight"))
-    stem = module.removesuffix(".lora_A.weight")
-    out, width = tensors[f"{stem}.lora_B.weight"].shape[0], tensors[module].shape[1]
-    for end in ("lora_A.weight", "lora_B.weight", "alpha"):
-        tensors.pop(f"{stem}.{end}", None)
-    tensors[f"{stem}.diff"] = torch.randn(out, width)
-    content = write_lora(tmp_path / "full.safetensors", tensors)
+def test_what_is_no_plain_pair_is_refused_by_name(path: Path, tmp_path: Path) -> None:
+    """A full difference, and a Tucker core between two factors."""
+    block = "unet.down_blocks.0"
+    query = f"{block}.attentions.0.transformer_blocks.0.attn1.to_q"
+    conv = f"{block}.resnets.0.conv1"
+    down, up = random_pair(32, 32, 2)
+    plain = {f"{query}.lora_A.weight": down, f"{query}.lora_B.weight": up}
+    style = write_lora(tmp_path / "style.safetensors", plain)
+    tucker = {
+        f"{conv}.lora_down.weight": torch.randn(2, 32, 1, 1),
+        f"{conv}.lora_mid.weight": torch.randn(2, 2, 3, 3),
+        f"{conv}.lora_up.weight": torch.randn(32, 2, 1, 1),
+    }
+    full = {f"{query}.diff": torch.randn(32, 32)}
+    content = write_lora(tmp_path / "content.safetensors", tucker | full)
     with pytest.raises(ConfigError) as caught:
-        thinned(content, pair.style, tmp_path / "x")
+        thinned(content, style, path)
     assert str(caught.value) == (
-        "1 slots cannot be left in their files, which a thin artifact needs: only plain low-rank "
-        f"pairs of safetensors files can. Compile without --thin.\n  - {stem}, content: its form "
-        "is full, and its factors are computed"
+        "2 slots cannot be left in their files, which a thin artifact needs: only plain low-rank "
+        "pairs of safetensors files can. Compile without --thin.\n"
+        f"  - {query}, content: its form is full, and its factors are computed\n"
+        f"  - {conv}, content: its form is lora, and its factors are computed"
     )
 
 
