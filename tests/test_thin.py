@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from generation import TWO_STEPS, LoraPair, build, generate
 from lora_files import GOLDEN, random_pair, write_lora
+from shipped import Shipped
 from tiny_pipeline import Family
 
 from klora_compile import compile_fusion, read_adapter
@@ -180,7 +181,8 @@ def test_without_its_sources_it_is_not_applied(
     }
     text = (
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        "them: apply_fusion(pipe, fusion, {}), or load_fusion(path, sources={{...}}).{}"
+        "them: apply_fusion(pipe, fusion, {}), load_fusion(path, sources={{...}}), or klora sample "
+        "--source NAME=PATH.{}"
     )
     both = "".join(f"\n  - {name}: {what}" for name, what in wanted.items())
     assert refusal(pipe, path) == text.format("content=PATH, style=PATH", both)
@@ -309,6 +311,32 @@ def test_commands(pair: LoraPair, path: Path) -> None:
     code, text = run("compile", *both, "-o", path, "--force", "--thin", "--compress", "0.01")
     assert code == 2
     assert "--thin stores no factors, so there is nothing to --compress." in text
+
+
+def test_sample_takes_the_sources(
+    shipped: Shipped, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes the picture of the full artifact with them."""
+    monkeypatch.chdir(path.parent)
+    files = [shipped.artifact.with_name(f"{name}.safetensors") for name in ("fox", "ink")]
+    thinned(files[0], files[1], path)
+    ask = ("--model", shipped.model, "--prompt", "a fox", "--steps", 2, "--force")
+    sources = ("--source", f"content={files[0]}", "--source", f"style={files[1]}")
+    for name, artifact, further in (("a", shipped.artifact, ()), ("b", path, sources)):
+        code, text = run("sample", artifact, *ask, *further, "-o", f"{name}.png")
+        assert code == 0, text
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    code, text = run("sample", path, *ask, "-o", "c.png")
+    assert code == 1
+    assert "this fusion is thin" in text
+    code, text = run("sample", path, *ask, "--source", "content", "-o", "c.png")
+    assert code == 2
+    assert "'content' is not SOURCE=PATH." in text
+    code, text = run("card", path, "-o", "card.md")
+    assert code == 0, text
+    card = Path("card.md").read_text()
+    assert '**{"content": "fox.safetensors", "style": "ink.safetensors"})' in card
+    assert "--source content=fox.safetensors --source style=ink.safetensors" in card
 
 
 def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path) -> None:

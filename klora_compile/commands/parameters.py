@@ -143,6 +143,25 @@ class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return self.name
 
 
+class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """``SOURCE=PATH``, such as ``content=fox.safetensors``."""
+
+    name = "SOURCE=PATH"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        source, sign, path = str(value).partition("=")
+        if not source or not sign or not path:
+            self.fail(f"{value!r} is not {self.name}.", param, ctx)
+        return source, Path(path)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
 class HubId(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight
+from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, SourceFile, Weight
 from klora_runtime.errors import KloraError
 
 #: ``klora_runtime.modes.choice.MODES``, which is not imported for the help's sake.
@@ -82,6 +82,14 @@ _SIZE = click.IntRange(1, 2**20)
     help="How strongly a slot acts, such as style=0.8. Repeat it for the other.",
 )
 @click.option(
+    "--source",
+    "sources",
+    type=SourceFile(),
+    multiple=True,
+    help="Of a thin artifact: where a LoRA lies that it was compiled from, such as "
+    "content=fox.safetensors. Repeat it for the other.",
+)
+@click.option(
     "--compile",
     "compiled",
     is_flag=True,
@@ -118,6 +126,7 @@ def sample_command(
     scheduler: str | None,
     mode: str,
     weights: tuple[tuple[str, float], ...],
+    sources: tuple[tuple[str, Path], ...],
     compiled: bool,
     device: str,
     dtype: str,
@@ -143,5 +152,5 @@ def sample_command(
         ) from error
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
-    how = How(scheduler, mode, dict(weights), compiled, device, dtype)
+    how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources))
     click.echo(sample_to_file(file, model, request, output, how))

@@ -217,17 +217,20 @@ def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
     video = fusion.family in _VIDEO_FAMILIES
     result, output = ("frames", "video.gif") if video else ("image", "picture.png")
     name = printable(facts.name)
+    needed = _sources_needed(fusion)
+    keywords = f", **{json.dumps(needed, ensure_ascii=False)}" if needed else ""
     code = (
         f"from diffusers import {pipeline}\n"
         "from klora_runtime import apply_fusion\n\n"
         f'pipe = {pipeline}.from_pretrained({_literal(base)})  # .to("cuda")\n'
-        f"handle = apply_fusion(pipe, {_literal(name)})\n"
+        f"handle = apply_fusion(pipe, {_literal(name)}{keywords})\n"
         f"{result} = pipe({_literal(prompt)}, num_inference_steps=30)"
         f".{'frames' if video else 'images'}[0]\n"
         "handle.remove()  # every weight back to the bit"
     )
     file = f"./{name}" if name.startswith("-") else name
     words = ["klora", "sample", file, "--model", base, "--prompt", prompt, "-o", output]
+    words += [word for pair in needed.items() for word in ("--source", "=".join(pair))]
     hint = "" if facts.base_model else " BASE-MODEL stands for the folder or the id of yours."
     return "\n\n".join(
         [
@@ -236,6 +239,12 @@ def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
             fenced(" ".join(map(shlex.quote, words)), "sh"),
         ]
     )
+
+
+def _sources_needed(fusion: Fusion) -> dict[str, str]:
+    """Name -> file name of the sources that a thin fusion cannot do without."""
+    names = {ref.source for entry in fusion.entries for ref in entry.references.values()}
+    return {printable(name): printable(fusion.sources[name].file) for name in sorted(names)}
 
 
 def _file(fusion: Fusion, facts: CardFacts) -> str:

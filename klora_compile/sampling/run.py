@@ -14,6 +14,7 @@ from klora_runtime.errors import IncompatibleModelError, KloraError, shown
 from klora_runtime.families import family_name
 from klora_runtime.fusion import Fusion
 from klora_runtime.handle import apply_fusion
+from klora_runtime.references import fill
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class How:
     compiled: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    sources: Mapping[str, Path] = field(default_factory=dict)
 
 
 def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> str:
@@ -39,6 +41,8 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     """
     check_ending(output, total=request.total, videos=True)
     fusion = load_fusion(file)
+    if how.sources or fusion.is_thin:
+        fusion = fill(fusion, how.sources)
     pipe = load_pipeline(model, fusion, device=how.device, dtype=how.dtype)
     if how.scheduler is not None:
         use_scheduler(pipe, how.scheduler)

@@ -67,7 +67,8 @@ def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
     keywords = ", ".join(f"{name}=PATH" for name in missing)
     raise ArtifactError(
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        f"them: apply_fusion(pipe, fusion, {keywords}), or load_fusion(path, sources={{...}}).",
+        f"them: apply_fusion(pipe, fusion, {keywords}), load_fusion(path, sources={{...}}), or "
+        "klora sample --source NAME=PATH.",
         [f"{shown(name)}: {_wanted(fusion, name)}" for name in missing],
     )
 
