@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ PAIR = ("frog", "ink")
 TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
 HEADS = (
     *("stored as", "bytes", "of the sources", "bound", "bits a number"),
-    *("lost", "lost, worst layer"),
+    *("lost", "lost, worst layer", "read in"),
 )
 PICTURE_HEADS = ("difference of pictures", "PSNR")
 
@@ -54,6 +55,8 @@ class Form:
     """The least possible share; None where nothing is lost."""
     fusion: Fusion
     """As it is read again."""
+    seconds: float
+    """That reading takes."""
 
 
 @click.command()
@@ -100,8 +103,18 @@ def forms(content: Path, style: Path) -> Iterator[Form]:
         file = Path(folder) / "x.klora.safetensors"
         for name, one, least in named:
             size = save_fusion(one, file, overwrite=True)
-            read = load_fusion(file, sources=sources if one.is_thin else None)
-            yield Form(name, size, size / total, least, read)
+            read, seconds = timed(file, sources if one.is_thin else None)
+            yield Form(name, size, size / total, least, read, seconds)
+
+
+def timed(file: Path, sources: dict[str, Path] | None) -> tuple[Fusion, float]:
+    """The fusion of a file, and the shortest of five times that reading it takes."""
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        fusion = load_fusion(file, sources=sources)
+        seconds.append(time.perf_counter() - begin)
+    return fusion, min(seconds)
 
 
 def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
@@ -144,9 +157,10 @@ def cells(form: Form) -> Iterator[str]:
     yield "–" if form.bound is None else f"{form.bound:.1%}"
     found = compression_of(form.fusion)
     if found is None:
-        yield from ("–", "0", "0")
+        yield from ("–", "0", "0", f"{1000 * form.seconds:.0f} ms")
     else:
         yield from (f"{found.bits:.1f}", f"{found.error:.2%}", f"{found.worst:.2%}")
+        yield f"{1000 * form.seconds:.0f} ms"
 
 
 @torch.no_grad()
