@@ -1,92 +1,288 @@
-"""How long measuring two LoRAs takes, beside the matrix products that it cannot do without.
+"""How long measuring a LoRA takes, beside the matrix products that it cannot do without.
 
-    python examples/measure_speed.py
+    python examples/measure_speed.py                 # rows beside each other
+    python examples/measure_speed.py --cache         # a second pair with the same subject
+    python examples/measure_speed.py --files         # what reading and writing add
+    python examples/measure_speed.py --device cuda --model flux --share 1
 
-Layers have the shapes of SDXL's UNet and random weights. Each row does all layers of one LoRA: the
-products alone, tile by tile; each product followed by ``torch.topk``; and klora's measure. The
-rounds take turns, so that a machine that slows down slows down all three.
+LoRAs are random, of the linear layers in the transformer blocks of SDXL (722) or FLUX.1 (494).
+Each row does all layers of one LoRA. The rounds take turns, so that a machine that slows down slows
+down all rows; ratios are medians over the rounds, to the faster way of the products in that round.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import click
 import torch
+from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
-from klora_compile.measure import measure
+from klora_compile.bench.models import MODELS
+from klora_compile.compiler import compile_fusion
+from klora_compile.measure import measure, resolve_device
+from klora_compile.measure_batches import ELEMENTS
 from klora_compile.measure_tiles import TILE_ELEMENTS
+from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.layers import Layer
+from klora_compile.statistics_cache import measure_once
+from klora_runtime import save_fusion
+from klora_runtime.precision import full_float32
 
-#: (out, in) of the linear layers in the blocks' attention and how many there are.
-SHAPES = {
-    (640, 640): 70,
-    (640, 2048): 20,
-    (5120, 640): 10,
-    (640, 2560): 10,
-    (1280, 1280): 432,
-    (1280, 2048): 120,
-    (10240, 1280): 60,
-    (1280, 5120): 60,
-}
+_ADAPTED = re.compile(r".*\.attentions\..*|(single_)?transformer_blocks\..*")
+_CPU = torch.device("cpu")
+
+#: Layer name -> (out, in).
+Shapes = Mapping[str, tuple[int, int]]
+Work = Callable[[], object]
 
 
 @click.command()
+@click.option("--model", type=click.Choice(["sdxl", "flux"]), default="sdxl", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--rank", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--share", default=0.1, show_default=True, help="Of the layers, to save time.")
-def main(rank: int, rounds: int, share: float) -> None:
+@click.option("--cache", is_flag=True, help="Time pairs with a cache of statistics instead.")
+@click.option("--files", is_flag=True, help="Time the steps of compiling two files instead.")
+def main(
+    model: str, device: str, rank: int, rounds: int, share: float, cache: bool, files: bool
+) -> None:
     """Print seconds and ratios."""
-    layers = [
-        Layer.lora("unet", f"{out}x{inner}.{i}", *random_pair(out, inner, rank), rank, "rank")
-        for (out, inner), count in SHAPES.items()
-        for i in range(max(1, round(share * count)))
-    ]
-    ways: dict[str, Callable[[list[Layer], int], object]] = {
-        "products alone": products,
-        "products + torch.topk": products_and_topk,
-        "klora": lambda some, k: measure(
-            some, {layer.name: (k,) for layer in some}, device=torch.device("cpu")
-        ),
+    where = resolve_device(device)
+    shapes = layer_shapes(model, share)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
+    click.echo(
+        f"{model}: {len(shapes)} layers, rank {rank}; {name}, {torch.get_num_threads()} threads"
+    )
+    if cache:
+        compare_pairs(shapes, rank, where)
+    elif files:
+        compare_steps(MODELS[model].component, shapes, rank, rounds, where)
+    else:
+        compare_ways(lora(shapes, rank, 0), rank, rounds, where)
+
+
+def layer_shapes(model: str, share: float) -> Shapes:
+    """The first layers of each shape, at least one."""
+    denoiser = MODELS[model].denoiser(torch.device("meta"))
+    found = {
+        name: (module.out_features, module.in_features)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear) and _ADAPTED.fullmatch(name)
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            way(layers, rank * rank)
-            seconds[name].append(time.perf_counter() - begin)
-    click.echo(f"{len(layers)} layers, rank {rank}, {torch.get_num_threads()} threads")
-    for name, times in seconds.items():
-        ratio = statistics.median(
-            one / base for one, base in zip(times, seconds["products alone"], strict=True)
+    left = {shape: max(1, round(share * count)) for shape, count in Counter(found.values()).items()}
+    chosen = {}
+    for name, shape in found.items():
+        if left[shape]:
+            left[shape] -= 1
+            chosen[name] = shape
+    return chosen
+
+
+def lora(shapes: Shapes, rank: int, seed: int) -> list[Layer]:
+    """Random layers in float16, as most files hold them."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Layer.lora(
+            "denoiser",
+            name,
+            torch.randn(rank, inner, generator=generator).half(),
+            torch.randn(out, rank, generator=generator).half(),
+            float(rank),
+            "rank",
         )
-        click.echo(f"{name:24} {statistics.median(times):7.2f} s   {ratio:5.2f} x the products")
+        for name, (out, inner) in shapes.items()
+    ]
 
 
-def random_pair(out: int, inner: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """down and up."""
-    return torch.randn(rank, inner), torch.randn(out, rank)
+# --- measuring beside the products ---------------------------------------------------------------
 
 
-def products(layers: list[Layer], _: int) -> None:
-    """Each delta in tiles that stay in the cache."""
-    for layer in layers:
-        rows = min(len(layer.up), max(1, TILE_ELEMENTS // layer.down.shape[1]))
-        tile = torch.empty(rows, layer.down.shape[1])
-        for start in range(0, len(layer.up), rows):
-            some = layer.up[start : start + rows]
-            torch.mm(some, layer.down, out=tile[: len(some)])
+def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.device) -> None:
+    """Products, products with ``torch.topk``, klora."""
+    ks = {layer.name: (rank * rank,) for layer in layers}
+    kept = {n: tuple({rank * 2**i for i in range(9)} | set(k)) for n, k in ks.items()}
+    ways: dict[str, Work] = {
+        **(gpu_products(layers, device) if device.type == "cuda" else cpu_products(layers)),
+        "products + torch.topk": lambda: products_and_topk(layers, rank * rank, device),
+        "klora": lambda: measure(layers, ks, device=device),
+        "klora, and all sums the cache keeps": lambda: measure(layers, kept, device=device),
+    }
+    if device.type == "cuda":
+        for way in ways.values():  # what CUDA sets up once
+            way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, int] = {}
+    with full_float32(), torch.inference_mode():
+        for _ in tqdm(range(rounds), desc="rounds"):
+            for name, way in ways.items():
+                seconds[name].append(timed(way, device))
+                peaks[name] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    products = [times for name, times in seconds.items() if name.startswith("products,")]
+    fastest = [min(times) for times in zip(*products, strict=True)]
+    for name, times in seconds.items():
+        ratio = statistics.median(one / base for one, base in zip(times, fastest, strict=True))
+        peak = f"   {peaks[name] / 2**20:6.0f} MiB on the device" if peaks[name] else ""
+        click.echo(f"{name:36} {statistics.median(times):7.2f} s   {ratio:6.2f} x{peak}")
+    click.echo(bounds(layers, rank, device))
 
 
-def products_and_topk(layers: list[Layer], k: int) -> None:
+def timed(way: Work, device: torch.device) -> float:
+    """Seconds of one run, all of the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    begin = time.perf_counter()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def factors(layers: Sequence[Layer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """up and down of every layer in float32."""
+    return [(layer.up.float(), layer.down.float()) for layer in layers]
+
+
+def cpu_products(layers: list[Layer]) -> dict[str, Work]:
+    """The products alone, tile by tile in the cache: split by torch, or a layer for each thread."""
+    pairs, threads = factors(layers), torch.get_num_threads()
+
+    def multiply(some: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        memory = torch.empty(max(TILE_ELEMENTS, *(down.shape[1] for _, down in some)))
+        for up, down in some:
+            rows, columns = max(1, TILE_ELEMENTS // down.shape[1]), down.shape[1]
+            for start in range(0, len(up), rows):
+                part = up[start : start + rows]
+                torch.mm(part, down, out=memory[: len(part) * columns].view(-1, columns))
+
+    def by_layers() -> None:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(
+            threads, initializer=torch.set_num_threads, initargs=(1,)
+        ) as workers:
+            list(workers.map(multiply, [pairs[i::threads] for i in range(threads)]))
+        torch.set_num_threads(threads)
+
+    return {
+        "products, threads inside each": lambda: multiply(pairs),
+        "products, a thread for each layer": by_layers,
+    }
+
+
+def gpu_products(layers: list[Layer], device: torch.device) -> dict[str, Work]:
+    """The products alone, of factors that are there already, layers of one shape together."""
+    alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+    for up, down in factors(layers):
+        alike[torch.Size((len(up), down.shape[1]))].append((up.to(device), down.to(device)))
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for shape, pairs in alike.items():
+            size = max(1, ELEMENTS // shape.numel())
+            for start in range(0, len(pairs), size):
+                ups, downs = zip(*pairs[start : start + size], strict=True)
+                yield torch.stack(ups), torch.stack(downs)
+
+    stacked = list(batches())
+    memory = torch.empty(max(len(up) * up.shape[1] * down.shape[2] for up, down in stacked))
+    memory = memory.to(device)
+
+    def multiply() -> None:
+        for up, down in stacked:
+            shape = (len(up), up.shape[1], down.shape[2])
+            torch.bmm(up, down, out=memory[: shape[0] * shape[1] * shape[2]].view(shape))
+
+    return {"products, layers of a shape together": multiply}
+
+
+def products_and_topk(layers: list[Layer], k: int, device: torch.device) -> None:
     """Each delta whole, its L1 norm and its K largest."""
     for layer in layers:
-        delta = (layer.up @ layer.down).abs_()
-        delta.sum()
-        delta.reshape(-1).topk(k).values.sum()
+        up, down = (matrix.to(device).float() for matrix in (layer.up, layer.down))
+        delta = (up @ down).abs_()
+        float(delta.sum()), float(delta.reshape(-1).topk(k).values.sum())
+
+
+def bounds(layers: Sequence[Layer], rank: int, device: torch.device) -> str:
+    """What arithmetic and memory of this device allow: a square product and a copy, timed."""
+    values = sum(layer.numel for layer in layers)
+    side = 4096 if device.type == "cuda" else 1536
+    square, block = torch.randn(side, side, device=device), torch.empty(2**26, device=device)
+    other = torch.empty_like(block)
+    with full_float32():
+        product = min(timed(lambda: square @ square, device) for _ in range(5))
+    copy = min(timed(lambda: other.copy_(block), device) for _ in range(5))
+    flops, bandwidth = 2 * side**3 / product, 2 * 4 * len(block) / copy
+    return (
+        f"bounds: {2 * rank * values / 1e9:.0f} GFLOP at {flops / 1e9:.0f} GFLOP/s take "
+        f"{2 * rank * values / flops:.3f} s; {4 * values / 1e9:.1f} GB of deltas, written and read "
+        f"once at {bandwidth / 1e9:.0f} GB/s, {8 * values / bandwidth:.3f} s"
+    )
+
+
+# --- pairs and files -----------------------------------------------------------------------------
+
+
+def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
+    """Two pairs with one subject, and one of them again, with statistics that are kept."""
+    subject, *styles = (lora(shapes, rank, seed) for seed in range(3))
+    ks = {layer.name: (rank * rank,) for layer in subject}
+    first = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "statistics.sqlite3"
+        for name, style in (
+            ("a pair", styles[0]),
+            ("the same subject, another style", styles[1]),
+            ("the first pair again", styles[0]),
+        ):
+            begin = time.perf_counter()
+            for layers in (subject, style):
+                measure_once(layers, ks, device=device, file=file)
+            seconds = time.perf_counter() - begin
+            first = first or seconds
+            click.echo(f"{name:36} {seconds:7.2f} s   {seconds / first:6.2f} x")
+
+
+def compare_steps(
+    component: str, shapes: Shapes, rank: int, rounds: int, device: torch.device
+) -> None:
+    """Reading, measuring and writing of a pair; the files were just written, so no disk is slow."""
+    steps: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = [folder / f"{seed}.safetensors" for seed in range(2)]
+        for seed, path in enumerate(paths):
+            tensors = {}
+            for layer in lora(shapes, rank, seed):
+                tensors[f"{component}.{layer.module}.lora_A.weight"] = layer.down
+                tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
+            save_file(tensors, str(path))
+        click.echo(f"two files of {paths[0].stat().st_size / 2**20:.0f} MiB")
+        for _ in tqdm(range(rounds), desc="rounds"):
+            moments = [time.perf_counter()]
+            pair = [read_adapter(path) for path in paths]
+            moments.append(time.perf_counter())
+            fusion = compile_fusion(*pair, device=str(device))
+            moments.append(time.perf_counter())
+            save_fusion(fusion, folder / "fused.klora.safetensors", overwrite=True)
+            moments.append(time.perf_counter())
+            for step, begin, end in zip(
+                ("reading", "measuring", "writing"), moments[:-1], moments[1:], strict=True
+            ):
+                steps[step].append(end - begin)
+    medians = {step: statistics.median(seconds) for step, seconds in steps.items()}
+    for step, seconds in medians.items():
+        click.echo(f"{step:36} {seconds:7.2f} s   {seconds / sum(medians.values()):6.1%}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lora_files import write_lora
 
 from klora_compile import read_adapter
 from klora_compile.reading import deltas
-from klora_compile.reading.deltas import Dense, LowRank, compact, kronecker
+from klora_compile.reading.deltas import Dense, LowRank, compact, is_finite, kronecker
 
 
 def matrix(singular: list[float], out: int = 60, inner: int = 40) -> torch.Tensor:
@@ -123,3 +124,18 @@ def test_which_forms_stay_dense(form: str, width: int, kind: type, tmp_path: Pat
         tensors = LINEAR[form](Source(0), 16, 16).tensors
         path = write_lora(path, {name + e: t for e, t in tensors.items()})
         assert isinstance(read_adapter(path).layers[name].delta, Dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 63, 1000, 40000])
+def test_one_value_that_is_not_finite_is_seen(dtype: torch.dtype, value: float, place: int) -> None:
+    values = torch.zeros(40001, dtype=dtype)
+    assert is_finite(values)
+    values[place] = value
+    assert not is_finite(values)
+    assert not Dense(values.reshape(1, -1)).is_finite()
+
+
+def test_of_no_values_all_are_finite() -> None:
+    assert is_finite(torch.empty(0))

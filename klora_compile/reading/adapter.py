@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,10 +145,12 @@ def read_adapter(
             if found.needs_base:
                 assert options.base is not None
                 base = stack.enter_context(BaseModel(options.base))
+            hashing = stack.enter_context(ThreadPoolExecutor(1))  # reads ahead of the layers
+            sha256 = hashing.submit(lambda: file.sha256)
             layers = _layers(found, file, base, options, where, on_module)
             return Adapter(
                 path=file.path,
-                sha256=file.sha256,
+                sha256=sha256.result(),
                 nbytes=file.size,
                 layout=found.layout,
                 names=found.names,

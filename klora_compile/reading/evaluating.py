@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from klora_compile.reading.deltas import Delta, Dense, compact
+from klora_compile.reading.deltas import Delta, Dense, compact, is_finite
 from klora_compile.reading.describing import Piece, Tensors
 from klora_compile.reading.forms.catalogue import MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
@@ -45,7 +45,7 @@ def evaluate(
         for part, key in piece.module.parts.items()
         if part is not Part.ALPHA
     }
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+    if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
         return
     if piece.part is not None:
