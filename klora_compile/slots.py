@@ -28,6 +28,7 @@ def _of_role(role: str, count: int) -> tuple[str, ...]:
     return (role,) if count == 1 else tuple(f"{role}.{number}" for number in range(1, count + 1))
 
 
-def _place(slot: str) -> tuple[str, int]:
+def _place(slot: str) -> tuple[str, int, str]:
     role, _, number = slot.partition(".")
-    return role, int(number or 0)
+    digits = number.lstrip("0")
+    return role, len(digits), digits  # as numbers, of any length

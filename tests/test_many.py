@@ -263,6 +263,8 @@ def test_slots_are_in_order_beyond_nine() -> None:
     assert names[-1] == "style"
     assert in_order(sorted(names)) == names
     assert slot_names(1, 1) == ("content", "style")
+    long = ("content.2", f"content.{'1' * 5000}", f"content.{'2' * 5000}")
+    assert in_order(reversed(long)) == long
 
 
 def test_three_survive_a_file_and_are_verified(paths: dict[str, Path], tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare_rules
 import pytest
 from click.testing import CliRunner
 
 from klora_compile.cli import main
+from klora_compile.rules.catalogue import RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,3 +80,13 @@ def test_every_command_and_option_exists(command: str) -> None:
     for line in re.findall(rf"^klora {command} .*$", README, re.MULTILINE):
         for option in re.findall(r"(?<=\s)--?[a-z-]+", line):
             assert option in help_text
+
+
+def test_the_picture_of_the_rules_is_drawn(tmp_path: Path) -> None:
+    result = CliRunner().invoke(compare_rules.main, [str(tmp_path / "rules.png")])
+    assert result.exit_code == 0, result.exception
+    assert (tmp_path / "rules.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_rule_has_its_lines() -> None:
+    assert set(re.findall(r"^\| `([a-z+]+)[^`]*` \|", README, re.MULTILINE)) >= set(RULES)

@@ -16,13 +16,12 @@ COMPILE = """
 import sys, torch
 from klora_compile import Config, compile_fusion
 from klora_runtime import save_fusion
-content, style, out, threads = sys.argv[1:]
+content, style, out, threads, *rules = sys.argv[1:]
 torch.set_num_threads(int(threads))
-for rule in ("klora", "np+klora"):
+for rule in rules:
     fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
     save_fusion(fusion, f"{out}.{rule}")
 """
-RULES = ("klora", "np+klora")
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 #: Module -> (out, in, kernel); some shapes for which threads would round differently.
 LAYERS: dict[str, tuple[int, int, tuple[int, ...]]] = {
@@ -45,8 +44,8 @@ def lora(path: Path, *, seed: int, rank: int, dtype: torch.dtype) -> Path:
     return write_lora(path, peft_keys(pairs), {"unet.lora_alpha": 3, "text_encoder.lora_alpha": 1})
 
 
-def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path) -> None:
-    for rule in RULES:
+def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path, *rules: str) -> None:
+    for rule in rules:
         fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
         assert any(entry.timeline.switches for entry in fusion.entries)
         save_fusion(fusion, folder / f"here.{rule}")
@@ -54,12 +53,12 @@ def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path) -> No
         there = folder / f"{threads}"
         result = run_python(
             COMPILE,
-            *(content, style, there, threads),
+            *(content, style, there, threads, *rules),
             OMP_NUM_THREADS=str(threads),
             PYTHONHASHSEED=str(threads),
         )
         assert result.returncode == 0, result.stderr
-        for rule in RULES:
+        for rule in rules:
             found, wanted = (folder / f"{name}.{rule}" for name in (threads, "here"))
             assert found.read_bytes() == wanted.read_bytes(), (threads, rule)
 
@@ -69,13 +68,13 @@ def test_bytes_are_the_same_in_every_process_and_for_every_number_of_threads(
 ) -> None:
     content = lora(tmp_path / "content.safetensors", seed=1, rank=16, dtype=torch.float32)
     style = lora(tmp_path / "style.safetensors", seed=50, rank=8, dtype=torch.float16)
-    assert_same_bytes_everywhere(content, style, tmp_path)
+    assert_same_bytes_everywhere(content, style, tmp_path, "klora", "np+klora")
 
 
 @needs_real_loras
 def test_bytes_are_the_same_for_a_real_pair(tmp_path: Path) -> None:
     assert_same_bytes_everywhere(
-        real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft"), tmp_path
+        real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft"), tmp_path, "klora"
     )
 
 

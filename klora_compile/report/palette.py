@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from klora_compile.slots import CONTENT, in_order, role_of
 
@@ -12,6 +12,8 @@ Rgb = tuple[int, int, int]
 #: readers.
 CONTENT_RGB: Rgb = (38, 103, 168)
 STYLE_RGB: Rgb = (232, 133, 44)
+
+_WHITE: Rgb = (255, 255, 255)
 
 #: How far the last slot of a role is on its way to white.
 _LIGHTEST = 0.6
@@ -25,15 +27,13 @@ def colours(slots: Iterable[str]) -> dict[str, Rgb]:
         kin = [other for other in ordered if role_of(other) == role_of(slot)]
         share = _LIGHTEST * kin.index(slot) / max(1, len(kin) - 1)
         base = CONTENT_RGB if role_of(slot) == CONTENT else STYLE_RGB
-        found[slot] = mixed({base: 1.0 - share, (255, 255, 255): share})
+        found[slot] = mixed([(base, 1.0 - share), (_WHITE, share)])
     return found
 
 
-def mixed(parts: Mapping[Rgb, float]) -> Rgb:
+def mixed(parts: Sequence[tuple[Rgb, float]]) -> Rgb:
     """Colours mixed in these parts, which add up to 1."""
-    red, green, blue = (
-        round(sum(share * colour[i] for colour, share in parts.items())) for i in range(3)
-    )
+    red, green, blue = (round(sum(share * colour[i] for colour, share in parts)) for i in range(3))
     return red, green, blue
 
 

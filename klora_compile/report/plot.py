@@ -66,7 +66,7 @@ def draw_heat(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
     for row, entry in enumerate(layers):
         for start, coefficients in entry.timeline.rows():
             parts = parts_of(coefficients)
-            colour = mixed({palette[slot]: part for slot, part in parts.items()})
+            colour = mixed([(palette[slot], part) for slot, part in parts.items()])
             image[row, progress >= start] = colour if parts else (255, 255, 255)
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.0, 1.0, len(layers), 0.0))
     axes.set_xlabel("progress of sampling", color=_INK)

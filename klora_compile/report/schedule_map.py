@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import click
 
@@ -80,7 +81,7 @@ def slot_label(slot: Slot) -> str:
 
 
 def _legend(fusion: Fusion, palette: Mapping[str, Rgb]) -> str:
-    marks = (_SHADES[-1], _SHADES[0]) if len(palette) == 2 else _LETTERS
+    marks = (_SHADES[-1], _SHADES[0]) if len(palette) == 2 else cycle(_LETTERS)
     names = [
         click.style(f"{mark} {slot_label(fusion.slots[slot])}", fg=colour)
         for mark, (slot, colour) in zip(marks, palette.items(), strict=False)
@@ -98,7 +99,7 @@ def _line(block: Block, label: int, width: int, palette: Mapping[str, Rgb]) -> s
         if not parts:
             cells.append(" ")
             continue
-        colour = mixed({palette[slot]: part for slot, part in parts.items()})
+        colour = mixed([(palette[slot], part) for slot, part in parts.items()])
         cells.append(click.style(_mark(parts, tuple(palette)), fg=colour))
     return f"{shown(block.name):<{label}}  {''.join(cells)}"
 
