@@ -26,10 +26,10 @@ from drawings.subjects import prompt
 from tqdm import tqdm
 
 from klora_compile import compile_fusion, read_adapter
-from klora_compile.compress import compress
 from klora_compile.report.compression import compression_of
 from klora_compile.report.markdown import table
-from klora_compile.thin import thin
+from klora_compile.storing.compress import compress
+from klora_compile.storing.thin import thin
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.fusion import Dense, Fusion
 

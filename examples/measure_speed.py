@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from klora_compile.bench.models import MODELS
 from klora_compile.compiler import compile_fusion
-from klora_compile.measure import measure, resolve_device
-from klora_compile.measure_batches import ELEMENTS
-from klora_compile.measure_tiles import TILE_ELEMENTS
+from klora_compile.measuring.batches import ELEMENTS
+from klora_compile.measuring.cache import measure_once
+from klora_compile.measuring.measure import measure, resolve_device
+from klora_compile.measuring.tiles import TILE_ELEMENTS
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.layers import Layer
-from klora_compile.statistics_cache import measure_once
 from klora_runtime import save_fusion
 from klora_runtime.precision import full_float32
 

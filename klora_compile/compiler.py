@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 
 from klora_compile.config import Config
-from klora_compile.deriving import layers_of_slots
-from klora_compile.measure import OnLayer, Statistics, measure, resolve_device
-from klora_compile.norms import frobenius_norms
-from klora_compile.numbers import LayerNumbers, Side
-from klora_compile.pairing import check_loras, check_slots
-from klora_compile.plan import Plan, make_plan
+from klora_compile.measuring.cache import measure_once
+from klora_compile.measuring.measure import OnLayer, Statistics, measure, resolve_device
+from klora_compile.measuring.norms import frobenius_norms
+from klora_compile.planning.deriving import layers_of_slots
+from klora_compile.planning.pairing import check_loras, check_slots
+from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter, read_adapter
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.provenance import provenance
+from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
-from klora_compile.slots import role_of, slot_names
-from klora_compile.statistics_cache import measure_once
+from klora_compile.rules.slots import role_of, slot_names
 from klora_runtime import __version__
 from klora_runtime.families import family_of
 from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Slot, Source
@@ -56,7 +56,7 @@ def compile_fusion(
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         cache: a file that keeps statistics, so that a LoRA is measured once;
-            :func:`klora_compile.statistics_cache.cache_file` names the user's.
+            :func:`klora_compile.measuring.cache.cache_file` names the user's.
         on_layer: called after each layer that was measured with its name, how many are done
             and how many there are over all LoRAs.
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from klora_compile.config import Config
-from klora_compile.numbers import LayerNumbers, Side
-from klora_compile.pairing import check_slots
-from klora_compile.plan import LayerPlan, make_plan
+from klora_compile.planning.pairing import check_slots
+from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
+from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
-from klora_compile.slots import in_order
+from klora_compile.rules.slots import in_order
 from klora_runtime import __version__
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import Entry, Fusion

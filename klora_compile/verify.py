@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from klora_compile.compiler import compile_fusion
-from klora_compile.compress import relative_error
 from klora_compile.config import Config
-from klora_compile.measure import OnLayer
-from klora_compile.pairing import check_slots
+from klora_compile.measuring.measure import OnLayer
+from klora_compile.planning.pairing import check_slots
 from klora_compile.reading.adapter import Adapter
 from klora_compile.rules.catalogue import RULES
-from klora_compile.slots import slot_names
-from klora_compile.thin import thin
+from klora_compile.rules.slots import slot_names
+from klora_compile.storing.compress import relative_error
+from klora_compile.storing.thin import thin
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import Dense, Entry, Factors, Fusion
 

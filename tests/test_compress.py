@@ -25,8 +25,8 @@ from tiny_pipeline import Family
 
 from klora_compile import compile_fusion, read_adapter
 from klora_compile.cli import main
-from klora_compile.compress import compress
 from klora_compile.report.compression import compression_of
+from klora_compile.storing.compress import compress
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError
@@ -192,7 +192,7 @@ import sys, torch
 from dataclasses import replace
 from golden_fusion import golden_fusion, switching_entry
 from lora_files import random_pair
-from klora_compile.compress import compress
+from klora_compile.storing.compress import compress
 from klora_runtime import save_fusion
 from klora_runtime.fusion import Factors
 from klora_runtime.timeline import Timeline

@@ -13,8 +13,8 @@ import pytest
 from lora_files import SHARED_DATA, needs_decisions, needs_real_loras
 
 from klora_compile import Config, compile_fusion, compiler, read_adapter
-from klora_compile import measure as measuring
-from klora_compile.measure import Statistics
+from klora_compile.measuring import measure as measuring
+from klora_compile.measuring.measure import Statistics
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.fusion import Entry

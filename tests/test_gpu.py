@@ -13,8 +13,8 @@ from reference import sampling
 from tiny_pipeline import Family, parameters, relative_difference
 
 from klora_compile import compile_fusion
-from klora_compile.measure_batches import ELEMENTS, _batches, _Courier, measure_batches
-from klora_compile.measure_tiles import Scratch, measure_layer
+from klora_compile.measuring.batches import ELEMENTS, _batches, _Courier, measure_batches
+from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.deltas import LowRank
 from klora_compile.verify import differences

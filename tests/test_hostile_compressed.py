@@ -16,7 +16,7 @@ import torch
 from golden_fusion import golden_fusion
 from lora_files import Artifact, RawTensor, random_pair, read_raw
 
-from klora_compile.compress import compress
+from klora_compile.storing.compress import compress
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import tensor_name
 from klora_runtime.errors import ArtifactError

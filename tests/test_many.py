@@ -16,11 +16,11 @@ from lora_files import peft_keys, random_pair, write_lora
 from shipped import klora
 
 from klora_compile import Config, compile_fusion, read_adapter
-from klora_compile.numbers import LayerNumbers, Side
-from klora_compile.plan import make_plan
+from klora_compile.planning.plan import make_plan
 from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
-from klora_compile.slots import in_order, slot_names
+from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.slots import in_order, slot_names
 from klora_compile.verify import differences
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, PairingError

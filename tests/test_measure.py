@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_files import needs_cuda, random_pair, run_python
 
-from klora_compile import magnitudes, measure_tiles
-from klora_compile import measure as measuring
-from klora_compile.measure import Statistics, measure, resolve_device
+from klora_compile.measuring import magnitudes
+from klora_compile.measuring import measure as measuring
+from klora_compile.measuring import tiles as measure_tiles
+from klora_compile.measuring.measure import Statistics, measure, resolve_device
 from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError
 
@@ -334,7 +335,7 @@ def test_overflow_is_an_error_that_names_the_layer(value: float) -> None:
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from klora_compile.measure import measure
+from klora_compile.measuring.measure import measure
 from klora_compile.reading.layers import Layer
 
 def peak():  # not ru_maxrss, which begins at the parent's

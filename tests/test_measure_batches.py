@@ -13,10 +13,10 @@ from lora_files import random_pair
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion, measure_batches
-from klora_compile import measure as measuring
-from klora_compile.magnitudes import Statistics
-from klora_compile.measure_batches import Task, _Courier, _largest
-from klora_compile.measure_tiles import Scratch, measure_layer
+from klora_compile.measuring import measure as measuring
+from klora_compile.measuring.batches import Task, _Courier, _largest
+from klora_compile.measuring.magnitudes import Statistics
+from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.deltas import Dense, LowRank
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from klora_compile import Config
-from klora_compile.numbers import LayerNumbers, Side
-from klora_compile.plan import LayerPlan, Plan, make_plan
+from klora_compile.planning.plan import LayerPlan, Plan, make_plan
+from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_runtime.errors import ConfigError, PairingError
 from klora_runtime.fusion import FATES
 from klora_runtime.timeline import Timeline

@@ -14,7 +14,7 @@ from lora_files import GOLDEN, peft_keys, random_pair, write_lora
 from shipped import klora
 
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
-from klora_compile.plan import IDLE
+from klora_compile.planning.plan import IDLE
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, KloraError

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from lora_files import peft_keys, random_pair, write_lora
 
 from klora_compile import Config, compile_fusion
-from klora_compile.numbers import LayerNumbers, Side
 from klora_compile.reading.deltas import Dense, LowRank
 from klora_compile.report.citations import CITATIONS
 from klora_compile.rules.catalogue import RULES, known_rule
 from klora_compile.rules.est import EstRule
 from klora_compile.rules.nullspace import input_directions, project
+from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.phases import PhasesRule, points_of, points_text
 from klora_compile.rules.switch import SwitchRule
 from klora_runtime.errors import ConfigError

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from lora_files import random_pair
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
-from klora_compile import statistics_cache
 from klora_compile.cli import main
 from klora_compile.compiler import compile_fusion
-from klora_compile.measure import Statistics, measure
+from klora_compile.measuring import cache as statistics_cache
+from klora_compile.measuring.cache import cache_file, measure_once
+from klora_compile.measuring.measure import Statistics, measure
 from klora_compile.reading.layers import Layer
-from klora_compile.statistics_cache import cache_file, measure_once
 
 CPU = torch.device("cpu")
 

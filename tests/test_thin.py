@@ -17,7 +17,7 @@ from tiny_pipeline import Family
 
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.cli import main
-from klora_compile.thin import thin
+from klora_compile.storing.thin import thin
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, ConfigError

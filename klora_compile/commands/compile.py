@@ -21,7 +21,7 @@ from klora_compile.commands.rule_options import (
     shared_options,
 )
 from klora_compile.reading.options import ReadOptions
-from klora_compile.slots import slot_names
+from klora_compile.rules.slots import slot_names
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
@@ -108,11 +108,11 @@ def compile_command(
 
     from klora_compile.compiler import compile_fusion
     from klora_compile.config import Config
-    from klora_compile.pairing import check_slots
+    from klora_compile.measuring.cache import cache_file
+    from klora_compile.planning.pairing import check_slots
     from klora_compile.report.compression import compression_of, storage_lines
     from klora_compile.report.reading import reading_json, reading_lines
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
-    from klora_compile.statistics_cache import cache_file
     from klora_runtime.artifact import save_fusion
     from klora_runtime.errors import shown
 
@@ -138,7 +138,7 @@ def compile_command(
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:
-        from klora_compile.thin import thin
+        from klora_compile.storing.thin import thin
 
         fusion = thin(fusion, adapters)
     size = save_fusion(fusion, output, overwrite=force)
@@ -161,7 +161,7 @@ def compile_command(
 
 
 def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
-    from klora_compile.compress import compress
+    from klora_compile.storing.compress import compress
 
     with layer_bar("compressing") as on_layer:
         return compress(fusion, tolerance, on_layer=on_layer)

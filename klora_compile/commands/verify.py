@@ -38,7 +38,7 @@ def verify_command(
 
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.reading.options import ReadOptions
-    from klora_compile.slots import CONTENT, in_order, role_of
+    from klora_compile.rules.slots import CONTENT, in_order, role_of
     from klora_compile.verify import differences
     from klora_runtime.artifact import load_fusion
     from klora_runtime.errors import KloraError, shown

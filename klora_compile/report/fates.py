@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from klora_compile.plan import IDLE
+from klora_compile.planning.plan import IDLE
 from klora_runtime.fusion import FATES
 
 #: Fate -> what happens to the layer, for every rule.

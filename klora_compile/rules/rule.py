@@ -2,7 +2,7 @@
 
 ``weigh`` looks at the whole model once, ``choose`` at one layer. Neither sees a tensor, a prompt or
 a step. What surrounds a choice for every rule (zero deltas, layers that one LoRA has, text
-encoders, weights) is in :mod:`klora_compile.plan`.
+encoders, weights) is in :mod:`klora_compile.planning.plan`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from klora_compile.numbers import LayerNumbers
+from klora_compile.rules.numbers import LayerNumbers
 from klora_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of :class:`~klora_compile.numbers.Side` that it reads, of layers with a partner."""
+    """Fields of :class:`~klora_compile.rules.numbers.Side` that it reads, where there is a partner."""
     whole: ClassVar[bool] = False
     """Whether it schedules whole LoRAs: nothing is compared, and a layer that only one LoRA has
     follows that LoRA's schedule."""

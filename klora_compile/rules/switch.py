@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from klora_compile.numbers import LayerNumbers
-from klora_compile.ranges import require_whole
+from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.ranges import require_whole
 from klora_compile.rules.rule import Choice, Rule
 from klora_runtime.errors import ConfigError
 from klora_runtime.schema import MAX_SEGMENTS

@@ -15,7 +15,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from klora_compile.measure import resolve_device
+from klora_compile.measuring.measure import resolve_device
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import TEXT_ENCODERS, Fusion
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from klora_compile.planning.settings import Settings
 from klora_compile.reading.adapter import Adapter
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.rule import Rule
-from klora_compile.settings import Settings
-from klora_compile.slots import ROLES, role_of
+from klora_compile.rules.slots import ROLES, role_of
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families import family_name
 

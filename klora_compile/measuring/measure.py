@@ -5,11 +5,11 @@ to one LoRA: of the partner only K is needed. The network's scaling alpha / rank
 afterwards, because |s * x| = |s| * |x|; so one measurement serves every partner and either
 reading of alpha.
 
-Products are float32, without TF32. A delta is never held whole: on a CPU `measure_tiles` goes
-through a layer by tiles, on a GPU `measure_batches` through layers of one shape together. Extra
-memory, measured: on a CPU up to 16 times the :data:`~klora_compile.measure_tiles.TILE_ELEMENTS`
+Products are float32, without TF32. A delta is never held whole: on a CPU `tiles` goes
+through a layer by tiles, on a GPU `batches` through layers of one shape together. Extra
+memory, measured: on a CPU up to 16 times the :data:`~klora_compile.measuring.tiles.TILE_ELEMENTS`
 float32 values of a tile (16 MiB) and 60 bytes for each of the K values, in each of as many workers
-as torch has threads (at most 16); on a GPU see :data:`~klora_compile.measure_batches.ELEMENTS`.
+as torch has threads (at most 16); on a GPU see :data:`~klora_compile.measuring.batches.ELEMENTS`.
 Neither grows with the layer.
 
 On a CPU each layer is computed by one thread and the threads share out the layers: a library
@@ -28,9 +28,9 @@ from contextlib import contextmanager
 
 import torch
 
-from klora_compile.magnitudes import Statistics
-from klora_compile.measure_batches import measure_batches
-from klora_compile.measure_tiles import Scratch, measure_layer
+from klora_compile.measuring.batches import measure_batches
+from klora_compile.measuring.magnitudes import Statistics
+from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
 from klora_runtime.precision import full_float32

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from klora_compile.config import Config
-from klora_compile.numbers import LayerNumbers
+from klora_compile.planning.settings import Settings
+from klora_compile.rules.numbers import LayerNumbers
 from klora_compile.rules.rule import Choice, Segment
-from klora_compile.settings import Settings
-from klora_compile.slots import role_of
+from klora_compile.rules.slots import role_of
 from klora_runtime.errors import PairingError
 from klora_runtime.timeline import Timeline
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from klora_compile.measure import MEASURE_VERSION, OnLayer, Statistics, measure
+from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, measure
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
 from klora_runtime.safetensors_file import tensor_digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from klora_compile.measure import OnLayer
+from klora_compile.measuring.measure import OnLayer
 from klora_compile.reading.layers import Layer
 from klora_compile.single_thread import single_thread
 from klora_runtime.errors import LoraError, shown
@@ -18,7 +18,7 @@ def frobenius_norms(
 
     Args:
         layers: of one LoRA.
-        on_layer: see :data:`~klora_compile.measure.OnLayer`.
+        on_layer: see :data:`~klora_compile.measuring.measure.OnLayer`.
 
     Raises:
         LoraError: a norm overflows float64.

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from klora_compile.magnitudes import Flags, Largest, Statistics, sums_of_largest
+from klora_compile.measuring.magnitudes import Flags, Largest, Statistics, sums_of_largest
 from klora_compile.reading.deltas import Delta, Dense, LowRank
 
 #: Float32 values of a tile: 1 MiB, which stays in the cache.

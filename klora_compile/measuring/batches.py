@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from klora_compile.magnitudes import Statistics, sums_of_largest
+from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
 from klora_compile.reading.deltas import Delta, LowRank
 
 #: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
