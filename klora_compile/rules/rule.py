@@ -44,7 +44,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of :class:`~klora_compile.rules.numbers.Side` that it reads, where there is a partner."""
+    """Fields of :class:`~klora_compile.rules.numbers.Side` it reads, where there is a partner."""
     whole: ClassVar[bool] = False
     """Whether it schedules whole LoRAs: nothing is compared, and a layer that only one LoRA has
     follows that LoRA's schedule."""
