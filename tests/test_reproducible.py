@@ -9,6 +9,8 @@ import torch
 from lora_files import needs_real_loras, peft_keys, random_pair, real_lora, run_python, write_lora
 
 from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile.norms import frobenius_norms
+from klora_compile.reading.layers import Layer
 from klora_compile.rules.klora import Klora
 from klora_runtime import load_fusion, save_fusion
 
@@ -133,3 +135,18 @@ def test_scores_are_enough_to_choose_again_without_the_sources(
         assert tuple(start for start, _ in again) == expected.timeline.starts
         chosen = tuple(float(content) for _, content in again)
         assert chosen == expected.timeline.coefficients["content"]
+
+
+def test_norms_do_not_depend_on_the_number_of_threads() -> None:
+    """At this size a product that is split among threads rounds differently."""
+    layer = Layer.lora("unet", "conv_in", *random_pair(640, 2048, 16, seed=1), alpha=16.0)
+    norms = set()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            norms |= set(frobenius_norms([layer]).values())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(norms) == 1
