@@ -9,7 +9,7 @@ import torch
 from lora_files import needs_real_loras, peft_keys, random_pair, real_lora, run_python, write_lora
 
 from klora_compile import Config, compile_fusion, read_adapter
-from klora_compile.norms import frobenius_norms
+from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.reading.layers import Layer
 from klora_compile.rules.klora import Klora
 from klora_runtime import load_fusion, save_fusion
