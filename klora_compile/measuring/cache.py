@@ -57,7 +57,7 @@ def measure_once(
     file: Path,
     on_layer: OnLayer | None = None,
 ) -> dict[str, Statistics]:
-    """As :func:`klora_compile.measuring.measure.measure`; layers that are in the file are looked up.
+    """As :func:`~klora_compile.measuring.measure.measure`; layers in the file are looked up.
 
     Args:
         file: of :func:`cache_file`; made where it is missing. One that cannot be read or written is

@@ -40,11 +40,12 @@ def _on_for(component: nn.Module) -> bool:
     return any(
         _options(compiled).get("freezing", False)
         for module in component.modules()
-        for compiled in (module, module._compiled_call_impl, vars(module).get("forward"))
+        for compiled in (module, *map(vars(module).get, ("_compiled_call_impl", "forward")))
     )
 
 
 def _options(compiled: Any) -> dict[str, Any]:
     """What ``torch.compile`` was told; empty where it was told nothing or never called."""
-    read = getattr(compiled, "get_compiler_config", None)
+    own = getattr(compiled, "__dict__", {})  # getattr of a module is slow where there is none
+    read = own.get("get_compiler_config")
     return (read() if callable(read) else None) or {}
