@@ -66,12 +66,17 @@ class Config:
     def changed(self, rule: str | None = None, /, **changes: Any) -> Config:
         """Another config: settings that are not named stay, of the rule too unless it is another.
 
+        Of settings by slot, slots that are not named stay.
+
         Raises:
             ConfigError: as the constructor.
         """
         kept = {name: getattr(self.settings, name) for name in _names(Settings)}
         if rule is None or rule == self.rule.name:
             kept |= {name: getattr(self.rule, name) for name in _names(type(self.rule))}
+        for name, before in kept.items():
+            if isinstance(before, Mapping) and isinstance(changes.get(name), Mapping):
+                changes[name] = {**before, **changes[name]}
         return Config(rule or self.rule.name, **(kept | changes))
 
     def _set(self, rule: Rule, settings: Settings) -> None:

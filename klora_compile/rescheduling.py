@@ -103,9 +103,14 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
 
 
 def _is_side(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(value.get(name), int | float) for name in ("rank", "scaling")
-    )
+    """Whether scores are what measuring gives: a delta is zero in all its norms or in none."""
+    if not isinstance(value, Mapping):
+        return False
+    if not all(isinstance(value.get(name), int | float) for name in ("rank", "scaling")):
+        return False
+    norms = [value[name] for name in ("l1", "top_k", "frobenius") if value.get(name) is not None]
+    usable = all(isinstance(norm, int | float) and norm >= 0 for norm in norms)
+    return usable and (all(norms) or not any(norms))
 
 
 def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rule) -> None:

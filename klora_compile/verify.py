@@ -107,6 +107,17 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
         )
 
 
+def keeps_other_sums(fusion: Fusion) -> bool:
+    """Whether a fusion has scores of an earlier rule, which :func:`differences` passes over."""
+    if fusion.rule.name not in RULES or "top_k" in RULES[fusion.rule.name].needs:
+        return False
+    return any(
+        isinstance(side, Mapping) and side.get("top_k") is not None
+        for entry in fusion.entries
+        for side in entry.scores.get(fusion.rule.name, {}).values()
+    )
+
+
 def _by_name(fusion: Fusion) -> dict[str, Entry]:
     return {entry.path: entry for entry in fusion.entries}
 

@@ -213,3 +213,16 @@ def _with_factors(entry: Any, content: Dense) -> Any:
 
 def _with_entries(fusion: Fusion, entries: list[Any]) -> Fusion:
     return replace(fusion, entries=tuple(entries))
+
+
+def test_padding_is_counted(grouped: None) -> None:
+    pipe = tiny_pipeline("sd1")
+    layers = _attention(pipe)
+    few, many = fusion_for(pipe, layers[::2], rank=2), fusion_for(pipe, layers[1::2], rank=3)
+    entries = sorted([*few.entries, *many.entries], key=lambda entry: entry.layer)
+    handle = apply_fusion(pipe, _with_entries(few, entries), mode="merge")
+    kept = handle.report().nbytes["factors on cpu"]
+    groups_bytes = sum(group.nbytes for group, _ in handle._mode._groups)  # type: ignore[attr-defined]
+    grouped_layers = sum(len(members) for _, members in handle._mode._groups)  # type: ignore[attr-defined]
+    assert grouped_layers == len(entries)
+    assert kept == groups_bytes > few.nbytes + many.nbytes

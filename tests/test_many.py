@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lora_files import peft_keys, random_pair, write_lora
 from shipped import klora
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import Config, compile_fusion, read_adapter, reschedule
+from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import make_plan
 from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
@@ -342,3 +343,25 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
         refused = klora("compile", *named, *output)
         assert refused.exit_code == 2
         assert text in refused.stderr
+
+
+def test_settings_of_one_lora_leave_the_others_as_they_were(paths: dict[str, Path]) -> None:
+    fusion = three(paths, "phases", keep_all_slots=True, weights={"content.1": 0.5})
+    other = reschedule(fusion, weights={"content.2": 0.3}, slot_phases={"style": "0:0.2"})
+    assert other.rule.parameters["weights"] == {"content.1": 0.5, "content.2": 0.3}
+    last = reschedule(other, slot_phases={"content.1": "0:0.7"})
+    assert set(last.rule.parameters["slot_phases"]) == {"style", "content.1"}
+
+
+def test_turns_that_leave_a_lora_out_are_refused(paths: dict[str, Path]) -> None:
+    with pytest.raises(
+        ConfigError,
+        match="tau: 10 steps in turns of 5 are 2, so that style would never act; take tau 3 or",
+    ):
+        three(paths, "switch", steps=10)
+    assert three(paths, "switch", steps=10, tau=3).rule.parameters["tau"] == 3
+
+
+def test_more_loras_than_an_artifact_holds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a fusion is of at most 64 LoRAs, found 65"):
+        check_slots(slot_names(64, 1), Config("direct").rule, Config("direct").settings)

@@ -101,3 +101,11 @@ def test_a_dense_delta_is_one_vector() -> None:
     found = from_quantised(2.0, quantised, (7, 10), dense=True)
     assert isinstance(found, Dense)
     assert torch.equal(found.delta.flatten(), unpack(quantised.packed, [6], vectors)[0])
+
+
+def test_numbers_are_unpacked_where_they_are() -> None:
+    """Nothing of it is on another device: the meta device stands for a GPU."""
+    vectors, widths = Vectors((70, 9)), (15, 9, 9, 3)
+    packed = torch.zeros(vectors.nbytes(widths), dtype=torch.uint8, device="meta")
+    found = unpack(packed, widths, vectors)
+    assert (found.shape, found.device.type) == ((4, 79), "meta")

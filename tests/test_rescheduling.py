@@ -15,10 +15,12 @@ from shipped import klora
 
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.planning.plan import IDLE
+from klora_compile.rules.est import EstRule
+from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, KloraError
-from klora_runtime.fusion import Fusion
+from klora_runtime.fusion import Dense, Fusion
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 LAYERS = tuple(f"{BLOCK}.to_{name}" for name in ("q", "k", "v", "out.0"))
@@ -267,3 +269,61 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
     refused = klora("recompile", first, "-o", second, "--force", "--tau", 3)
     assert (refused.exit_code, "rule direct has no such setting" in refused.stderr) == (2, True)
     assert klora("recompile", first, "-o", first, "--force").exit_code == 2
+
+
+def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
+    """Nor do they decide anything: an idle dense slot does not keep a layer from branching."""
+    options = {"gamma": 1e-9, "content_weight": 2.0, "text_encoder": "none"}
+    lean, whole = compiled(pair, **options), compiled(pair, **options, **ALL)
+    dense = []
+    for entry in whole.entries:
+        factors = dict(entry.factors)
+        if "style" in factors and not entry.timeline.uses("style"):
+            style = factors["style"]
+            factors["style"] = Dense(style.scale, style.matrix(torch.float32, torch.device("cpu")))
+        dense.append(replace(entry, factors=factors))
+    assert any(isinstance(e.factors.get("style"), Dense) for e in dense)
+    reports = []
+    for fusion in (lean, whole, replace(whole, entries=tuple(dense))):
+        for mode in ("merge", "branch"):
+            with apply_fusion(build(TWO_STEPS), fusion, mode=mode) as handle:
+                reports.append(handle.report())
+    for first, other in zip(reports[:2] * 2, reports[2:], strict=True):
+        assert (first.nbytes, first.layers) == (other.nbytes, other.layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("l1", -5.0), ("top_k", 0.0), ("frobenius", 0.0), ("l1", "much")]
+)
+def test_scores_that_no_measure_gives_are_refused(
+    name: str, value: Any, pair: tuple[Path, Path]
+) -> None:
+    fusion = compiled(pair, **ALL)
+    entries = []
+    for entry in fusion.entries:
+        scores = dict(entry.scores["klora"])
+        if entry.fate == "switching":
+            scores["style"] = {**scores["style"], name: value}
+        entries.append(replace(entry, scores={"klora": scores}))
+    assert any(entry.fate == "switching" for entry in entries)
+    with pytest.raises(KloraError, match="has no usable scores of rule klora; compile"):
+        reschedule(replace(fusion, entries=tuple(entries)), bias=0.1)
+
+
+def test_energies_that_vanish_are_no_crash() -> None:
+    tiny, small = (Side(rank=1, scaling=1.0, frobenius=value) for value in (1e-200, 1e-190))
+    layer = LayerNumbers("unet", None, {"content": tiny, "style": small})
+    assert EstRule().choose(layer, {}).ratio is None
+
+
+def test_what_was_not_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "direct.klora.safetensors"
+    text = "sums of an earlier rule, which this one does not go by, were not compared"
+    for fusion, said in (
+        (compiled(pair, "direct", **ALL), False),
+        (reschedule(compiled(pair, **ALL), "direct"), True),
+    ):
+        save_fusion(fusion, path, overwrite=True)
+        result = klora("verify", path, "--against", *pair)
+        assert result.exit_code == 0, result.output
+        assert (text in result.stdout) == said

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from generation import TWO_STEPS, LoraPair, build, generate
-from lora_files import GOLDEN, random_pair, write_lora
+from lora_files import GOLDEN, peft_keys, random_pair, write_lora
 from shipped import Shipped
 from tiny_pipeline import Family
 
@@ -23,6 +23,7 @@ from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, ConfigError
 from klora_runtime.fusion import Fusion, Reference
 from klora_runtime.library import FusionLibrary
+from klora_runtime.references import complete
 
 
 def thinned(content: Path, style: Path, path: Path) -> Fusion:
@@ -381,3 +382,17 @@ def test_export_takes_the_sources(
         assert result.exit_code == 0, result.output
         written.append(output.read_bytes())
     assert written[0] == written[1]
+
+
+def test_names_that_are_no_keywords_are_told_as_such(path: Path, tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    adapters = {}
+    for index, name in enumerate(("content.1", "content.2", "style")):
+        pairs = peft_keys({layer: random_pair(8, 8, 2, seed=index)})
+        adapters[name] = read_adapter(write_lora(tmp_path / f"{name}.safetensors", pairs))
+    contents = [adapters["content.1"], adapters["content.2"]]
+    fusion = compile_fusion(contents, adapters["style"], Config("direct"), device="cpu")
+    save_fusion(thin(fusion, adapters), path)
+    with pytest.raises(ArtifactError, match=r'\*\*\{"content.1": PATH, "content.2": PATH, "sty'):
+        complete(load_fusion(path), {})
+    assert load_fusion(path, sources={}).is_thin

@@ -96,7 +96,9 @@ def compile_command(
 
     In every layer, at every step of sampling, the one acts whose largest weights matter more
     (K-LoRA), or as another --rule says. All of that is computed here, once, for any prompt and any
-    number of steps.
+    number of steps (--rule switch: for the one that is named).
+
+    Text encoders have no steps: under every rule their layers act at constant weight.
     """
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")

@@ -53,7 +53,8 @@ from klora_compile.writing import require_writable
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Of the tensors.  [default: that of the sources, the wider where they differ]",
+    help="Of the tensors.  [default: that of the sources, the wider where they differ; "
+    "float16 where they are compressed]",
 )
 @source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")

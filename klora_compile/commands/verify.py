@@ -39,7 +39,7 @@ def verify_command(
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.reading.options import ReadOptions
     from klora_compile.rules.slots import CONTENT, in_order, role_of
-    from klora_compile.verify import differences
+    from klora_compile.verify import differences, keeps_other_sums
     from klora_runtime.artifact import load_fusion
     from klora_runtime.errors import KloraError, shown
 
@@ -66,4 +66,6 @@ def verify_command(
         raise KloraError(f"{shown(file)} is not what {given} give:", found)
     small = any(f.quantised for entry in fusion.entries for f in entry.factors.values())
     how = "as near to its sources as it states" if small else "equal to its sources"
+    if keeps_other_sums(fusion):
+        how += "; sums of an earlier rule, which this one does not go by, were not compared"
     click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, {how})")

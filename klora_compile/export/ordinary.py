@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from klora_compile.export.targets import Spelling, Target
 from klora_compile.export.values import averaged, balanced, truncated
 from klora_compile.reading.deltas import Delta, Dense, LowRank
 from klora_compile.reading.forms.parts import Part
+from klora_compile.single_thread import single_thread
 from klora_runtime import __version__
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.fusion import TEXT_ENCODERS, Fusion
@@ -85,7 +85,7 @@ def ordinary_lora(
     dtype = _dtype(fusion, settings)
     deltas: list[tuple[Target, Delta]] = []
     squares = []
-    with _one_thread():
+    with single_thread():
         for target in spelling.targets:
             delta = averaged(target, window, settings.gain)
             if delta is None:
@@ -115,7 +115,7 @@ def _dtype(fusion: Fusion, settings: ExportSettings) -> torch.dtype:
         found: torch.dtype = getattr(torch, settings.dtype)
         return found
     stored = [
-        tensor.dtype
+        torch.float16 if factors.quantised is not None else tensor.dtype
         for entry in fusion.entries
         for factors in entry.factors.values()
         for tensor in factors.tensors
@@ -209,14 +209,3 @@ def _metadata(
 def _trigger_words(fusion: Fusion) -> str:
     words = [word for source in fusion.sources.values() for word in source.trigger_words]
     return ", ".join(dict.fromkeys(words))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """QR and SVD differ in bits with the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import ROLES, role_of
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families import family_name
+from klora_runtime.schema import MAX_SLOTS
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -24,6 +25,8 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
         raise ConfigError(f"slots: expected contents and styles, found {', '.join(strange)}.")
     if len(slots) < 2:
         raise ConfigError(f"a fusion is of two LoRAs or more, found {len(slots)}; name another.")
+    if len(slots) > MAX_SLOTS:
+        raise ConfigError(f"a fusion is of at most {MAX_SLOTS} LoRAs, found {len(slots)}.")
     if rule.most is not None and len(slots) > rule.most:
         more = ", ".join(name for name, each in RULES.items() if each.most is None)
         raise ConfigError(

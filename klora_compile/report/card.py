@@ -117,13 +117,17 @@ def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
 def _introduction(fusion: Fusion) -> str:
     cited = CITATIONS.get(fusion.rule.name)
     rule, choice = f"the rule {plain(fusion.rule.name)}", ""
+    meant = fusion.rule.parameters.get("steps")  # of rules that count them
+    steps = "for any number of steps"
+    if meant is not None:
+        steps = f"are made for {plain(str(meant))} steps, with whose number they stretch"
     if cited is not None:
         papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in cited.papers)
         rule, choice = cited.title, f"{cited.sentence}{f' ({papers})' if papers else ''}. "
     return (
         f"{_what(fusion)} in one file, fused by {rule}. {choice}All of "
-        "these choices are in the file: they hold for any prompt, any seed and any number of "
-        "steps. It is no plain LoRA: load it as [below](#how-to-load), not with "
+        f"these choices are in the file: they hold for any prompt and any seed, and {steps}. "
+        "It is no plain LoRA: load it as [below](#how-to-load), not with "
         "`load_lora_weights`."
     )
 

@@ -59,7 +59,7 @@ class EstRule(Rule):
         if len(choices) == 1:
             fate = "always content" if choices[0][1] else "always style"
         segments = tuple((start, {CONTENT if c else STYLE: 1.0}) for start, c in choices)
-        return Choice(fate, segments, e_c / e_s)
+        return Choice(fate, segments, e_c / e_s if e_s else None)
 
     def range(self) -> tuple[float, float] | None:
         ends = 1.0 - self.d, self.alpha + 1.0 - self.d

@@ -8,7 +8,7 @@ another number of steps the turns keep their shares of the run, so a turn is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,6 +45,17 @@ class SwitchRule(Rule):
                 f"tau: {self.steps} steps in turns of {self.tau} are more than {MAX_SEGMENTS} "
                 "turns; take longer ones."
             )
+
+    def misfit(self, slots: Sequence[str]) -> str | None:
+        assert self.steps is not None
+        turns = -(-self.steps // self.tau)
+        if turns >= len(slots):
+            return None
+        return (
+            f"tau: {self.steps} steps in turns of {self.tau} are {turns}, so that "
+            f"{', '.join(slots[turns:])} would never act; take tau "
+            f"{self.steps // len(slots) or 1} or less."
+        )
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
         assert self.steps is not None

@@ -11,12 +11,12 @@ All of it is computed on one thread: decompositions differ in bits with the numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
+from klora_compile.single_thread import single_thread
 from klora_runtime.errors import ConfigError
 from klora_runtime.fusion import Dense, Factors, Fusion
 from klora_runtime.quantised import BLOCK, MAX_WIDTH, Quantised, Vectors, pack
@@ -63,7 +63,7 @@ def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = Non
             "compressed or thin already. Compile its sources again."
         )
     entries = []
-    with _one_thread():
+    with single_thread():
         for done, entry in enumerate(fusion.entries, start=1):
             small = {
                 slot: _smallest(factors, entry.shape, tolerance)
@@ -248,13 +248,3 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
 def _energy(up: torch.Tensor, down: torch.Tensor) -> float:
     """Squared Frobenius norm of up @ down."""
     return float(((up.T @ up) * (down @ down.T)).sum())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

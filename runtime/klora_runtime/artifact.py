@@ -88,7 +88,7 @@ def load_fusion(
         fusion = plan.fusion(tensors)
     except ArtifactError as error:
         raise ArtifactError(f"artifact {shown(place)}: {error} Get the file again.") from error
-    return fusion if sources is None else fill(fusion, sources, where)
+    return fill(fusion, sources, where) if sources else fusion
 
 
 def as_device(name: str | torch.device) -> torch.device:

@@ -191,6 +191,11 @@ class Entry:
         return f"{self.component}.{self.module}.{self.parameter}"
 
     @property
+    def acting(self) -> dict[str, Factors | Dense]:
+        """Slot name -> factors of the slots that act at some time; others may be stored."""
+        return {slot: f for slot, f in self.factors.items() if self.timeline.uses(slot)}
+
+    @property
     def acts(self) -> bool:
         """Whether this entry ever changes the model; slots may be stored for other schedules."""
         return any(self.timeline.uses(slot) for slot in (*self.factors, *self.references))

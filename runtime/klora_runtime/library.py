@@ -59,7 +59,7 @@ class FusionLibrary:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         fusion = load_fusion(path, device=self.device)
-        if sources is not None:
+        if sources:
             fusion = fill(fusion, sources, self.device)
         if not fusion.is_thin and key is not None and key == _key(path):  # not replaced meanwhile
             self._keep(key, fusion)

@@ -140,7 +140,7 @@ def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor
     padded[: len(packed)] = packed
     held = packed.new_zeros(width + 2, groups, dtype=torch.int32)  # a number spans three bytes
     held[:width] = padded.reshape(groups, width).T
-    places = torch.tensor(_places(width), dtype=torch.int32)
+    places = torch.tensor(_places(width), dtype=torch.int32, device=packed.device)
     first, bit = places[:, 0], places[:, 1].unsqueeze(1)
     found = held[first]
     for further in range(1, 2 if width < 10 else 3):

@@ -80,7 +80,10 @@ def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
     if not missing:
         return
     named = [f"{name}=PATH" for name in missing]
-    keywords, options = ", ".join(named), " ".join(f"--source {each}" for each in named)
+    options = " ".join(f"--source {each}" for each in named)
+    keywords = ", ".join(named)
+    if not all(name.isidentifier() for name in missing):
+        keywords = "**{" + ", ".join(f'"{name}": PATH' for name in missing) + "}"
     raise ArtifactError(
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
         f"them: {options}; from Python apply_fusion(pipe, fusion, {keywords}), or "

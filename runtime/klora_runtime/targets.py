@@ -257,7 +257,7 @@ def _other_spelling(path: str) -> str:
 
 
 def _check_type(module: nn.Module, entry: Entry) -> str | None:
-    low_rank = any(isinstance(factors, Factors) for factors in entry.factors.values())
+    low_rank = any(isinstance(factors, Factors) for factors in entry.acting.values())
     if not low_rank or isinstance(module, _MODULE_TYPES):
         return None
     known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)

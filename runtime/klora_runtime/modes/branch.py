@@ -263,7 +263,7 @@ def branch_hindrance(target: Target) -> str | None:
     module = target.module
     if target.entry.parameter != "weight":
         return f"its {target.entry.parameter} is changed, which only mode merge can do"
-    if any(isinstance(factors, Dense) for factors in target.entry.factors.values()):
+    if any(isinstance(factors, Dense) for factors in target.entry.acting.values()):
         return "its delta is dense, which only mode merge can apply"
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return f"it is a {type(module).__name__}, which only mode merge can change"
@@ -279,7 +279,7 @@ def branch_hindrance(target: Target) -> str | None:
 
 def _low_rank(target: Target) -> dict[str, Factors]:
     """The factors of a target that can be branched, by slot."""
-    stored = target.entry.factors.items()
+    stored = target.entry.acting.items()
     return {slot: factors for slot, factors in stored if isinstance(factors, Factors)}
 
 

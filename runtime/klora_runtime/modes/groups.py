@@ -83,6 +83,11 @@ class Group:
             torch._foreach_copy_([write.live for write in some], parts)
 
     @property
+    def nbytes(self) -> int:
+        """Of the factors, padding included."""
+        return self._up.nbytes + self._down.nbytes
+
+    @property
     def scratch_numel(self) -> int:
         """The most elements that :meth:`write` asks for."""
         return self._numel * min(len(self._up), self._at_once)

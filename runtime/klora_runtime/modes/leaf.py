@@ -67,7 +67,8 @@ def _branched(plain: type[Any]) -> type[Any]:
 def _add_linear(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     down, up = module._klora_down, module._klora_up
     inner = linear(x.to(down), down) * module._klora_gate
-    if inner.dtype != result.dtype or result.dim() < 2:
+    alike = inner.dtype == result.dtype and inner.device == result.device
+    if not alike or result.dim() < 2:
         return result + linear(inner, up).to(result)
     # The last product adds by itself: one pass over the result less, and one rounding less.
     total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up.t())

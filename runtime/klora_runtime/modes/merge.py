@@ -141,9 +141,12 @@ class Merge:
         places = Counter(
             {f"base weights on {d}": n for d, n in self._pristine.nbytes_by_place().items()}
         )
-        for layer in self._layers:
-            for term in layer.terms:
-                places[f"factors on {layer.target.parameter.device}"] += term.nbytes
+        grouped = {index for _, members in self._groups for index in members}
+        for index, layer in enumerate(self._layers):
+            if index not in grouped:
+                places[f"factors on {layer.device}"] += sum(term.nbytes for term in layer.terms)
+        for group, members in self._groups:  # ranks that differ are padded
+            places[f"factors on {self._layers[members[0]].device}"] += group.nbytes
         for device, buffer in self._scratch.items():
             places[f"scratch on {device}"] += buffer.nbytes
         return dict(places)
@@ -299,7 +302,7 @@ def _rounding(
         start = start.reshape(len(start), -1)
         deltas = {
             slot: each.matrix(torch.float64, device, slice(None, None, step))
-            for slot, each in target.entry.factors.items()
+            for slot, each in target.entry.acting.items()
         }
         for _, row in target.entry.timeline.rows():
             delta = torch.zeros_like(start)

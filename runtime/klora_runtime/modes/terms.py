@@ -82,7 +82,7 @@ def terms_of(targets: Sequence[Target]) -> list[list[Term]]:
     """What the slots of each target add, on its parameter's device."""
     places: defaultdict[torch.device, list[Factors]] = defaultdict(list)
     for target in targets:
-        stored = target.entry.factors.values()
+        stored = target.entry.acting.values()
         places[target.parameter.device] += [each for each in stored if isinstance(each, Factors)]
     matrices: dict[torch.device, Iterator[torch.Tensor]] = {
         device: iter(shipped([t for each in factors for t in each.tensors], device, torch.float32))
@@ -91,7 +91,7 @@ def terms_of(targets: Sequence[Target]) -> list[list[Term]]:
     terms: list[list[Term]] = []
     for target in targets:
         device, own = target.parameter.device, list[Term]()
-        for slot, factors in target.entry.factors.items():
+        for slot, factors in target.entry.acting.items():
             if isinstance(factors, Dense):
                 values = factors.delta.to(device)
                 own.append(DenseTerm(slot, factors.scale, values.reshape(len(values), -1)))
