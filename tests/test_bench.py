@@ -133,7 +133,10 @@ def test_what_has_no_meaning_is_null(result: Result) -> None:
     assert switch == {"peft-callback", "merge", "branch"}
     assert [name for name, row in rows.items() if row.bytes_on_disk is None] == ["bare"]
     assert rows["merge"].bytes_on_disk == rows["branch"].bytes_on_disk
-    assert rows["bare"].ratio == 1.0
+    assert rows["bare"].ratio == rows["bare"].work_ratio == 1.0
+    assert all(row.work_interval is not None for row in rows.values())
+    on_a_gpu = replace(result, rows=(replace(rows["bare"], work_ratio=None, work_interval=None),))
+    assert "| 1.000 (1.000 to 1.000) | – |" in markdown_table(on_a_gpu)
 
 
 def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +145,7 @@ def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     def time_it(runner: Any) -> None:
         order.append(runner.kind.name)
         runner.times.append(1.0)
+        runner.works.append(2.0)
 
     monkeypatch.setattr(race_module, "_time", time_it)
     run(replace(RACE, rounds=5, kinds=("peft-active", "branch")))

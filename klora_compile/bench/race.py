@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,10 @@ class Row:
     """To the bare model, equally compiled: the median of the ratios within each round."""
     ratio_interval: tuple[float, float]
     """95 % bootstrap interval of :attr:`ratio`."""
+    work_ratio: float | None
+    """The same of processor time, which other processes hardly disturb; on a CPU only."""
+    work_interval: tuple[float, float] | None
+    """95 % bootstrap interval of :attr:`work_ratio`."""
     peak_bytes: int | None
     """Most memory from loading to the end of the first image, base weights included."""
     first_image_seconds: float
@@ -119,6 +124,8 @@ class _Runner:
     first_image_seconds: float = 0.0
     latents: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     times: list[float] = field(default_factory=list)
+    works: list[float] = field(default_factory=list)
+    """Processor time of each image."""
 
     def load(self, files: Files) -> None:
         """From the files to what can sample."""
@@ -214,7 +221,9 @@ def _set_up(
 
 
 def _time(runner: _Runner) -> None:
+    begin = time.process_time()
     runner.times.append(seconds_of(runner.sample, runner.race.device))
+    runner.works.append(time.process_time() - begin)
 
 
 def compile_for(denoiser: Any, device: torch.device) -> None:
@@ -241,12 +250,16 @@ def _result(
     switches: Sequence[float | None],
     moved: int | None,
 ) -> Result:
-    bare = {r.compiled: r.times for r in runners if r.kind.name == _BASELINE}
+    bare = {r.compiled: r for r in runners if r.kind.name == _BASELINE}
     truth = next((r.latents for r in runners if r.kind.name == _TRUTH and not r.compiled), None)
     rows = []
     for runner, switch in zip(runners, switches, strict=True):
         seconds = Interval.of(runner.times)
-        ratio = Interval.of(ratios(runner.times, bare[runner.compiled]))
+        base = bare[runner.compiled]
+        ratio = Interval.of(ratios(runner.times, base.times))
+        work = None
+        if race.device.type == "cpu":
+            work = Interval.of(ratios(runner.works, base.works))
         row = Row(
             name=runner.kind.name,
             compiled=runner.compiled,
@@ -254,6 +267,8 @@ def _result(
             spread=(seconds.low, seconds.high),
             ratio=ratio.median,
             ratio_interval=(ratio.low, ratio.high),
+            work_ratio=None if work is None else work.median,
+            work_interval=None if work is None else (work.low, work.high),
             peak_bytes=runner.peak_bytes,
             first_image_seconds=runner.first_image_seconds,
             switch_seconds=switch,

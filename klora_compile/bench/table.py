@@ -10,6 +10,7 @@ _HEADINGS = (
     "",
     "seconds per image",
     "ratio to bare",
+    "ratio of processor time",
     "peak memory",
     "first image",
     "switch",
@@ -30,9 +31,10 @@ def markdown_table(result: Result) -> str:
         *(_line(_cells(row)) for row in result.rows),
         "",
         "Medians with 95 % bootstrap intervals; ratios are taken within each round, to the bare "
-        "model equally compiled. First image: load, attach and run, measured once, the base model "
-        "there already. Peak memory: until then, base weights included. Switch: all layers at "
-        "once. Difference: of the latents, relative, to literal K-LoRA.",
+        "model equally compiled; of processor time too, for others may use the machine. First "
+        "image: load, attach and run, measured once, the base model there already. Peak memory: "
+        "until then, base weights included. Switch: all layers at once. Difference: of the "
+        "latents, relative, to literal K-LoRA.",
         *_floor(result),
     ]
     return "\n".join(lines)
@@ -54,13 +56,20 @@ def _cells(row: Row) -> list[str]:
     return [
         KINDS[row.name].what + (", compiled" if row.compiled else ""),
         f"{row.seconds:.3g} ({row.spread[0]:.3g} to {row.spread[1]:.3g})",
-        f"{row.ratio:.3f} ({row.ratio_interval[0]:.3f} to {row.ratio_interval[1]:.3f})",
+        _interval(row.ratio, row.ratio_interval),
+        _interval(row.work_ratio, row.work_interval),
         "–" if row.peak_bytes is None else bytes_text(row.peak_bytes),
         f"{row.first_image_seconds:.3g} s",
         "–" if row.switch_seconds is None else f"{1000 * row.switch_seconds:.3g} ms",
         "–" if row.bytes_on_disk is None else bytes_text(row.bytes_on_disk),
         "–" if row.difference is None else f"{row.difference:.1e}",
     ]
+
+
+def _interval(ratio: float | None, ends: tuple[float, float] | None) -> str:
+    if ratio is None or ends is None:
+        return "–"
+    return f"{ratio:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
 
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:
