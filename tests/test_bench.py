@@ -159,9 +159,12 @@ def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) 
     compiled: list[Any] = []
     monkeypatch.setattr(race_module, "compile_for", lambda model, device: compiled.append(model))
     pace = {False: iter([2.0, 3.0]), True: iter([10.0, 5.0])}
-    monkeypatch.setattr(
-        race_module, "_time", lambda runner: runner.times.append(next(pace[runner.compiled]))
-    )
+
+    def time_it(runner: Any) -> None:
+        runner.times.append(next(pace[runner.compiled]))
+        runner.works.append(runner.times[-1] ** 2)
+
+    monkeypatch.setattr(race_module, "_time", time_it)
     monkeypatch.setattr(race_module, "turns", lambda count, rounds: iter([range(count)]))
     result = run(replace(RACE, compiled=True, kinds=("merge",)))
     rows = [(row.name, row.compiled, row.ratio) for row in result.rows]
@@ -171,6 +174,7 @@ def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) 
         ("bare", True, 1.0),
         ("merge", True, 0.5),
     ]
+    assert [row.work_ratio for row in result.rows] == [1.0, 2.25, 1.0, 0.25]
     assert len(compiled) == 2
     assert markdown_table(result).count(", compiled |") == 2
     assert all(row.difference is None for row in result.rows)  # nothing literal to compare with
