@@ -40,7 +40,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_the_rooms_are_where_they_are_expected() -> None:
     assert len(SOURCES) > 25
-    assert {"torch", "klora_runtime", "math"} <= imports(COMPILE / "measure.py")
+    assert {"torch", "klora_runtime", "math"} <= imports(COMPILE / "measuring" / "measure.py")
 
 
 @pytest.mark.parametrize(

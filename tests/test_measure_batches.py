@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lora_files import random_pair
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
-from klora_compile import compile_fusion, measure_batches
+from klora_compile import compile_fusion
+from klora_compile.measuring import batches as measure_batches
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.batches import Task, _Courier, _largest
 from klora_compile.measuring.magnitudes import Statistics
