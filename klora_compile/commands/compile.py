@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import LORA, Device, reading_options
+from klora_compile.commands.parameters import LORA, Device, artifact_output, reading_options
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.rule_options import (
     DEFAULT_RULE,
@@ -32,13 +33,7 @@ if TYPE_CHECKING:
 @click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
 @click.option("--content", multiple=True, type=LORA, help="A content LoRA, of several.")
 @click.option("--style", multiple=True, type=LORA, help="A style LoRA, of several.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The artifact to write, by custom NAME.klora.safetensors.",
-)
+@artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options
 @click.option(
@@ -112,11 +107,7 @@ def compile_command(
     from klora_compile.config import Config
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
-    from klora_compile.report.compression import compression_of, storage_lines
-    from klora_compile.report.reading import reading_json, reading_lines
-    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_runtime.artifact import save_fusion
-    from klora_runtime.errors import shown
 
     config = Config(rule, **given(settings))
     slots = slot_names(len(contents), len(styles))
@@ -145,21 +136,49 @@ def compile_command(
         fusion = thin(fusion, adapters)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
-    summary = summarise(fusion)
     if as_json:
-        facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
-        facts["reading"] = {role: reading_json(adapter) for role, adapter in adapters.items()}
-        found = compression_of(fusion)
-        facts |= {"thin": as_thin, "compression": None if found is None else found.json()}
-        click.echo(json.dumps(facts | summary.json()))
-        return
+        click.echo(json.dumps(_facts(fusion, adapters, output, size, seconds)))
+    else:
+        click.echo(_table(fusion, adapters, output, size, seconds))
+
+
+def _facts(
+    fusion: Fusion, adapters: Mapping[str, Adapter], output: Path, size: int, seconds: float
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from klora_compile.report.compression import compression_of
+    from klora_compile.report.reading import reading_json
+    from klora_compile.report.summary import summarise
+
+    found = compression_of(fusion)
+    return {
+        "output": str(output),
+        "bytes_out": size,
+        "seconds": seconds,
+        "reading": {role: reading_json(adapter) for role, adapter in adapters.items()},
+        "thin": fusion.is_thin,
+        "compression": None if found is None else found.json(),
+        **summarise(fusion).json(),
+    }
+
+
+def _table(
+    fusion: Fusion, adapters: Mapping[str, Adapter], output: Path, size: int, seconds: float
+) -> str:
+    """What is printed for people."""
+    from klora_compile.report.compression import storage_lines
+    from klora_compile.report.reading import reading_lines
+    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_runtime.errors import shown
+
+    summary = summarise(fusion)
     rows = [("artifact", shown(output)), *reading_lines(adapters), *summary_lines(summary)]
     rows += storage_lines(fusion)
     read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
     share = size / sum(summary.bytes_in.values())
     rows.append(("bytes", f"{read} in, {bytes_text(size)} out ({share:.1%})"))
     rows.append(("seconds", f"{seconds:.1f}"))
-    click.echo(table(rows))
+    return table(rows)
 
 
 def _compressed(fusion: Fusion, tolerance: float) -> Fusion:

@@ -17,6 +17,15 @@ ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, path_type=Path)
 
 
+#: ``-o``, of commands that write an artifact.
+artifact_output = click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The artifact to write, by custom NAME.klora.safetensors.",
+)
+
 _LARGEST = 1e15
 
 _BASE = click.option(

@@ -10,19 +10,13 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT
+from klora_compile.commands.parameters import ARTIFACT, artifact_output
 from klora_compile.commands.rule_options import AllRulesCommand, given, rule_option, shared_options
 
 
 @click.command("recompile", cls=AllRulesCommand)
 @click.argument("file", type=ARTIFACT)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The artifact to write, by custom NAME.klora.safetensors.",
-)
+@artifact_output
 @rule_option(None)
 @shared_options
 @click.option(
