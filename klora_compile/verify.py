@@ -15,7 +15,7 @@ from klora_compile.planning.pairing import check_slots
 from klora_compile.reading.adapter import Adapter
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.slots import slot_names
-from klora_compile.storing.compress import relative_error
+from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.fusion import Dense, Entry, Factors, Fusion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError
 from klora_runtime.fusion import Dense, Factors, Fusion
+from klora_runtime.packed import stored_sizes
 
 WEIGHTS = ROOT / "examples" / "drawings" / "weights"
 DEMO = (WEIGHTS / "subject-frog.safetensors", WEIGHTS / "style-ink.safetensors")
@@ -89,8 +91,8 @@ def test_any_pair_stays_within_its_tolerance(
     if found.quantised is None:
         assert found is stored(plain)
     else:
-        assert found.quantised.error == pytest.approx(error, rel=1e-5, abs=1e-9)
-        assert found.quantised.packed.nbytes < factors.nbytes
+        assert found.quantised.error == pytest.approx(error, rel=1e-3, abs=1e-9)
+        assert sum(stored_sizes([found])) < factors.nbytes + 100  # a code of its own
 
 
 @pytest.mark.parametrize("tolerance", [0.001, 0.01, 0.1])
@@ -100,9 +102,9 @@ def test_each_layer_of_the_demo_stays_within_the_tolerance(demo: Fusion, toleran
     assert 0.9 * tolerance < max(errors.values()) <= tolerance * (1 + 1e-6)
     report = compression_of(small)
     assert report is not None
-    assert report.worst == pytest.approx(max(errors.values()), rel=1e-5)
-    assert errors[f"{report.layer}.weight", report.slot] == max(errors.values())
-    assert 0.95 * report.of < report.slots <= report.of == len(errors)
+    assert report.worst == pytest.approx(max(errors.values()), rel=1e-3)
+    assert errors[f"{report.layer}.weight", report.slot] > 0.999 * max(errors.values())
+    assert report.slots == report.of == len(errors)
     assert 0.5 * tolerance < report.error < report.worst
 
 
@@ -115,15 +117,15 @@ def share(content: Path, style: Path, folder: Path, tolerance: float = 0.01) -> 
 
 def test_size_at_one_percent_of_the_demo(tmp_path: Path) -> None:
     """float16 of rank 8: no code of independent Gaussian numbers could do it in 32.5 %."""
-    assert share(*DEMO, tmp_path) < 0.42
+    assert share(*DEMO, tmp_path) < 0.35
 
 
 @needs_real_loras
 @pytest.mark.parametrize(
     ("content", "style", "most"),
     [
-        ("sd2_character.peft", "sd2_popart.kohya", 0.20),
-        ("sd15_analog.peft", "sd15_animation.kohya", 0.30),
+        ("sd2_character.peft", "sd2_popart.kohya", 0.17),
+        ("sd15_analog.peft", "sd15_animation.kohya", 0.26),
     ],
 )
 def test_size_at_one_percent_of_real_loras(
@@ -146,7 +148,7 @@ def test_the_wide_component_gets_the_bits() -> None:
     up = torch.linalg.qr(up)[0]
     small = stored(compress(one_layer(Factors(1.0, down, up), (60, 80)), 0.01)).quantised
     assert small is not None
-    assert small.widths[0] > small.widths[1] + 2
+    assert small.levels[0] - small.levels[1] == round(4 * math.log2(20))
 
 
 @pytest.mark.parametrize("shape", [(40,), (40, 50), (8, 4, 3, 3)])
@@ -159,12 +161,13 @@ def test_a_dense_delta(shape: tuple[int, ...]) -> None:
 
 
 def test_what_cannot_be_smaller_stays_as_it_is() -> None:
-    tiny = Factors(1.0, torch.ones(1, 1).half(), torch.ones(1, 1).half())
+    down, up = random_pair(60, 80, 2)
+    half = Factors(1.0, down.half(), up.half())
     zero = Factors(1.0, torch.zeros(2, 4), torch.zeros(3, 2))
-    for factors, shape in ((tiny, (1, 1)), (zero, (3, 4))):
+    for factors, shape in ((half, (60, 80)), (zero, (3, 4))):
         plain = one_layer(factors, shape)
-        assert stored(compress(plain, 0.01)) is factors
-        assert compression_of(compress(plain, 0.01)) is None
+        assert stored(compress(plain, 1e-5)) is factors
+        assert compression_of(compress(plain, 1e-5)) is None
 
 
 def test_reading_and_writing_again_changes_no_byte(demo: Fusion, tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def run(*args: object) -> str:
 def test_commands_tell_what_was_lost(tmp_path: Path) -> None:
     out = tmp_path / "small.klora.safetensors"
     text = run("compile", *DEMO, "-o", out, "--compress", "0.01")
-    assert "compressed    204 of 204 deltas, 6." in text
+    assert "compressed    204 of 204 deltas, 5.8 bits a number, mean rank" in text
     assert "% of the deltas, at most 1.00% of one (unet." in text
     assert "compressed    204 of 204 deltas" in run("inspect", out)
     shown = json.loads(run("inspect", out, "--json"))
@@ -267,7 +270,7 @@ def test_commands_tell_what_was_lost(tmp_path: Path) -> None:
     layers = [each for layer in shown["layers"] for each in layer["stored"].values()]
     assert max(each["error"] for each in layers) == shown["compression"]["worst"]
     assert {each["encoding"] for each in layers} == {"q"}
-    assert sum(each["bytes"] for each in layers) < 0.42 * sum(p.stat().st_size for p in DEMO)
+    assert sum(each["bytes"] for each in layers) == pytest.approx(out.stat().st_size, rel=0.05)
     again = json.loads(run("compile", *DEMO, "-o", out, "--force", "--compress", "0.01", "--json"))
     assert again["compression"] == shown["compression"]
     assert "as near to its sources as it states" in run("verify", out, "--against", *DEMO)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klora_runtime.errors import shown
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion
-from klora_runtime.stored_factors import stored_tensors
+from klora_runtime.fusion import Dense, Factors, Fusion
+from klora_runtime.packed import stored_sizes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Compression:
     ranks: Mapping[str, float]
     """Slot -> mean rank that was kept of compressed factors."""
     bits: float
-    """Mean bits per number that was kept, scales not counted."""
+    """Mean bits per number that was kept."""
 
     def json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -56,7 +56,10 @@ def compression_of(fusion: Fusion) -> Compression | None:
         energy = (factors.scale * _norm(factors)) ** 2
         whole += energy
         lost += energy * (0.0 if factors.quantised is None else factors.quantised.error) ** 2
-    widths = [width for _, _, quantised in small for width in quantised.widths]
+    sizes = _packed_sizes(fusion)
+    numbers = sum(
+        tensor.numel() for _, _, each in stored if each.quantised for tensor in each.tensors
+    )
     return Compression(
         slots=len(small),
         of=len(stored),
@@ -65,25 +68,24 @@ def compression_of(fusion: Fusion) -> Compression | None:
         layer=worst[0].layer,
         slot=worst[1],
         ranks=dict(_mean_ranks(fusion)),
-        bits=sum(widths) / len(widths),
+        bits=8 * sum(sizes.values()) / numbers,
     )
 
 
-def stored_json(entry: Entry) -> dict[str, Any]:
-    """Slot -> how the file holds it, as JSON values."""
-    held: dict[str, Any] = {
-        slot: {"encoding": "plain", "error": 0.0, "bytes": _nbytes(factors)}
-        if factors.quantised is None
-        else {
-            "encoding": "q",
-            "error": factors.quantised.error,
-            "bytes": _nbytes(factors),
-            "widths": list(factors.quantised.widths),
-        }
-        for slot, factors in entry.factors.items()
-    }
-    for slot, reference in entry.references.items():
-        held[slot] = {"encoding": "reference", "error": 0.0, "bytes": 0} | asdict(reference)
+def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
+    """Path of a layer -> slot -> how the file holds it, as JSON values."""
+    sizes = _packed_sizes(fusion)
+    held: dict[str, dict[str, Any]] = {}
+    for entry in fusion.entries:
+        own = held[entry.path] = {}
+        for slot, factors in entry.factors.items():
+            if factors.quantised is None:
+                own[slot] = {"encoding": "plain", "error": 0.0, "bytes": factors.nbytes}
+            else:
+                size = round(sizes[entry.path, slot])
+                own[slot] = {"encoding": "q", "bytes": size} | asdict(factors.quantised)
+        for slot, reference in entry.references.items():
+            own[slot] = {"encoding": "reference", "error": 0.0, "bytes": 0} | asdict(reference)
     return held
 
 
@@ -109,8 +111,15 @@ def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
     ]
 
 
-def _nbytes(factors: Factors | Dense) -> int:
-    return sum(tensor.nbytes for tensor in stored_tensors(factors))
+def _packed_sizes(fusion: Fusion) -> dict[tuple[str, str], float]:
+    """(path of a layer, slot) -> the bytes that compressed factors take of what they share."""
+    small = {
+        (entry.path, slot): factors
+        for entry in fusion.entries
+        for slot, factors in sorted(entry.factors.items())
+        if factors.quantised is not None
+    }
+    return dict(zip(small, stored_sizes(list(small.values())), strict=True)) if small else {}
 
 
 def _norm(factors: Factors | Dense) -> float:

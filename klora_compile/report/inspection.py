@@ -21,7 +21,7 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
     LoRA does not adapt the layer or the rule did not measure it, ``k`` and the Top-K sums
     also where only one does, ``ratio`` where nothing was compared.
     """
-    compression = compression_of(fusion)
+    compression, stored = compression_of(fusion), stored_json(fusion)
     return {
         "kind": "fusion",
         "format_version": FORMAT_VERSION,
@@ -37,7 +37,7 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
         "sources": {name: asdict(source) for name, source in fusion.sources.items()},
         "slots": {name: _slot(slot) for name, slot in fusion.slots.items()},
         "near_ties": [{"layer": tie.layer, "why": tie.why} for tie in near_ties(fusion)],
-        "layers": [_layer(fusion, entry) for entry in fusion.entries],
+        "layers": [_layer(fusion, entry, stored[entry.path]) for entry in fusion.entries],
     }
 
 
@@ -45,7 +45,7 @@ def _slot(slot: Slot) -> dict[str, Any]:
     return {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
 
 
-def _layer(fusion: Fusion, entry: Entry) -> dict[str, Any]:
+def _layer(fusion: Fusion, entry: Entry, stored: dict[str, Any]) -> dict[str, Any]:
     scores = entry.scores.get(fusion.rule.name, {})
     numbers: dict[str, Any] = {}
     for slot in fusion.slots:
@@ -61,5 +61,5 @@ def _layer(fusion: Fusion, entry: Entry) -> dict[str, Any]:
         **numbers,
         "ratio": scores.get("ratio"),
         "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
-        "stored": stored_json(entry),
+        "stored": stored,
     }

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 from klora_runtime.fusion import Entry, Fusion, Source
+from klora_runtime.packed import pack_factors
 from klora_runtime.references import fill
 from klora_runtime.safetensors_file import (
     MAX_HEADER_BYTES,
@@ -38,7 +39,7 @@ from klora_runtime.schema import (
     CheckedDocument,
     check_document,
 )
-from klora_runtime.stored_factors import factors_json, reference_json, stored_tensors
+from klora_runtime.stored_factors import factors_json, reference_json
 
 METADATA_KEY = "klora"
 _DEFLATED = "deflate:"
@@ -139,7 +140,7 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
         document, tensors = _serialise(fusion)
         metadata = {METADATA_KEY: _text(document, deflated=_is_small(fusion))}
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"the fusion cannot be written as JSON: {shown(error)}.") from error
+        raise ArtifactError(f"the fusion cannot be written: {shown(error)}.") from error
     temporary = place.with_name(f".klora-{secrets.token_hex(8)}.tmp")
     try:
         temporary.touch(exist_ok=False)
@@ -281,6 +282,14 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             storages.add(storage)
         return name
 
+    compressed = [
+        factors
+        for entry in fusion.entries
+        for _, factors in sorted(entry.factors.items())
+        if factors.quantised is not None
+    ]
+    packed = (keep(pack_factors(compressed)),) if compressed else ()
+
     def entry_json(entry: Entry) -> dict[str, object]:
         return {
             "component": entry.component,
@@ -290,7 +299,9 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             "fate": entry.fate,
             "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
             "factors": {
-                slot: factors_json(stored, tuple(map(keep, stored_tensors(stored))))
+                slot: factors_json(
+                    stored, packed if stored.quantised else tuple(map(keep, stored.tensors))
+                )
                 for slot, stored in entry.factors.items()
             }
             | {slot: reference_json(each) for slot, each in entry.references.items()},

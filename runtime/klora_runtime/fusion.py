@@ -248,13 +248,9 @@ class Fusion:
             tensor.data_ptr(): tensor.nbytes
             for entry in self.entries
             for factors in entry.factors.values()
-            for tensor in (*factors.tensors, *_packed(factors))
+            for tensor in factors.tensors
         }
         return sum(seen.values())
-
-
-def _packed(factors: Factors | Dense) -> tuple[torch.Tensor, ...]:
-    return () if factors.quantised is None else (factors.quantised.packed,)
 
 
 def fingerprint(layers: Iterable[tuple[str, str, str, tuple[int, ...]]]) -> str:

@@ -1,149 +1,101 @@
-"""Numbers of few bits: how factors lie in an artifact that was compressed (`FORMAT.md`, q).
+"""Whole numbers for real ones: how factors lie in an artifact that was compressed (`FORMAT.md`, q).
 
-A slot is a handful of *vectors*: one per rank for factors (a row of down, then a column of up), one
-for a dense delta. Each has a width of its own, so that what matters less takes fewer bits. Every
-64 numbers share a scale. A number is scale * an odd whole number; the product is exact in float32.
+A slot is a handful of *rows*: one per rank of down, then one per rank of up, turned; of a dense
+delta its rows. Each has a *level*, which gives both its step and the class of numbers that it is
+coded with (`bitstream`). What a number stands for depends on the parities before it in its row: of
+two grids that lie half a step apart they choose one. So the grids in all dimensions together are
+denser, at the same distance of points, than any grid in one: *trellis-coded quantisation*
+(Marcellin and Fischer 1990), in the form of VVC's dependent quantisation (Schwarz et al. 2021).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 
-#: How many numbers share one scale.
-BLOCK = 64
+#: The highest level.
+MAX_LEVEL = 255
 
-#: The most bits of a number: with those of a scale they fit into float32.
-MAX_WIDTH = 15
+#: 2^(-i / 8): levels are eighths of an octave of steps. As literals, for every machine to have the
+#: same.
+_EIGHTHS = torch.tensor(
+    [
+        *(1.0, 0.9170040432046712, 0.8408964152537145, 0.7711054127039704),
+        *(0.7071067811865476, 0.6484197773255048, 0.5946035575013605, 0.5452538663326288),
+    ],
+    dtype=torch.float64,
+)
 
 
 @dataclass(frozen=True)
 class Quantised:
     """How the numbers of one slot of one entry are stored."""
 
-    widths: tuple[int, ...]
-    """Bits per number of each vector, 1 to 15, none above the one before."""
-    packed: torch.Tensor
-    """(bytes,) uint8: the scales in bfloat16, then the numbers without gaps; see `FORMAT.md`."""
+    step: float
+    """The distance of two points of a grid at level 0, above 0."""
+    levels: tuple[int, ...]
+    """Of each rank, 0 to 255, none above the one before; of a dense delta a single one."""
     error: float
-    """What the compiler lost: relative Frobenius error of the delta, 0 to 1, float64."""
+    """What the compiler lost: relative Frobenius error of the delta, 0 to 1."""
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """The size of the vectors of one slot.
-
-    Args:
-        parts: numbers of each part of a vector, the inputs and the outputs of factors; a block
-            never spans two parts.
-    """
-
-    parts: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        """Numbers of a vector."""
-        return sum(self.parts)
-
-    @property
-    def blocks(self) -> int:
-        """Scales of a vector."""
-        return sum(-(-part // BLOCK) for part in self.parts)
-
-    def nbytes(self, widths: Sequence[int]) -> int:
-        """Bytes of vectors of these widths, scales included."""
-        numbers = sum(-(-self.length * count * width // 8) for width, count in _runs(widths))
-        return 2 * self.blocks * len(widths) + numbers
-
-    def block_of(self) -> torch.Tensor:
-        """(length,) int64: the block of each number."""
-        ends, begin = [], 0
-        for part in self.parts:
-            ends.append(begin + torch.arange(part) // BLOCK)
-            begin += -(-part // BLOCK)
-        return torch.cat(ends)
-
-
-def pack(
-    odds: torch.Tensor, scales: torch.Tensor, widths: Sequence[int], vectors: Vectors
-) -> torch.Tensor:
-    """Vectors as bytes.
-
-    Args:
-        odds: (len(widths), vectors.length), integers: odd numbers of [-(2^w - 1), 2^w - 1].
-        scales: (len(widths), vectors.blocks), bfloat16.
-        widths: see :attr:`Quantised.widths`.
+def steps_of(step: float, levels: Sequence[int]) -> torch.Tensor:
+    """The step at each level: step * 2^(-level / 8).
 
     Returns:
-        (bytes,) uint8.
+        (levels, 1), float32.
     """
-    parts, begin = [scales.contiguous().view(torch.uint8).flatten()], 0
-    for width, count in _runs(widths):
-        codes = (odds[begin : begin + count] + (2**width - 1)) // 2
-        parts.append(_pack_bits(codes.flatten().to(torch.int32), width))
-        begin += count
-    assert sum(map(len, parts)) == vectors.nbytes(widths)
-    return torch.cat(parts)
+    whole = torch.tensor(levels, dtype=torch.int64)
+    exact = step * torch.ldexp(_EIGHTHS[whole % 8], -(whole // 8))
+    return exact.float().unsqueeze(1)
 
 
-def unpack(packed: torch.Tensor, widths: Sequence[int], vectors: Vectors) -> torch.Tensor:
-    """Bytes as vectors.
+def shifted(parities: torch.Tensor) -> torch.Tensor:
+    """Which numbers lie on the second grid.
+
+    Of the numbers before one, every second counts, from the nearest on: where an odd number of
+    those is odd, the second grid holds.
 
     Args:
-        packed: as :func:`pack` gives them, of ``vectors.nbytes(widths)`` bytes.
+        parities: (rows, numbers), uint8, 0 or 1.
 
     Returns:
-        (len(widths), vectors.length), float32; NaN or infinity only where a scale is.
+        (rows, numbers), uint8, 0 or 1.
     """
-    begin = 2 * len(widths) * vectors.blocks
-    scales = packed[:begin].clone().view(torch.bfloat16).reshape(len(widths), -1)
-    rows = []
-    for width, count in _runs(widths):
-        numbers = count * vectors.length
-        size = -(-numbers * width // 8)
-        codes = _unpack_bits(packed[begin : begin + size], width, numbers)
-        rows.append((2 * codes - (2**width - 1)).reshape(count, -1))
-        begin += size
-    return torch.cat(rows).float().mul_(scales.float()[:, vectors.block_of()])
+    found = torch.zeros_like(parities)
+    for first in (0, 1):
+        later = found[:, first + 1 :: 2]
+        before = parities[:, first::2][:, : later.shape[1]]
+        later.copy_(torch.cumsum(before, 1, dtype=torch.uint8) & 1)
+    return found
 
 
-def _runs(widths: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours of one width: (width, how many)."""
-    return [(width, sum(1 for _ in same)) for width, same in groupby(widths)]
+def values_of(indices: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """What stored numbers stand for: on the first grid all multiples of the step; on the second
+    zero, and those half a step nearer to it.
+
+    Args:
+        indices: (rows, numbers), int32, within ±2^22.
+        steps: (rows, 1), float32.
+
+    Returns:
+        (rows, numbers), float32: a whole number, below 2^24, of half steps, times that half step.
+    """
+    second = shifted((indices & 1).to(torch.uint8))
+    halves = 2 * indices - second * indices.sign()
+    return halves.float().mul_(steps / 2)
 
 
-def _places(width: int) -> list[tuple[int, int]]:
-    """(byte, bit in it) at which each of the eight numbers of ``width`` bytes begins."""
-    return [divmod(index * width, 8) for index in range(8)]
+def indices_of(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`values_of`.
 
-
-def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """(numbers,) int32 of [0, 2^width) as bytes, the lowest bit first."""
-    groups = -(-len(codes) // 8)
-    padded = codes.new_zeros(groups * 8)
-    padded[: len(codes)] = codes
-    eights = padded.reshape(groups, 8).T
-    found = codes.new_zeros(width, groups)
-    for number, (first, bit) in enumerate(_places(width)):
-        for byte in range(first, -(-(8 * first + bit + width) // 8)):
-            found[byte] |= ((eights[number] << bit) >> 8 * (byte - first)) & 255
-    return found.T.to(torch.uint8).flatten()[: -(-len(codes) * width // 8)]
-
-
-def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor:
-    """The inverse of :func:`_pack_bits`."""
-    groups = -(-numbers // 8)
-    padded = packed.new_zeros(groups * width)
-    padded[: len(packed)] = packed
-    held = packed.new_zeros(width + 2, groups, dtype=torch.int32)  # a number spans three bytes
-    held[:width] = padded.reshape(groups, width).T
-    places = torch.tensor(_places(width), dtype=torch.int32, device=packed.device)
-    first, bit = places[:, 0], places[:, 1].unsqueeze(1)
-    found = held[first]
-    for further in range(1, 2 if width < 10 else 3):
-        found |= held[first + further] << 8 * further
-    found = (found >> bit).bitwise_and_(2**width - 1)
-    return found.T.flatten()[:numbers]
+    Raises:
+        ValueError: the values are not what numbers stand for.
+    """
+    halves = (values.double() / (steps.double() / 2)).round_()
+    indices = ((halves.abs() + 1) / 2).floor_().mul_(halves.sign()).to(torch.int32)
+    if not torch.equal(values_of(indices, steps), values):
+        raise ValueError("compressed factors were changed; compress them again")
+    return indices

@@ -8,7 +8,8 @@ keys that are provenance (`sources`, `scores`, rule parameters) are carried as t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,16 @@ from klora_runtime.errors import ArtifactError, shown
 from klora_runtime.fusion import (
     SILENT_FATES,
     TEXT_ENCODERS,
+    Dense,
     Entry,
+    Factors,
     Fusion,
     Rule,
     Slot,
     Source,
     fingerprint,
 )
+from klora_runtime.packed import packed_problems, slots_by_tensor, unpack_factors
 from klora_runtime.safetensors_file import TensorInfo
 from klora_runtime.stored_factors import (
     factors_of,
@@ -64,8 +68,13 @@ class CheckedDocument:
     _document: Mapping[str, Any]
 
     def fusion(self, tensors: Mapping[str, torch.Tensor]) -> Fusion:
-        """The document as values, with ``tensors`` by name."""
+        """The document as values, with ``tensors`` by name.
+
+        Raises:
+            ArtifactError: a packed tensor is damaged, which only its bytes tell.
+        """
         document = self._document
+        packed = _unpacked(document["entries"], tensors)
         return Fusion(
             sources={name: _source(value) for name, value in document["sources"].items()},
             slots={
@@ -74,7 +83,10 @@ class CheckedDocument:
             },
             rule=Rule(**document["rule"]),
             family=document["fits"]["family"],
-            entries=tuple(_entry(value, tensors) for value in document["entries"]),
+            entries=tuple(
+                _entry(value, tensors, packed[index])
+                for index, value in enumerate(document["entries"])
+            ),
             tool=document["tool"],
         )
 
@@ -102,6 +114,8 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
     check.tensors(tensors, used)
     if not check.issues:
         check.fits(document)
+        for place, problem in packed_problems(document["entries"], tensors):
+            check.say(place, problem)
     if check.issues:
         raise ArtifactError(f"{where} breaks its format:", check.issues)
     return CheckedDocument(frozenset(used), document)
@@ -357,11 +371,33 @@ def _source(value: Mapping[str, Any]) -> Source:
     )
 
 
-def _entry(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Entry:
+def _unpacked(
+    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
+) -> dict[int, dict[str, Factors | Dense]]:
+    """Index of an entry -> slot -> its compressed factors."""
+    found: dict[int, dict[str, Factors | Dense]] = defaultdict(dict)
+    for name, slots in slots_by_tensor(entries).items():
+        try:
+            factors = unpack_factors(tensors[name], list(slots.values()))
+        except ValueError as error:
+            raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
+        for (index, slot), each in zip(slots, factors, strict=True):
+            found[index][slot] = each
+    return found
+
+
+def _entry(
+    value: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    packed: Mapping[str, Factors | Dense],
+) -> Entry:
     rows = value["timeline"]
     slots = [key for key in rows[0] if key != "from"]
     stored = {slot: v for slot, v in value["factors"].items() if v["kind"] != "reference"}
-    factors = {slot: factors_of(each, value["shape"], tensors) for slot, each in stored.items()}
+    factors = {
+        slot: packed[slot] if slot in packed else factors_of(each, tensors)
+        for slot, each in stored.items()
+    }
     return Entry(
         component=value["component"],
         module=value["module"],

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from klora_runtime.errors import ArtifactError, shown
+from klora_runtime.bitstream import MAX_CLASS, class_offset
+from klora_runtime.errors import shown
 from klora_runtime.fusion import Dense, Factors, Reference
-from klora_runtime.quantised import MAX_WIDTH, Quantised, Vectors, unpack
+from klora_runtime.quantised import MAX_LEVEL, Quantised
 from klora_runtime.safetensors_file import TensorInfo
 
 
@@ -26,7 +27,7 @@ class _Form(NamedTuple):
 
 
 _REAL = ("F32", "F16", "BF16")
-_PACKED = _Form(("packed",), ("U8",), ("error", "widths"))
+_PACKED = _Form(("packed",), ("U8",), ("error", "levels", "step"))
 _FORMS: Mapping[tuple[str, str], _Form] = {
     ("lowrank", "plain"): _Form(("down", "up"), _REAL),
     ("lowrank", "q"): _PACKED,
@@ -34,6 +35,8 @@ _FORMS: Mapping[tuple[str, str], _Form] = {
     ("dense", "q"): _PACKED,
     ("reference", "plain"): _Form((), (), ("down", "rows", "source", "up")),
 }
+#: Steps, for every number at every level to be a normal float32.
+_LEAST_STEP, _MOST_STEP = 1e-28, 1e28
 _KINDS = {kind for kind, _ in _FORMS}
 
 
@@ -100,48 +103,16 @@ def factors_problems(
         yield "", f"{shapes} {verb} not make {shape}"
 
 
-def factors_of(
-    value: Mapping[str, Any], shape: Sequence[int], tensors: Mapping[str, torch.Tensor]
-) -> Factors | Dense:
-    """Checked factors as values.
-
-    Raises:
-        ArtifactError: a scale of packed numbers is NaN or infinite, which only they tell.
-    """
+def factors_of(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Factors | Dense:
+    """Checked factors of encoding ``plain`` as values."""
     scale, kind = float(value["scale"]), value["kind"]
-    stored = [tensors[value[part]] for part in _FORMS[kind, value["encoding"]].tensors]
-    if value["encoding"] == "plain":
-        return Dense(scale, stored[0]) if kind == "dense" else Factors(scale, stored[0], stored[1])
-    quantised = Quantised(tuple(value["widths"]), stored[0], float(value["error"]))
-    factors = from_quantised(scale, quantised, shape, dense=kind == "dense")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in factors.tensors):
-        raise ArtifactError(f"tensor {value['packed']}: holds a scale that is NaN or infinite.")
-    return factors
+    stored = [tensors[value[part]] for part in _FORMS[kind, "plain"].tensors]
+    return Dense(scale, stored[0]) if kind == "dense" else Factors(scale, stored[0], stored[1])
 
 
-def from_quantised(
-    scale: float, quantised: Quantised, shape: Sequence[int], *, dense: bool
-) -> Factors | Dense:
-    """Packed numbers as what they stand for, in float32.
-
-    Args:
-        scale: alpha / rank of the source.
-        shape: of the parameter.
-        dense: whether they are a delta, not its factors.
-    """
-    vectors = vectors_of(shape, dense=dense)
-    values = unpack(quantised.packed, quantised.widths, vectors)
-    if dense:
-        return Dense(scale, values.reshape(tuple(shape)), quantised)
-    rank, out, inner = len(values), shape[0], vectors.parts[0]
-    down = values[:, :inner].reshape(rank, *shape[1:]).contiguous()
-    up = values[:, inner:].T.reshape(out, rank, *(1 for _ in shape[2:])).contiguous()
-    return Factors(scale, down, up, quantised)
-
-
-def vectors_of(shape: Sequence[int], *, dense: bool) -> Vectors:
-    """The size of a slot's vectors: see :func:`from_quantised`."""
-    return Vectors((math.prod(shape),) if dense else (math.prod(shape[1:]), shape[0]))
+def quantised_of(value: Mapping[str, Any]) -> Quantised:
+    """How checked factors of encoding ``q`` are stored."""
+    return Quantised(float(value["step"]), tuple(value["levels"]), float(value["error"]))
 
 
 def reference_of(value: Mapping[str, Any]) -> Reference:
@@ -150,22 +121,18 @@ def reference_of(value: Mapping[str, Any]) -> Reference:
     return Reference(float(value["scale"]), value["source"], value["down"], value["up"], rows)
 
 
-def stored_tensors(factors: Factors | Dense) -> tuple[torch.Tensor, ...]:
-    """What a file holds of factors."""
-    return factors.tensors if factors.quantised is None else (factors.quantised.packed,)
-
-
 def factors_json(factors: Factors | Dense, names: tuple[str, ...]) -> dict[str, object]:
     """Values as JSON.
 
     Args:
-        names: of ``stored_tensors(factors)`` in the file.
+        names: in the file: of ``factors.tensors``, or of the tensor that they are packed in.
     """
     kind = "dense" if isinstance(factors, Dense) else "lowrank"
     encoding, others = "plain", {}
     if factors.quantised is not None:
         encoding = "q"
-        others = {"widths": list(factors.quantised.widths), "error": factors.quantised.error}
+        stored = factors.quantised
+        others = {"step": stored.step, "levels": list(stored.levels), "error": stored.error}
     parts = dict(zip(_FORMS[kind, encoding].tensors, names, strict=True))
     return {"kind": kind, "encoding": encoding, "scale": factors.scale, **parts, **others}
 
@@ -199,24 +166,28 @@ def _make(kind: str, found: Mapping[str, tuple[int, ...]], shape: list[int]) -> 
 def _packed_problems(
     value: Mapping[str, Any], shape: list[int], found: tuple[int, ...] | None
 ) -> Iterator[tuple[str, str]]:
-    widths, error, dense = value["widths"], value["error"], value["kind"] == "dense"
+    levels, error, dense = value["levels"], value["error"], value["kind"] == "dense"
     if not is_number(error) or not 0.0 <= error <= 1.0:
         yield ".error", f"not a share of 0 to 1: {shown(error)}"
+    if not is_number(value["step"]) or not _LEAST_STEP <= value["step"] <= _MOST_STEP:
+        yield ".step", f"not a number of 1e-28 to 1e28: {shown(value['step'])}"
+    if found is not None and len(found) != 1:
+        yield ".packed", f"shape {list(found)}, expected one size"
     if (
-        not isinstance(widths, list)
-        or not widths
-        or not all(type(width) is int and 0 < width <= MAX_WIDTH for width in widths)
-        or widths != sorted(widths, reverse=True)
+        not isinstance(levels, list)
+        or not levels
+        or not all(type(level) is int and 0 <= level <= MAX_LEVEL for level in levels)
+        or levels != sorted(levels, reverse=True)
     ):
-        yield ".widths", f"not widths of 1 to {MAX_WIDTH} bits, descending: {shown(widths)}"
-    elif len(widths) > 1 and dense:
-        yield ".widths", f"a dense delta is one vector, found {len(widths)}"
+        yield ".levels", f"not levels of 0 to {MAX_LEVEL}, descending: {shown(levels)}"
+    elif len(levels) > 1 and dense:
+        yield ".levels", f"a dense delta has one, found {len(levels)}"
     elif len(shape) < 2 and not dense:
         yield "", f"factors do not make {shape}"
-    elif found is not None:
-        expected = (vectors_of(shape, dense=dense).nbytes(widths),)
-        if found != expected:
-            yield ".packed", f"shape {list(found)}, expected {list(expected)} for its widths"
+    else:
+        least = min(length for _, length in matrices_of(shape, len(levels), dense=dense))
+        if levels[0] - class_offset(least) > MAX_CLASS:
+            yield ".levels", f"{levels[0]} is too high for rows of {least} numbers"
 
 
 def _reference_problems(
@@ -236,6 +207,18 @@ def _reference_problems(
         or sum(end - begin for begin, end in rows) != shape[0]
     ):
         yield ".rows", f"not [first, end] of {shape[0]} rows in all: {shown(rows)}"
+
+
+def matrices_of(shape: Sequence[int], rank: int, *, dense: bool) -> tuple[tuple[int, int], ...]:
+    """Rows and numbers of a row of what encoding ``q`` stores of one slot.
+
+    Args:
+        shape: of the parameter.
+        rank: of the factors; of no meaning for a dense delta.
+    """
+    if not dense:
+        return (rank, math.prod(shape[1:])), (rank, shape[0])
+    return ((1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:])),)
 
 
 def _is_range(value: Any) -> bool:

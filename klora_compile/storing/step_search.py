@@ -1,0 +1,125 @@
+"""The search for the step of a slot: the largest at which its delta stays within the tolerance.
+
+What a step loses is known to first order; what counts is measured, in float64 against the source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from klora_compile.storing.components import components_of
+from klora_compile.storing.loss import relative_error
+from klora_runtime.bitstream import Rows
+from klora_runtime.fusion import Dense, Factors
+from klora_runtime.packed import matrices
+from klora_runtime.quantised import Quantised, steps_of, values_of
+
+#: The search ends when the error is between this part of the tolerance and all of it.
+_NEAR = 0.997
+_ATTEMPTS = 8
+
+#: Significant digits of a step and of an error in the file.
+_DIGITS = 4
+
+#: The entropy of a Gaussian number whose root mean square is a step, in bits.
+_GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
+
+
+class StepSearch:
+    """Of one slot of one layer; it is asked for targets until it has none.
+
+    Args:
+        factors: of the source; not all zero.
+        shape: of the parameter.
+        tolerance: relative Frobenius error.
+    """
+
+    def __init__(self, factors: Factors | Dense, shape: tuple[int, ...], tolerance: float) -> None:
+        self._factors = factors
+        self._shape = shape
+        self._tolerance = tolerance
+        self._components = components_of(factors)
+        self._best: Factors | Dense | None = None
+        energy = float(self._components.energies.sum())
+        self._attempts = _ATTEMPTS if energy else 0
+        self._step = _rounded(self._components.step_that_loses(tolerance**2 * energy))
+
+    @property
+    def targets(self) -> list[torch.Tensor]:
+        """What is to be turned into whole numbers next: (rows, numbers), float32, in steps; none
+        when the search is over."""
+        if not self._attempts:
+            return []
+        return [rows / steps for rows, steps in self._rows_and_steps()]
+
+    def settle(self, indices: list[torch.Tensor]) -> None:
+        """Look at what the whole numbers of the targets lose, and choose the next step."""
+        self._attempts -= 1
+        found = self._found(indices)
+        error = math.inf if found is None else relative_error(self._factors, found)
+        if found is not None and error <= self._tolerance:
+            if self._best is None or _quantised(self._best).step < self._step:
+                stated = replace(_quantised(found), error=_rounded(error))
+                self._best = replace(found, quantised=stated)
+            if error >= _NEAR * self._tolerance:
+                self._attempts = 0
+        change = math.sqrt(self._tolerance / error) if error else math.inf
+        self._step = _rounded(self._step * 0.999 * min(2.0, max(0.5, change)))
+
+    @property
+    def result(self) -> Factors | Dense:
+        """The factors in the fewest bytes; as they are where that is fewest."""
+        small = self._best
+        if small is None or _expected_bits(small) >= 8 * self._factors.nbytes:
+            return self._factors
+        return small
+
+    def _rows_and_steps(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each stored matrix its rows, and the step of each, (rows, 1)."""
+        components = self._components
+        steps = steps_of(self._step, components.levels(self._step).tolist())
+        if components.dense:
+            return [(rows, steps.expand(len(rows), 1)) for rows in components.parts]
+        kept = components.kept(self._step)
+        return [(part[kept], steps) for part in components.parts]
+
+    def _found(self, indices: list[torch.Tensor]) -> Factors | Dense | None:
+        """What whole numbers stand for, its error unknown; None where nothing is left, or they are
+        too large for their code."""
+        levels = self._components.levels(self._step)
+        parts = []
+        for numbers, (_, steps) in zip(indices, self._rows_and_steps(), strict=True):
+            limits = Rows(numbers.shape[1], levels.expand(len(numbers))).limits
+            if not len(numbers) or bool((numbers.abs().amax(1) >= limits).any()):
+                return None
+            parts.append(values_of(numbers, steps))
+        quantised = Quantised(self._step, tuple(levels.tolist()), 0.0)
+        scale, (out, *inner) = self._factors.scale, self._shape
+        if self._components.dense:
+            return Dense(scale, parts[0].reshape(self._shape), quantised)
+        down, up = parts
+        tail = [1] * len(inner[1:])
+        up = up.T.reshape(out, -1, *tail).contiguous()
+        return Factors(scale, down.reshape(-1, *inner), up, quantised)
+
+
+def _expected_bits(factors: Factors | Dense) -> float:
+    """What its numbers take in a code for Gaussian ones."""
+    found = 0.0
+    levels = torch.tensor(_quantised(factors).levels)
+    for matrix in matrices(factors):
+        bits = Rows(matrix.shape[1], levels).classes / 4 + _GAUSSIAN_BITS
+        found += float(bits.clamp_min(1).mean()) * matrix.numel()
+    return found
+
+
+def _quantised(factors: Factors | Dense) -> Quantised:
+    assert factors.quantised is not None
+    return factors.quantised
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{_DIGITS}g}")

@@ -1,0 +1,224 @@
+"""Whole numbers as bytes (`FORMAT.md`, q): in each class of rows alike, a Huffman code.
+
+The level and the length of a row tell how large its numbers are, so nothing has to be stored to
+tell which rows are alike: those of one *class*, a quarter of an octave, share a code. Of large
+numbers the lowest bits are as good as random: they are stored as they are, and the rest is coded.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+#: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
+_TOP = 8
+
+#: How many lowest bits may be kept apart.
+_MOST_BITS = 15
+
+#: The highest class.
+MAX_CLASS = _TOP + 4 * _MOST_BITS
+
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of equal length that are coded together, in the order of the file."""
+
+    length: int
+    """Numbers of a row, 1 or more."""
+    levels: torch.Tensor
+    """(rows,) int64."""
+
+    @property
+    def classes(self) -> torch.Tensor:
+        """(rows,) int64: the class of each."""
+        return self.levels - class_offset(self.length)
+
+    @property
+    def bits(self) -> torch.Tensor:
+        """(rows,) int64: how many lowest bits are kept apart."""
+        return ((self.classes - _TOP + 3) // 4).clamp_min(0)
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """(rows,) int64: the class of what is left of each number."""
+        return self.classes - 4 * self.bits
+
+    @property
+    def limits(self) -> torch.Tensor:
+        """(rows,) int64: the numbers of each lie in [-limit, limit)."""
+        return 128 << self.bits
+
+
+def class_offset(length: int) -> int:
+    """What a row's length takes from its level: 2 log2(length), rounded down."""
+    return (length * length).bit_length() - 1
+
+
+def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Numbers as bytes.
+
+    Args:
+        groups: ascending in length.
+        indices: for each group (rows, length), int32, below its limits.
+
+    Returns:
+        (bytes,) uint8.
+    """
+    parts = []
+    for _, stream in _streams(groups, indices):
+        parts += [len(stream).to_bytes(_LENGTH_BYTES, "little"), stream]
+    for width in _all(rows.bits for rows in groups):
+        if width:
+            where = [rows.bits == width for rows in groups]
+            chosen = [n[m] & (2**width - 1) for n, m in zip(indices, where, strict=True)]
+            parts.append(_pack_bits(_flat(chosen), width).numpy().tobytes())
+    return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
+    """Bytes as numbers.
+
+    Args:
+        packed: (bytes,) uint8, on the CPU.
+        groups: ascending in length.
+
+    Returns:
+        For each group (rows, length), int32.
+
+    Raises:
+        ValueError: the bytes are no such numbers.
+    """
+    found = [torch.empty(len(rows.levels), rows.length, dtype=torch.int32) for rows in groups]
+    data, begin = memoryview(packed.numpy().data), 0
+    for code in _all(rows.codes for rows in groups):
+        where = [rows.codes == code for rows in groups]
+        end = begin + _LENGTH_BYTES
+        begin = end + int.from_bytes(data[begin:end], "little")
+        numbers = _inflated(data[end:begin], _count(groups, where))
+        for numbers_of, mask, part in zip(found, where, _cut(numbers, groups, where), strict=True):
+            numbers_of[mask] = part.int()
+    for width in _all(rows.bits for rows in groups):
+        if width:
+            where = [rows.bits == width for rows in groups]
+            count = _count(groups, where)
+            end, begin = begin, begin + -(-count * width // 8)
+            numbers = _unpack_bits(packed[end:begin], width, count)
+            parts = _cut(numbers, groups, where)
+            for numbers_of, mask, part in zip(found, where, parts, strict=True):
+                numbers_of[mask] = numbers_of[mask] << width | part
+    if begin != len(packed):
+        raise ValueError(f"it has {len(packed)} bytes, its numbers need {begin}")
+    return found
+
+
+def sizes(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What each row takes of the bytes that :func:`pack` gives, in bits per number.
+
+    Returns:
+        For each group (rows,) float64.
+    """
+    found = [rows.bits.double() for rows in groups]
+    for code, stream in _streams(groups, indices):
+        where = [rows.codes == code for rows in groups]
+        mean = 8 * (len(stream) + _LENGTH_BYTES) / _count(groups, where)
+        for bits, mask in zip(found, where, strict=True):
+            bits[mask] += mean
+    return found
+
+
+def _streams(
+    groups: Sequence[Rows], indices: Sequence[torch.Tensor]
+) -> Iterator[tuple[int, bytes]]:
+    """For each code that occurs the numbers of its rows, less their lowest bits."""
+    for code in _all(rows.codes for rows in groups):
+        where = [rows.codes == code for rows in groups]
+        chosen = [
+            (numbers[mask] >> rows.bits[mask].unsqueeze(1).int()).to(torch.int8)
+            for rows, numbers, mask in zip(groups, indices, where, strict=True)
+        ]
+        yield code, _deflated(_flat(chosen).numpy().tobytes())
+
+
+def _all(values: Iterable[torch.Tensor]) -> list[int]:
+    """The distinct ones, ascending."""
+    return sorted({value for each in values for value in each.tolist()})
+
+
+def _flat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _count(groups: Sequence[Rows], where: Sequence[torch.Tensor]) -> int:
+    """Numbers of the rows that are chosen."""
+    return sum(rows.length * int(mask.sum()) for rows, mask in zip(groups, where, strict=True))
+
+
+def _cut(
+    numbers: torch.Tensor, groups: Sequence[Rows], where: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The inverse of :func:`_flat`: (chosen rows, length) for each group."""
+    counts = [rows.length * int(mask.sum()) for rows, mask in zip(groups, where, strict=True)]
+    parts = torch.split(numbers, counts)
+    return [part.reshape(-1, rows.length) for rows, part in zip(groups, parts, strict=True)]
+
+
+def _deflated(raw: bytes) -> bytes:
+    """A raw deflate stream of Huffman codes alone."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    return coder.compress(raw) + coder.flush()
+
+
+def _inflated(stream: memoryview, count: int) -> torch.Tensor:
+    """(count,) int8.
+
+    Raises:
+        ValueError: the stream is damaged, or of another length.
+    """
+    coder = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        raw = coder.decompress(stream, count + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(raw) != count or not coder.eof or coder.unused_data:
+        raise ValueError(f"a stream in it is not one of {count} numbers")
+    return torch.frombuffer(bytearray(raw), dtype=torch.int8)
+
+
+def _places(width: int) -> list[tuple[int, int]]:
+    """(byte, bit in it) at which each of the eight numbers of ``width`` bytes begins."""
+    return [divmod(index * width, 8) for index in range(8)]
+
+
+def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """(numbers,) int32 of [0, 2^width) as bytes, the lowest bit first."""
+    groups = -(-len(codes) // 8)
+    padded = codes.new_zeros(groups * 8)
+    padded[: len(codes)] = codes
+    eights = padded.reshape(groups, 8).T
+    found = codes.new_zeros(width, groups)
+    for number, (first, bit) in enumerate(_places(width)):
+        for byte in range(first, -(-(8 * first + bit + width) // 8)):
+            found[byte] |= ((eights[number] << bit) >> 8 * (byte - first)) & 255
+    return found.T.to(torch.uint8).flatten()[: -(-len(codes) * width // 8)]
+
+
+def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor:
+    """The inverse of :func:`_pack_bits`; bytes that lack are 0."""
+    groups = -(-numbers // 8)
+    padded = packed.new_zeros(groups * width)
+    padded[: len(packed)] = packed
+    held = packed.new_zeros(width + 2, groups, dtype=torch.int32)  # a number spans three bytes
+    held[:width] = padded.reshape(groups, width).T
+    places = torch.tensor(_places(width), dtype=torch.int32, device=packed.device)
+    first, bit = places[:, 0], places[:, 1].unsqueeze(1)
+    found = held[first]
+    for further in range(1, 2 if width < 10 else 3):
+        found |= held[first + further] << 8 * further
+    found = (found >> bit).bitwise_and_(2**width - 1)
+    return found.T.flatten()[:numbers]

@@ -1,0 +1,192 @@
+"""The compressed slots of a file, all in one tensor: whole numbers between `quantised` and
+`bitstream`, which are coded together where their rows are alike, whichever layer they are of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_runtime.bitstream import Rows, pack, sizes, unpack
+from klora_runtime.fusion import Dense, Factors
+from klora_runtime.quantised import Quantised, indices_of, steps_of, values_of
+from klora_runtime.safetensors_file import TensorInfo
+from klora_runtime.stored_factors import matrices_of, quantised_of
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a file's JSON says of the compressed factors of one slot in one entry."""
+
+    scale: float
+    shape: tuple[int, ...]
+    """Of the parameter."""
+    dense: bool
+    quantised: Quantised
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """(rows, numbers of a row) of what is stored of it."""
+        return matrices_of(self.shape, len(self.quantised.levels), dense=self.dense)
+
+
+def slots_by_tensor(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[int, str], Slot]]:
+    """What checked entries say of their compressed factors.
+
+    Returns:
+        Name of a tensor -> (index of the entry, slot) -> what is packed there, in order.
+    """
+    found: dict[str, dict[tuple[int, str], Slot]] = {}
+    for index, entry in enumerate(entries):
+        for name, value in sorted(entry["factors"].items()):
+            if value["encoding"] == "q":
+                dense, shape = value["kind"] == "dense", tuple(entry["shape"])
+                slot = Slot(float(value["scale"]), shape, dense, quantised_of(value))
+                found.setdefault(value["packed"], {})[index, name] = slot
+    return found
+
+
+def packed_problems(
+    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, str]]:
+    """Which packed tensors cannot hold what they are said to: their name, and what is wrong.
+
+    A number takes a bit or more, so what is read is never much larger than the file.
+    """
+    for name, slots in slots_by_tensor(entries).items():
+        (size,) = tensors[name].shape
+        numbers = sum(rows * length for slot in slots.values() for rows, length in slot.matrices)
+        if numbers > 8 * size:
+            yield f"tensor {name}", f"{size} bytes cannot hold the {numbers} numbers of its slots"
+
+
+def pack_factors(stored: Sequence[Factors | Dense]) -> torch.Tensor:
+    """Compressed factors as bytes.
+
+    Returns:
+        (bytes,) uint8.
+
+    Raises:
+        ValueError: one of them has numbers that are not those of its compression.
+    """
+    return pack(*_grouped(stored))
+
+
+def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Factors | Dense]:
+    """Bytes as factors, in float32, all in one block of memory where the bytes are.
+
+    Args:
+        packed: (bytes,) uint8.
+        slots: in the order in which they were packed.
+
+    Raises:
+        ValueError: the bytes are no such numbers.
+    """
+    levels, steps = _Groups(), _Groups()
+    for slot in slots:
+        for rows, length in slot.matrices:
+            own = slot.quantised.levels
+            spread = torch.tensor(own).expand(rows) if slot.dense else torch.tensor(own)
+            levels.add(length, spread)
+            steps.add(length, steps_of(slot.quantised.step, spread.tolist()))
+    groups = levels.rows()
+    numbers = unpack(packed.cpu(), groups)
+    values = {
+        rows.length: values_of(own, step)
+        for rows, own, step in zip(groups, numbers, steps.joined(), strict=True)
+    }
+    return _laid_out(values, slots, packed.device)
+
+
+def stored_sizes(stored: Sequence[Factors | Dense]) -> list[float]:
+    """The bytes that :func:`pack_factors` takes for each."""
+    groups, indices = _grouped(stored)
+    bits = {
+        rows.length: size * rows.length
+        for rows, size in zip(groups, sizes(groups, indices), strict=True)
+    }
+    begins: dict[int, int] = defaultdict(int)
+    found = []
+    for factors in stored:
+        total = 0.0
+        for matrix in matrices(factors):
+            count, length = matrix.shape
+            begin = begins[length]
+            begins[length] = begin + count
+            total += float(bits[length][begin : begin + count].sum())
+        found.append(total / 8)
+    return found
+
+
+class _Groups:
+    """Matrices by the length of their rows, each group's in the order they come."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, length: int, part: torch.Tensor) -> None:
+        self._parts[length].append(part)
+
+    def joined(self) -> list[torch.Tensor]:
+        """The groups, ascending in length."""
+        return [torch.cat(self._parts[length]) for length in sorted(self._parts)]
+
+    def rows(self) -> list[Rows]:
+        """The same, of levels."""
+        return [Rows(n, own) for n, own in zip(sorted(self._parts), self.joined(), strict=True)]
+
+
+def _grouped(stored: Sequence[Factors | Dense]) -> tuple[list[Rows], list[torch.Tensor]]:
+    levels, indices = _Groups(), _Groups()
+    for factors in stored:
+        assert factors.quantised is not None
+        own = torch.tensor(factors.quantised.levels)
+        for matrix in matrices(factors):
+            spread = own.expand(len(matrix)) if isinstance(factors, Dense) else own
+            steps = steps_of(factors.quantised.step, spread.tolist())
+            levels.add(matrix.shape[1], spread)
+            indices.add(matrix.shape[1], indices_of(matrix, steps))
+    return levels.rows(), indices.joined()
+
+
+def matrices(factors: Factors | Dense) -> list[torch.Tensor]:
+    """What is stored of one slot: see :func:`matrices_of`."""
+    if isinstance(factors, Dense):
+        delta = factors.delta.cpu()
+        return [delta.reshape(1 if delta.dim() == 1 else len(delta), -1)]
+    return [factors.down.cpu().flatten(1), factors.up.cpu().flatten(1).T.contiguous()]
+
+
+def _laid_out(
+    values: Mapping[int, torch.Tensor], slots: Sequence[Slot], device: torch.device
+) -> list[Factors | Dense]:
+    """The factors of each slot, of rows in the order of the slots."""
+    flat = torch.empty(sum(matrix.numel() for matrix in values.values()))
+    begins: dict[int, int] = defaultdict(int)
+    place = 0
+    places = []
+    for slot in slots:
+        for turned, (count, length) in enumerate(slot.matrices):
+            rows = values[length][begins[length] : begins[length] + count]
+            begins[length] += count
+            size = count * length
+            own = flat[place : place + size]
+            if turned:
+                own.view(length, count).copy_(rows.T)
+            else:
+                own.view(count, length).copy_(rows)
+            places.append(slice(place, place + size))
+            place += size
+    flat, found, at = flat.to(device), list[Factors | Dense](), iter(places)
+    for slot in slots:
+        if slot.dense:
+            found.append(Dense(slot.scale, flat[next(at)].view(slot.shape), slot.quantised))
+            continue
+        rank, (out, *inner) = len(slot.quantised.levels), slot.shape
+        down = flat[next(at)].view(rank, *inner)
+        up = flat[next(at)].view(out, rank, *(1 for _ in inner[1:]))
+        found.append(Factors(slot.scale, down, up, slot.quantised))
+    return found
