@@ -213,6 +213,22 @@ def test_an_error_in_the_thread_is_the_one_of_reading_beforehand(
     assert readers() == []
 
 
+def test_who_waits_is_told(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a layer that cannot be used, of all that come after it, of a file that is gone."""
+    broken = tensors(50)
+    broken[f"{MODULES[0]}.lora_B.weight"][0, 0] = float("inf")
+    content, style = pair[0], write(tmp_path / "broken.safetensors", broken)
+    with open_adapter(style) as first, open_adapter(content) as second, ReadAhead() as ahead:
+        adapters = [ahead.adapter(each) for each in (first, second)]
+        content.unlink()
+        for adapter, module in ((adapters[0], MODULES[0]), (adapters[1], MODULES[3])):
+            with pytest.raises(LoraError, match="holds NaN or infinity"):
+                adapter.layers[module]
+        assert len(adapters[0].sha256) == 64
+        with pytest.raises(FileNotFoundError):
+            assert adapters[1].sha256
+
+
 def test_an_error_elsewhere_ends_the_reading(
     pair: tuple[Path, Path], reads: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
