@@ -14,9 +14,10 @@ from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import OnLayer, Statistics, measure, resolve_device
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.planning.deriving import layers_of_slots
-from klora_compile.planning.pairing import check_loras, check_slots
+from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import Plan, make_plan
-from klora_compile.reading.adapter import Adapter, read_adapter
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.arriving import check, known
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.options import ReadOptions
@@ -24,13 +25,11 @@ from klora_compile.reading.provenance import provenance
 from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import role_of, slot_names
+from klora_compile.sources import Lora, open_sources
 from klora_runtime import __version__
 from klora_runtime.families import family_of
 from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Slot, Source
 from klora_runtime.fusion import Rule as StatedRule
-
-#: A LoRA as a user names it: a file, a folder, or one that was read already.
-Lora = str | os.PathLike[str] | Adapter
 
 #: Slot -> layer name -> layer.
 LayersOfSlots = Mapping[str, Mapping[str, Layer]]
@@ -74,23 +73,21 @@ def compile_fusion(
     contents, styles = _several(content), _several(style)
     slots = slot_names(len(contents), len(styles))
     check_slots(slots, config.rule, config.settings)
-    sources = {
-        slot: lora if isinstance(lora, Adapter) else read_adapter(lora, options)
-        for slot, lora in zip(slots, [*contents, *styles], strict=True)
-    }
-    check_loras(sources, config.rule)
-    layers = layers_of_slots(sources, config.rule)
-    ks = layer_ks(layers, config.rule)
-    sides = _sides(layers, ks, config.rule, where, cache, on_layer)
-    plan = make_plan(_numbers(layers, sides, ks), config)
-    return _fusion(sources, layers, plan, config)
+    loras = dict(zip(slots, [*contents, *styles], strict=True))
+    with open_sources(loras, config.rule, options) as sources:
+        layers = layers_of_slots(sources, config.rule)
+        ks = layer_ks(layers, config.rule)
+        sides = _sides(layers, ks, config.rule, where, cache, on_layer)
+        plan = make_plan(_numbers(layers, sides, ks), config)
+        return _fusion(sources, layers, plan, config)
 
 
 def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
     """K of every layer that at least two adapt, where the rule asks for Top-K sums (eq. 5)."""
     ks = {}
-    for name in sorted({name for own in layers.values() for name in own}):
-        found = [own[name] for own in layers.values() if name in own]
+    slots = [known(own) for own in layers.values()]
+    for name in sorted({name for own in slots for name in own}):
+        found = [own[name] for own in slots if name in own]
         k = rule.count([layer.rank for layer in found], found[0].numel)
         if len(found) > 1 and k is not None:
             ks[name] = k
@@ -113,8 +110,8 @@ def _sides(
     total = sum(map(len, layers.values()))
     sides: dict[str, dict[str, Side]] = {}
     for slot, own in layers.items():
-        values, sums = list(own.values()), {name: (k,) for name, k in ks.items()}
-        shifted = _shifted(on_layer, sum(map(len, sides.values())), total)
+        values, sums = own.values(), {name: (k,) for name, k in ks.items()}
+        shifted = _shifted(layers, on_layer, sum(map(len, sides.values())), total)
         if "l1" not in rule.needs:
             norms = frobenius_norms(values, on_layer=shifted)
             sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
@@ -130,11 +127,16 @@ def _sides(
     return sides
 
 
-def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
-    if on_layer is None:
-        return None
-    report: OnLayer = on_layer
-    return lambda name, index, _: report(name, done + index, total)
+def _shifted(layers: LayersOfSlots, on_layer: OnLayer | None, done: int, total: int) -> OnLayer:
+    """``on_layer`` of all LoRAs for one of them; it ends the measuring where reading failed."""
+
+    def report(name: str, index: int, _: int) -> None:
+        for own in layers.values():
+            check(own)
+        if on_layer is not None:
+            on_layer(name, done + index, total)
+
+    return report
 
 
 def _side(layer: Layer, norm: float, rule: Rule) -> Side:

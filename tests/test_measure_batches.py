@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,25 @@ def test_one_transfer_each_way_for_a_batch_and_reading_ahead(
     start = ["bring", "bring", "take"]
     two = ["layer"] * 2
     assert events == [*start, *start, *two, *start, *two, *two]
+
+
+def test_a_batch_starts_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of another shape, and those that have not come yet, are not waited for."""
+    events: list[str] = []
+    take = _Courier.take
+    monkeypatch.setattr(_Courier, "take", lambda *a: (events.append("take"), take(*a))[1])
+
+    def coming() -> Iterator[Task]:
+        for seed in range(3):
+            events.append("come")
+            yield product(40, 30, 3, seed), (9,)
+            events.append("come")
+            yield product(20, 30, 3, seed), (9,)
+
+    for place, _ in measure_batches.measure_batches(coming(), CPU, 2 * 40 * 30):
+        events.append(str(place))
+    first = ["come"] * 3 + ["take"]
+    assert events == [*first, *["come"] * 3, "take", *"02", "take", *"135", "4"]
 
 
 def test_overflow_is_seen() -> None:

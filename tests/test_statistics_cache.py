@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,8 +17,9 @@ from tiny_pipeline import tiny_lora, tiny_pipeline
 from klora_compile.cli import main
 from klora_compile.compiler import compile_fusion
 from klora_compile.measuring import cache as statistics_cache
+from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.cache import cache_file, measure_once
-from klora_compile.measuring.measure import Statistics, measure
+from klora_compile.measuring.measure import Statistics, Task, measure
 from klora_compile.reading.layers import Layer
 
 CPU = torch.device("cpu")
@@ -35,11 +35,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the layers that were measured, in order."""
     names: list[str] = []
 
-    def spy(layers: Sequence[Layer], *args: Any, **rest: Any) -> dict[str, Statistics]:
-        names.extend(each.name for each in layers)
-        return measure(layers, *args, **rest)
+    def spy(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Layer, Statistics]]:
+        for layer, statistics in measuring.measured(tasks, device):
+            names.append(layer.name)
+            yield layer, statistics
 
-    monkeypatch.setattr(statistics_cache, "measure", spy)
+    monkeypatch.setattr(statistics_cache, "measured", spy)
     return names
 
 

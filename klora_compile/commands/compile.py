@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,27 +108,29 @@ def compile_command(
     from klora_compile.config import Config
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
+    from klora_compile.sources import open_sources
     from klora_runtime.artifact import save_fusion
 
     config = Config(rule, **given(settings))
     slots = slot_names(len(contents), len(styles))
     check_slots(slots, config.rule, config.settings)
     begin = time.perf_counter()
-    adapters = {
-        slot: _read(slot, path, reading)
-        for slot, path in zip(slots, (*contents, *styles), strict=True)
-    }
-    cache = None if no_cache else cache_file()
-    with layer_bar("measuring") as on_layer:
-        every = list(adapters.values())
-        fusion = compile_fusion(
-            every[: len(contents)],
-            every[len(contents) :],
-            config,
-            device=device,
-            cache=cache,
-            on_layer=on_layer,
-        )
+    paths = dict(zip(slots, (*contents, *styles), strict=True))
+    with ExitStack() as stack:
+        with layer_bar("reading") as on_module:
+            adapters = stack.enter_context(
+                open_sources(paths, config.rule, reading, on_module=on_module)
+            )
+        with layer_bar("measuring") as on_layer:
+            every = list(adapters.values())
+            fusion = compile_fusion(
+                every[: len(contents)],
+                every[len(contents) :],
+                config,
+                device=device,
+                cache=None if no_cache else cache_file(),
+                on_layer=on_layer,
+            )
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:
@@ -202,10 +205,3 @@ def _by_role(
             "--style."
         )
     return loras[:1], loras[1:]
-
-
-def _read(role: str, path: Path, options: ReadOptions) -> Adapter:
-    from klora_compile.reading.adapter import read_adapter
-
-    with layer_bar(f"reading {role}") as on_module:
-        return read_adapter(path, options, on_module=on_module)

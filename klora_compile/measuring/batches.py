@@ -2,9 +2,10 @@
 
 Layers are stacked, multiplied by one batched product and looked at together, with nothing that the
 host would have to wait for: the K largest values lie in the K blocks with the largest maxima, so
-their number and place are known beforehand. While the device computes one batch the host reads the
-next one into pinned memory, and a second stream carries it over. What was found comes back in one
-transfer per batch, when the next batch has been started.
+their number and place are known beforehand. Layers come one by one, from a file that is being read
+for example; a batch starts when it is full. While the device computes it the host gathers the next
+one in pinned memory, and a second stream carries it over. What was found comes back in one transfer
+per batch, when the next batch has been started.
 
 Every batch of a shape has the same size, the last one padded, so that the bits of a layer do not
 depend on which others are measured.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ Task = tuple[Delta, tuple[int, ...]]
 
 
 def measure_batches(
-    tasks: Sequence[Task], device: torch.device, elements: int = ELEMENTS
+    tasks: Iterable[Task], device: torch.device, elements: int = ELEMENTS
 ) -> Iterator[tuple[int, Statistics]]:
     """Measure many layers.
 
@@ -47,8 +48,8 @@ def measure_batches(
         elements: see :data:`ELEMENTS`.
 
     Yields:
-        Place in ``tasks`` and statistics, one shape after the other. The L1 norm is not finite
-        where a product overflows float32.
+        Place in ``tasks`` and statistics, batch by batch. The L1 norm is not finite where a product
+        overflows float32.
     """
     courier = _Courier(device)
     running: _Batch | None = None
@@ -61,18 +62,24 @@ def measure_batches(
         yield from running.results()
 
 
-def _batches(tasks: Sequence[Task], elements: int) -> Iterator[_Batch]:
-    alike: dict[object, list[int]] = defaultdict(list)
+def _batches(tasks: Iterable[Task], elements: int) -> Iterator[_Batch]:
+    """Batches as they become full, then those that do not."""
+    alike: dict[object, dict[int, Task]] = defaultdict(dict)
     for place, (delta, ks) in enumerate(tasks):
         form = [(matrix.shape, matrix.dtype) for matrix in _matrices(delta)]
-        alike[(*form, max(ks, default=0))].append(place)
-    for places in alike.values():
-        matrices = _matrices(tasks[places[0]][0])
-        largest = max(matrices[0].shape[0] * matrices[-1].shape[1], *(m.numel() for m in matrices))
-        size = min(max(1, elements // largest), _MOST)
-        for start in range(0, len(places), size):
-            some = {place: tasks[place] for place in places[start : start + size]}
-            yield _Batch(some, size, elements)
+        group = (*form, max(ks, default=0))
+        alike[group][place] = delta, ks
+        if len(alike[group]) == _size(delta, elements):
+            yield _Batch(alike.pop(group), _size(delta, elements), elements)
+    for some in alike.values():
+        yield _Batch(some, _size(next(iter(some.values()))[0], elements), elements)
+
+
+def _size(delta: Delta, elements: int) -> int:
+    """Layers like this one in a batch."""
+    matrices = _matrices(delta)
+    largest = max(matrices[0].shape[0] * matrices[-1].shape[1], *(m.numel() for m in matrices))
+    return min(max(1, elements // largest), _MOST)
 
 
 def _matrices(delta: Delta) -> tuple[torch.Tensor, ...]:

@@ -12,13 +12,13 @@ import math
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, measure
+from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
 from klora_runtime.safetensors_file import tensor_digest
@@ -50,7 +50,7 @@ def cache_file() -> Path:
 
 
 def measure_once(
-    layers: Sequence[Layer],
+    layers: Collection[Layer],
     ks: Mapping[str, Sequence[int]],
     *,
     device: torch.device,
@@ -63,28 +63,36 @@ def measure_once(
         file: of :func:`cache_file`; made where it is missing. One that cannot be read or written is
             passed over.
     """
-    keys = {layer.name: _key(layer, device) for layer in layers}
+    keys: dict[str, str] = {}
+    found: dict[str, Statistics] = {}
+    new: dict[str, Statistics] = {}
+
+    def missing(store: sqlite3.Connection) -> Iterator[Task]:
+        for layer in layers:
+            asked = ks.get(layer.name, ())
+            key = keys[layer.name] = _key(layer, device)
+            statistics = _look_up(store, key, asked)
+            if statistics is None:
+                yield layer, _wanted(layer, asked)
+            else:
+                found[layer.name] = statistics
+
+    def report(layer: Layer) -> None:
+        if on_layer is not None:
+            on_layer(layer.name, len(found) + len(new), len(layers))
+
     with _opened(file) as store:
-        found = {
-            name: statistics
-            for name, key in keys.items()
-            if (statistics := _look_up(store, key, ks.get(name, ()))) is not None
-        }
-        missing = [layer for layer in layers if layer.name not in found]
-        new = measure(
-            missing,
-            {layer.name: _wanted(layer, ks.get(layer.name, ())) for layer in missing},
-            device=device,
-            on_layer=_after(on_layer, len(found), len(layers)),
-        )
+        for layer, statistics in measured(missing(store), device):
+            new[layer.name] = statistics
+            report(layer)
         _keep(store, {keys[name]: statistics for name, statistics in new.items()})
     results = {}
     for layer in layers:
         statistics = found.get(layer.name) or new[layer.name]
         asked = {k: statistics.top_k[k] for k in ks.get(layer.name, ())}
         results[layer.name] = Statistics(statistics.l1, asked, statistics.frobenius)
-    if on_layer is not None and layers and not missing:
-        on_layer(layers[-1].name, len(layers), len(layers))
+    if not new and found:
+        report(layer)
     return results
 
 
@@ -100,13 +108,6 @@ def _key(layer: Layer, device: torch.device) -> str:
 def _wanted(layer: Layer, ks: Sequence[int]) -> tuple[int, ...]:
     kept = {layer.rank * times for times in _MULTIPLES}
     return tuple(sorted({*ks, *(k for k in kept if k <= layer.numel)}))
-
-
-def _after(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
-    if on_layer is None:
-        return None
-    report = on_layer
-    return lambda name, index, _: report(name, done + index, total)
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -31,11 +31,12 @@ import torch
 from klora_compile.measuring.batches import measure_batches
 from klora_compile.measuring.magnitudes import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
+from klora_compile.reading.deltas import Delta
 from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
 from klora_runtime.precision import full_float32
 
-__all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "resolve_device"]
+__all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured", "resolve_device"]
 
 #: Moves when the same layer would be measured to other numbers.
 MEASURE_VERSION = 1
@@ -45,9 +46,12 @@ _MAX_WORKERS = 16
 #: Called after each layer with its name, how many are done, and how many there are.
 OnLayer = Callable[[str, int, int], None]
 
+#: A layer, and every K to sum for, each in 1..numel.
+Task = tuple[Layer, tuple[int, ...]]
+
 
 def measure(
-    layers: Sequence[Layer],
+    layers: Collection[Layer],
     ks: Mapping[str, Sequence[int]],
     *,
     device: torch.device,
@@ -56,7 +60,7 @@ def measure(
     """Measure layers of one LoRA.
 
     Args:
-        layers: the layers.
+        layers: the layers; those that come first are measured while others arrive.
         ks: layer name -> every K to sum for, each in 1..numel; none where absent.
         device: where to compute. Decisions do not depend on it, sums may differ by 1e-7.
         on_layer: see :data:`OnLayer`.
@@ -68,17 +72,23 @@ def measure(
     Raises:
         LoraError: a product overflows float32.
     """
-    wanted = {layer.name: tuple(ks.get(layer.name, ())) for layer in layers}
-    run = _tile_by_tile if device.type == "cpu" else _shape_by_shape
+    tasks = ((layer, tuple(ks.get(layer.name, ()))) for layer in layers)
     results: dict[str, Statistics] = {}
+    for layer, statistics in measured(tasks, device):
+        results[layer.name] = statistics
+        if on_layer is not None:
+            on_layer(layer.name, len(results), len(layers))
+    return {layer.name: results[layer.name] for layer in layers}
+
+
+def measured(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Layer, Statistics]]:
+    """Each layer with its statistics, when it is done; see :func:`measure`."""
+    run = _tile_by_tile if device.type == "cpu" else _shape_by_shape
     with full_float32(), torch.inference_mode():
-        for layer, statistics in run(layers, wanted, device):
+        for layer, statistics in run(tasks, device):
             if not math.isfinite(statistics.l1):
                 raise LoraError(f"{shown(layer.name)}: its delta overflows float32.")
-            results[layer.name] = statistics
-            if on_layer is not None:
-                on_layer(layer.name, len(results), len(layers))
-    return {layer.name: results[layer.name] for layer in layers}
+            yield layer, statistics
 
 
 def resolve_device(name: str) -> torch.device:
@@ -109,28 +119,37 @@ def _device_error(name: str, why: str) -> ConfigError:
     return ConfigError(f"device {shown(name)}: {why}; expected auto, cpu, cuda or cuda:N.")
 
 
-_Ks = Mapping[str, tuple[int, ...]]
-
-
-def _tile_by_tile(
-    layers: Sequence[Layer], ks: _Ks, _: torch.device
-) -> Iterator[tuple[Layer, Statistics]]:
+def _tile_by_tile(tasks: Iterable[Task], _: torch.device) -> Iterator[tuple[Layer, Statistics]]:
+    """In the order of the tasks."""
     scratches: dict[int, Scratch] = defaultdict(Scratch)
 
-    def work(layer: Layer) -> Statistics:
+    def work(layer: Layer, ks: tuple[int, ...]) -> Statistics:
         with torch.inference_mode():  # a thread's own setting
-            return measure_layer(layer.delta, ks[layer.name], scratches[threading.get_ident()])
+            return measure_layer(layer.delta, ks, scratches[threading.get_ident()])
 
+    running: deque[tuple[Layer, Future[Statistics]]] = deque()
     with _workers() as pool:
-        yield from zip(layers, pool.map(work, layers), strict=True)
+        for task in tasks:
+            running.append((task[0], pool.submit(work, *task)))
+            while running and running[0][1].done():
+                layer, statistics = running.popleft()
+                yield layer, statistics.result()
+        for layer, statistics in running:
+            yield layer, statistics.result()
 
 
 def _shape_by_shape(
-    layers: Sequence[Layer], ks: _Ks, device: torch.device
+    tasks: Iterable[Task], device: torch.device
 ) -> Iterator[tuple[Layer, Statistics]]:
-    tasks = [(layer.delta, ks[layer.name]) for layer in layers]
-    for index, statistics in measure_batches(tasks, device):
-        yield layers[index], statistics
+    layers: list[Layer] = []
+
+    def deltas() -> Iterator[tuple[Delta, tuple[int, ...]]]:
+        for layer, ks in tasks:
+            layers.append(layer)
+            yield layer.delta, ks
+
+    for place, statistics in measure_batches(deltas(), device):
+        yield layers[place], statistics
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from klora_compile.measuring.measure import OnLayer
 from klora_compile.reading.layers import Layer
@@ -12,7 +12,7 @@ from klora_runtime.errors import LoraError, shown
 
 
 def frobenius_norms(
-    layers: Sequence[Layer], *, on_layer: OnLayer | None = None
+    layers: Collection[Layer], *, on_layer: OnLayer | None = None
 ) -> dict[str, float]:
     """Layer name -> norm of its delta, without its scaling.
 

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
 
 from klora_compile.planning.settings import Settings
-from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import ROLES, role_of
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families import family_name
 from klora_runtime.schema import MAX_SLOTS
+
+
+class Described(Protocol):
+    """A LoRA whose header was read, at least."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def family(self) -> str | None: ...
+
+    @property
+    def known(self) -> Mapping[str, LayerFacts | Layer]:
+        """Layer name -> what is known of it beforehand, its shape for one."""
+        ...
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -46,28 +63,28 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
         raise ConfigError(misfit)
 
 
-def check_loras(adapters: Mapping[str, Adapter], rule: Rule) -> None:
-    """See that adapters are of one base model.
+def check_loras(loras: Mapping[str, Described], rule: Rule) -> None:
+    """See that LoRAs are of one base model.
 
     Args:
-        adapters: slot -> LoRA.
+        loras: slot -> LoRA.
         rule: one of whole LoRAs asks for no common layer.
 
     Raises:
         PairingError: a layer has two shapes, or no denoiser layer is common, or families differ.
     """
-    advice = _advice(adapters)
-    issues = list(_issues_of_shapes(adapters))
+    advice = _advice(loras)
+    known = {slot: lora.known for slot, lora in loras.items()}
+    issues = list(_issues_of_shapes(known))
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
-    families = {adapter.family for adapter in adapters.values()} - {None}
+    families = {lora.family for lora in loras.values()} - {None}
     if rule.whole and len(families) > 1:
         raise PairingError(f"the LoRAs are for different models. {advice}")
-    common = set.intersection(*(set(adapter.layers) for adapter in adapters.values()))
+    common = set.intersection(*map(set, known.values()))
     if not rule.whole and all(name.startswith("text_encoder") for name in common):
         components = {
-            slot: sorted({layer.component for layer in adapter.layers.values()})
-            for slot, adapter in adapters.items()
+            slot: sorted({layer.component for layer in own.values()}) for slot, own in known.items()
         }
         raise PairingError(
             f"the LoRAs have no denoiser layer in common. {advice}",
@@ -75,23 +92,19 @@ def check_loras(adapters: Mapping[str, Adapter], rule: Rule) -> None:
         )
 
 
-def _issues_of_shapes(adapters: Mapping[str, Adapter]) -> Iterator[str]:
-    for name in sorted({name for adapter in adapters.values() for name in adapter.layers}):
-        shapes = {
-            slot: adapter.layers[name].shape
-            for slot, adapter in adapters.items()
-            if name in adapter.layers
-        }
+def _issues_of_shapes(known: Mapping[str, Mapping[str, LayerFacts | Layer]]) -> Iterator[str]:
+    for name in sorted({name for own in known.values() for name in own}):
+        shapes = {slot: own[name].shape for slot, own in known.items() if name in own}
         if len(set(shapes.values())) > 1:
             found = (f"{list(shape)} in {slot.upper()}" for slot, shape in shapes.items())
             yield f"{shown(name)}: {', '.join(found)}"
 
 
-def _advice(adapters: Mapping[str, Adapter]) -> str:
+def _advice(loras: Mapping[str, Described]) -> str:
     first, *others = (
-        (f"{slot.upper()} {shown(adapter.path)}", f"for {family_name(adapter.family)}")
-        for slot, adapter in adapters.items()
+        (f"{slot.upper()} {shown(lora.path)}", f"for {family_name(lora.family)}")
+        for slot, lora in loras.items()
     )
     kinds = [" is ".join(first), *map(" ".join, others)]
-    count = "two LoRAs" if len(adapters) == 2 else "LoRAs"
+    count = "two LoRAs" if len(loras) == 2 else "LoRAs"
     return f"{', '.join(kinds)}; take {count} of one base model."

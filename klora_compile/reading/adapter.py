@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
 
 from klora_compile.reading.account import UnusedKey, account_for
+from klora_compile.reading.arriving import known
 from klora_compile.reading.base import BaseModel
 from klora_compile.reading.describing import BASE_FORMS, Describer, Piece, file_axis
-from klora_compile.reading.evaluating import evaluate
+from klora_compile.reading.evaluating import evaluate, lies_as_it_is
 from klora_compile.reading.family import family_of_layers
 from klora_compile.reading.files import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
@@ -66,8 +67,6 @@ class Adapter:
 
     path: Path
     """The file with the weights."""
-    sha256: str
-    """Of that whole file."""
     nbytes: int
     layout: str
     """See :attr:`Survey.layout`."""
@@ -80,11 +79,24 @@ class Adapter:
     unused: tuple[UnusedKey, ...]
     """Keys that were left out because it was asked for."""
     layers: Mapping[str, Layer]
-    """Layer name -> layer, sorted by name."""
+    """Layer name -> layer, sorted by name; while the file is read, an
+    :class:`~klora_compile.reading.arriving.ArrivingLayers`."""
     origin: Origin
     """What the file says about where it is from."""
     options: ReadOptions
     """How it was read."""
+    digest: Callable[[], str] = field(repr=False, compare=False)
+    """Gives :attr:`sha256`, when it is there."""
+
+    @property
+    def known(self) -> Mapping[str, Layer]:
+        """:attr:`layers`, without numbers where they are not there yet."""
+        return known(self.layers)
+
+    @property
+    def sha256(self) -> str:
+        """Of that whole file."""
+        return self.digest()
 
     @property
     def needed_base(self) -> bool:
@@ -131,40 +143,128 @@ def read_adapter(
             missing, a shape, dtype or value is impossible, two sources state different alphas, or
             the base model is needed and was not given. ``issues`` lists every problem.
     """
-    options = options or ReadOptions()
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_lora(Path(path)))
-            where = f"LoRA file {shown(file.path)}"
-            found = _survey(file, options, where)
-            refusal = _refusal(found, options, where)
-            if refusal is not None:
-                raise refusal
-            _refuse_large(found, options, where)
-            base = None
-            if found.needs_base:
-                assert options.base is not None
-                base = stack.enter_context(BaseModel(options.base))
-            hashing = stack.enter_context(ThreadPoolExecutor(1))  # reads ahead of the layers
-            sha256 = hashing.submit(lambda: file.sha256)
-            layers = _layers(found, file, base, options, where, on_module)
-            return Adapter(
-                path=file.path,
-                sha256=sha256.result(),
-                nbytes=file.size,
-                layout=found.layout,
-                names=found.names,
-                family=found.family,
-                keys=found.keys,
-                unused=found.unused,
-                layers=layers,
-                origin=found.origin,
-                options=options,
+    with open_adapter(path, options) as opened:
+        return opened.read(on_module)
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """A LoRA whose file is open and whose header is in order; its numbers are not read yet."""
+
+    survey: Survey
+    options: ReadOptions
+    file: LoraFile
+    base: BaseModel | None
+    """Where it is needed."""
+
+    @property
+    def path(self) -> Path:
+        """See :attr:`Survey.path`."""
+        return self.survey.path
+
+    @property
+    def family(self) -> str | None:
+        """See :attr:`Survey.family`."""
+        return self.survey.family
+
+    @property
+    def known(self) -> Mapping[str, LayerFacts]:
+        """Layer name -> what is known of the layer, sorted by name."""
+        return {facts.name: facts for facts in self.survey.layers}
+
+    @cached_property
+    def lies_as_it_is(self) -> bool:
+        """Whether all layers are numbers of the file, none of them computed."""
+        return all(map(lies_as_it_is, self.survey.pieces))
+
+    def read(self, on_module: OnModule | None = None) -> Adapter:
+        """All of it; see :func:`read_adapter`."""
+        with ThreadPoolExecutor(1) as hashing:  # reads ahead of the layers
+            sha256 = hashing.submit(lambda: self.file.sha256)
+            layers: dict[str, Layer] = {}
+            for index, (piece, some) in enumerate(self.evaluated(self.survey.pieces), start=1):
+                layers.update((layer.name, layer) for layer in some)
+                if on_module is not None:
+                    on_module(piece.module.name, index, len(self.survey.pieces))
+            digest = sha256.result()
+        return self.adapter({name: layers[name] for name in sorted(layers)}, lambda: digest)
+
+    def evaluated(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, list[Layer]]]:
+        """The layers of pieces with their values, in this order.
+
+        Raises:
+            LoraError: at the end, with everything that is wrong with them, by module.
+        """
+        axis = file_axis(self.survey.pieces)
+        assert not isinstance(axis, str)
+        max_error = self.options.max_error
+        problems: list[tuple[str, str]] = []
+        for piece in pieces:
+            layers = []
+            for one in evaluate(piece, self.file, base=self.base, axis=axis, max_error=max_error):
+                if isinstance(one, str):
+                    problems.append((piece.module.name, one))
+                else:
+                    layers.append(one)
+            yield piece, layers
+        if problems:
+            by_module = sorted(problems, key=lambda problem: problem[0])
+            raise _problematic(
+                _where(self.file), [f"{shown(name)}: {text}" for name, text in by_module]
             )
-        except LoraError:
-            raise
-        except FileFormatError as error:
-            raise LoraError(str(error), error.issues) from error
+
+    def adapter(self, layers: Mapping[str, Layer], digest: Callable[[], str]) -> Adapter:
+        """With layers and digest that are there, or on their way."""
+        found = self.survey
+        return Adapter(
+            path=found.path,
+            nbytes=self.file.size,
+            layout=found.layout,
+            names=found.names,
+            family=found.family,
+            keys=found.keys,
+            unused=found.unused,
+            layers=layers,
+            origin=found.origin,
+            options=self.options,
+            digest=digest,
+        )
+
+
+@contextmanager
+def open_adapter(
+    path: str | os.PathLike[str], options: ReadOptions | None = None
+) -> Iterator[OpenAdapter]:
+    """Open a LoRA and check all that its header tells; see :func:`read_adapter`."""
+    options = options or ReadOptions()
+    with ExitStack() as stack, file_errors():
+        file = stack.enter_context(open_lora(Path(path)))
+        where = _where(file)
+        found = _survey(file, options, where)
+        refusal = _refusal(found, options, where)
+        if refusal is not None:
+            raise refusal
+        _refuse_large(found, options, where)
+        base = None
+        if found.needs_base:
+            assert options.base is not None
+            base = stack.enter_context(BaseModel(options.base))
+        yield OpenAdapter(found, options, file, base)
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Inside, what is wrong with a file is wrong with a LoRA."""
+    try:
+        yield
+    except LoraError:
+        raise
+    except FileFormatError as error:
+        raise LoraError(str(error), error.issues) from error
+
+
+def _where(file: LoraFile) -> str:
+    return f"LoRA file {shown(file.path)}"
 
 
 def survey(
@@ -179,15 +279,10 @@ def survey(
         LoraError: the file cannot be opened, or holds nothing of a LoRA.
     """
     options = options or ReadOptions()
-    try:
-        with open_lora(Path(path)) as file:
-            where = f"LoRA file {shown(file.path)}"
-            found = _survey(file, options, where)
-            return found, _refusal(found, options, where)
-    except LoraError:
-        raise
-    except FileFormatError as error:
-        raise LoraError(str(error), error.issues) from error
+    with file_errors(), open_lora(Path(path)) as file:
+        where = _where(file)
+        found = _survey(file, options, where)
+        return found, _refusal(found, options, where)
 
 
 def _survey(file: LoraFile, options: ReadOptions, where: str) -> Survey:
@@ -279,28 +374,3 @@ def _unusable(where: str, keys: int, unused: Sequence[UnusedKey]) -> LoraError:
         "not at all. Convert it to diffusers/PEFT keys, or leave them out with --ignore-unknown.",
         [f"{shown(each.key)}: {each.why}" for each in unused],
     )
-
-
-def _layers(
-    found: Survey,
-    file: LoraFile,
-    base: BaseModel | None,
-    options: ReadOptions,
-    where: str,
-    on_module: OnModule | None,
-) -> dict[str, Layer]:
-    axis = file_axis(found.pieces)
-    assert not isinstance(axis, str)
-    layers: dict[str, Layer] = {}
-    problems = []
-    for index, piece in enumerate(found.pieces, start=1):
-        for one in evaluate(piece, file, base=base, axis=axis, max_error=options.max_error):
-            if isinstance(one, str):
-                problems.append(f"{shown(piece.module.name)}: {one}")
-            else:
-                layers[one.name] = one
-        if on_module is not None:
-            on_module(piece.module.name, index, len(found.pieces))
-    if problems:
-        raise _problematic(where, problems)
-    return {name: layers[name] for name in sorted(layers)}

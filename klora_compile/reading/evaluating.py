@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 
 from klora_compile.reading.deltas import Delta, Dense, compact, is_finite
-from klora_compile.reading.describing import Piece, Tensors
+from klora_compile.reading.describing import Piece, Tensors, dtype_of
 from klora_compile.reading.forms.catalogue import MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
+from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layers import Layer, LayerFacts, Pair
 from klora_compile.reading.layouts.rows import Placement
@@ -40,20 +41,11 @@ def evaluate(
         axis: of :func:`file_axis`.
         max_error: see :class:`~klora_compile.reading.options.ReadOptions`.
     """
-    tensors: dict[Part, torch.Tensor] = {
-        part: _upcast(file.tensor(key))
-        for part, key in piece.module.parts.items()
-        if part is not Part.ALPHA
-    }
+    tensors = {part: _upcast(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
         return
-    if piece.part is not None:
-        delta: Delta = Dense(tensors[piece.part])
-        lost = 0.0
-    else:
-        assert piece.form is not None
-        delta, lost = piece.form.delta(tensors, piece.kernel, max_error)
+    delta, lost = _delta(piece, tensors, max_error)
     if piece.needs_base:
         assert base is not None
         found = _against_base(piece, delta, tensors, base, axis)
@@ -61,9 +53,48 @@ def evaluate(
             yield found
             return
         delta = found
-    if not delta.is_finite():
+    if not (lies_as_it_is(piece) or delta.is_finite()):
         yield "its delta overflows float32"
         return
+    yield from _placed(piece, delta, lost, max_error)
+
+
+def lies_as_it_is(piece: Piece) -> bool:
+    """Whether its layers are numbers of the file, none of them computed.
+
+    Then the header tells everything about them but these numbers, the rank too.
+    """
+    stored = isinstance(piece.form, Full) and len(piece.facts.shape) == 1
+    return not piece.needs_base and (piece.part is not None or stored or _is_pair(piece))
+
+
+def outlines(piece: Piece, file: Tensors) -> Iterator[Layer]:
+    """The layers of a piece that lies as it is, told by the header.
+
+    Their tensors have dtypes and shapes and no numbers: they are on torch's device ``meta``.
+    """
+    tensors = {}
+    for part, key in _numbers(piece):
+        info = file.tensors[key]
+        tensors[part] = _upcast(torch.empty(info.shape, dtype=dtype_of(info), device="meta"))
+    yield from _placed(piece, *_delta(piece, tensors, 0.0), 0.0)
+
+
+def _numbers(piece: Piece) -> list[tuple[Part, str]]:
+    """Parts and keys of all tensors but alpha, which the description has."""
+    return [(part, key) for part, key in piece.module.parts.items() if part is not Part.ALPHA]
+
+
+def _delta(
+    piece: Piece, tensors: Mapping[Part, torch.Tensor], max_error: float
+) -> tuple[Delta, float]:
+    if piece.part is not None:
+        return Dense(tensors[piece.part]), 0.0
+    assert piece.form is not None
+    return piece.form.delta(tensors, piece.kernel, max_error)
+
+
+def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterator[Layer]:
     for place, facts in zip(piece.places, piece.layers, strict=True):
         part = delta if place.rows is None else delta.rows(place.rows)
         small, rank, error = compact(part, max_error)
@@ -82,10 +113,15 @@ def evaluate(
         )
 
 
+def _is_pair(piece: Piece) -> bool:
+    plain = piece.form is not None and piece.facts.form == "lora"
+    return plain and Part.MID not in piece.module.parts
+
+
 def _pair(piece: Piece, place: Placement) -> Pair | None:
-    parts = piece.module.parts
-    if piece.form is None or piece.facts.form != "lora" or Part.MID in parts:
+    if not _is_pair(piece):
         return None
+    parts = piece.module.parts
     return Pair(parts[Part.DOWN], parts[Part.UP], place.rows)
 
 
