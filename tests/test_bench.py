@@ -107,7 +107,7 @@ def test_every_row_is_in_the_json_and_in_the_table(result: Result) -> None:
 
 def test_what_branches_move_is_counted() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 3))
-    attach(model[0], torch.zeros(2, 6), torch.zeros(10, 2), torch.zeros(2))
+    attach(model[0], torch.zeros(2, 6), torch.zeros(2, 10), torch.zeros(2))
     x = torch.zeros(5, 6)
     moved = branch_bytes(model, lambda: (model(x), model(x)))
     assert moved == 2 * 4 * (5 * 6 + 2 * 5 * 10 + 2 * 6 + 10 * 2)
