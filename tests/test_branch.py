@@ -77,6 +77,28 @@ def test_a_layer_computes_with_base_and_delta(layer: str, progress: float, pipe:
     assert relative_difference(found, module(x.double())) < 1e-6
 
 
+@pytest.mark.parametrize("shape", ["batch", "channels_last", "one image", "strides"])
+@pytest.mark.parametrize("layer", [CONV, STRIDED, POINTWISE])
+def test_a_convolution_keeps_its_layout(layer: str, shape: str, pipe: Any) -> None:
+    fusion = fusion_for(pipe, [layer], rank=3)
+    module = module_of(pipe, layer)
+    x = inputs_for(module)
+    x = {
+        "batch": x,
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "one image": x[0],
+        "strides": x.transpose(2, 3),
+    }[shape]
+    bare = module(x)
+    with branch(pipe, fusion):
+        found = module(x)
+
+    module.double()
+    module.weight.data += delta_of(fusion.entries[0], "content")
+    assert relative_difference(found, module(x.double())) < 1e-6
+    assert found.stride() == bare.stride()
+
+
 def test_the_base_is_untouched_and_only_leaves_differ(pipe: Any, fusion: Fusion) -> None:
     before = State.of(pipe)
     layers = {entry.layer for entry in fusion.entries if entry.acts}
