@@ -22,7 +22,7 @@ from klora_compile.bench.models import MODELS
 from klora_compile.bench.race import Race, Result, compile_for, run
 from klora_compile.bench.table import markdown_table
 from klora_compile.bench.timing import Interval, turns
-from klora_compile.bench.traffic import branch_bytes, memory_bandwidth
+from klora_compile.bench.traffic import branch_work, memory_bandwidth
 from klora_compile.cli import main
 from klora_compile.commands import bench as command
 from klora_compile.reading.adapter import read_adapter
@@ -105,12 +105,13 @@ def test_every_row_is_in_the_json_and_in_the_table(result: Result) -> None:
     assert "| 99.000 (" in lines[-1]
 
 
-def test_what_branches_move_is_counted() -> None:
+def test_what_branches_do_is_counted() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 3))
-    attach(model[0], torch.zeros(2, 6), torch.zeros(10, 2), torch.zeros(2))
+    attach(model[0], torch.zeros(2, 6), torch.zeros(2, 10), torch.zeros(2))
     x = torch.zeros(5, 6)
-    moved = branch_bytes(model, lambda: (model(x), model(x)))
-    assert moved == 2 * 4 * (5 * 6 + 2 * 5 * 10 + 2 * 6 + 10 * 2)
+    work = branch_work(model, lambda: (model(x), model(x)))
+    assert work.nbytes == 2 * 4 * (5 * 6 + 2 * 5 * 10 + 2 * 6 + 10 * 2)
+    assert work.share == pytest.approx(2 * (6 + 10) / (6 * 10 + 10 * 3))
     assert not model[0]._forward_hooks
     assert 1e8 < memory_bandwidth(CPU) < 1e13
 
@@ -118,10 +119,11 @@ def test_what_branches_move_is_counted() -> None:
 def test_the_floor_of_mode_branch(result: Result) -> None:
     assert result.branch_bytes is not None
     assert result.branch_bytes > 0
-    known = replace(result, branch_bytes=30, bandwidth=10.0)
+    known = replace(result, branch_bytes=30, branch_share=0.123, bandwidth=10.0)
     bare = known.rows[0].seconds
     assert known.branch_floor == pytest.approx(1 + 3 / bare)
     assert f"its ratio is {known.branch_floor:.3f} at least" in markdown_table(known)
+    assert "Branch multiplies 12.3% more than the bare model." in markdown_table(known)
     without = replace(result, branch_bytes=None)
     assert without.branch_floor is None
     assert "more through memory" not in markdown_table(without)

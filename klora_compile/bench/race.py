@@ -18,7 +18,7 @@ from klora_compile.bench.loras import Files, write_files
 from klora_compile.bench.memory import Peak
 from klora_compile.bench.models import BenchModel
 from klora_compile.bench.timing import Interval, ratios, seconds_of, turns
-from klora_compile.bench.traffic import branch_bytes, memory_bandwidth
+from klora_compile.bench.traffic import BranchWork, branch_work, memory_bandwidth
 from klora_runtime.artifact import load_fusion
 
 #: Called with what is done now and the work that there is in all, after each part of it.
@@ -96,6 +96,8 @@ class Result:
     """Bytes per second of the device's memory, by a large copy."""
     branch_bytes: int | None
     """What the branches of one image move through memory at least; None without that row."""
+    branch_share: float | None
+    """Their operations relative to those of the bare model's products; None without that row."""
 
     @property
     def branch_floor(self) -> float | None:
@@ -185,13 +187,13 @@ def run(race: Race, on_progress: OnProgress | None = None) -> Result:
             for index in order:
                 _time(runners[index])
                 tell(f"images in turns, {runners[index].kind.name}", total)
-        moved = _branch_bytes(runners)
+        work = _branch_work(runners)
         switches = []
         for runner in runners:
             assert runner.contestant is not None
             switches.append(runner.contestant.switch())
             tell(f"switch, {runner.kind.name}", total)
-        return _result(race, files, runners, switches, moved)
+        return _result(race, files, runners, switches, work)
 
 
 def _set_up(
@@ -234,13 +236,13 @@ def compile_for(denoiser: Any, device: torch.device) -> None:
         denoiser.compile_repeated_blocks()
 
 
-def _branch_bytes(runners: Sequence[_Runner]) -> int | None:
-    """What an image's branches move, from one more image."""
+def _branch_work(runners: Sequence[_Runner]) -> BranchWork | None:
+    """What an image's branches do, from one more image."""
     found = (r for r in runners if r.kind.name == _BRANCH and not r.compiled)
     branch = next(found, None)
     if branch is None:
         return None
-    return branch_bytes(getattr(branch.pipe, branch.race.model.component), branch.sample)
+    return branch_work(getattr(branch.pipe, branch.race.model.component), branch.sample)
 
 
 def _result(
@@ -248,7 +250,7 @@ def _result(
     files: Files,
     runners: Sequence[_Runner],
     switches: Sequence[float | None],
-    moved: int | None,
+    branches: BranchWork | None,
 ) -> Result:
     bare = {r.compiled: r for r in runners if r.kind.name == _BASELINE}
     truth = next((r.latents for r in runners if r.kind.name == _TRUTH and not r.compiled), None)
@@ -289,7 +291,8 @@ def _result(
         switching=sum(entry.timeline.switches for entry in entries),
         rows=tuple(rows),
         bandwidth=memory_bandwidth(race.device),
-        branch_bytes=moved,
+        branch_bytes=None if branches is None else branches.nbytes,
+        branch_share=None if branches is None else branches.share,
     )
 
 

@@ -43,11 +43,12 @@ def markdown_table(result: Result) -> str:
 def _floor(result: Result) -> list[str]:
     """How near mode branch can come to the bare model."""
     floor = result.branch_floor
-    if result.branch_bytes is None or floor is None:
+    if result.branch_bytes is None or floor is None or result.branch_share is None:
         return []
     return [
-        f"Branch moves {bytes_text(result.branch_bytes)} more through memory per image than the "
-        f"bare model; at the {bytes_text(int(result.bandwidth))}/s that a large copy reaches here, "
+        f"Branch multiplies {100 * result.branch_share:.1f}% more than the bare model. "
+        f"It moves {bytes_text(result.branch_bytes)} more through memory per image; "
+        f"at the {bytes_text(int(result.bandwidth))}/s that a large copy reaches here, "
         f"and nothing kept in caches, its ratio is {floor:.3f} at least."
     ]
 

@@ -1,4 +1,7 @@
-"""What a branch must move through memory, however it is computed: the floor of its cost.
+"""What a branch must multiply and move through memory: the floor of its cost.
+
+Two thin products of rank r cost r * (in + out) multiplications a token where the layer's own costs
+in * out, whatever the device; where it is not idle while it waits for memory, they add to its time.
 
 Each call of a branched layer reads its input once more for the first thin product, reads the
 layer's output and writes the sum, and reads the factors. On a GPU, where a layer's activations do
@@ -10,10 +13,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from klora_compile.bench.timing import seconds_of
 from klora_runtime.modes.leaf import is_branched
@@ -23,27 +28,41 @@ _COPY_BYTES = 2**28
 _COPIES = 7
 
 
-def branch_bytes(model: nn.Module, sample: Callable[[], object]) -> int:
-    """Bytes that the branches of a model move while ``sample`` runs.
+@dataclass(frozen=True)
+class BranchWork:
+    """Of all branches of a model in one image."""
+
+    nbytes: int
+    """That they move through memory at least."""
+    share: float
+    """Their operations relative to those of all the bare model's products."""
+
+
+def branch_work(model: nn.Module, sample: Callable[[], object]) -> BranchWork:
+    """What the branches of a model do while ``sample`` runs.
 
     Args:
         model: a denoiser with branched layers, not compiled.
     """
-    total = 0
+    nbytes = operations = 0
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal total
-        factors = module._klora_down.nbytes + module._klora_up.nbytes
-        total += inputs[0].nbytes + 2 * output.nbytes + factors
+        nonlocal nbytes, operations
+        down, up = module._klora_down, module._klora_up
+        nbytes += inputs[0].nbytes + 2 * output.nbytes + down.nbytes + up.nbytes
+        rank, out = up.shape
+        inner = down.numel() // rank
+        operations += 2 * (output.numel() // out) * rank * (inner + out)
 
     branched = [module for module in model.modules() if is_branched(module)]
     hooks = [module.register_forward_hook(count) for module in branched]
     try:
-        sample()
+        with FlopCounterMode(display=False) as counter:
+            sample()
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return BranchWork(nbytes, operations / (counter.get_total_flops() - operations))
 
 
 def memory_bandwidth(device: torch.device) -> float:

@@ -1,8 +1,9 @@
 """Mode *branch*: the base stays untouched, and each layer adds its low-rank factors' output.
 
-``y = base(x) + up @ (gate * (down @ x))``, all slots of a layer concatenated. It needs nothing of
-the base but its output, so it works where weights are quantised, offloaded or too coarse to hold
-a delta. A switch writes the gates of all layers, which are views of one small tensor.
+``y = base(x) + up @ (gate * (down @ x))``, the slots of a layer that act now concatenated. It
+needs nothing of the base but its output, so it works where weights are quantised, offloaded or too
+coarse to hold a delta. A switch copies the factors whose turn it is, and writes the gates of all
+layers, which are views of one small tensor.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ from torch import nn
 
 from klora_runtime.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.fusion import Dense, Factors
+from klora_runtime.modes.branch_factors import (
+    balanced,
+    buffer_shapes,
+    low_rank,
+    pairs_of,
+    portions,
+)
 from klora_runtime.modes.gates import Gates
 from klora_runtime.modes.leaf import attach, detach, is_branched
-from klora_runtime.shipping import shipped
+from klora_runtime.modes.turns import Pair, Turns, rank_in_turns
 from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda
 
@@ -31,13 +39,13 @@ _Place = tuple[torch.device, torch.dtype]
 
 @dataclass
 class _Leaf:
-    """One branched module and its buffers, zero beyond the layer's own rank."""
+    """One branched module and its buffers, zero beyond the ranks that its slots ever take."""
 
     target: Target
     down: torch.Tensor
     """(padded rank, in), or (padded rank, in, height, width)."""
     up: torch.Tensor
-    """(out, padded rank), or (out, padded rank, 1, 1)."""
+    """(padded rank, out)."""
     gate: torch.Tensor
     """(padded rank,), a view into the gates of its place."""
 
@@ -69,6 +77,7 @@ class Branch:
         self._attached = False
         self._gates: dict[_Place, Gates] = {}
         self._leaves: list[_Leaf] = []
+        self._turns: list[Turns] = []  # of layers whose slots take turns
         if previous is not None and previous._holds(self._targets):
             self._gates = previous._gates
             self._leaves = [
@@ -98,6 +107,8 @@ class Branch:
                 timelines = [leaf.target.entry.timeline for leaf in leaves]
                 slots = [_slots(leaf.target, weights) for leaf in leaves]
                 self._gates[place].load(timelines, slots)
+            for turns in self._turns:
+                turns.forget()
             self._show(progress)
         for leaf in self._leaves:
             attach(leaf.target.module, leaf.down, leaf.up, leaf.gate)
@@ -127,6 +138,7 @@ class Branch:
             detach(target.module)
         self._targets.clear()
         self._leaves.clear()
+        self._turns.clear()
         self._gates.clear()
 
     def successor(self, targets: Sequence[Target]) -> Branch:
@@ -137,6 +149,7 @@ class Branch:
         """See :meth:`Mode.yield_to`."""
         self.check()
         self._filled = self._attached = False
+        self._turns.clear()
         kept = set(other.paths)
         for target in self._targets:
             if target.path not in kept:
@@ -154,6 +167,8 @@ class Branch:
         places: Counter[str] = Counter()
         for leaf in self._leaves:
             places[f"factors on {leaf.down.device}"] += leaf.down.nbytes + leaf.up.nbytes
+        for turns in self._turns:
+            places[f"factors on {turns.device}"] += turns.nbytes
         for (device, _), gates in self._gates.items():
             places[f"gates on {device}"] += gates.nbytes
         return dict(places)
@@ -178,7 +193,7 @@ class Branch:
                 self._gates[device, dtype] = gates
                 for place, index in enumerate(indices):
                     target, rank = self._targets[index], ranks[index]
-                    down, up = _buffer_shapes(target, rank)
+                    down, up = buffer_shapes(target, rank)
                     leaves[index] = _Leaf(
                         target,
                         torch.zeros(down, device=device, dtype=dtype),
@@ -193,7 +208,7 @@ class Branch:
         return self.paths == tuple(target.path for target in targets) and all(
             _rank(target) <= len(leaf.gate)
             and _place(target) == leaf.place
-            and _buffer_shapes(target, len(leaf.gate)) == (leaf.down.shape, leaf.up.shape)
+            and buffer_shapes(target, len(leaf.gate)) == (leaf.down.shape, leaf.up.shape)
             for target, leaf in zip(targets, self._leaves, strict=True)
         )
 
@@ -204,30 +219,28 @@ class Branch:
         return dict(places)
 
     def _fill(self) -> None:
-        """Copy the factors of all slots into the buffers, one after the other."""
+        """Bring the factors of all slots to where they are used, a portion at a time."""
         if self._filled:
             return
         self._close()
-        parts: defaultdict[torch.device, list[tuple[Factors, torch.Tensor, torch.Tensor]]]
-        parts = defaultdict(list)
-        for leaf in self._leaves:
-            begin = 0
-            for factors in _low_rank(leaf.target).values():
-                end = begin + factors.rank
-                parts[leaf.down.device].append(
-                    (factors, leaf.down[begin:end], leaf.up[:, begin:end])
-                )
-                begin = end
-            leaf.down[begin:].zero_()
-            leaf.up[:, begin:].zero_()
-        for device, own in parts.items():
-            stored = [tensor for factors, _, _ in own for tensor in factors.tensors]
-            places = [place for _, *both in own for place in both]
-            balanced = _balanced(shipped(stored, device, torch.float32))
-            torch._foreach_copy_(
-                places, [t.reshape(p.shape) for t, p in zip(balanced, places, strict=True)]
-            )
+        self._turns.clear()
+        for (device, dtype), leaves in self._by_place().items():
+            rest = iter(leaves)
+            for targets in portions([leaf.target for leaf in leaves]):
+                for pairs in pairs_of(targets, device, dtype):
+                    self._place_factors(next(rest), pairs)
         self._filled = True
+
+    def _place_factors(self, leaf: _Leaf, pairs: Mapping[str, Pair]) -> None:
+        """Into the buffers at once if they stay there; else they wait for their turn."""
+        leaf.down.zero_()
+        leaf.up.zero_()
+        turns = Turns(leaf.target.entry.timeline, pairs, (leaf.down, leaf.up))
+        if turns.change:
+            self._turns.append(turns)
+            return
+        for buffer, values in turns.due(0.0):
+            buffer.copy_(values)
 
     def _hindrance(self, target: Target) -> str | None:
         if self._attached and not is_branched(target.module):
@@ -236,6 +249,10 @@ class Branch:
 
     def _show(self, progress: float) -> None:
         self._progress = None
+        copies = [copy for turns in self._turns for copy in turns.due(progress)]
+        if copies:
+            places, values = zip(*copies, strict=True)
+            torch._foreach_copy_(places, values)
         for gates in self._gates.values():
             gates.show(progress)
         self._progress = progress
@@ -277,18 +294,14 @@ def branch_hindrance(target: Target) -> str | None:
     return None
 
 
-def _low_rank(target: Target) -> dict[str, Factors]:
-    """The factors of a target that can be branched, by slot."""
-    stored = target.entry.acting.items()
-    return {slot: factors for slot, factors in stored if isinstance(factors, Factors)}
-
-
 def _place(target: Target) -> _Place:
     return execution_device(target), compute_dtype(target)
 
 
 def _rank(target: Target) -> int:
-    return sum(factors.rank for factors in _low_rank(target).values())
+    """The most ranks that act at one time."""
+    ranks = {slot: factors.rank for slot, factors in low_rank(target).items()}
+    return rank_in_turns(target.entry.timeline, ranks)
 
 
 def _padded_ranks(targets: Sequence[Target]) -> list[int]:
@@ -309,20 +322,11 @@ def _graph_key(target: Target) -> str:
     return target.path
 
 
-def _buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of down and up for the kind of module; a 1x1 convolution may be stored as linear."""
-    out, inner, *kernel = target.entry.shape
-    if not isinstance(target.module, nn.Conv2d):
-        return (rank, inner), (out, rank)
-    kernel = kernel or [1, 1]
-    return (rank, inner, *kernel), (out, rank, 1, 1)
-
-
 def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int, float]]:
     """Name, rank, and scale * weight of each slot, in the order of the buffers."""
     return [
         (slot, factors.rank, factors.scale * weights.get(slot, 1.0))
-        for slot, factors in _low_rank(target).items()
+        for slot, factors in low_rank(target).items()
     ]
 
 
@@ -331,7 +335,7 @@ def _rounding(leaf: _Leaf, weights: Mapping[str, float]) -> tuple[float, float]:
     errors, norms = [], []
     for _, row in leaf.target.entry.timeline.rows():
         held = exact = None
-        for slot, factors in _low_rank(leaf.target).items():
+        for slot, factors in low_rank(leaf.target).items():
             gate = factors.scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
             if gate:
                 held = _add(held, _product(factors, gate, leaf.down.dtype))
@@ -348,21 +352,6 @@ def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 def _product(factors: Factors, gate: float, dtype: torch.dtype) -> torch.Tensor:
     """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
-    balanced = _balanced([factors.down.float(), factors.up.float()])
-    down, up = (factor.flatten(1).to(dtype).double() for factor in balanced)
+    alike = balanced([factors.down.float(), factors.up.float()])
+    down, up = (factor.flatten(1).to(dtype).double() for factor in alike)
     return (up * torch.tensor(gate, dtype=dtype).double()) @ down
-
-
-def _balanced(factors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """down, up, down, up, ... in float32, each pair brought to one size by a power of two.
-
-    That loses no bit. Else ``down @ x`` of a LoRA with a large down and a small up overflows in
-    float16.
-    """
-    sizes = torch.stack(torch._foreach_norm(factors, math.inf)).tolist()
-    shifts: list[float] = []
-    for down, up in zip(sizes[::2], sizes[1::2], strict=True):
-        plain = not down or not up or not math.isfinite(down + up)
-        shift = 1.0 if plain else 2.0 ** round((math.log2(down) - math.log2(up)) / 2)
-        shifts += [1.0 / shift, shift]
-    return list(torch._foreach_mul(factors, shifts))

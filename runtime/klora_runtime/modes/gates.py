@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from klora_runtime.modes.turns import turns_of
 from klora_runtime.timeline import Timeline
 
 #: Each branch's gates begin at a multiple of this, so that compiled code finds them aligned.
@@ -51,21 +52,24 @@ class Gates:
 
         Args:
             timelines: of each branch.
-            slots: of each branch, in the order of its ranks: name, number of ranks, factor on the
-                timeline's coefficient.
+            slots: of each branch, in the order in which they are placed: name, number of ranks,
+                factor on the timeline's coefficient. Those that act at one time are side by side,
+                from the first rank on (:func:`turns_of`).
         """
         moments = sorted({start for timeline in timelines for start in timeline.starts})
         order = {moment: index for index, moment in enumerate(moments)}
         segments = max((len(timeline.starts) for timeline in timelines), default=1)
         starts = [[_NEVER] * len(self._now) for _ in range(segments)]
         values = [[0.0] * len(self._now) for _ in range(segments)]
-        for begin, timeline, parts in zip(self._begins, timelines, slots, strict=False):
+        for branch, (timeline, parts) in enumerate(zip(timelines, slots, strict=True)):
+            begin, rank = self._begins[branch], self._ranks[branch]
+            turns = turns_of(timeline, {slot: ranks for slot, ranks, _ in parts})
             for segment, (start, row) in enumerate(timeline.rows()):
-                end = begin
                 for slot, ranks, factor in parts:
-                    values[segment][end : end + ranks] = [row.get(slot, 0.0) * factor] * ranks
-                    end += ranks
-                starts[segment][begin:end] = [order[start]] * (end - begin)
+                    if slot in turns[segment]:
+                        first = begin + turns[segment][slot]
+                        values[segment][first : first + ranks] = [row[slot] * factor] * ranks
+                starts[segment][begin : begin + rank] = [order[start]] * rank
         starts[0] = [0] * len(self._now)  # padding too: it is 0 at all times
         self._moments = moments
         self._starts = torch.tensor(starts, dtype=torch.int32, device=self._now.device)

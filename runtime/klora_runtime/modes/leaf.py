@@ -19,12 +19,12 @@ _DOWN, _UP, _GATE = "_klora_down", "_klora_up", "_klora_gate"
 
 
 def attach(module: nn.Module, down: torch.Tensor, up: torch.Tensor, gate: torch.Tensor) -> None:
-    """Make ``module(x)`` compute ``y + up @ (gate * (down @ x))``, y its own result.
+    """Make ``module(x)`` compute ``y + up^T @ (gate * (down @ x))``, y its own result.
 
     Args:
         module: a linear layer, or a convolution of one group that pads with zeros.
         down: (rank, in), or (rank, in, height, width).
-        up: (out, rank), or (out, rank, 1, 1).
+        up: (rank, out).
         gate: (rank,); read anew at each call, so it may be written in place.
     """
     vars(module).update({_DOWN: down, _UP: up, _GATE: gate})
@@ -67,15 +67,27 @@ def _branched(plain: type[Any]) -> type[Any]:
 def _add_linear(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     down, up = module._klora_down, module._klora_up
     inner = linear(x.to(down), down) * module._klora_gate
-    alike = inner.dtype == result.dtype and inner.device == result.device
-    if not alike or result.dim() < 2:
-        return result + linear(inner, up).to(result)
+    if not _alike(inner, result) or result.dim() < 2:
+        return result + linear(inner, up.t()).to(result)
     # The last product adds by itself: one pass over the result less, and one rounding less.
-    total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up.t())
+    total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up)
     return total.view(result.shape)
 
 
 def _add_convolution(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    down = module._klora_down
+    down, up = module._klora_down, module._klora_up
     inner = conv2d(x.to(down), down, None, module.stride, module.padding, module.dilation)
-    return result + conv2d(inner * module._klora_gate[:, None, None], module._klora_up).to(result)
+    inner = inner * module._klora_gate[:, None, None]
+    if not _alike(inner, result) or result.dim() != 4:
+        return result + conv2d(inner, up.t()[:, :, None, None]).to(result)
+    pixels = result.permute(0, 2, 3, 1)
+    if pixels.is_contiguous():  # channels_last
+        thin = inner.permute(0, 2, 3, 1).flatten(0, 2)
+        total = torch.addmm(pixels.flatten(0, 2), thin, up)
+        return total.view(pixels.shape).permute(0, 3, 1, 2)
+    stack = up.t().expand(len(result), -1, -1)
+    return torch.baddbmm(result.flatten(2), stack, inner.flatten(2)).view(result.shape)
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device
