@@ -22,6 +22,8 @@ def shipped(
     """
     blocks: defaultdict[tuple[int, torch.dtype, torch.device], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
+        if tensor.device == device and tensor.dtype == dtype:
+            continue
         blocks[tensor.untyped_storage().data_ptr(), tensor.dtype, tensor.device].append(index)
     moved: list[torch.Tensor] = list(tensors)
     for indices in blocks.values():
