@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace as Names
 from typing import Any
 
 import pytest
@@ -17,11 +18,14 @@ from lora_files import RawTensor, write_tensors
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.execution import execution_device, has_memory
 from klora_runtime.fusion import Fusion
 from klora_runtime.safetensors_file import SafetensorsFile
+from klora_runtime.targets import Target
 
 CPU = torch.device("cpu")
 FREEZING = {"freezing": True}
+ONLOADED = Names(onload_device="cpu")
 
 
 def freeze_a_leaf(pipe: Any) -> None:
@@ -75,6 +79,25 @@ def test_a_block_offloaded_between_two_images(pipe: Any, fusion: Fusion) -> None
     apply_group_offloading(block, onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
     with pytest.raises(InUseError, match="to_q: group offloading keeps its own copy"):
         generate(pipe, TWO_STEPS)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        {"_hf_hook": Names(execution_device="cpu")},
+        {"_diffusers_hook": Names(hooks={"group_offloading": Names(group=ONLOADED)})},
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_what_loads_a_weight_that_is_nowhere(
+    hook: dict[str, Any], depth: int, fusion: Fusion
+) -> None:
+    leaf = torch.nn.Linear(2, 2, device="meta")
+    target = Target(fusion.entries[0], leaf, "unet.0.weight", (torch.nn.Sequential(leaf), leaf))
+    assert not has_memory(target)
+    vars(target.lineage[depth]).update(hook)
+    assert has_memory(target)
+    assert execution_device(target) == CPU
 
 
 def test_one_module_under_two_names(pipe: Any) -> None:
