@@ -181,6 +181,16 @@ def test_tensors_of_one_block_are_moved_in_one_piece() -> None:
     assert [one.data_ptr() for one in same] == [part.data_ptr() for part in parts]
 
 
+def test_tensors_with_memory_of_their_own_are_moved_in_one_piece() -> None:
+    """As the factors are that were decoded from few bits."""
+    parts = [torch.randn(2, 3), torch.randn(4, 2, 1, 1), torch.randn(3, 2).t(), torch.randn(5)]
+    moved = shipped(parts, torch.device("cpu"), torch.bfloat16)
+    for one, before in zip(moved, parts, strict=True):
+        assert one.shape == before.shape
+        assert torch.equal(one, before.bfloat16())
+    assert len({one.untyped_storage().data_ptr() for one in moved}) == 1
+
+
 def test_what_lies_between_is_left_behind() -> None:
     block = torch.zeros(1000, dtype=torch.float16)
     moved = shipped([block[:2], block[-2:]], torch.device("cpu"), torch.float32)

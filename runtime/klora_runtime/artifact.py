@@ -42,6 +42,7 @@ from klora_runtime.schema import (
 from klora_runtime.stored_factors import factors_json, reference_json
 
 METADATA_KEY = "klora"
+_OUTER_KEYS = frozenset({"digest", "fusion"})
 _DEFLATED = "deflate:"
 _NAME_DIGITS = 32
 
@@ -189,12 +190,11 @@ def _document(file: SafetensorsFile) -> Any:
     where = f"artifact {shown(file.path)}"
     try:
         text = _inflated(file.metadata[METADATA_KEY])
-        outer = parse_json(text)
-        if not isinstance(outer, dict) or set(outer) != {"digest", "fusion"}:
+        canonical = _canonical(text)
+        outer = parse_json(text) if canonical is None else canonical[0]
+        if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
             raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
-        inner = canonical_json(outer["fusion"])  # most of the text, so it is written once
-        expected = _digest(inner)
-        canonical = f'{{"digest":{canonical_json(outer["digest"])},"fusion":{inner}}}'
+        expected = _digest(canonical_json(outer["fusion"]) if canonical is None else canonical[1])
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: its JSON cannot be read: {shown(error)}.") from error
     if outer["digest"] != expected:
@@ -202,12 +202,25 @@ def _document(file: SafetensorsFile) -> Any:
             f"{where}: its JSON was altered: digest {shown(outer['digest'])} is stated, "
             f"{expected} was computed. Get the file again from its source."
         )
-    if text != canonical:
+    if canonical is None:
         raise ArtifactError(
             f"{where}: its JSON was rewritten: it is not in canonical form (sorted keys, no "
             "spaces, ASCII, shortest numbers). Get the file again from its source."
         )
     return outer["fusion"]
+
+
+def _canonical(text: str) -> tuple[dict[str, Any], str] | None:
+    """The values of a text in canonical form, and its part ``fusion``; None for any other text."""
+    try:
+        outer = parse_json(text, canonical=True)
+        if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
+            return None
+        inner = canonical_json(outer["fusion"])  # most of the text, so it is written once
+        whole = f'{{"digest":{canonical_json(outer["digest"])},"fusion":{inner}}}'
+    except (ValueError, RecursionError):
+        return None
+    return (outer, inner) if text == whole else None
 
 
 def _is_small(fusion: Fusion) -> bool:
@@ -259,7 +272,7 @@ def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor_name(tensor) != name:
             issues.append(f"tensor {name}: its bytes do not match its digest")
-        elif not bool(torch.isfinite(tensor).all()):
+        elif not _is_finite(tensor):
             issues.append(f"tensor {name}: holds NaN or infinity")
     if issues:
         raise ArtifactError(
@@ -267,6 +280,11 @@ def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             "get the file again from its source.",
             issues,
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite: both show in the extremes, in one pass."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tensor]]:

@@ -17,6 +17,9 @@ from klora_runtime.targets import Target
 #: Dtypes that low-rank factors can be multiplied in.
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+#: Attributes of a module in which these libraries keep what they do around its ``forward``.
+_ACCELERATE, _DIFFUSERS = "_hf_hook", "_diffusers_hook"
+
 
 def compute_dtype(target: Target) -> torch.dtype:
     """The dtype in which a target's module multiplies."""
@@ -36,8 +39,17 @@ def has_memory(target: Target) -> bool:
 
 def diffusers_hook(module: nn.Module, name: str) -> Any:
     """The hook of this name that diffusers keeps on a module, or None."""
-    registry = vars(module).get("_diffusers_hook")  # getattr is slow where there is none
-    return getattr(registry, "hooks", {}).get(name)
+    registry = vars(module).get(_DIFFUSERS)  # getattr is slow where there is none
+    return None if registry is None else getattr(registry, "hooks", {}).get(name)
+
+
+def is_group_offloaded(target: Target) -> bool:
+    """Whether diffusers' group offloading keeps copies of a target's weight."""
+    return any(
+        diffusers_hook(module, "group_offloading")
+        for module in target.lineage
+        if _DIFFUSERS in vars(module)
+    )
 
 
 def _dtypes(target: Target) -> Iterator[torch.dtype]:
@@ -56,8 +68,10 @@ def _devices(target: Target) -> Iterator[torch.device]:
 
 def _hook_devices(target: Target) -> Iterator[torch.device]:
     for module in reversed(target.lineage):
-        found = (read(module) for read in _DEVICE_READERS)
-        yield from (_indexed(device) for device in found if device is not None)
+        own = vars(module)
+        if _ACCELERATE in own or _DIFFUSERS in own:
+            found = (read(module) for read in _DEVICE_READERS)
+            yield from (_indexed(device) for device in found if device is not None)
 
 
 def _indexed(device: Any) -> torch.device:
@@ -74,7 +88,7 @@ def _first(values: Iterable[Any]) -> Any:
 
 def _hf_device(module: nn.Module) -> Any:
     """accelerate: model and sequential offloading, device maps."""
-    hook = vars(module).get("_hf_hook")
+    hook = vars(module).get(_ACCELERATE)
     hooks = getattr(hook, "hooks", (hook,))
     return _first(getattr(each, "execution_device", None) for each in hooks)
 

@@ -10,6 +10,10 @@ from typing import Any
 from torch import nn
 
 from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.module_tree import modules_of
+
+#: What a module has of its own, where it or its ``forward`` may have been compiled.
+_TRACES = frozenset({"get_compiler_config", "_compiled_call_impl", "forward"})
 
 
 def refuse_freezing(components: Iterable[nn.Module]) -> None:
@@ -39,7 +43,8 @@ def _on_for_all() -> bool:
 def _on_for(component: nn.Module) -> bool:
     return any(
         _options(compiled).get("freezing", False)
-        for module in component.modules()
+        for module in modules_of(component)
+        if vars(module).keys() & _TRACES
         for compiled in (module, *map(vars(module).get, ("_compiled_call_impl", "forward")))
     )
 

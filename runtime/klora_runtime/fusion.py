@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -190,12 +191,12 @@ class Entry:
         """Name of the parameter: component, module path, parameter."""
         return f"{self.component}.{self.module}.{self.parameter}"
 
-    @property
-    def acting(self) -> dict[str, Factors | Dense]:
+    @cached_property
+    def acting(self) -> Mapping[str, Factors | Dense]:
         """Slot name -> factors of the slots that act at some time; others may be stored."""
         return {slot: f for slot, f in self.factors.items() if self.timeline.uses(slot)}
 
-    @property
+    @cached_property
     def acts(self) -> bool:
         """Whether this entry ever changes the model; slots may be stored for other schedules."""
         return any(self.timeline.uses(slot) for slot in (*self.factors, *self.references))

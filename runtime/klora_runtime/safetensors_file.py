@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from klora_runtime.errors import FileFormatError, shown
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
+_INFO_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 #: safetensors dtype names -> bytes per element; other names are refused.
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
@@ -125,7 +127,7 @@ class SafetensorsFile:
             data = mapped[begin:].to(device, copy=True)
         except (RuntimeError, OSError) as error:
             raise self._error(f"its data cannot be read: {shown(error)}") from error
-        return {name: _view(data, info) for name, info in self.tensors.items()}
+        return _views(data, self.tensors)
 
     def _error(self, problem: str) -> FileFormatError:
         return FileFormatError(f"{self._what}: {problem}.")
@@ -165,12 +167,9 @@ class SafetensorsFile:
         return header
 
     def _tensor_infos(self, header: dict[str, Any], data_bytes: int) -> dict[str, TensorInfo]:
-        infos: dict[str, TensorInfo] = {}
-        for name, entry in header.items():
-            infos[name] = self._tensor_info(name, entry)
+        infos = {name: self._tensor_info(name, entry) for name, entry in header.items()}
         position = 0
-        by_place = sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop))
-        for name, info in by_place:
+        for name, info in _by_place(infos):
             if info.start != position:
                 raise self._error(
                     f"tensor {shown(name)} starts at byte {info.start} of the data, "
@@ -185,41 +184,62 @@ class SafetensorsFile:
         return infos
 
     def _tensor_info(self, name: str, entry: Any) -> TensorInfo:
-        where = f"tensor {shown(name)}"
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise self._error(f"{where} needs exactly dtype, shape and data_offsets")
+        if not isinstance(entry, dict) or entry.keys() != _INFO_KEYS:
+            raise self._tensor_error(name, "needs exactly dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-            raise self._error(f"{where} has the unknown dtype {shown(dtype)}")
+            raise self._tensor_error(name, f"has the unknown dtype {shown(dtype)}")
         if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-            raise self._error(f"{where} has the invalid shape {shown(shape)}")
+            raise self._tensor_error(name, f"has the invalid shape {shown(shape)}")
         if not _are_counts(offsets) or len(offsets) != 2:
-            raise self._error(f"{where} has invalid data_offsets {shown(offsets)}")
+            raise self._tensor_error(name, f"has invalid data_offsets {shown(offsets)}")
         start, stop = offsets
         needed = math.prod(shape) * DTYPE_BYTES[dtype]
         if stop - start != needed:
-            raise self._error(f"{where} needs {needed} bytes, its data_offsets span {stop - start}")
+            raise self._tensor_error(
+                name, f"needs {needed} bytes, its data_offsets span {stop - start}"
+            )
         return TensorInfo(dtype, tuple(shape), start, stop)
 
-
-def _view(data: torch.Tensor, info: TensorInfo) -> torch.Tensor:
-    """One tensor out of a file's data; a copy where it begins at an address that its dtype cannot
-    have."""
-    part = data[info.start : info.stop]
-    if info.start % DTYPE_BYTES[info.dtype]:
-        part = part.clone()
-    return part.view(_DTYPES[info.dtype]).view(info.shape)
+    def _tensor_error(self, name: str, problem: str) -> FileFormatError:
+        return self._error(f"tensor {shown(name)} {problem}")
 
 
-def parse_json(raw: bytes | str) -> Any:
+def _by_place(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
+    return sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
+
+
+def _views(data: torch.Tensor, tensors: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """The tensors in a file's data, neighbours of one dtype at once; copies of those that begin at
+    an address that their dtype cannot have."""
+    found: dict[str, torch.Tensor] = {}
+    for dtype, same in groupby(_by_place(tensors), key=lambda item: item[1].dtype):
+        names, infos = zip(*same, strict=True)
+        size = DTYPE_BYTES[dtype]
+        part = data[infos[0].start : infos[-1].stop]
+        if infos[0].start % size:
+            part = part.clone()
+        sizes = [(info.stop - info.start) // size for info in infos]
+        values = torch.split_with_sizes(part.view(_DTYPES[dtype]), sizes)
+        shaped = (value.view(info.shape) for value, info in zip(values, infos, strict=True))
+        found.update(zip(names, shaped, strict=True))
+    return found
+
+
+def parse_json(raw: bytes | str, *, canonical: bool = False) -> Any:
     """JSON without what the standard parser lets pass: duplicate keys, NaN and Infinity.
+
+    Args:
+        canonical: duplicate keys pass, for the caller compares the text with what
+            :func:`canonical_json` makes of the result, which has each key once.
 
     Raises:
         ValueError: also for the cases above and for bytes that are not UTF-8.
         RecursionError: nested too deeply.
     """
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    hook = None if canonical else _unique
+    return json.loads(text, object_pairs_hook=hook, parse_constant=_no_constant)
 
 
 def canonical_json(value: object) -> str:
@@ -249,7 +269,9 @@ def _no_constant(name: str) -> Any:
 
 
 def _are_counts(values: object) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
+    if not isinstance(values, list) or not {*map(type, values)} <= {int}:
+        return False
+    return not values or (min(values) >= 0 and max(values) < 2**48)
 
 
 def _foreign(start: bytes, size: int) -> str:

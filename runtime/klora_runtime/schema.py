@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,7 @@ MAX_SEGMENTS = 4_096
 MAX_SLOTS = 64
 _MAX_ISSUES = 50
 
-_ENTRY_KEYS = [
-    *("component", "module", "parameter", "shape"),
-    *("fate", "timeline", "factors", "scores"),
-]
+_ENTRY_KEYS = frozenset("component module parameter shape fate timeline factors scores".split())
 _PARAMETERS = ("weight", "bias")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,31}")
@@ -104,7 +101,7 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
     """
     check = _Check()
     if not check.keys(
-        document, "fusion", ["format", "tool", "sources", "slots", "rule", "fits", "entries"]
+        document, "fusion", {"format", "tool", "sources", "slots", "rule", "fits", "entries"}
     ) or not check.format_version(document["format"]):
         raise ArtifactError(f"{where} is not a readable fusion:", check.issues)
     check.provenance(document)
@@ -143,19 +140,19 @@ class _Check:
             self.issues.append(f"{where}: {problem}")
         return False
 
-    def keys(self, value: Any, where: str, required: list[str]) -> bool:
+    def keys(self, value: Any, where: str, required: Set[str]) -> bool:
         if not isinstance(value, dict):
             return self.say(where, f"expected an object, found {shown(value)}")
-        missing = sorted(set(required) - set(value))
-        unknown = sorted(set(value) - set(required))
-        if missing:
+        if value.keys() == required:
+            return True
+        if missing := sorted(required - value.keys()):
             self.say(where, f"lacks {', '.join(missing)}")
-        if unknown:
+        if unknown := sorted(value.keys() - required):
             self.say(where, f"has unknown keys {', '.join(map(shown, unknown))}; update klora")
-        return not missing and not unknown
+        return False
 
     def format_version(self, value: Any) -> bool:
-        if not self.keys(value, "format", ["name", "version"]):
+        if not self.keys(value, "format", {"name", "version"}):
             return False
         if value["name"] != FORMAT_NAME:
             return self.say("format.name", f"expected {FORMAT_NAME}, found {shown(value['name'])}")
@@ -174,7 +171,7 @@ class _Check:
         if not isinstance(document["tool"], str):
             self.say("tool", "expected a string")
         rule = document["rule"]
-        if self.keys(rule, "rule", ["name", "parameters", "derived"]):
+        if self.keys(rule, "rule", {"name", "parameters", "derived"}):
             if not isinstance(rule["name"], str) or not _RULE.fullmatch(rule["name"]):
                 self.say("rule.name", f"not a rule's name: {shown(rule['name'])}")
             for part in ("parameters", "derived"):
@@ -205,7 +202,7 @@ class _Check:
             where = f"slots.{shown(name)}"
             if not _SLOT.fullmatch(name) or name == "from":
                 self.say(where, "not a slot name")
-            if not self.keys(slot, where, ["role", "sources", "derived"]):
+            if not self.keys(slot, where, {"role", "sources", "derived"}):
                 continue
             if slot["role"] not in ("content", "style"):
                 self.say(f"{where}.role", f"expected content or style, found {shown(slot['role'])}")
@@ -286,12 +283,11 @@ class _Check:
             self.say(where, "expected an object")
             return set()
         for slot, factors in value.items():
-            here = f"{where}.{shown(slot)}"
             if slot not in slots:
-                self.say(here, "is not in slots")
+                self.say(f"{where}.{shown(slot)}", "is not in slots")
             sources = slots[slot]["sources"] if slot in slots else ()
             for place, problem in factors_problems(factors, entry["shape"], tensors, used, sources):
-                self.say(here + place, problem)
+                self.say(f"{where}.{shown(slot)}{place}", problem)
         return set(value)
 
     def timeline(
@@ -303,9 +299,10 @@ class _Check:
         if constant and len(value) > 1:
             self.say(where, "a text encoder has no steps: expected one segment")
         previous = -1.0
+        expected = {"from", *slots}
         for index, row in enumerate(value):
             here = f"{where}[{index}]"
-            if not self.keys(row, here, ["from", *slots]):
+            if not self.keys(row, here, expected):
                 return
             start = row["from"]
             if not is_number(start) or not 0.0 <= start < 1.0 or start <= previous:
@@ -330,7 +327,7 @@ class _Check:
 
     def fits(self, document: Mapping[str, Any]) -> None:
         value = document["fits"]
-        if not self.keys(value, "fits", ["family", "fingerprint"]):
+        if not self.keys(value, "fits", {"family", "fingerprint"}):
             return
         if value["family"] is not None and not isinstance(value["family"], str):
             self.say("fits.family", "expected a string or null")

@@ -17,6 +17,7 @@ from torch import nn
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.families import family_name, family_of
 from klora_runtime.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
+from klora_runtime.module_tree import modules_of
 
 #: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
 APPLIED_MARK = "_klora_applied"
@@ -57,6 +58,11 @@ class Target:
         """The module's path inside its component, one name for each step of the lineage."""
         path = self.path.removesuffix(f".{self.entry.parameter}")
         return tuple(path.removeprefix(f"{self.entry.component}.").split("."))
+
+    @cached_property
+    def steps(self) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
+        """The way through the component: a module, a name in it, and what was found there."""
+        return tuple(zip(self.lineage, self.names, self.lineage[1:], strict=False))
 
     @property
     def parameter(self) -> torch.Tensor:
@@ -190,20 +196,27 @@ def _refuse_marked(name: str, model: nn.Module, owner: object) -> None:
 
 def _displaced(target: Target) -> str | None:
     """Why a module is not where it was, or is not used."""
-    steps = zip(target.lineage, target.names, target.lineage[1:], strict=False)
-    if any(parent._modules.get(name) is not child for parent, name, child in steps):
-        # A block between may be wrapped (torch.compile) and still lead to the module.
-        found: Any = target.model
-        for name in target.names:
-            found = getattr(found, name, None)
-        if found is not target.module:
-            return "was replaced or wrapped"
+    for parent, name, child in target.steps:
+        if parent._modules.get(name) is not child:
+            if not _leads_to(target):
+                return "was replaced or wrapped"
+            break
     if target.module._parameters.get(target.entry.parameter) is None:
         return f"has no parameter {target.entry.parameter} any more"
     return _check_projections(target.lineage[-2], target.names[-1])
 
 
+def _leads_to(target: Target) -> bool:
+    """Whether a module is still there: a block between may be wrapped (torch.compile)."""
+    found: Any = target.model
+    for name in target.names:
+        found = getattr(found, name, None)
+    return found is target.module
+
+
 def _refuse_adapters(name: str, model: nn.Module) -> None:
+    if not any(map(_is_adapter, modules_of(model))):
+        return
     wrapped = [path for path, module in model.named_modules() if _is_adapter(module)]
     refuse(
         [f"{name}.{path}" for path in wrapped],

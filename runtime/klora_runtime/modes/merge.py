@@ -17,10 +17,11 @@ from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.errors import InUseError
-from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook
+from klora_runtime.execution import COMPUTE_DTYPES, diffusers_hook, is_group_offloaded
 from klora_runtime.modes.groups import GROUPED_ON, Group, Write, groups_of
 from klora_runtime.modes.pristine import Pristine
 from klora_runtime.modes.terms import Term, terms_of
+from klora_runtime.module_tree import uses_of
 from klora_runtime.precision import full_float32
 from klora_runtime.targets import Target, recheck, refuse
 from klora_runtime.timeline import Agenda, Timeline
@@ -322,7 +323,9 @@ def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     owners = Counter(
         _storage(parameter)
         for model in models
-        for _, parameter in model.named_parameters(remove_duplicate=False)
+        for module in uses_of(model)
+        for parameter in module._parameters.values()
+        if parameter is not None
     )
     for target in targets:
         problem = merge_hindrance(target)
@@ -345,7 +348,7 @@ def merge_hindrance(target: Target) -> str | None:
         return f"{its} has no memory (meta device): sequential offloading is on"
     if parameter.layout is not torch.strided or not _dense(parameter):
         return f"{its} is not a dense strided tensor"
-    if any(diffusers_hook(module, "group_offloading") for module in target.lineage):
+    if is_group_offloaded(target):
         return "group offloading keeps its own copy of the weight; switch it off first"
     return None
 

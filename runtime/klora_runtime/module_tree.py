@@ -1,0 +1,25 @@
+"""All modules of a model, found faster than ``Module.modules()``, which makes a name for each."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def modules_of(root: nn.Module) -> list[nn.Module]:
+    """``root`` and every module below it, each once."""
+    found = [root]
+    seen: set[nn.Module] = {root}
+    for module in found:  # which grows
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
+
+
+def uses_of(root: nn.Module) -> list[nn.Module]:
+    """``root`` and every module below it, once for each way that leads to it."""
+    found = [root]
+    for module in found:
+        found += [child for child in module._modules.values() if child is not None]
+    return found
