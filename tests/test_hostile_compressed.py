@@ -171,12 +171,27 @@ def test_damaged_numbers_are_refused_at_any_check(good: Artifact, tmp_path: Path
     )
 
 
-def test_changed_factors_are_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda down, up: (down, 1.01 * up),
+        lambda down, up: (64 * down, 64 * up),  # on the grids, and beyond the bytes of their class
+        lambda down, up: (down[:2], up[:, :2]),
+        lambda down, up: (down, up[:50]),
+        lambda down, up: (down.half(), up.half()),
+    ],
+    ids=["between the points", "too large", "another rank", "another shape", "another dtype"],
+)
+def test_changed_factors_are_not_written(
+    change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
     plain = fusion()
     index = next(i for i, e in enumerate(plain.entries) if e.fate == "switching")
     pair = plain.entries[index].factors["content"]
     assert isinstance(pair, Factors)
-    changed = replace(plain.entries[index], factors={"content": replace(pair, up=1.01 * pair.up)})
+    down, up = change(pair.down, pair.up)
+    changed = replace(plain.entries[index], factors={"content": replace(pair, down=down, up=up)})
     entries = (*plain.entries[:index], changed, *plain.entries[index + 1 :])
     with pytest.raises(ArtifactError) as caught:
         save_fusion(replace(plain, entries=entries), tmp_path / NAME)

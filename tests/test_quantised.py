@@ -199,6 +199,14 @@ def test_other_bytes_are_refused(change: str) -> None:
         unpack_factors(wrong, stored)
 
 
+def test_bits_after_the_last_number_are_zero() -> None:
+    stored = [slot_of((7,), [15], dense=True)]  # class 10: 1 bit kept apart, of 7 numbers
+    packed = pack_factors(numbers_of(stored, 0))
+    packed[-1] |= 128
+    with pytest.raises(ValueError, match="the bits after its numbers are not 0"):
+        unpack_factors(packed, stored)
+
+
 def test_a_stream_of_more_numbers_is_refused_before_it_is_read() -> None:
     rows = Rows(4, torch.tensor([10]))
     coder = zlib.compressobj(9, zlib.DEFLATED, -15)

@@ -54,6 +54,12 @@ class Rows:
         """(rows,) int64: the numbers of each lie in [-limit, limit)."""
         return 128 << self.bits
 
+    def hold(self, numbers: torch.Tensor) -> bool:
+        """Whether the bytes can tell numbers, (rows, length) int32, of such rows."""
+        limits = self.limits.unsqueeze(1)
+        fit = (self.classes <= MAX_CLASS).unsqueeze(1) & (-limits <= numbers) & (numbers < limits)
+        return bool(fit.all())
+
 
 def class_offset(length: int) -> int:
     """What a row's length takes from its level: 2 log2(length), rounded down."""
@@ -94,6 +100,7 @@ def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
     Raises:
         ValueError: the bytes are no such numbers.
     """
+    spare = 0
     found = [torch.empty(len(rows.levels), rows.length, dtype=torch.int32) for rows in groups]
     data, begin = memoryview(packed.numpy().data), 0
     for code in _all(rows.codes for rows in groups):
@@ -108,12 +115,16 @@ def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
             where = [rows.bits == width for rows in groups]
             count = _count(groups, where)
             end, begin = begin, begin + -(-count * width // 8)
+            if count * width % 8 and begin <= len(packed):
+                spare |= int(packed[begin - 1]) >> count * width % 8
             numbers = _unpack_bits(packed[end:begin], width, count)
             parts = _cut(numbers, groups, where)
             for numbers_of, mask, part in zip(found, where, parts, strict=True):
                 numbers_of[mask] = numbers_of[mask] << width | part
     if begin != len(packed):
         raise ValueError(f"it has {len(packed)} bytes, its numbers need {begin}")
+    if spare:
+        raise ValueError("the bits after its numbers are not 0")
     return found
 
 
