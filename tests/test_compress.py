@@ -170,6 +170,23 @@ def test_what_cannot_be_smaller_stays_as_it_is() -> None:
         assert compression_of(compress(plain, 1e-5)) is None
 
 
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e30])
+def test_what_no_step_of_the_format_reaches_stays_as_it_is(size: float) -> None:
+    down, up = random_pair(30, 40, 2)
+    for factors in (Factors(1.0, down * size, up * size), Dense(1.0, up @ down * size)):
+        assert stored(compress(one_layer(factors, (30, 40)), 0.01)) is factors
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1)])
+def test_rows_whose_level_the_format_lacks_stay_as_they_are(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    factors = Factors(1.0, *random_pair(*shape, 1))
+    small = compress(one_layer(factors, shape), 1e-4)
+    assert stored(small) is factors
+    save_fusion(small, tmp_path / "x.klora.safetensors")
+
+
 def test_reading_and_writing_again_changes_no_byte(demo: Fusion, tmp_path: Path) -> None:
     one, other = tmp_path / "a.klora.safetensors", tmp_path / "b.klora.safetensors"
     small = compress(demo, 0.01)
