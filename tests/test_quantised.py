@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 import zlib
 
 import pytest
@@ -182,6 +183,17 @@ def test_a_row_is_coded_with_few_bits_more_than_its_entropy() -> None:
     (found,) = sizes([rows], [numbers])
     assert entropy - 0.05 < float(found.mean()) < entropy + 0.1
     assert 8 * len(pack([rows], [numbers])) == pytest.approx(float(found.sum()) * 1000, abs=8)
+
+
+def test_groups_take_no_time_for_codes_that_they_lack() -> None:
+    """As a hostile file could have it: thousands of lengths, and rows of all codes."""
+    groups = [Rows(length, torch.tensor([length % 60])) for length in range(1, 2001)]
+    numbers = [torch.zeros(1, rows.length, dtype=torch.int32) for rows in groups]
+    packed = pack(groups, numbers)
+    begin = time.process_time()
+    found = unpack(packed, groups)
+    assert time.process_time() - begin < 1.5
+    assert all(map(torch.equal, found, numbers))
 
 
 @pytest.mark.parametrize("change", ["cut", "more", "length", "no code", "empty"])
