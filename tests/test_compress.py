@@ -28,6 +28,7 @@ from klora_compile import compile_fusion, read_adapter
 from klora_compile.cli import main
 from klora_compile.report.compression import compression_of
 from klora_compile.storing.compress import compress
+from klora_compile.storing.loss import relative_error
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError
@@ -316,6 +317,12 @@ def test_a_tolerance_out_of_range_is_refused(tolerance: float) -> None:
     assert str(caught.value) == (
         f"tolerance: expected a number from 1e-05 to 0.5, found {tolerance!r}."
     )
+
+
+def test_nothing_is_as_near_to_a_delta_of_zeros_as_itself() -> None:
+    zeros, ones = torch.zeros(3, 4), torch.ones(3, 4)
+    assert relative_error(Dense(1.0, zeros), Dense(1.0, zeros)) == 0.0
+    assert relative_error(Dense(1.0, zeros), Dense(1.0, ones)) == math.inf
 
 
 def test_what_is_compressed_is_not_compressed_again(demo: Fusion) -> None:

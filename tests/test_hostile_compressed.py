@@ -69,6 +69,12 @@ def two_levels(document: dict[str, Any]) -> None:
     document["entries"][index + 1]["factors"]["content"]["levels"] = [7, 7]
 
 
+def one_size(document: dict[str, Any]) -> None:
+    index = next(i for i, e in enumerate(document["entries"]) if e["fate"] == "switching")
+    document["entries"][index + 1]["shape"] = [70]
+    document["entries"][index + 1]["factors"]["content"]["kind"] = "lowrank"
+
+
 #: What is done to the document, and the one issue it gives.
 CASES: dict[str, tuple[Change, str]] = {
     "unknown encoding": (put("content", "encoding", "q8"), "content: unknown encoding q8; update"),
@@ -89,7 +95,9 @@ CASES: dict[str, tuple[Change, str]] = {
     "two dense levels": (two_levels, ".levels: a dense delta has one, found 2"),
     "step 0": (put("content", "step", 0.0), "content.step: not a number of 1e-28 to 1e28: 0.0"),
     "step negative": (put("content", "step", -1.0), "content.step: not a number of 1e-28 to 1e28"),
-    "step too large": (put("content", "step", 1e29), "content.step: not a number of 1e-28 to 1e2"),
+    "step too large": (put("content", "step", 1.01e28), "content.step: not a number of 1e-28 to 1"),
+    "step too small": (put("content", "step", 9.9e-29), "content.step: not a number of 1e-28 to 1"),
+    "factors of one size": (one_size, "content: factors do not make [70]"),
     "step a word": (put("content", "step", "1"), "content.step: not a number of 1e-28 to 1e28: 1"),
     "numbers without end": (
         put("content", "levels", [9] * 999), " bytes cannot hold the ",
@@ -169,6 +177,22 @@ def test_damaged_numbers_are_refused_at_any_check(good: Artifact, tmp_path: Path
         f"artifact {path}: tensor {tensor_name(packed)} is damaged: it has {len(packed)} bytes, "
         f"its numbers need {len(packed) + 1}. Get the file again."
     )
+
+
+def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
+    """In whichever order the fusion has them."""
+    plain = fusion()
+    index = next(i for i, e in enumerate(plain.entries) if e.module.endswith(".x"))
+    one, other = (up @ down for down, up in (random_pair(70, 90, 3, seed=s) for s in (1, 2)))
+    slots = {"style": Dense(1.0, one), "content": Dense(1.0, other)}
+    (entry,) = compress(
+        replace(plain, entries=(replace(plain.entries[index], factors=slots),)), 0.01
+    ).entries
+    assert list(entry.factors) == ["style", "content"]
+    save_fusion(replace(plain, entries=(entry,)), tmp_path / NAME)
+    (read,) = load_fusion(tmp_path / NAME).entries
+    for slot, factors in entry.factors.items():
+        assert torch.equal(read.factors[slot].tensors[0], factors.tensors[0])
 
 
 @pytest.mark.parametrize(
