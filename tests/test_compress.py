@@ -188,6 +188,18 @@ def test_rows_whose_level_the_format_lacks_stay_as_they_are(
     save_fusion(small, tmp_path / "x.klora.safetensors")
 
 
+def test_a_number_too_large_for_its_class_leaves_a_delta_as_it_is() -> None:
+    spike = Dense(1.0, torch.eye(1, 4000)[0])
+    assert stored(compress(one_layer(spike, (4000,)), 0.01)) is spike
+
+
+def test_thirteen_bits_are_fewer_than_sixteen() -> None:
+    down, up = random_pair(60, 80, 2)
+    small = stored(compress(one_layer(Factors(1.0, down.half(), up.half()), (60, 80)), 2e-4))
+    assert small.quantised is not None
+    assert 12 < 8 * sum(stored_sizes([small])) / (2 * 140) < 16
+
+
 def test_reading_and_writing_again_changes_no_byte(demo: Fusion, tmp_path: Path) -> None:
     one, other = tmp_path / "a.klora.safetensors", tmp_path / "b.klora.safetensors"
     small = compress(demo, 0.01)

@@ -179,6 +179,14 @@ def test_damaged_numbers_are_refused_at_any_check(good: Artifact, tmp_path: Path
     )
 
 
+def test_the_highest_class_is_no_lie(good: Artifact, tmp_path: Path) -> None:
+    """Of rows of 70 numbers it is level 80; what fails is that the bytes are others."""
+    artifact = copy.deepcopy(good)
+    put("content", "levels", [80])(artifact.document)
+    with pytest.raises(ArtifactError, match=r"tensor \w+ is damaged: "):
+        load_fusion(artifact.write(tmp_path / NAME))
+
+
 def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
     """In whichever order the fusion has them."""
     plain = fusion()
