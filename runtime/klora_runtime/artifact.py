@@ -99,9 +99,12 @@ def as_device(name: str | torch.device) -> torch.device:
         ConfigError: there is none of that name.
     """
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {shown(name)}: {shown(error)}") from error
+    if device.type == "meta":
+        raise ConfigError("device meta: holds no numbers; name one that does, such as cpu.")
+    return device
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
