@@ -109,6 +109,18 @@ def test_each_layer_of_the_demo_stays_within_the_tolerance(demo: Fusion, toleran
     assert 0.98 * tolerance < report.error < report.worst
 
 
+def test_what_was_lost_of_all_counts_each_delta_with_its_scale() -> None:
+    pair = Factors(1.0, *random_pair(60, 80, 2))
+    small = compress(one_layer(pair, (60, 80)), 0.1)
+    one = stored(small)
+    assert one.quantised is not None
+    other = replace(one, scale=3.0, quantised=replace(one.quantised, error=0.0))
+    entry = replace(small.entries[0], factors={"content": one, "style": other})
+    report = compression_of(replace(small, entries=(entry,)))
+    assert report is not None
+    assert report.error == pytest.approx(one.quantised.error / math.sqrt(10))
+
+
 def share(content: Path, style: Path, folder: Path, tolerance: float = 0.01) -> float:
     """Bytes of the compressed artifact by bytes of its sources."""
     fusion = compress(compile_fusion(content, style, device="cpu"), tolerance)
