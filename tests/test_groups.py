@@ -161,7 +161,7 @@ def test_a_file_that_shrank_is_refused(tmp_path: Path) -> None:
             file.block(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta"])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(ConfigError, match=f"^device {device}: "):
         load_fusion(GOLDEN, device=device)

@@ -69,6 +69,12 @@ def two_levels(document: dict[str, Any]) -> None:
     document["entries"][index + 1]["factors"]["content"]["levels"] = [7, 7]
 
 
+def one_size(document: dict[str, Any]) -> None:
+    index = next(i for i, e in enumerate(document["entries"]) if e["fate"] == "switching")
+    document["entries"][index + 1]["shape"] = [70]
+    document["entries"][index + 1]["factors"]["content"]["kind"] = "lowrank"
+
+
 #: What is done to the document, and the one issue it gives.
 CASES: dict[str, tuple[Change, str]] = {
     "unknown encoding": (put("content", "encoding", "q8"), "content: unknown encoding q8; update"),
@@ -89,7 +95,9 @@ CASES: dict[str, tuple[Change, str]] = {
     "two dense levels": (two_levels, ".levels: a dense delta has one, found 2"),
     "step 0": (put("content", "step", 0.0), "content.step: not a number of 1e-28 to 1e28: 0.0"),
     "step negative": (put("content", "step", -1.0), "content.step: not a number of 1e-28 to 1e28"),
-    "step too large": (put("content", "step", 1e29), "content.step: not a number of 1e-28 to 1e2"),
+    "step too large": (put("content", "step", 1.01e28), "content.step: not a number of 1e-28 to 1"),
+    "step too small": (put("content", "step", 9.9e-29), "content.step: not a number of 1e-28 to 1"),
+    "factors of one size": (one_size, "content: factors do not make [70]"),
     "step a word": (put("content", "step", "1"), "content.step: not a number of 1e-28 to 1e28: 1"),
     "numbers without end": (
         put("content", "levels", [9] * 999), " bytes cannot hold the ",
@@ -171,12 +179,51 @@ def test_damaged_numbers_are_refused_at_any_check(good: Artifact, tmp_path: Path
     )
 
 
-def test_changed_factors_are_not_written(tmp_path: Path) -> None:
+def test_the_highest_class_is_no_lie(good: Artifact, tmp_path: Path) -> None:
+    """Of rows of 70 numbers it is level 80; what fails is that the bytes are others."""
+    artifact = copy.deepcopy(good)
+    put("content", "levels", [80])(artifact.document)
+    with pytest.raises(ArtifactError, match=r"tensor \w+ is damaged: "):
+        load_fusion(artifact.write(tmp_path / NAME))
+
+
+def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
+    """In whichever order the fusion has them."""
+    plain = fusion()
+    index = next(i for i, e in enumerate(plain.entries) if e.module.endswith(".x"))
+    one, other = (up @ down for down, up in (random_pair(70, 90, 3, seed=s) for s in (1, 2)))
+    slots = {"style": Dense(1.0, one), "content": Dense(1.0, other)}
+    (entry,) = compress(
+        replace(plain, entries=(replace(plain.entries[index], factors=slots),)), 0.01
+    ).entries
+    assert list(entry.factors) == ["style", "content"]
+    save_fusion(replace(plain, entries=(entry,)), tmp_path / NAME)
+    (read,) = load_fusion(tmp_path / NAME).entries
+    for slot, factors in entry.factors.items():
+        assert torch.equal(read.factors[slot].tensors[0], factors.tensors[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda down, up: (down, 1.01 * up),
+        lambda down, up: (64 * down, 64 * up),  # on the grids, and beyond the bytes of their class
+        lambda down, up: (down[:2], up[:, :2]),
+        lambda down, up: (down, up[:50]),
+        lambda down, up: (down.half(), up.half()),
+    ],
+    ids=["between the points", "too large", "another rank", "another shape", "another dtype"],
+)
+def test_changed_factors_are_not_written(
+    change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
     plain = fusion()
     index = next(i for i, e in enumerate(plain.entries) if e.fate == "switching")
     pair = plain.entries[index].factors["content"]
     assert isinstance(pair, Factors)
-    changed = replace(plain.entries[index], factors={"content": replace(pair, up=1.01 * pair.up)})
+    down, up = change(pair.down, pair.up)
+    changed = replace(plain.entries[index], factors={"content": replace(pair, down=down, up=up)})
     entries = (*plain.entries[:index], changed, *plain.entries[index + 1 :])
     with pytest.raises(ArtifactError) as caught:
         save_fusion(replace(plain, entries=entries), tmp_path / NAME)

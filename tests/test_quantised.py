@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+import tracemalloc
 import zlib
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from klora_compile.storing.trellis import nearest
 from klora_runtime.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
 from klora_runtime.fusion import Dense, Factors
-from klora_runtime.packed import Slot, pack_factors, stored_sizes, unpack_factors
+from klora_runtime.packed import Slot, pack_factors, packed_problems, stored_sizes, unpack_factors
 from klora_runtime.quantised import (
     MAX_LEVEL,
     Quantised,
@@ -23,6 +25,7 @@ from klora_runtime.quantised import (
     steps_of,
     values_of,
 )
+from klora_runtime.safetensors_file import TensorInfo
 
 SEEDS = st.integers(0, 2**31)
 
@@ -124,7 +127,7 @@ def slots(draw: st.DrawFn) -> Slot:
 
 @settings(max_examples=60, deadline=None)
 @given(stored=st.lists(slots(), min_size=1, max_size=4), seed=SEEDS)
-def test_bytes_are_those_of_the_spec(stored: list[Slot], seed: int) -> None:
+def test_sizeare_those_of_the_spec(stored: list[Slot], seed: int) -> None:
     factors = numbers_of(stored, seed)
     packed = pack_factors(factors)
     expected = literal(packed.numpy().tobytes(), stored)
@@ -141,7 +144,7 @@ def test_bytes_are_those_of_the_spec(stored: list[Slot], seed: int) -> None:
             assert other.up.flatten(1).T.tolist() == rows[1]
 
 
-def test_bytes_may_begin_anywhere() -> None:
+def test_sizemay_begin_anywhere() -> None:
     """As they do where a file was read in one piece."""
     stored = [slot_of((9, 40), [30, 20])]
     packed = pack_factors(numbers_of(stored, 0))
@@ -167,6 +170,14 @@ def test_sizes_add_up_to_the_bytes() -> None:
     assert found[0] > found[1] > 0.0
 
 
+def test_the_size_of_a_slot_is_that_of_its_rows() -> None:
+    """Not of those before it that are as long."""
+    many, few = slot_of((64, 64), [60, 60]), slot_of((64, 64), [20, 20])
+    found = stored_sizes(numbers_of([many, few, many], 0))
+    assert found[0] == pytest.approx(found[2])
+    assert found[0] > 1.5 * found[1]
+
+
 def test_rows_alike_share_a_code_whatever_they_are_of() -> None:
     """What is stored of a slot grows by its numbers, not by a code of its own."""
     slot = slot_of((64, 64), [24])
@@ -184,8 +195,19 @@ def test_a_row_is_coded_with_few_bits_more_than_its_entropy() -> None:
     assert 8 * len(pack([rows], [numbers])) == pytest.approx(float(found.sum()) * 1000, abs=8)
 
 
+def test_groups_take_no_time_for_codes_that_they_lack() -> None:
+    """As a hostile file could have it: thousands of lengths, and rows of all codes."""
+    groups = [Rows(length, torch.tensor([length % 60])) for length in range(1, 2001)]
+    numbers = [torch.zeros(1, rows.length, dtype=torch.int32) for rows in groups]
+    packed = pack(groups, numbers)
+    begin = time.process_time()
+    found = unpack(packed, groups)
+    assert time.process_time() - begin < 1.5
+    assert all(map(torch.equal, found, numbers))
+
+
 @pytest.mark.parametrize("change", ["cut", "more", "length", "no code", "empty"])
-def test_other_bytes_are_refused(change: str) -> None:
+def test_other_sizeare_refused(change: str) -> None:
     stored = [slot_of((64, 64), [40, 24])]
     packed = pack_factors(numbers_of(stored, 0))
     wrong = {
@@ -199,13 +221,51 @@ def test_other_bytes_are_refused(change: str) -> None:
         unpack_factors(wrong, stored)
 
 
+def test_bits_after_the_last_number_are_zero() -> None:
+    stored = [slot_of((7,), [15], dense=True)]  # class 10: 1 bit kept apart, of 7 numbers
+    packed = pack_factors(numbers_of(stored, 0))
+    packed[-1] |= 128
+    with pytest.raises(ValueError, match="the bits after its numbers are not 0"):
+        unpack_factors(packed, stored)
+
+
+@pytest.mark.parametrize("change", ["no end", "more after it"])
+def test_a_stream_is_all_of_its_bytes(change: str) -> None:
+    rows = Rows(4, torch.tensor([10]))
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    numbers = coder.compress(bytes(4)) + coder.flush(zlib.Z_FULL_FLUSH)
+    stream = numbers if change == "no end" else numbers + coder.flush() + bytes(1)
+    data = torch.tensor([*len(stream).to_bytes(4, "little"), *stream], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="a stream in it is not one of 4 numbers"):
+        unpack(data, [rows])
+
+
+def test_the_highest_class_is_that_of_the_spec() -> None:
+    assert MAX_CLASS == 68
+    assert Rows(1, torch.tensor([MAX_CLASS])).bits.item() == 15
+
+
 def test_a_stream_of_more_numbers_is_refused_before_it_is_read() -> None:
     rows = Rows(4, torch.tensor([10]))
     coder = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = coder.compress(bytes(10**8)) + coder.flush()
     data = torch.frombuffer(bytearray(len(bomb).to_bytes(4, "little") + bomb), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="a stream in it is not one of 4 numbers"):
-        unpack(data, [rows])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a stream in it is not one of 4 numbers"):
+            unpack(data, [rows])
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("size", "fits"), [(10, True), (9, False)])
+def test_a_number_takes_a_bit_or_more(size: int, fits: bool) -> None:
+    slot = {"kind": "dense", "encoding": "q", "packed": "x", "scale": 1.0, "step": 1.0}
+    entry = {"shape": [80], "factors": {"content": {**slot, "levels": [9], "error": 0.0}}}
+    found = list(packed_problems([entry], {"x": TensorInfo("U8", (size,), 0, size)}))
+    problem = ("tensor x", f"{size} bytes cannot hold the 80 numbers of its slots")
+    assert found == ([] if fits else [problem])
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -224,6 +284,8 @@ def test_values_between_the_points_of_a_grid_are_refused() -> None:
     steps = steps_of(1.0, [0])
     with pytest.raises(ValueError, match="compressed factors were changed; compress them again"):
         indices_of(torch.tensor([[0.0, 0.5, 1.5]]), steps)
+    with pytest.raises(ValueError, match="compressed factors were changed"):
+        indices_of(torch.tensor([[1.0, 0.5 * (1 + 1e-6)]]), steps)
 
 
 def test_an_odd_number_moves_the_grid_of_every_second_number_after_it() -> None:

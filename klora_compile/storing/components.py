@@ -47,7 +47,10 @@ class Components:
         return torch.minimum(found, self.energies)
 
     def kept(self, step: float) -> torch.Tensor:
-        """(kept,) int64: the components that have more to lose than that."""
+        """(kept,) int64: the components that have more to lose than that; of a dense delta always
+        the one that it has."""
+        if self.dense:
+            return torch.zeros(1, dtype=torch.int64)
         return (self.energies > self.expected_loss(step)).nonzero().flatten()
 
     def levels(self, step: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from klora_compile.storing.loss import relative_error
 from klora_runtime.bitstream import Rows
 from klora_runtime.fusion import Dense, Factors
 from klora_runtime.packed import matrices
-from klora_runtime.quantised import Quantised, steps_of, values_of
+from klora_runtime.quantised import LEAST_STEP, MOST_STEP, Quantised, steps_of, values_of
 
 #: The search ends when the error is between this part of the tolerance and all of it.
 _NEAR = 0.997
@@ -87,13 +87,15 @@ class StepSearch:
         return [(part[kept], steps) for part in components.parts]
 
     def _found(self, indices: list[torch.Tensor]) -> Factors | Dense | None:
-        """What whole numbers stand for, its error unknown; None where nothing is left, or they are
-        too large for their code."""
+        """What whole numbers stand for, its error unknown; None where nothing is left, or the
+        format has no such step, level or number."""
+        if not LEAST_STEP <= self._step <= MOST_STEP:
+            return None
         levels = self._components.levels(self._step)
         parts = []
         for numbers, (_, steps) in zip(indices, self._rows_and_steps(), strict=True):
-            limits = Rows(numbers.shape[1], levels.expand(len(numbers))).limits
-            if not len(numbers) or bool((numbers.abs().amax(1) >= limits).any()):
+            rows = Rows(numbers.shape[1], levels.expand(len(numbers)))
+            if not len(numbers) or not rows.hold(numbers):
                 return None
             parts.append(values_of(numbers, steps))
         quantised = Quantised(self._step, tuple(levels.tolist()), 0.0)

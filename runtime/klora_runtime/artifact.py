@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 from klora_runtime.fusion import Entry, Fusion, Source
-from klora_runtime.packed import pack_factors
+from klora_runtime.packed import check_shape, pack_factors
 from klora_runtime.references import fill
 from klora_runtime.safetensors_file import (
     MAX_HEADER_BYTES,
@@ -100,9 +100,12 @@ def as_device(name: str | torch.device) -> torch.device:
         ConfigError: there is none of that name.
     """
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {shown(name)}: {shown(error)}") from error
+    if device.type == "meta":
+        raise ConfigError("device meta: holds no numbers; name one that does, such as cpu.")
+    return device
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
@@ -300,12 +303,12 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             storages.add(storage)
         return name
 
-    compressed = [
-        factors
-        for entry in fusion.entries
-        for _, factors in sorted(entry.factors.items())
-        if factors.quantised is not None
-    ]
+    compressed = []
+    for entry in fusion.entries:
+        for _, factors in sorted(entry.factors.items()):
+            if factors.quantised is not None:
+                check_shape(factors, entry.shape)
+                compressed.append(factors)
     packed = (keep(pack_factors(compressed)),) if compressed else ()
 
     def entry_json(entry: Entry) -> dict[str, object]:

@@ -8,6 +8,7 @@ numbers the lowest bits are as good as random: they are stored as they are, and 
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ _MOST_BITS = 15
 MAX_CLASS = _TOP + 4 * _MOST_BITS
 
 _LENGTH_BYTES = 4
+
+#: Rows of some groups: (index of the group, (rows,) bool: which of it).
+_Where = list[tuple[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Rows:
         """(rows,) int64: the numbers of each lie in [-limit, limit)."""
         return 128 << self.bits
 
+    def hold(self, numbers: torch.Tensor) -> bool:
+        """Whether the bytes can tell numbers, (rows, length) int32, of such rows."""
+        limits = self.limits.unsqueeze(1)
+        fit = (self.classes <= MAX_CLASS).unsqueeze(1) & (-limits <= numbers) & (numbers < limits)
+        return bool(fit.all())
+
 
 def class_offset(length: int) -> int:
     """What a row's length takes from its level: 2 log2(length), rounded down."""
@@ -73,10 +83,9 @@ def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tenso
     parts = []
     for _, stream in _streams(groups, indices):
         parts += [len(stream).to_bytes(_LENGTH_BYTES, "little"), stream]
-    for width in _all(rows.bits for rows in groups):
+    for width, where in _alike(rows.bits for rows in groups):
         if width:
-            where = [rows.bits == width for rows in groups]
-            chosen = [n[m] & (2**width - 1) for n, m in zip(indices, where, strict=True)]
+            chosen = [indices[index][mask] & (2**width - 1) for index, mask in where]
             parts.append(_pack_bits(_flat(chosen), width).numpy().tobytes())
     return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
 
@@ -94,26 +103,28 @@ def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
     Raises:
         ValueError: the bytes are no such numbers.
     """
+    spare = 0
     found = [torch.empty(len(rows.levels), rows.length, dtype=torch.int32) for rows in groups]
     data, begin = memoryview(packed.numpy().data), 0
-    for code in _all(rows.codes for rows in groups):
-        where = [rows.codes == code for rows in groups]
+    for _, where in _alike(rows.codes for rows in groups):
         end = begin + _LENGTH_BYTES
         begin = end + int.from_bytes(data[begin:end], "little")
         numbers = _inflated(data[end:begin], _count(groups, where))
-        for numbers_of, mask, part in zip(found, where, _cut(numbers, groups, where), strict=True):
-            numbers_of[mask] = part.int()
-    for width in _all(rows.bits for rows in groups):
+        for (index, mask), part in zip(where, _cut(numbers, groups, where), strict=True):
+            found[index][mask] = part.int()
+    for width, where in _alike(rows.bits for rows in groups):
         if width:
-            where = [rows.bits == width for rows in groups]
             count = _count(groups, where)
             end, begin = begin, begin + -(-count * width // 8)
+            if count * width % 8 and begin <= len(packed):
+                spare |= int(packed[begin - 1]) >> count * width % 8
             numbers = _unpack_bits(packed[end:begin], width, count)
-            parts = _cut(numbers, groups, where)
-            for numbers_of, mask, part in zip(found, where, parts, strict=True):
-                numbers_of[mask] = numbers_of[mask] << width | part
+            for (index, mask), part in zip(where, _cut(numbers, groups, where), strict=True):
+                found[index][mask] = found[index][mask] << width | part
     if begin != len(packed):
         raise ValueError(f"it has {len(packed)} bytes, its numbers need {begin}")
+    if spare:
+        raise ValueError("the bits after its numbers are not 0")
     return found
 
 
@@ -124,48 +135,48 @@ def sizes(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> list[torch
         For each group (rows,) float64.
     """
     found = [rows.bits.double() for rows in groups]
-    for code, stream in _streams(groups, indices):
-        where = [rows.codes == code for rows in groups]
+    for where, stream in _streams(groups, indices):
         mean = 8 * (len(stream) + _LENGTH_BYTES) / _count(groups, where)
-        for bits, mask in zip(found, where, strict=True):
-            bits[mask] += mean
+        for index, mask in where:
+            found[index][mask] += mean
     return found
 
 
 def _streams(
     groups: Sequence[Rows], indices: Sequence[torch.Tensor]
-) -> Iterator[tuple[int, bytes]]:
-    """For each code that occurs the numbers of its rows, less their lowest bits."""
-    for code in _all(rows.codes for rows in groups):
-        where = [rows.codes == code for rows in groups]
+) -> Iterator[tuple[_Where, bytes]]:
+    """For each code that occurs its rows, and their numbers less their lowest bits."""
+    for _, where in _alike(rows.codes for rows in groups):
         chosen = [
-            (numbers[mask] >> rows.bits[mask].unsqueeze(1).int()).to(torch.int8)
-            for rows, numbers, mask in zip(groups, indices, where, strict=True)
+            (indices[index][mask] >> groups[index].bits[mask].unsqueeze(1).int()).to(torch.int8)
+            for index, mask in where
         ]
-        yield code, _deflated(_flat(chosen).numpy().tobytes())
+        yield where, _deflated(_flat(chosen).numpy().tobytes())
 
 
-def _all(values: Iterable[torch.Tensor]) -> list[int]:
-    """The distinct ones, ascending."""
-    return sorted({value for each in values for value in each.tolist()})
+def _alike(values: Iterable[torch.Tensor]) -> list[tuple[int, _Where]]:
+    """The distinct values, ascending, each with the rows that have it."""
+    found: dict[int, _Where] = defaultdict(list)
+    for index, each in enumerate(values):
+        for value in set(each.tolist()):
+            found[value].append((index, each == value))
+    return sorted(found.items())
 
 
 def _flat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-def _count(groups: Sequence[Rows], where: Sequence[torch.Tensor]) -> int:
+def _count(groups: Sequence[Rows], where: _Where) -> int:
     """Numbers of the rows that are chosen."""
-    return sum(rows.length * int(mask.sum()) for rows, mask in zip(groups, where, strict=True))
+    return sum(groups[index].length * int(mask.sum()) for index, mask in where)
 
 
-def _cut(
-    numbers: torch.Tensor, groups: Sequence[Rows], where: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The inverse of :func:`_flat`: (chosen rows, length) for each group."""
-    counts = [rows.length * int(mask.sum()) for rows, mask in zip(groups, where, strict=True)]
-    parts = torch.split(numbers, counts)
-    return [part.reshape(-1, rows.length) for rows, part in zip(groups, parts, strict=True)]
+def _cut(numbers: torch.Tensor, groups: Sequence[Rows], where: _Where) -> list[torch.Tensor]:
+    """The inverse of :func:`_flat`: (chosen rows, length) for each group that has some."""
+    counts = [groups[index].length * int(mask.sum()) for index, mask in where]
+    parts = zip(where, torch.split(numbers, counts), strict=True)
+    return [part.reshape(-1, groups[index].length) for (index, _), part in parts]
 
 
 def _deflated(raw: bytes) -> bytes:

@@ -12,7 +12,7 @@ import torch
 
 from klora_runtime.bitstream import Rows, pack, sizes, unpack
 from klora_runtime.fusion import Dense, Factors
-from klora_runtime.quantised import Quantised, indices_of, steps_of, values_of
+from klora_runtime.quantised import CHANGED, Quantised, indices_of, steps_of, values_of
 from klora_runtime.safetensors_file import TensorInfo
 from klora_runtime.stored_factors import matrices_of, quantised_of
 
@@ -61,6 +61,22 @@ def packed_problems(
         numbers = sum(rows * length for slot in slots.values() for rows, length in slot.matrices)
         if numbers > 8 * size:
             yield f"tensor {name}", f"{size} bytes cannot hold the {numbers} numbers of its slots"
+
+
+def check_shape(factors: Factors | Dense, shape: tuple[int, ...]) -> None:
+    """Refuse compressed factors that are not as many numbers as their levels say.
+
+    Args:
+        shape: of the parameter.
+
+    Raises:
+        ValueError: they are of another rank or shape.
+    """
+    assert factors.quantised is not None
+    dense = isinstance(factors, Dense)
+    expected = matrices_of(shape, len(factors.quantised.levels), dense=dense)
+    if tuple(tuple(matrix.shape) for matrix in matrices(factors)) != expected:
+        raise ValueError(CHANGED)
 
 
 def pack_factors(stored: Sequence[Factors | Dense]) -> torch.Tensor:
@@ -146,9 +162,11 @@ def _grouped(stored: Sequence[Factors | Dense]) -> tuple[list[Rows], list[torch.
         own = torch.tensor(factors.quantised.levels)
         for matrix in matrices(factors):
             spread = own.expand(len(matrix)) if isinstance(factors, Dense) else own
-            steps = steps_of(factors.quantised.step, spread.tolist())
+            numbers = indices_of(matrix, steps_of(factors.quantised.step, spread.tolist()))
+            if not Rows(matrix.shape[1], spread).hold(numbers):
+                raise ValueError(CHANGED)
             levels.add(matrix.shape[1], spread)
-            indices.add(matrix.shape[1], indices_of(matrix, steps))
+            indices.add(matrix.shape[1], numbers)
     return levels.rows(), indices.joined()
 
 

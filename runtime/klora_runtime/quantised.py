@@ -18,6 +18,13 @@ import torch
 #: The highest level.
 MAX_LEVEL = 255
 
+#: The least and the largest step at level 0, so that every number at every level is a normal
+#: float32.
+LEAST_STEP, MOST_STEP = 1e-28, 1e28
+
+#: What is wrong with factors that are not what their numbers stand for.
+CHANGED = "compressed factors were changed; compress them again"
+
 #: 2^(-i / 8): levels are eighths of an octave of steps. As literals, for every machine to have the
 #: same.
 _EIGHTHS = torch.tensor(
@@ -34,7 +41,7 @@ class Quantised:
     """How the numbers of one slot of one entry are stored."""
 
     step: float
-    """The distance of two points of a grid at level 0, above 0."""
+    """The distance of two points of a grid at level 0, 1e-28 to 1e28."""
     levels: tuple[int, ...]
     """Of each rank, 0 to 255, none above the one before; of a dense delta a single one."""
     error: float
@@ -97,5 +104,5 @@ def indices_of(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     halves = (values.double() / (steps.double() / 2)).round_()
     indices = ((halves.abs() + 1) / 2).floor_().mul_(halves.sign()).to(torch.int32)
     if not torch.equal(values_of(indices, steps), values):
-        raise ValueError("compressed factors were changed; compress them again")
+        raise ValueError(CHANGED)
     return indices

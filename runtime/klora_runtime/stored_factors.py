@@ -14,7 +14,7 @@ import torch
 from klora_runtime.bitstream import MAX_CLASS, class_offset
 from klora_runtime.errors import shown
 from klora_runtime.fusion import Dense, Factors, Reference
-from klora_runtime.quantised import MAX_LEVEL, Quantised
+from klora_runtime.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
 from klora_runtime.safetensors_file import TensorInfo
 
 
@@ -35,8 +35,6 @@ _FORMS: Mapping[tuple[str, str], _Form] = {
     ("dense", "q"): _PACKED,
     ("reference", "plain"): _Form((), (), ("down", "rows", "source", "up")),
 }
-#: Steps, for every number at every level to be a normal float32.
-_LEAST_STEP, _MOST_STEP = 1e-28, 1e28
 _KINDS = {kind for kind, _ in _FORMS}
 
 
@@ -169,7 +167,7 @@ def _packed_problems(
     levels, error, dense = value["levels"], value["error"], value["kind"] == "dense"
     if not is_number(error) or not 0.0 <= error <= 1.0:
         yield ".error", f"not a share of 0 to 1: {shown(error)}"
-    if not is_number(value["step"]) or not _LEAST_STEP <= value["step"] <= _MOST_STEP:
+    if not is_number(value["step"]) or not LEAST_STEP <= value["step"] <= MOST_STEP:
         yield ".step", f"not a number of 1e-28 to 1e28: {shown(value['step'])}"
     if found is not None and len(found) != 1:
         yield ".packed", f"shape {list(found)}, expected one size"
