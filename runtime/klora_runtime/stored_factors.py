@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,12 +18,15 @@ from klora_runtime.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
 from klora_runtime.safetensors_file import TensorInfo
 
 
-class _Form(NamedTuple):
-    tensors: tuple[str, ...]
-    """The keys that name its tensors."""
-    dtypes: tuple[str, ...]
-    others: tuple[str, ...] = ()
-    """Its keys besides these, the kind, the encoding and the scale."""
+class _Form:
+    def __init__(
+        self, tensors: tuple[str, ...], dtypes: tuple[str, ...], others: tuple[str, ...] = ()
+    ) -> None:
+        self.tensors = tensors
+        """The keys that name its tensors."""
+        self.dtypes = dtypes
+        self.keys = frozenset(("kind", "encoding", "scale", *tensors, *others))
+        """All of them."""
 
 
 _REAL = ("F32", "F16", "BF16")
@@ -69,13 +72,12 @@ def factors_problems(
     if form is None:
         yield "", f"unknown encoding {shown(encoding)}; update klora"
         return
-    expected = {"kind", "encoding", "scale", *form.tensors, *form.others}
-    missing, unknown = sorted(expected - set(value)), sorted(set(value) - expected)
-    if missing:
-        yield "", f"lacks {', '.join(missing)}"
-    if unknown:
-        yield "", f"has unknown keys {', '.join(map(shown, unknown))}; update klora"
-    if missing or unknown:
+    if value.keys() != form.keys:
+        missing, unknown = sorted(form.keys - value.keys()), sorted(value.keys() - form.keys)
+        if missing:
+            yield "", f"lacks {', '.join(missing)}"
+        if unknown:
+            yield "", f"has unknown keys {', '.join(map(shown, unknown))}; update klora"
         return
     if not is_number(value["scale"]):
         yield ".scale", f"not a number: {shown(value['scale'])}"
