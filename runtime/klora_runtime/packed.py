@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from klora_runtime.bitstream import Rows, pack, sizes, unpack
+from klora_runtime.errors import ArtifactError
 from klora_runtime.fusion import Dense, Factors
 from klora_runtime.quantised import CHANGED, Quantised, indices_of, steps_of, values_of
 from klora_runtime.safetensors_file import TensorInfo
@@ -77,6 +78,31 @@ def check_shape(factors: Factors | Dense, shape: tuple[int, ...]) -> None:
     expected = matrices_of(shape, len(factors.quantised.levels), dense=dense)
     if tuple(tuple(matrix.shape) for matrix in matrices(factors)) != expected:
         raise ValueError(CHANGED)
+
+
+def unpacked_slots(
+    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
+) -> dict[int, dict[str, Factors | Dense]]:
+    """What checked entries hold compressed.
+
+    Args:
+        tensors: the file's, by name.
+
+    Returns:
+        Index of an entry -> slot -> its factors.
+
+    Raises:
+        ArtifactError: a tensor is damaged, which only its bytes tell.
+    """
+    found: dict[int, dict[str, Factors | Dense]] = defaultdict(dict)
+    for name, slots in slots_by_tensor(entries).items():
+        try:
+            factors = unpack_factors(tensors[name], list(slots.values()))
+        except ValueError as error:
+            raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
+        for (index, slot), each in zip(slots, factors, strict=True):
+            found[index][slot] = each
+    return found
 
 
 def pack_factors(stored: Sequence[Factors | Dense]) -> torch.Tensor:

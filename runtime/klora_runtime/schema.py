@@ -8,8 +8,7 @@ keys that are provenance (`sources`, `scores`, rule parameters) are carried as t
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ from klora_runtime.fusion import (
     Source,
     fingerprint,
 )
-from klora_runtime.packed import packed_problems, slots_by_tensor, unpack_factors
+from klora_runtime.packed import packed_problems, unpacked_slots
 from klora_runtime.safetensors_file import TensorInfo
 from klora_runtime.stored_factors import (
     factors_of,
@@ -71,7 +70,7 @@ class CheckedDocument:
             ArtifactError: a packed tensor is damaged, which only its bytes tell.
         """
         document = self._document
-        packed = _unpacked(document["entries"], tensors)
+        packed = unpacked_slots(document["entries"], tensors)
         return Fusion(
             sources={name: _source(value) for name, value in document["sources"].items()},
             slots={
@@ -366,21 +365,6 @@ def _source(value: Mapping[str, Any]) -> Source:
         license=value["license"],
         notes={key: note for key, note in value.items() if key not in _SOURCE_TESTS},
     )
-
-
-def _unpacked(
-    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
-) -> dict[int, dict[str, Factors | Dense]]:
-    """Index of an entry -> slot -> its compressed factors."""
-    found: dict[int, dict[str, Factors | Dense]] = defaultdict(dict)
-    for name, slots in slots_by_tensor(entries).items():
-        try:
-            factors = unpack_factors(tensors[name], list(slots.values()))
-        except ValueError as error:
-            raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
-        for (index, slot), each in zip(slots, factors, strict=True):
-            found[index][slot] = each
-    return found
 
 
 def _entry(
