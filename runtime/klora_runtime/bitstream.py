@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 #: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
@@ -201,35 +202,17 @@ def _inflated(stream: memoryview, count: int) -> torch.Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.int8)
 
 
-def _places(width: int) -> list[tuple[int, int]]:
-    """(byte, bit in it) at which each of the eight numbers of ``width`` bytes begins."""
-    return [divmod(index * width, 8) for index in range(8)]
-
-
 def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
     """(numbers,) int32 of [0, 2^width) as bytes, the lowest bit first."""
-    groups = -(-len(codes) // 8)
-    padded = codes.new_zeros(groups * 8)
-    padded[: len(codes)] = codes
-    eights = padded.reshape(groups, 8).T
-    found = codes.new_zeros(width, groups)
-    for number, (first, bit) in enumerate(_places(width)):
-        for byte in range(first, -(-(8 * first + bit + width) // 8)):
-            found[byte] |= ((eights[number] << bit) >> 8 * (byte - first)) & 255
-    return found.T.to(torch.uint8).flatten()[: -(-len(codes) * width // 8)]
+    bits = (codes.unsqueeze(1) >> torch.arange(width, dtype=torch.int32)) & 1
+    return torch.from_numpy(np.packbits(bits.to(torch.uint8).numpy(), bitorder="little"))
 
 
 def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor:
     """The inverse of :func:`_pack_bits`; bytes that lack are 0."""
-    groups = -(-numbers // 8)
-    padded = packed.new_zeros(groups * width)
-    padded[: len(packed)] = packed
-    held = packed.new_zeros(width + 2, groups, dtype=torch.int32)  # a number spans three bytes
-    held[:width] = padded.reshape(groups, width).T
-    places = torch.tensor(_places(width), dtype=torch.int32, device=packed.device)
-    first, bit = places[:, 0], places[:, 1].unsqueeze(1)
-    found = held[first]
-    for further in range(1, 2 if width < 10 else 3):
-        found |= held[first + further] << 8 * further
-    found = (found >> bit).bitwise_and_(2**width - 1)
-    return found.T.flatten()[:numbers]
+    raw = np.unpackbits(packed.numpy(), count=numbers * width, bitorder="little")
+    bits = torch.from_numpy(raw).reshape(numbers, width)
+    found = bits[:, 0].int()
+    for place in range(1, width):
+        found |= bits[:, place].int() << place
+    return found

@@ -25,6 +25,9 @@ LEAST_STEP, MOST_STEP = 1e-28, 1e28
 #: What is wrong with factors that are not what their numbers stand for.
 CHANGED = "compressed factors were changed; compress them again"
 
+#: Numbers that are computed at a time: what is made of them on the way stays in the cache.
+_IN_CACHE = 2**15
+
 #: 2^(-i / 8): levels are eighths of an octave of steps. As literals, for every machine to have the
 #: same.
 _EIGHTHS = torch.tensor(
@@ -90,9 +93,13 @@ def values_of(indices: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     Returns:
         (rows, numbers), float32: a whole number, below 2^24, of half steps, times that half step.
     """
-    second = shifted((indices & 1).to(torch.uint8))
-    halves = 2 * indices - second * indices.sign()
-    return halves.float().mul_(steps / 2)
+    found = torch.empty(indices.shape, device=indices.device)
+    size = max(1, _IN_CACHE // indices.shape[1])
+    parts = (torch.split(tensor, size) for tensor in (indices, steps / 2, found))
+    for some, half, values in zip(*parts, strict=True):
+        second = shifted((some & 1).to(torch.uint8))
+        torch.mul(2 * some - second * some.sign(), half, out=values)
+    return found
 
 
 def indices_of(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
