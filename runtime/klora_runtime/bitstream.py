@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 #: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
@@ -25,6 +24,9 @@ _MOST_BITS = 15
 MAX_CLASS = _TOP + 4 * _MOST_BITS
 
 _LENGTH_BYTES = 4
+
+#: The bits of a byte.
+_EIGHT = torch.arange(8, dtype=torch.uint8)
 
 #: Rows of some groups: (index of the group, (rows,) bool: which of it).
 _Where = list[tuple[int, torch.Tensor]]
@@ -204,14 +206,18 @@ def _inflated(stream: memoryview, count: int) -> torch.Tensor:
 
 def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
     """(numbers,) int32 of [0, 2^width) as bytes, the lowest bit first."""
-    bits = (codes.unsqueeze(1) >> torch.arange(width, dtype=torch.int32)) & 1
-    return torch.from_numpy(np.packbits(bits.to(torch.uint8).numpy(), bitorder="little"))
+    bits = ((codes.unsqueeze(1) >> torch.arange(width, dtype=torch.int32)) & 1).flatten()
+    padded = torch.zeros(-(-len(bits) // 8), 8, dtype=torch.uint8)
+    padded.view(-1)[: len(bits)] = bits
+    return (padded << _EIGHT).sum(1, dtype=torch.uint8)
 
 
 def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor:
     """The inverse of :func:`_pack_bits`; bytes that lack are 0."""
-    raw = np.unpackbits(packed.numpy(), count=numbers * width, bitorder="little")
-    bits = torch.from_numpy(raw).reshape(numbers, width)
+    padded = torch.zeros(-(-numbers * width // 8), dtype=torch.uint8)
+    padded[: len(packed)] = packed
+    bits = ((padded.unsqueeze(1) >> _EIGHT) & 1).flatten()[: numbers * width]
+    bits = bits.reshape(numbers, width)
     found = bits[:, 0].int()
     for place in range(1, width):
         found |= bits[:, place].int() << place
