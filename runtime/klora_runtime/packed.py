@@ -130,10 +130,9 @@ def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Factors 
     levels, steps = _Groups(), _Groups()
     for slot in slots:
         for rows, length in slot.matrices:
-            own = slot.quantised.levels
-            spread = torch.tensor(own).expand(rows) if slot.dense else torch.tensor(own)
-            levels.add(length, spread)
-            steps.add(length, steps_of(slot.quantised.step, spread.tolist()))
+            own, step = _of_rows(slot.quantised, rows)
+            levels.add(length, own)
+            steps.add(length, step)
     groups = levels.rows()
     numbers = unpack(packed.cpu(), groups)
     values = {
@@ -185,15 +184,21 @@ def _grouped(stored: Sequence[Factors | Dense]) -> tuple[list[Rows], list[torch.
     levels, indices = _Groups(), _Groups()
     for factors in stored:
         assert factors.quantised is not None
-        own = torch.tensor(factors.quantised.levels)
         for matrix in matrices(factors):
-            spread = own.expand(len(matrix)) if isinstance(factors, Dense) else own
-            numbers = indices_of(matrix, steps_of(factors.quantised.step, spread.tolist()))
-            if not Rows(matrix.shape[1], spread).hold(numbers):
+            own, steps = _of_rows(factors.quantised, len(matrix))
+            numbers = indices_of(matrix, steps)
+            if not Rows(matrix.shape[1], own).hold(numbers):
                 raise ValueError(CHANGED)
-            levels.add(matrix.shape[1], spread)
+            levels.add(matrix.shape[1], own)
             indices.add(matrix.shape[1], numbers)
     return levels.rows(), indices.joined()
+
+
+def _of_rows(quantised: Quantised, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The level of each row of a matrix, (rows,), and its step, (rows, 1)."""
+    levels = torch.tensor(quantised.levels)
+    steps = steps_of(quantised.step, quantised.levels)
+    return levels.expand(rows), steps.expand(rows, 1)
 
 
 def matrices(factors: Factors | Dense) -> list[torch.Tensor]:
