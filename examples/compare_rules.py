@@ -16,7 +16,7 @@ from klora_compile import Config, compile_fusion
 from klora_compile.report.palette import colours
 from klora_compile.report.plot import draw_heat
 from klora_compile.report.schedule_map import blocks
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 WEIGHTS = Path(__file__).parent / "drawings" / "weights"
 SHOWN: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -36,7 +36,7 @@ from klora_compile.measuring.tiles import TILE_ELEMENTS
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime import save_fusion
-from klora_runtime.precision import full_float32
+from klora_runtime.layers.precision import full_float32
 
 _ADAPTED = re.compile(r".*\.attentions\..*|(single_)?transformer_blocks\..*")
 _CPU = torch.device("cpu")

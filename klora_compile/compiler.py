@@ -28,8 +28,8 @@ from klora_compile.rules.slots import role_of, slot_names
 from klora_compile.sources import Lora, open_sources
 from klora_runtime import __version__
 from klora_runtime.families import family_of
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Slot, Source
-from klora_runtime.fusion import Rule as StatedRule
+from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion, Slot, Source
+from klora_runtime.artifact.fusion import Rule as StatedRule
 
 #: Slot -> layer name -> layer.
 LayersOfSlots = Mapping[str, Mapping[str, Layer]]

@@ -16,8 +16,8 @@ from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import in_order
 from klora_runtime import __version__
 from klora_runtime.errors import ConfigError, KloraError, shown
-from klora_runtime.fusion import Entry, Fusion
-from klora_runtime.fusion import Rule as StatedRule
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Rule as StatedRule
 
 
 def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fusion:

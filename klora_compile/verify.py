@@ -18,7 +18,7 @@ from klora_compile.rules.slots import slot_names
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
 from klora_runtime.errors import ConfigError, KloraError, shown
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion
+from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion
 
 #: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
 #: by less than this much.

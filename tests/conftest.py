@@ -16,8 +16,8 @@ from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion, save_fusion
-from klora_runtime.fusion import Fusion
-from klora_runtime.handle import FusionHandle
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.pipeline.handle import FusionHandle
 
 #: On models this small several threads are slower than one.
 torch.set_num_threads(1)

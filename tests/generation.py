@@ -25,7 +25,7 @@ from reference import KLora
 from tiny_pipeline import SD_BETAS, Family, tiny_pipeline
 
 from klora_compile import Config, compile_fusion
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 Kind = Literal["sd1", "sd2", "sdxl", "img2img", "inpaint", "sdxl-split"]
 SchedulerName = Literal["DDIM", "PNDM", "Euler", "DPM++ 2M", "Heun"]

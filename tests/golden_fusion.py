@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact import save_fusion
-from klora_runtime.fusion import Entry, Factors, Fusion, Rule, Slot, Source
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.file import save_fusion
+from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.timeline import Timeline
 
 GAMMA = 0.75
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

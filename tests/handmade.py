@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.fusion import Entry, Factors, Fusion, Rule, Slot
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Rule, Slot
+from klora_runtime.artifact.timeline import Timeline
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 CROSS_ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"

@@ -14,7 +14,7 @@ from handmade import ATTENTION, State, delta_of, fusion_for, hand_entry, hand_fu
 from tiny_pipeline import SD_BETAS
 
 from klora_runtime import apply_fusion, save_fusion
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
 CONV = "unet.down_blocks.0.resnets.0.conv1"

@@ -17,8 +17,8 @@ from torch import nn
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, KloraError
-from klora_runtime.fusion import Fusion
-from klora_runtime.handle import FusionHandle
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.pipeline.handle import FusionHandle
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"

@@ -30,7 +30,7 @@ from torch import nn
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
 
 
 def wide_flux() -> Any:

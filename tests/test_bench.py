@@ -26,8 +26,8 @@ from klora_compile.bench.traffic import branch_work, memory_bandwidth
 from klora_compile.cli import main
 from klora_compile.commands import bench as command
 from klora_compile.reading.adapter import read_adapter
-from klora_runtime.artifact import load_fusion
-from klora_runtime.modes.leaf import attach
+from klora_runtime.artifact.file import load_fusion
+from klora_runtime.layers.leaf import attach
 
 CPU = torch.device("cpu")
 TINY = MODELS["sd1-tiny"]

@@ -52,7 +52,7 @@ def test_the_runtime_imports_torch_safetensors_and_the_standard_library(path: Pa
 
 
 def test_the_runtime_needs_neither_diffusers_nor_the_compiler() -> None:
-    modules = loaded_after("import klora_runtime.handle, klora_runtime.artifact")
+    modules = loaded_after("import klora_runtime.pipeline.handle, klora_runtime.artifact.file")
     assert "torch" in modules
     assert not modules & {"diffusers", "transformers", "peft", "klora_compile", "click"}
 

@@ -24,11 +24,11 @@ from torch.nn.utils import parametrize
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.fusion import Factors, Fusion
-from klora_runtime.handle import FusionHandle
-from klora_runtime.modes import branch as branch_module
-from klora_runtime.modes import pristine
-from klora_runtime.modes.gates import Gates
+from klora_runtime.artifact.fusion import Factors, Fusion
+from klora_runtime.pipeline.handle import FusionHandle
+from klora_runtime.layers import branch as branch_module
+from klora_runtime.layers import pristine
+from klora_runtime.layers.gates import Gates
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
 TO_OUT = f"unet.{CROSS_ATTENTION}.to_out.0"

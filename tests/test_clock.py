@@ -23,11 +23,11 @@ from diffusers import (
 from generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
 
-from klora_runtime import clock as clock_module
-from klora_runtime.clock import Clock
+from klora_runtime.pipeline import clock as clock_module
+from klora_runtime.pipeline.clock import Clock
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.run import Run
-from klora_runtime.timesteps import differ
+from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.timesteps import differ
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 WRAPPED = {"set_timesteps", "set_begin_index", "scale_model_input", "step"}

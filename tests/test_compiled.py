@@ -18,8 +18,8 @@ from tiny_pipeline import Family, relative_difference
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError
-from klora_runtime.fusion import Fusion
-from klora_runtime.handle import FusionHandle
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.pipeline.handle import FusionHandle
 
 NEEDS_COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None, reason="inductor needs a C++ compiler here, and there is no g++"

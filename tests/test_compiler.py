@@ -12,7 +12,7 @@ from lora_files import peft_keys, random_pair, write_lora
 from klora_compile import Config, compile_fusion, read_adapter
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, LoraError, PairingError
-from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
 QUERY, KEY, VALUE = (f"{BLOCK}.attn2.to_{name}" for name in "qkv")

@@ -32,8 +32,8 @@ from klora_compile.storing.loss import relative_error
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError
-from klora_runtime.fusion import Dense, Factors, Fusion
-from klora_runtime.packed import stored_sizes
+from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.q.packed import stored_sizes
 
 WEIGHTS = ROOT / "examples" / "drawings" / "weights"
 DEMO = (WEIGHTS / "subject-frog.safetensors", WEIGHTS / "style-ink.safetensors")
@@ -239,8 +239,8 @@ from golden_fusion import golden_fusion, switching_entry
 from lora_files import random_pair
 from klora_compile.storing.compress import compress
 from klora_runtime import save_fusion
-from klora_runtime.fusion import Factors
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Factors
+from klora_runtime.artifact.timeline import Timeline
 out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 down, up = random_pair(1280, 5120, 32)

@@ -17,7 +17,7 @@ from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.measure import Statistics
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
-from klora_runtime.fusion import Entry
+from klora_runtime.artifact.fusion import Entry
 
 pytestmark = [needs_real_loras, needs_decisions]
 

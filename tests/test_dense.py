@@ -16,8 +16,8 @@ from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, IncompatibleModelError
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion, Rule, Slot, Source
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.timeline import Timeline
 
 LINEAR = f"unet.{ATTENTION}.to_q"
 WITH_BIAS = f"unet.{ATTENTION}.to_out.0"

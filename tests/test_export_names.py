@@ -26,8 +26,8 @@ from klora_compile.reading.layers import Layer
 from klora_compile.reading.layouts.rows import Layout
 from klora_runtime.errors import KloraError
 from klora_runtime.families import FAMILY_NAMES
-from klora_runtime.fusion import Dense, Entry, Factors, Fusion
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion
+from klora_runtime.artifact.timeline import Timeline
 
 FORMATS = SHARED_DATA / "formats"
 

@@ -23,8 +23,8 @@ from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficient
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
 from klora_runtime.errors import ConfigError, KloraError
-from klora_runtime.fusion import Dense, Fusion
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Dense, Fusion
+from klora_runtime.artifact.timeline import Timeline
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
 

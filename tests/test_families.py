@@ -25,7 +25,7 @@ from klora_compile import Config, compile_fusion
 from klora_compile.reading.options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.errors import IncompatibleModelError
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 MODES = ("merge", "branch")
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, FileFormatError
-from klora_runtime.fusion import Dense, Factors, Fusion
-from klora_runtime.modes import groups, merge
-from klora_runtime.modes.merge import Merge
-from klora_runtime.safetensors_file import SafetensorsFile
-from klora_runtime.shipping import shipped
+from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.layers import groups, merge
+from klora_runtime.layers.merge import Merge
+from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.layers.shipping import shipped
 
 CASE = Case(20, "DDIM", "batched", "sd1", "s*")
 

@@ -11,7 +11,7 @@ from generation import TWO_STEPS, generate
 from handmade import ATTENTION, CROSS_ATTENTION, State, delta_of, fusion_for, weight_of
 
 from klora_runtime import apply_fusion
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 LAYERS = (
     f"unet.{ATTENTION}.to_q",

@@ -13,8 +13,8 @@ from handmade import ATTENTION, State, delta_of, fusion_for, hand_entry, hand_fu
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.fusion import Fusion
-from klora_runtime.modes.merge import Merge
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.layers.merge import Merge
 
 TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
 CONV = "unet.down_blocks.0.resnets.0.conv1"

@@ -14,7 +14,7 @@ from golden_fusion import ATTENTION
 from lora_files import GOLDEN, Artifact
 
 from klora_runtime import load_fusion, schema
-from klora_runtime.artifact import json_digest
+from klora_runtime.artifact.file import json_digest
 from klora_runtime.errors import ArtifactError
 
 EVIL = "\x1b[2J\x07\r\nall is well\u202e"

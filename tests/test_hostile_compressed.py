@@ -18,9 +18,9 @@ from lora_files import Artifact, RawTensor, random_pair, read_raw
 
 from klora_compile.storing.compress import compress
 from klora_runtime import load_fusion, save_fusion
-from klora_runtime.artifact import tensor_name
+from klora_runtime.artifact.file import tensor_name
 from klora_runtime.errors import ArtifactError
-from klora_runtime.fusion import Dense, Factors, Fusion, Reference
+from klora_runtime.artifact.fusion import Dense, Factors, Fusion, Reference
 
 NAME = "x.klora.safetensors"
 Change = Callable[[dict[str, Any]], object]

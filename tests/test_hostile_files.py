@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from lora_files import GOLDEN, RawTensor, peft_keys, random_pair, read_raw, write_raw, write_tensors
 
 from klora_compile.reading.adapter import Adapter, read_adapter
-from klora_runtime import safetensors_file
-from klora_runtime.artifact import load_fusion, save_fusion
+from klora_runtime.artifact import safetensors_file
+from klora_runtime.artifact.file import load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, FileFormatError, LoraError
-from klora_runtime.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+from klora_runtime.artifact.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
 
 READERS: dict[str, tuple[Callable[[Path], Any], type[FileFormatError]]] = {
     "artifact": (load_fusion, ArtifactError),

@@ -18,7 +18,7 @@ from serve import Request, Server, requests, table, tiny
 from klora_runtime import library as library_module
 from klora_runtime import load_fusion
 from klora_runtime.errors import ArtifactError, ConfigError
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.library import FusionLibrary
 
 SIZE = load_fusion(GOLDEN).nbytes

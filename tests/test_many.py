@@ -25,8 +25,8 @@ from klora_compile.rules.slots import in_order, slot_names
 from klora_compile.verify import differences
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, PairingError
-from klora_runtime.fusion import Fusion
-from klora_runtime.timeline import progress_of_step
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.timeline import progress_of_step
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 NAMES = tuple(f"{BLOCK}.to_{name}" for name in ("q", "k", "v"))

@@ -11,8 +11,8 @@ from reference import sampling
 from tiny_pipeline import Family, relative_difference
 
 from klora_runtime import apply_fusion
-from klora_runtime.fusion import Entry, Fusion
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.timeline import Timeline
 
 
 def moved(entry: Entry, by: float) -> Entry:

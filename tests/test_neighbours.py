@@ -27,12 +27,12 @@ from handmade import State, fusion_for, weight_of
 from tiny_pipeline import parameters, tiny_lora
 
 from klora_runtime import apply_fusion
-from klora_runtime.component_watch import _Looked
+from klora_runtime.pipeline.component_watch import _Looked
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
-from klora_runtime.fusion import Fusion
-from klora_runtime.handle import FusionHandle
-from klora_runtime.modes.merge import Merge
-from klora_runtime.modes.pristine import Pristine
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.pipeline.handle import FusionHandle
+from klora_runtime.layers.merge import Merge
+from klora_runtime.layers.pristine import Pristine
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ import torch
 from handmade import ATTENTION, CROSS_ATTENTION, State, fusion_for
 
 from klora_runtime import apply_fusion
-from klora_runtime.modes import pristine
-from klora_runtime.modes.merge import Merge
-from klora_runtime.modes.pristine import Pristine
+from klora_runtime.layers import pristine
+from klora_runtime.layers.merge import Merge
+from klora_runtime.layers.pristine import Pristine
 
 LAYERS = [f"unet.{ATTENTION}.to_q", f"unet.{ATTENTION}.to_k", f"unet.{CROSS_ATTENTION}.to_q"]
 

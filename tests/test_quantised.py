@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora_compile.storing.trellis import nearest
-from klora_runtime.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
-from klora_runtime.fusion import Dense, Factors
-from klora_runtime.packed import Slot, pack_factors, packed_problems, stored_sizes, unpack_factors
-from klora_runtime.quantised import (
+from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
+from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.q.packed import Slot, pack_factors, packed_problems, stored_sizes, unpack_factors
+from klora_runtime.artifact.q.quantised import (
     MAX_LEVEL,
     Quantised,
     indices_of,
@@ -25,7 +25,7 @@ from klora_runtime.quantised import (
     steps_of,
     values_of,
 )
-from klora_runtime.safetensors_file import TensorInfo
+from klora_runtime.artifact.safetensors_file import TensorInfo
 
 SEEDS = st.integers(0, 2**31)
 

@@ -18,10 +18,10 @@ from lora_files import RawTensor, write_tensors
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.execution import execution_device, has_memory
-from klora_runtime.fusion import Fusion
-from klora_runtime.safetensors_file import SafetensorsFile
-from klora_runtime.targets import Target
+from klora_runtime.layers.execution import execution_device, has_memory
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.layers.targets import Target
 
 CPU = torch.device("cpu")
 FREEZING = {"freezing": True}

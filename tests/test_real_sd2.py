@@ -15,7 +15,7 @@ from tiny_pipeline import relative_difference, tiny_pipeline
 
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 CONTENT, STYLE = real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft")
 

@@ -20,7 +20,7 @@ from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, KloraError
-from klora_runtime.fusion import Dense, Fusion
+from klora_runtime.artifact.fusion import Dense, Fusion
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 LAYERS = tuple(f"{BLOCK}.to_{name}" for name in ("q", "k", "v", "out.0"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from klora_compile.rules.breakpoints import first_where, near_range_end, near_step
 from klora_compile.rules.klora import Klora, gamma_of_ratios, gamma_of_sums
-from klora_runtime.timeline import Timeline, progress_of_step
+from klora_runtime.artifact.timeline import Timeline, progress_of_step
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]

@@ -23,8 +23,8 @@ from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.phases import PhasesRule, points_of, points_text
 from klora_compile.rules.switch import SwitchRule
 from klora_runtime.errors import ConfigError
-from klora_runtime.fusion import Entry, Fusion
-from klora_runtime.timeline import progress_of_step
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.timeline import progress_of_step
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 QUERY, KEY, VALUE, OUT = (f"{BLOCK}.to_{name}" for name in ("q", "k", "v", "out.0"))

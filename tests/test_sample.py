@@ -18,7 +18,7 @@ from tiny_pipeline import tiny_pipeline
 from klora_compile.commands.sample import MODES
 from klora_compile.sampling.pictures import OPTIONS
 from klora_compile.sampling.sheet import Row, contact_sheet
-from klora_runtime.modes import choice
+from klora_runtime.layers import choice
 
 
 @pytest.fixture

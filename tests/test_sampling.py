@@ -16,7 +16,7 @@ from tiny_pipeline import Family, parameters, relative_difference
 
 from klora_runtime import apply_fusion
 from klora_runtime.errors import InUseError
-from klora_runtime.modes.merge import Merge
+from klora_runtime.layers.merge import Merge
 
 CASE = Case(6, "DDIM", "batched", "sd1")
 

@@ -21,9 +21,9 @@ from klora_compile.storing.thin import thin
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ArtifactError, ConfigError
-from klora_runtime.fusion import Fusion, Reference
+from klora_runtime.artifact.fusion import Fusion, Reference
 from klora_runtime.library import FusionLibrary
-from klora_runtime.references import complete
+from klora_runtime.artifact.references import complete
 
 
 def thinned(content: Path, style: Path, path: Path) -> Fusion:

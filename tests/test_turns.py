@@ -13,10 +13,10 @@ from handmade import ATTENTION, delta_of, fusion_for, hand_entry, hand_fusion
 from tiny_pipeline import relative_difference
 
 from klora_runtime import apply_fusion
-from klora_runtime.fusion import Entry
-from klora_runtime.modes import branch_factors
-from klora_runtime.modes.turns import rank_in_turns, turns_of
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Entry
+from klora_runtime.layers import branch_factors
+from klora_runtime.layers.turns import rank_in_turns, turns_of
+from klora_runtime.artifact.timeline import Timeline
 
 TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
 CONV = "unet.down_blocks.0.resnets.0.conv1"

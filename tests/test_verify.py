@@ -13,8 +13,8 @@ from klora_compile import Config, compile_fusion, read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.verify import differences
 from klora_runtime.errors import KloraError
-from klora_runtime.fusion import Entry, Fusion, Rule
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Entry, Fusion, Rule
+from klora_runtime.artifact.timeline import Timeline
 
 
 @pytest.fixture(scope="module")

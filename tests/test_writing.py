@@ -30,7 +30,7 @@ import os, resource, signal, sys, torch
 from dataclasses import replace
 from golden_fusion import golden_fusion, switching_entry
 from klora_runtime import artifact, save_fusion
-from klora_runtime.fusion import Factors
+from klora_runtime.artifact.fusion import Factors
 wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
 pair = {slot: Factors(1.0, wide, torch.ones(3, 3)) for slot in ("content", "style")}
 entry = replace(switching_entry(), shape=(3, 2**21), factors=pair)
@@ -82,9 +82,9 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("target", "replacement"),
     [
-        ("klora_runtime.artifact.save_file", half_then(FULL_DISK)),
-        ("klora_runtime.artifact.save_file", half_then(SafetensorError("No space left on device"))),
-        ("klora_runtime.artifact.os.fsync", failing(FULL_DISK)),
+        ("klora_runtime.artifact.file.save_file", half_then(FULL_DISK)),
+        ("klora_runtime.artifact.file.save_file", half_then(SafetensorError("No space left on device"))),
+        ("klora_runtime.artifact.file.os.fsync", failing(FULL_DISK)),
         ("pathlib.Path.replace", failing(FULL_DISK)),
     ],
 )

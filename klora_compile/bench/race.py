@@ -19,7 +19,7 @@ from klora_compile.bench.memory import Peak
 from klora_compile.bench.models import BenchModel
 from klora_compile.bench.timing import Interval, ratios, seconds_of, turns
 from klora_compile.bench.traffic import BranchWork, branch_work, memory_bandwidth
-from klora_runtime.artifact import load_fusion
+from klora_runtime.artifact.file import load_fusion
 
 #: Called with what is done now and the work that there is in all, after each part of it.
 OnProgress = Callable[[str, int], None]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from klora_compile.bench.timing import seconds_of
-from klora_runtime.modes.leaf import is_branched
+from klora_runtime.layers.leaf import is_branched
 
 #: Bytes that are copied to measure a memory's speed: more than any cache holds.
 _COPY_BYTES = 2**28

@@ -62,7 +62,7 @@ def card_command(
     from klora_compile.report.card import CardFacts, model_card
     from klora_compile.report.plot import plot_schedule
     from klora_compile.writing import replacing
-    from klora_runtime.artifact import load_fusion
+    from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import shown
 
     fusion = load_fusion(file, check="full")

@@ -27,7 +27,7 @@ from klora_compile.rules.slots import slot_names
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
-    from klora_runtime.fusion import Fusion
+    from klora_runtime.artifact.fusion import Fusion
 
 
 @click.command("compile", cls=RuleCommand)
@@ -109,7 +109,7 @@ def compile_command(
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
     from klora_compile.sources import open_sources
-    from klora_runtime.artifact import save_fusion
+    from klora_runtime.artifact.file import save_fusion
 
     config = Config(rule, **given(settings))
     slots = slot_names(len(contents), len(styles))

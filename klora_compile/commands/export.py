@@ -92,9 +92,9 @@ def export_command(
     from klora_compile.export.writing import export_phases, export_static
     from klora_compile.report.exported import phase_lines, static_lines
     from klora_compile.report.summary import table
-    from klora_runtime.artifact import load_fusion
+    from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import shown
-    from klora_runtime.references import complete
+    from klora_runtime.artifact.references import complete
 
     fusion = complete(load_fusion(file, check="full"), dict(sources))
     if phases is None:

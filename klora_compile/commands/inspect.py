@@ -29,7 +29,7 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
     PEFT and diffusers save it): base model, layout, trainer, trigger words, forms, ranks, where
     each alpha is from, norms, and keys that cannot be used. Exit status 1: it cannot be compiled.
     """
-    from klora_runtime.artifact import is_artifact
+    from klora_runtime.artifact.file import is_artifact
 
     if is_artifact(file):
         _inspect_artifact(file, as_json, plot)
@@ -65,7 +65,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
     from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
-    from klora_runtime.artifact import load_fusion
+    from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import shown
 
     fusion = load_fusion(file)

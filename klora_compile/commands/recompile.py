@@ -39,7 +39,7 @@ def recompile_command(
 
     from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
     from klora_compile.rescheduling import reschedule
-    from klora_runtime.artifact import load_fusion, save_fusion
+    from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import shown
 
     before = load_fusion(file)

@@ -11,7 +11,7 @@ from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
 from klora_runtime.errors import KloraError
 
-#: ``klora_runtime.modes.choice.MODES``, which is not imported for the help's sake.
+#: ``klora_runtime.layers.choice.MODES``, which is not imported for the help's sake.
 MODES = ("auto", "merge", "branch")
 
 #: Arguments of a pipeline's call and the parameters below that they come from.

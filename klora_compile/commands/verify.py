@@ -40,7 +40,7 @@ def verify_command(
     from klora_compile.reading.options import ReadOptions
     from klora_compile.rules.slots import CONTENT, in_order, role_of
     from klora_compile.verify import differences, keeps_other_sums
-    from klora_runtime.artifact import load_fusion
+    from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import KloraError, shown
 
     fusion = load_fusion(file, check="full")

@@ -11,7 +11,7 @@ from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layouts.text_encoders import CLIP_INSIDE
 from klora_compile.reading.layouts.unet import is_pointwise
-from klora_runtime.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 
 _ENDINGS = {Part.DOWN: ".lora_A.weight", Part.UP: ".lora_B.weight"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from klora_runtime.safetensors_file import canonical_json
+from klora_runtime.artifact.safetensors_file import canonical_json
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _ALIGNMENT = 8

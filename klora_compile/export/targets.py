@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klora_compile.reading.forms.parts import Part
-from klora_runtime.fusion import Entry
+from klora_runtime.artifact.fusion import Entry
 
 
 @dataclass(frozen=True)

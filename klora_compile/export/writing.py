@@ -16,7 +16,7 @@ from klora_compile.export.schedule import SCHEDULE_FILE, phase_file, schedule_js
 from klora_compile.export.settings import ExportSettings
 from klora_compile.writing import replacing
 from klora_runtime.errors import ConfigError, KloraError, shown
-from klora_runtime.fusion import Fusion
+from klora_runtime.artifact.fusion import Fusion
 
 MAX_PHASES = 100
 

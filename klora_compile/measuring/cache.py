@@ -21,7 +21,7 @@ import torch
 from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
-from klora_runtime.safetensors_file import tensor_digest
+from klora_runtime.artifact.safetensors_file import tensor_digest
 
 #: Environment variable with the folder, where it is not the system's.
 FOLDER_VARIABLE = "KLORA_CACHE"

@@ -34,7 +34,7 @@ from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.deltas import Delta
 from klora_compile.reading.layers import Layer
 from klora_runtime.errors import ConfigError, LoraError, shown
-from klora_runtime.precision import full_float32
+from klora_runtime.layers.precision import full_float32
 
 __all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured", "resolve_device"]
 

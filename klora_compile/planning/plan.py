@@ -17,7 +17,7 @@ from klora_compile.rules.numbers import LayerNumbers
 from klora_compile.rules.rule import Choice, Segment
 from klora_compile.rules.slots import role_of
 from klora_runtime.errors import PairingError
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.timeline import Timeline
 
 #: A fate of layers with something stored that never acts.
 IDLE = "idle"
@@ -30,7 +30,7 @@ class LayerPlan:
     """What happens to one layer."""
 
     fate: str
-    """In a few words; see :data:`klora_runtime.fusion.FATES` and the rules."""
+    """In a few words; see :data:`klora_runtime.artifact.fusion.FATES` and the rules."""
     timeline: Timeline
     stored: tuple[str, ...]
     """Slots whose factors the artifact holds."""

@@ -22,9 +22,9 @@ from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of, stated_family
 from klora_compile.reading.options import MAX_ERROR, ReadOptions
 from klora_compile.reading.scale import Scales
-from klora_runtime.artifact import METADATA_KEY as ARTIFACT_KEY
+from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import FileFormatError, LoraError, shown
-from klora_runtime.memory import free_host_memory
+from klora_runtime.layers.memory import free_host_memory
 
 #: Share of the free memory that dense deltas of one LoRA may take.
 _HOST_SHARE = 0.5

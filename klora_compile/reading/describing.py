@@ -27,7 +27,7 @@ from klora_compile.reading.options import ReadOptions
 from klora_compile.reading.peft_config import MAX_ALPHA
 from klora_compile.reading.placing import placements, targets_of
 from klora_compile.reading.scale import MIN_ALPHA, LayerScale, Scales
-from klora_runtime.safetensors_file import TensorInfo
+from klora_runtime.artifact.safetensors_file import TensorInfo
 
 #: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
 _DTYPES: Mapping[str, tuple[str, bool]] = {

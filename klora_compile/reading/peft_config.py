@@ -9,7 +9,7 @@ from typing import Any
 
 from klora_compile.reading.layouts.spelling import CLIP_PREFIX
 from klora_runtime.errors import LoraError, shown
-from klora_runtime.safetensors_file import parse_json
+from klora_runtime.artifact.safetensors_file import parse_json
 
 #: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
 MAX_ALPHA, MAX_RANK = 1e12, 2**20

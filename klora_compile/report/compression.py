@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klora_runtime.errors import shown
-from klora_runtime.fusion import Dense, Factors, Fusion
-from klora_runtime.packed import stored_sizes
+from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.q.packed import stored_sizes
 
 
 @dataclass(frozen=True)

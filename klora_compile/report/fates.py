@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from klora_compile.planning.plan import IDLE
-from klora_runtime.fusion import FATES
+from klora_runtime.artifact.fusion import FATES
 
 #: Fate -> what happens to the layer, for every rule.
 MEANINGS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, m
 from klora_compile.report.schedule_map import Block, blocks, slot_label
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_runtime.errors import KloraError, shown
-from klora_runtime.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
 
 _COLUMNS = 1200
 _RATIO_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0, 1000.0)

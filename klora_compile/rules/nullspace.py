@@ -29,7 +29,7 @@ from klora_compile.rules.numbers import LayerNumbers
 from klora_compile.rules.ranges import require_number
 from klora_compile.rules.rule import Choice, Rule
 from klora_compile.rules.slots import CONTENT, STYLE
-from klora_runtime.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.fusion import TEXT_ENCODERS
 
 #: Singular values up to this share of the largest are rounding.
 _RANK_TOLERANCE = 1e-6

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.fusion import Dense, Factors
-from klora_runtime.quantised import MAX_LEVEL
+from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.q.quantised import MAX_LEVEL
 
 #: What numbers of many steps lose of a step squared, on the grids of the trellis; measured.
 _LOSS = 0.79 / 12

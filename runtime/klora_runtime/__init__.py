@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from klora_runtime.artifact import load_fusion, save_fusion
+    from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import KloraError
-    from klora_runtime.handle import apply_fusion
+    from klora_runtime.pipeline.handle import apply_fusion
 
 __all__ = ["KloraError", "apply_fusion", "load_fusion", "save_fusion"]
 
@@ -25,9 +25,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "KloraError": "klora_runtime.errors",
-    "apply_fusion": "klora_runtime.handle",
-    "load_fusion": "klora_runtime.artifact",
-    "save_fusion": "klora_runtime.artifact",
+    "apply_fusion": "klora_runtime.pipeline.handle",
+    "load_fusion": "klora_runtime.artifact.file",
+    "save_fusion": "klora_runtime.artifact.file",
 }
 
 

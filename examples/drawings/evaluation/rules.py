@@ -16,8 +16,8 @@ from drawings.pipeline import DrawingPipeline
 from klora_compile import Config, compile_fusion
 from klora_compile.report.summary import gamma_of
 from klora_runtime import apply_fusion
-from klora_runtime.fusion import Entry
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.fusion import Entry
+from klora_runtime.artifact.timeline import Timeline
 
 #: Given a pipeline, a subject's and a style's LoRA file: a context in which the pipeline draws.
 Way = Callable[[DrawingPipeline, Path, Path], AbstractContextManager[object]]

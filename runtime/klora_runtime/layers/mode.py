@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
-from klora_runtime.targets import Target
+from klora_runtime.layers.targets import Target
 
 
 class Mode(Protocol):

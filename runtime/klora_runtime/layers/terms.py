@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.fusion import Dense, Factors
-from klora_runtime.shipping import shipped
-from klora_runtime.targets import Target
+from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.layers.shipping import shipped
+from klora_runtime.layers.targets import Target
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from klora_runtime.errors import IncompatibleModelError
-from klora_runtime.module_tree import modules_of
+from klora_runtime.layers.module_tree import modules_of
 
 #: What a module has of its own, where it or its ``forward`` may have been compiled.
 _TRACES = frozenset({"get_compiler_config", "_compiled_call_impl", "forward"})

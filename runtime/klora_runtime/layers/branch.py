@@ -16,20 +16,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from klora_runtime.execution import compute_dtype, execution_device, has_memory
-from klora_runtime.fusion import Dense, Factors
-from klora_runtime.modes.branch_factors import (
+from klora_runtime.layers.execution import compute_dtype, execution_device, has_memory
+from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.layers.branch_factors import (
     balanced,
     buffer_shapes,
     low_rank,
     pairs_of,
     portions,
 )
-from klora_runtime.modes.gates import Gates
-from klora_runtime.modes.leaf import attach, detach, is_branched
-from klora_runtime.modes.turns import Pair, Turns, rank_in_turns
-from klora_runtime.targets import Target, recheck, refuse
-from klora_runtime.timeline import Agenda
+from klora_runtime.layers.gates import Gates
+from klora_runtime.layers.leaf import attach, detach, is_branched
+from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
+from klora_runtime.layers.targets import Target, recheck, refuse
+from klora_runtime.artifact.timeline import Agenda
 
 #: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
 _RANK_STEP = 8

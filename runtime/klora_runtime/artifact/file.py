@@ -23,23 +23,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
-from klora_runtime.fusion import Entry, Fusion, Source
-from klora_runtime.packed import check_shape, pack_factors
-from klora_runtime.references import fill
-from klora_runtime.safetensors_file import (
+from klora_runtime.artifact.fusion import Entry, Fusion, Source
+from klora_runtime.artifact.q.packed import check_shape, pack_factors
+from klora_runtime.artifact.references import fill
+from klora_runtime.artifact.safetensors_file import (
     MAX_HEADER_BYTES,
     SafetensorsFile,
     canonical_json,
     parse_json,
     tensor_digest,
 )
-from klora_runtime.schema import (
+from klora_runtime.artifact.checks import (
     FORMAT_NAME,
     FORMAT_VERSION,
     CheckedDocument,
     check_document,
 )
-from klora_runtime.stored_factors import factors_json, reference_json
+from klora_runtime.artifact.factors import factors_json, reference_json
 
 METADATA_KEY = "klora"
 _OUTER_KEYS = frozenset({"digest", "fusion"})

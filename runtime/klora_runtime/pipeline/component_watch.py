@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from klora_runtime.refusals import REFUSALS, refusing, saving
-from klora_runtime.targets import APPLIED_MARK
-from klora_runtime.timesteps import timestep_reader
+from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
+from klora_runtime.layers.targets import APPLIED_MARK
+from klora_runtime.pipeline.timesteps import timestep_reader
 
 #: Where ``Module.compile`` keeps the compiled code of a module that was compiled in place.
 _COMPILED = "_compiled_call_impl"

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.autograd.graph import increment_version
 
-from klora_runtime.memory import free_host_memory
-from klora_runtime.targets import Target
+from klora_runtime.layers.memory import free_host_memory
+from klora_runtime.layers.targets import Target
 
 #: Share of a device's free memory that copies may take; beyond it they go to host memory.
 DEVICE_SHARE = 0.5

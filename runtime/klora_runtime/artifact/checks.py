@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from klora_runtime.errors import ArtifactError, shown
-from klora_runtime.fusion import (
+from klora_runtime.artifact.fusion import (
     SILENT_FATES,
     TEXT_ENCODERS,
     Dense,
@@ -27,15 +27,15 @@ from klora_runtime.fusion import (
     Source,
     fingerprint,
 )
-from klora_runtime.packed import packed_problems, unpacked_slots
-from klora_runtime.safetensors_file import TensorInfo
-from klora_runtime.stored_factors import (
+from klora_runtime.artifact.q.packed import packed_problems, unpacked_slots
+from klora_runtime.artifact.safetensors_file import TensorInfo
+from klora_runtime.artifact.factors import (
     factors_of,
     factors_problems,
     is_number,
     reference_of,
 )
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.timeline import Timeline
 
 FORMAT_NAME = "klora-fusion"
 FORMAT_VERSION = 1

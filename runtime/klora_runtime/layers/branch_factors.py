@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from klora_runtime.fusion import Factors
-from klora_runtime.modes.turns import Pair
-from klora_runtime.shipping import shipped
-from klora_runtime.targets import Target
+from klora_runtime.artifact.fusion import Factors
+from klora_runtime.layers.turns import Pair
+from klora_runtime.layers.shipping import shipped
+from klora_runtime.layers.targets import Target
 
 #: So many bytes of float32 are converted at a time, or one layer's if they are more.
 PORTION = 2**24

@@ -16,8 +16,8 @@ from torch import nn
 
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.families import family_name, family_of
-from klora_runtime.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
-from klora_runtime.module_tree import modules_of
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
+from klora_runtime.layers.module_tree import modules_of
 
 #: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
 APPLIED_MARK = "_klora_applied"

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from klora_runtime.modes.branch import Branch, branch_hindrances
-from klora_runtime.modes.merge import Merge, merge_hindrances, merge_rounding
-from klora_runtime.modes.mode import Mode
-from klora_runtime.modes.pristine import host_shortage
-from klora_runtime.targets import Target, refuse
+from klora_runtime.layers.branch import Branch, branch_hindrances
+from klora_runtime.layers.merge import Merge, merge_hindrances, merge_rounding
+from klora_runtime.layers.mode import Mode
+from klora_runtime.layers.pristine import host_shortage
+from klora_runtime.layers.targets import Target, refuse
 
 #: What ``apply_fusion`` takes as ``mode``.
 MODES = ("auto", "merge", "branch")

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from typing import Any
 
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.own_class import Overlay, plain_twin, take_off
-from klora_runtime.run import Run
-from klora_runtime.timeline import progress_of_step
-from klora_runtime.timesteps import (
+from klora_runtime.pipeline.subclass import Overlay, plain_twin, take_off
+from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.artifact.timeline import progress_of_step
+from klora_runtime.pipeline.timesteps import (
     Reader,
     differ,
     index_by_value,

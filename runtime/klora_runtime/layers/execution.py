@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.targets import Target
+from klora_runtime.layers.targets import Target
 
 #: Dtypes that low-rank factors can be multiplied in.
 COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

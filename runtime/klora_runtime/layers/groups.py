@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.modes.terms import LowRankTerm, Term
+from klora_runtime.layers.terms import LowRankTerm, Term
 
 #: Types of device on which layers are written in groups.
 GROUPED_ON = ("cuda",)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.timeline import Timeline
 
 #: down (rank, in) or (rank, in, height, width), and up (rank, out), of one slot or of a buffer.
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from klora_runtime.quantised import Quantised
-from klora_runtime.timeline import Timeline
+from klora_runtime.artifact.q.quantised import Quantised
+from klora_runtime.artifact.timeline import Timeline
 
 #: Components whose layers have no step: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")

@@ -1,0 +1,1 @@
+"""Encoding q: factors in few bits (`FORMAT.md`)."""
