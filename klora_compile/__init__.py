@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from klora_compile.compiler import compile_fusion
-    from klora_compile.config import Config
+    from klora_compile.settings.config import Config
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.rescheduling import reschedule
 
 __all__ = ["Config", "compile_fusion", "read_adapter", "reschedule"]
 
 _HOMES = {
-    "Config": "klora_compile.config",
+    "Config": "klora_compile.settings.config",
     "compile_fusion": "klora_compile.compiler",
     "read_adapter": "klora_compile.reading.adapter",
     "reschedule": "klora_compile.rescheduling",

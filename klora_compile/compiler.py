@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from klora_compile.config import Config
+from klora_compile.settings.config import Config
 from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import OnLayer, Statistics, measure, resolve_device
 from klora_compile.measuring.norms import frobenius_norms
@@ -20,7 +20,7 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.arriving import check, known
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_compile.reading.provenance import provenance
 from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule

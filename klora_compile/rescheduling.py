@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from klora_compile.config import Config
+from klora_compile.settings.config import Config
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
@@ -30,7 +30,7 @@ def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fu
     Args:
         fusion: compiled or loaded.
         rule: another rule; by default the fusion's own.
-        changes: settings that change; see :class:`~klora_compile.config.Config`. The others stay,
+        changes: settings that change; see :class:`~klora_compile.settings.config.Config`. The others stay,
             the rule's own only where the rule stays.
 
     Returns:

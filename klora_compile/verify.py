@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from klora_compile.compiler import compile_fusion
-from klora_compile.config import Config
+from klora_compile.settings.config import Config
 from klora_compile.measuring.measure import OnLayer
 from klora_compile.planning.pairing import check_slots
 from klora_compile.reading.adapter import Adapter

@@ -19,9 +19,9 @@ from tiny_pipeline import tiny_pipeline
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
-from klora_compile.reading.options import ReadOptions
-from klora_compile.reading.peft_config import MAX_ALPHA
-from klora_compile.reading.scale import MIN_ALPHA
+from klora_compile.settings.read_options import ReadOptions
+from klora_compile.reading.scale.peft_config import MAX_ALPHA
+from klora_compile.reading.scale.scale import MIN_ALPHA
 from klora_runtime.errors import LoraError
 
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

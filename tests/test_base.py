@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_pipeline import tiny_pipeline
 
-from klora_compile.reading.base import BaseModel
+from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.layouts import flux, unet
 from klora_compile.reading.layouts.rows import Layout
 from klora_runtime.errors import LoraError

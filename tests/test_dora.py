@@ -19,7 +19,7 @@ from klora_compile.reading.adapter import survey
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layouts import flux, unet
 from klora_compile.reading.layouts.rows import Row
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
 
 KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux.BFL, unet.SD1))

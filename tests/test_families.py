@@ -22,7 +22,7 @@ from torch import nn
 from video_families import VIDEOS
 
 from klora_compile import Config, compile_fusion
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.artifact.fusion import Fusion

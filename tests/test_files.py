@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from klora_compile.reading.files import open_lora
-from klora_compile.reading.whole_models import full_model, token_embedding
+from klora_compile.reading.files.lora_file import open_lora
+from klora_compile.reading.files.whole_models import full_model, token_embedding
 from klora_runtime.errors import LoraError
 
 TENSORS = {"a.lora_A.weight": torch.arange(6.0).reshape(2, 3), "a.lora_B.weight": torch.ones(4, 2)}

@@ -11,7 +11,7 @@ from lora_files import needs_real_loras, read_raw, real_lora
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from klora_compile.reading.keys import ParsedKey, parse_key
+from klora_compile.reading.names.keys import ParsedKey, parse_key
 from klora_compile.reading.layouts.flat_names import CLIP, UNET, Vocabulary
 
 SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}

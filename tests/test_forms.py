@@ -30,7 +30,7 @@ from klora_compile.reading.layouts import text_encoders
 from klora_compile.reading.layouts.catalogue import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layouts.rows import Layout, Row
 from klora_compile.reading.layouts.spelling import REFUSED_FORMS
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.families import FAMILY_NAMES
 
 WIDTH = 16

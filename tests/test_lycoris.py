@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from klora_compile import read_adapter
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 
 RANK, ALPHA = 4, 2.0
 IN, OUT = 96, 128

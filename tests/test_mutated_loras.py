@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter, survey
 from klora_compile.reading.layouts.spelling import PARTS, REFUSED_FORMS
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_compile.report.lora import lora_json
 from klora_runtime.errors import KloraError
 

@@ -15,7 +15,7 @@ from tiny_pipeline import tiny_pipeline
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
 
 LINEAR = ["to_q", "to_k", "to_out.0", "time_emb_proj"]

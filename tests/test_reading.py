@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from klora_compile import Config, compile_fusion, read_adapter
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.keys import ParsedKey, parse_key
+from klora_compile.reading.names.keys import ParsedKey, parse_key
 from klora_compile.reading.layouts import spelling
 from klora_compile.reading.layouts.spelling import PARTS, REFUSED_FORMS
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
 
 ATTENTION = "down_blocks.0.attentions.1.transformer_blocks.0.attn1"

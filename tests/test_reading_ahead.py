@@ -23,7 +23,7 @@ from klora_compile.reading.adapter import Adapter, open_adapter
 from klora_compile.reading.ahead import ReadAhead
 from klora_compile.reading.arriving import known
 from klora_compile.reading.deltas import Dense
-from klora_compile.reading.files import LoraFile
+from klora_compile.reading.files.lora_file import LoraFile
 from klora_compile.reading.layers import Layer
 from klora_runtime import save_fusion
 from klora_runtime.errors import LoraError, PairingError

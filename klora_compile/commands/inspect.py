@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.parameters import LORA, reading_options
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 
 
 @click.command("inspect")

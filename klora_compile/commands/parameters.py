@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from klora_compile.reading.options import ReadOptions
+from klora_compile.settings.read_options import ReadOptions
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, path_type=Path)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from klora_compile.planning.settings import Settings
+from klora_compile.settings.shared import Settings
 from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.rule import Rule

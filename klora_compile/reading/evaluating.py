@@ -39,7 +39,7 @@ def evaluate(
     Args:
         base: the base model, for pieces that need it.
         axis: of :func:`file_axis`.
-        max_error: see :class:`~klora_compile.reading.options.ReadOptions`.
+        max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
     """
     tensors = {part: _upcast(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klora_compile.reading.peft_config import MAX_ALPHA
+from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_runtime.errors import LoraError, shown
 
 #: Metadata keys with the alpha of a whole training.

@@ -1,7 +1,7 @@
 """A key of a LoRA file, taken apart by the tables of ``layouts.spelling``.
 
 A key that fits no row is never guessed at. Module paths in diffusers' names are understood here;
-those in the names of a model's authors are a :class:`~klora_compile.reading.placing.Stem`, for the
+those in the names of a model's authors are a :class:`~klora_compile.reading.names.placing.Stem`, for the
 tables of ``layouts`` to place.
 """
 
@@ -24,7 +24,7 @@ from klora_compile.reading.layouts.spelling import (
     T5_COMPONENT,
     TEXT_PREFIXES,
 )
-from klora_compile.reading.placing import Stem
+from klora_compile.reading.names.placing import Stem
 
 #: PEFT's name of an adapter between a part and ``weight``.
 _ADAPTER = re.compile(

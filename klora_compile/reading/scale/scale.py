@@ -23,8 +23,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klora_compile.reading.peft_config import AdapterConfig
-from klora_compile.reading.training import CONV_ALPHA, training_of
+from klora_compile.reading.scale.peft_config import AdapterConfig
+from klora_compile.reading.scale.training import CONV_ALPHA, training_of
 
 METADATA_KEY = "lora_adapter_metadata"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from klora_compile.planning.settings import Settings
+from klora_compile.settings.shared import Settings
 from klora_compile.rules.catalogue import rule_class
 from klora_compile.rules.rule import Rule
 from klora_runtime.errors import ConfigError
@@ -23,7 +23,7 @@ class Config:
             ``beta``, ``gamma``, ``bias``, ``top_k``), and those of all rules: ``content_weight``,
             ``style_weight``, ``weights``, ``text_encoder``, ``unpaired``, ``keep_all_slots``.
             Meaning and range: the fields of the classes in :mod:`klora_compile.rules`, and of
-            :class:`klora_compile.planning.settings.Settings`.
+            :class:`klora_compile.settings.shared.Settings`.
 
     Raises:
         ConfigError: an unknown rule or setting, or a value that is out of its range.

@@ -17,7 +17,7 @@ from types import TracebackType
 import torch
 
 from klora_compile.reading.layouts.spelling import CLIP_PREFIX
-from klora_compile.reading.placing import Stem, choose, component_of, placements
+from klora_compile.reading.names.placing import Stem, choose, component_of, placements
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 

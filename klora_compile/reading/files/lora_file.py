@@ -21,7 +21,7 @@ from typing import Protocol
 
 import torch
 
-from klora_compile.reading.whole_models import full_model
+from klora_compile.reading.files.whole_models import full_model
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
 

@@ -1,0 +1,1 @@
+"""What people pass as a LoRA or a base, opened as key -> tensor."""

@@ -1,0 +1,1 @@
+"""By which number a file means its factors to be multiplied."""
