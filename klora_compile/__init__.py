@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from klora_compile.compiler import compile_fusion
-    from klora_compile.settings.config import Config
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.rescheduling import reschedule
+    from klora_compile.settings.config import Config
 
 __all__ = ["Config", "compile_fusion", "read_adapter", "reschedule"]
 

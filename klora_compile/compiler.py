@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from klora_compile.settings.config import Config
 from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import OnLayer, Statistics, measure, resolve_device
 from klora_compile.measuring.norms import frobenius_norms
@@ -20,16 +19,17 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.arriving import check, known
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
-from klora_compile.settings.read_options import ReadOptions
 from klora_compile.reading.provenance import provenance
 from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import role_of, slot_names
+from klora_compile.settings.config import Config
+from klora_compile.settings.read_options import ReadOptions
 from klora_compile.sources import Lora, open_sources
 from klora_runtime import __version__
-from klora_runtime.families import family_of
 from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion, Slot, Source
 from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.families import family_of
 
 #: Slot -> layer name -> layer.
 LayersOfSlots = Mapping[str, Mapping[str, Layer]]

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from klora_compile.settings.config import Config
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
 from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.rules.slots import in_order
+from klora_compile.settings.config import Config
 from klora_runtime import __version__
-from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.errors import ConfigError, KloraError, shown
 
 
 def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fusion:
@@ -30,8 +30,8 @@ def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fu
     Args:
         fusion: compiled or loaded.
         rule: another rule; by default the fusion's own.
-        changes: settings that change; see :class:`~klora_compile.settings.config.Config`. The others stay,
-            the rule's own only where the rule stays.
+        changes: settings that change; see :class:`~klora_compile.settings.config.Config`. The
+            others stay, the rule's own only where the rule stays.
 
     Returns:
         What :func:`~klora_compile.compiler.compile_fusion` gives with these settings.

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from klora_compile.planning.pairing import check_loras
 from klora_compile.reading.adapter import Adapter, OnModule, open_adapter
 from klora_compile.reading.ahead import ReadAhead
-from klora_compile.settings.read_options import ReadOptions
 from klora_compile.rules.rule import Rule
+from klora_compile.settings.read_options import ReadOptions
 
 #: A LoRA as a user names it: a file, a folder, or one that was read already.
 Lora = str | os.PathLike[str] | Adapter

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from klora_compile.compiler import compile_fusion
-from klora_compile.settings.config import Config
 from klora_compile.measuring.measure import OnLayer
 from klora_compile.planning.pairing import check_slots
 from klora_compile.reading.adapter import Adapter
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.slots import slot_names
+from klora_compile.settings.config import Config
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
-from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion
+from klora_runtime.errors import ConfigError, KloraError, shown
 
 #: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
 #: by less than this much.

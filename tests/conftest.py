@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
-from generation import TWO_STEPS, LoraPair, build, generate
 from safetensors.torch import load_file, save_file
-from shipped import Shipped
+from support.applying import Apply
+from support.generation import TWO_STEPS, LoraPair, build, generate
+from support.shipped import Shipped
 from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.pipeline.handle import FusionHandle
 
 #: On models this small several threads are slower than one.
 torch.set_num_threads(1)
@@ -61,14 +61,6 @@ def pipe() -> Any:
     pipe = build(TWO_STEPS)
     generate(pipe, TWO_STEPS)  # leaves attributes on pipelines and schedulers
     return pipe
-
-
-class Apply(Protocol):
-    """``apply_fusion`` in one mode."""
-
-    def __call__(
-        self, pipe: Any, path_or_fusion: Fusion | Path, **options: Any
-    ) -> FusionHandle: ...
 
 
 @pytest.fixture(params=["merge", "branch"])

@@ -22,8 +22,8 @@ from klora_compile.commands.rule_options import (
     rule_option,
     shared_options,
 )
-from klora_compile.settings.read_options import ReadOptions
 from klora_compile.rules.slots import slot_names
+from klora_compile.settings.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
@@ -105,9 +105,9 @@ def compile_command(
     check_output(output, force, inputs=(*contents, *styles))
 
     from klora_compile.compiler import compile_fusion
-    from klora_compile.settings.config import Config
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
+    from klora_compile.settings.config import Config
     from klora_compile.sources import open_sources
     from klora_runtime.artifact.file import save_fusion
 

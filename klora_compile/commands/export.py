@@ -93,8 +93,8 @@ def export_command(
     from klora_compile.report.exported import phase_lines, static_lines
     from klora_compile.report.summary import table
     from klora_runtime.artifact.file import load_fusion
-    from klora_runtime.errors import shown
     from klora_runtime.artifact.references import complete
+    from klora_runtime.errors import shown
 
     fusion = complete(load_fusion(file, check="full"), dict(sources))
     if phases is None:

@@ -34,9 +34,9 @@ from klora_compile.reading.layouts import (
 )
 from klora_compile.reading.layouts.rows import Layout
 from klora_compile.reading.layouts.unet import is_pointwise
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families import FAMILY_NAMES
-from klora_runtime.artifact.fusion import Entry, Fusion
 
 _ENDINGS = {
     Part.DOWN: ".lora_down.weight",

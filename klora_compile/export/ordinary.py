@@ -23,9 +23,9 @@ from klora_compile.reading.deltas import Delta, Dense, LowRank
 from klora_compile.reading.forms.parts import Part
 from klora_compile.single_thread import single_thread
 from klora_runtime import __version__
-from klora_runtime.errors import KloraError, shown
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.artifact.safetensors_file import canonical_json
+from klora_runtime.errors import KloraError, shown
 
 #: The metadata key that says what an export is of.
 PROVENANCE_KEY = "klora_export"

@@ -15,8 +15,8 @@ from klora_compile.export.plain_file import write_plain_file
 from klora_compile.export.schedule import SCHEDULE_FILE, phase_file, schedule_json
 from klora_compile.export.settings import ExportSettings
 from klora_compile.writing import replacing
-from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.errors import ConfigError, KloraError, shown
 
 MAX_PHASES = 100
 

@@ -11,17 +11,17 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-from klora_compile.reading.names.account import UnusedKey, account_for
 from klora_compile.reading.arriving import known
-from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.describing import BASE_FORMS, Describer, Piece, file_axis
 from klora_compile.reading.evaluating import evaluate, lies_as_it_is
 from klora_compile.reading.family import family_of_layers
+from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of, stated_family
-from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
+from klora_compile.reading.names.account import UnusedKey, account_for
 from klora_compile.reading.scale.scale import Scales
+from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.layers.memory import free_host_memory

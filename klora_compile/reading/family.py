@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.layouts.catalogue import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layouts.rows import Layout
-from klora_runtime.families import family_of
 from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.families import family_of
 
 #: Family -> first name of its blocks -> how many there are. Only of families that share names.
 _DEPTHS: Mapping[str, Mapping[str, int]] = {

@@ -10,8 +10,8 @@ import numpy as np
 from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
 from klora_compile.report.schedule_map import Block, blocks, slot_label
 from klora_compile.report.summary import gamma_of, rule_of
-from klora_runtime.errors import KloraError, shown
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.errors import KloraError, shown
 
 _COLUMNS = 1200
 _RATIO_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0, 1000.0)

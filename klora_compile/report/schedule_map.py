@@ -10,8 +10,8 @@ from itertools import cycle
 import click
 
 from klora_compile.report.palette import Rgb, colours, mixed, parts_of
-from klora_runtime.errors import shown
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion, Slot
+from klora_runtime.errors import shown
 
 #: Share of the layers of a block that are on content, from none to all, in characters.
 _SHADES = "░▒▓█"

@@ -11,9 +11,9 @@ from klora_compile.report.fates import COMMON, QUIET
 from klora_compile.rules.breakpoints import near_range_end, near_step
 from klora_compile.rules.catalogue import known_rule
 from klora_compile.rules.rule import Rule
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import shown
 from klora_runtime.families import family_name
-from klora_runtime.artifact.fusion import Fusion
 
 
 @dataclass(frozen=True)

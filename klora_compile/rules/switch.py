@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from klora_compile.rules.numbers import LayerNumbers
 from klora_compile.rules.ranges import require_whole
 from klora_compile.rules.rule import Choice, Rule
-from klora_runtime.errors import ConfigError
 from klora_runtime.artifact.checks import MAX_SEGMENTS
+from klora_runtime.errors import ConfigError
 
 _MOST_STEPS = 100_000
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from klora_compile.measuring.measure import resolve_device
-from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.errors import ConfigError, KloraError, shown
 
 _INDEX = "model_index.json"
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}

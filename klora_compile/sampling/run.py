@@ -10,11 +10,11 @@ from klora_compile.sampling.album import check_ending, write_shots
 from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
 from klora_compile.sampling.pipeline import compile_denoiser, load_pipeline, use_scheduler
 from klora_runtime.artifact.file import load_fusion
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.references import complete
 from klora_runtime.errors import IncompatibleModelError, KloraError, shown
 from klora_runtime.families import family_name
-from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.pipeline.handle import apply_fusion
-from klora_runtime.artifact.references import complete
 
 
 @dataclass(frozen=True)

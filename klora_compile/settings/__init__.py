@@ -1,1 +1,1 @@
-"""What a user sets: the rule with its numbers, what all rules share, and how LoRA files are read."""
+"""What a user sets: a rule's numbers, what all rules share, how LoRA files are read."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from klora_compile.settings.shared import Settings
 from klora_compile.rules.catalogue import rule_class
 from klora_compile.rules.rule import Rule
+from klora_compile.settings.shared import Settings
 from klora_runtime.errors import ConfigError
 
 

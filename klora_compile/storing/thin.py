@@ -8,9 +8,9 @@ from pathlib import Path
 
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
-from klora_runtime.errors import ConfigError, FileFormatError, shown
 from klora_runtime.artifact.fusion import Entry, Fusion, Reference
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.errors import ConfigError, FileFormatError, shown
 
 
 def thin(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Fusion:

@@ -11,9 +11,9 @@ from threading import Lock
 import torch
 
 from klora_runtime.artifact.file import as_device, load_fusion
-from klora_runtime.errors import ConfigError
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import fill
+from klora_runtime.errors import ConfigError
 
 #: A file as it was when it was loaded: its path, its bytes, when it was changed.
 _Key = tuple[str, int, int]

@@ -22,8 +22,8 @@ from typing import Protocol
 import torch
 
 from klora_compile.reading.files.whole_models import full_model
-from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
+from klora_runtime.errors import FileFormatError, LoraError, shown
 
 #: The files of an adapter's folder, as PEFT and diffusers save it.
 PEFT_CONFIG, README = "adapter_config.json", "README.md"

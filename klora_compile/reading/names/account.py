@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from klora_compile.reading.files.whole_models import token_embedding
 from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of
 from klora_compile.reading.forms.parts import Part, Shape
-from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.layouts.rows import Layout
 from klora_compile.reading.layouts.spelling import T5_COMPONENTS
+from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.names.placing import (
     Choice,
     choose,
@@ -17,7 +18,6 @@ from klora_compile.reading.names.placing import (
     fits,
     in_authors_names,
 )
-from klora_compile.reading.files.whole_models import token_embedding
 from klora_runtime.errors import shown
 
 _Key = ParsedKey | UnplacedKey

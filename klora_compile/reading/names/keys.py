@@ -1,8 +1,8 @@
 """A key of a LoRA file, taken apart by the tables of ``layouts.spelling``.
 
 A key that fits no row is never guessed at. Module paths in diffusers' names are understood here;
-those in the names of a model's authors are a :class:`~klora_compile.reading.names.placing.Stem`, for the
-tables of ``layouts`` to place.
+those in the names of a model's authors are a
+:class:`~klora_compile.reading.names.placing.Stem`, for the tables of ``layouts`` to place.
 """
 
 from __future__ import annotations

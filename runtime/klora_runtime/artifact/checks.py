@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 
-from klora_runtime.errors import ArtifactError, shown
+from klora_runtime.artifact.factors import (
+    factors_of,
+    factors_problems,
+    is_number,
+    reference_of,
+)
 from klora_runtime.artifact.fusion import (
     SILENT_FATES,
     TEXT_ENCODERS,
@@ -29,13 +34,8 @@ from klora_runtime.artifact.fusion import (
 )
 from klora_runtime.artifact.q.packed import packed_problems, unpacked_slots
 from klora_runtime.artifact.safetensors_file import TensorInfo
-from klora_runtime.artifact.factors import (
-    factors_of,
-    factors_problems,
-    is_number,
-    reference_of,
-)
 from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.errors import ArtifactError, shown
 
 FORMAT_NAME = "klora-fusion"
 FORMAT_VERSION = 1

@@ -22,7 +22,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
+from klora_runtime.artifact.checks import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    CheckedDocument,
+    check_document,
+)
+from klora_runtime.artifact.factors import factors_json, reference_json
 from klora_runtime.artifact.fusion import Entry, Fusion, Source
 from klora_runtime.artifact.q.packed import check_shape, pack_factors
 from klora_runtime.artifact.references import fill
@@ -33,13 +39,7 @@ from klora_runtime.artifact.safetensors_file import (
     parse_json,
     tensor_digest,
 )
-from klora_runtime.artifact.checks import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    CheckedDocument,
-    check_document,
-)
-from klora_runtime.artifact.factors import factors_json, reference_json
+from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 
 METADATA_KEY = "klora"
 _OUTER_KEYS = frozenset({"digest", "fusion"})

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Reference
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 
 _HASH_BLOCK = 2**20
 _READ = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

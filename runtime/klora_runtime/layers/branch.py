@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from klora_runtime.layers.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.timeline import Agenda
 from klora_runtime.layers.branch_factors import (
     balanced,
     buffer_shapes,
@@ -25,11 +25,11 @@ from klora_runtime.layers.branch_factors import (
     pairs_of,
     portions,
 )
+from klora_runtime.layers.execution import compute_dtype, execution_device, has_memory
 from klora_runtime.layers.gates import Gates
 from klora_runtime.layers.leaf import attach, detach, is_branched
-from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
 from klora_runtime.layers.targets import Target, recheck, refuse
-from klora_runtime.artifact.timeline import Agenda
+from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
 
 #: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
 _RANK_STEP = 8

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from klora_runtime.artifact.fusion import Factors
-from klora_runtime.layers.turns import Pair
 from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
+from klora_runtime.layers.turns import Pair
 
 #: So many bytes of float32 are converted at a time, or one layer's if they are more.
 PORTION = 2**24

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from klora_runtime.layers.turns import turns_of
 from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.layers.turns import turns_of
 
 #: Each branch's gates begin at a multiple of this, so that compiled code finds them aligned.
 _ALIGNMENT = 16

@@ -16,15 +16,15 @@ import torch
 from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
+from klora_runtime.artifact.timeline import Agenda, Timeline
 from klora_runtime.errors import InUseError
 from klora_runtime.layers.execution import COMPUTE_DTYPES, diffusers_hook, is_group_offloaded
 from klora_runtime.layers.groups import GROUPED_ON, Group, Write, groups_of
-from klora_runtime.layers.pristine import Pristine
-from klora_runtime.layers.terms import Term, terms_of
 from klora_runtime.layers.module_tree import uses_of
 from klora_runtime.layers.precision import full_float32
+from klora_runtime.layers.pristine import Pristine
 from klora_runtime.layers.targets import Target, recheck, refuse
-from klora_runtime.artifact.timeline import Agenda, Timeline
+from klora_runtime.layers.terms import Term, terms_of
 
 
 @dataclass

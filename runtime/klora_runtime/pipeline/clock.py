@@ -23,10 +23,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.pipeline.subclass import Overlay, plain_twin, take_off
-from klora_runtime.pipeline.occupancy import Run
 from klora_runtime.artifact.timeline import progress_of_step
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.subclass import Overlay, plain_twin, take_off
 from klora_runtime.pipeline.timesteps import (
     Reader,
     differ,

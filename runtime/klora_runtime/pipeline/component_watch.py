@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.layers.targets import APPLIED_MARK
+from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.timesteps import timestep_reader
 
 #: Where ``Module.compile`` keeps the compiled code of a module that was compiled in place.

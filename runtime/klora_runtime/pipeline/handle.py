@@ -17,19 +17,19 @@ from typing import Any
 from torch import nn
 
 from klora_runtime.artifact.file import load_fusion
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.references import complete
+from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
+from klora_runtime.layers.choice import MODES, choose, rounding_share
+from klora_runtime.layers.freezing import refuse_freezing
+from klora_runtime.layers.mode import Mode
+from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.component_watch import ComponentWatch
-from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
-from klora_runtime.layers.freezing import refuse_freezing
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
-from klora_runtime.layers.choice import MODES, choose, rounding_share
-from klora_runtime.layers.mode import Mode
+from klora_runtime.pipeline.occupancy import Run
 from klora_runtime.pipeline.pipeline_watch import PipelineWatch
-from klora_runtime.artifact.references import complete
 from klora_runtime.pipeline.refusals import refuse_lora_scale
 from klora_runtime.pipeline.report import Report
-from klora_runtime.pipeline.occupancy import Run
-from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
 
 #: Weights of slots lie within plus and minus this.
 MAX_WEIGHT = 100.0

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from klora_runtime.errors import InUseError
-from klora_runtime.pipeline.subclass import Overlay, take_off
-from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
+from klora_runtime.pipeline.subclass import Overlay, take_off
 
 
 class PipelineWatch:

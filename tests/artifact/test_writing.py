@@ -1,0 +1,238 @@
+"""Putting an artifact in place: whole or not at all, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+from support.golden_fusion import golden_fusion
+from support.lora_files import GOLDEN, ROOT, run_python
+
+from klora_runtime import artifact, load_fusion, save_fusion
+from klora_runtime.errors import ArtifactError
+
+OLD = b"an older artifact, dear to its owner"
+NAME = "a.klora.safetensors"
+
+#: Source of a fusion of 3 x 2**21 floats, 24 MiB as a file.
+LARGE = """
+import os, resource, signal, sys, torch
+from dataclasses import replace
+from support.golden_fusion import golden_fusion, switching_entry
+from klora_runtime import artifact, save_fusion
+from klora_runtime.artifact.fusion import Factors
+wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
+pair = {slot: Factors(1.0, wide, torch.ones(3, 3)) for slot in ("content", "style")}
+entry = replace(switching_entry(), shape=(3, 2**21), factors=pair)
+fusion = replace(golden_fusion(), entries=(entry,))
+"""
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / NAME
+    path.write_bytes(OLD)
+    return path
+
+
+def test_an_existing_file_is_not_overwritten_unless_told(old: Path) -> None:
+    with pytest.raises(ArtifactError, match="exists already; overwrite it explicitly or rename"):
+        save_fusion(golden_fusion(), old)
+    assert old.read_bytes() == OLD
+    save_fusion(golden_fusion(), old, overwrite=True)
+    assert old.read_bytes() == GOLDEN.read_bytes()
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="exists already"):
+        save_fusion(golden_fusion(), tmp_path / NAME)
+    assert (tmp_path / NAME).is_symlink()
+
+
+def half_then(error: BaseException) -> Callable[..., None]:
+    def save_file(tensors: Any, filename: str, metadata: Any = None) -> None:
+        Path(filename).write_bytes(GOLDEN.read_bytes()[:2000])
+        raise error
+
+    return save_file
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
+
+    return call
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("target", "replacement"),
+    [
+        ("klora_runtime.artifact.file.save_file", half_then(FULL_DISK)),
+        (
+            "klora_runtime.artifact.file.save_file",
+            half_then(SafetensorError("No space left on device")),
+        ),
+        ("klora_runtime.artifact.file.os.fsync", failing(FULL_DISK)),
+        ("pathlib.Path.replace", failing(FULL_DISK)),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    target: str, replacement: Callable[..., None], old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, replacement)
+    with pytest.raises(ArtifactError, match=r"cannot be written: .*No space left on device"):
+        save_fusion(golden_fusion(), old, overwrite=True)
+    monkeypatch.undo()
+    assert old.read_bytes() == OLD
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_an_interrupt_leaves_the_old_file_and_nothing_else(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "save_file", half_then(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_fusion(golden_fusion(), old, overwrite=True)
+    assert old.read_bytes() == OLD
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_bytes_that_arrive_broken_are_not_put_in_place(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_file(tensors: Any, filename: str, metadata: Any = None) -> None:
+        Path(filename).write_bytes(GOLDEN.read_bytes()[:-1])
+
+    monkeypatch.setattr(artifact, "save_file", save_file)
+    with pytest.raises(ArtifactError, match=r"could not be read:\n.*truncated or extended"):
+        save_fusion(golden_fusion(), old, overwrite=True)
+    assert old.read_bytes() == OLD
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_real_limit_on_file_size_leaves_the_old_file(old: Path) -> None:
+    code = LARGE + (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
+        "save_fusion(fusion, sys.argv[1], overwrite=True)\n"
+    )
+    result = run_python(code, old)
+    assert "ArtifactError" in result.stderr
+    assert "File too large" in result.stderr
+    assert old.read_bytes() == OLD
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("stage", ["save_file", "os.fsync", "SafetensorsFile"])
+def test_a_kill_leaves_the_old_file_whole(stage: str, old: Path) -> None:
+    """The process dies with half of the bytes written, before they are safe, before the rename."""
+    code = LARGE + (
+        "real = artifact.save_file\n"
+        "def die(*args, **kwargs):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def die_half_way(tensors, filename, metadata=None):\n"
+        "    real(tensors, filename, metadata=metadata)\n"
+        "    os.truncate(filename, os.path.getsize(filename) // 2)\n"
+        "    die()\n"
+        f"artifact.{stage} = die_half_way if {stage == 'save_file'} else die\n"
+        "save_fusion(fusion, sys.argv[1], overwrite=True)\n"
+    )
+    result = run_python(code, old)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert old.read_bytes() == OLD
+    assert len(list(old.parent.iterdir())) == 2  # it died after the new file was begun
+
+
+def test_a_kill_at_any_moment_leaves_one_whole_file(old: Path) -> None:
+    """A real kill from outside as soon as a second file appears: the old bytes or all the new."""
+    code = LARGE + "print('ready', flush=True)\nsave_fusion(fusion, sys.argv[1], overwrite=True)\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(old)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        while child.poll() is None and len(os.listdir(old.parent)) == 1:
+            time.sleep(0.0005)
+    finally:
+        child.kill()
+        child.communicate()
+    assert old.read_bytes() == OLD or load_fusion(old, check="full").nbytes == 24 * 2**20 + 36
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_file_mode_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        save_fusion(golden_fusion(), tmp_path / NAME)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("no/such/folder/a.klora.safetensors", "No such file or directory"),
+        ("file/a.klora.safetensors", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_clear_error(
+    place: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    with pytest.raises(ArtifactError, match=rf"cannot be written: .*{message}"):
+        save_fusion(golden_fusion(), tmp_path / place, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_longest_file_name_is_written(tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * 237}.klora.safetensors"
+    assert len(path.name) == 255
+    save_fusion(golden_fusion(), path)
+    assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_what_is_no_regular_file_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / kind
+    place.mkdir() if kind == "folder" else os.mkfifo(place)
+    with pytest.raises(ArtifactError, match="is not a regular file; name another"):
+        save_fusion(golden_fusion(), place, overwrite=True)
+    assert not place.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [kind]
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(OLD)
+    link.symlink_to(target)
+    save_fusion(golden_fusion(), link, overwrite=True)
+    assert link.is_symlink()
+    assert target.read_bytes() != OLD
+    load_fusion(link, check="full")
+
+
+def test_a_link_that_leads_to_itself_is_replaced(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    save_fusion(golden_fusion(), loop, overwrite=True)
+    assert loop.read_bytes() == GOLDEN.read_bytes()

@@ -1,0 +1,142 @@
+"""Who may import whom, what importing costs, and which names are public."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from support.lora_files import ROOT, run_python
+
+COMPILE, RUNTIME = ROOT / "klora_compile", ROOT / "runtime" / "klora_runtime"
+SOURCES = sorted([*COMPILE.rglob("*.py"), *RUNTIME.rglob("*.py")])
+#: What the runtime may import besides the standard library and itself.
+RUNTIME_NEEDS = {"torch", "safetensors"}
+HEAVY = ["torch", "numpy", "safetensors", "diffusers", "transformers", "peft", "matplotlib"]
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
+    return {name.partition(".")[0] for name in names}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in ``sys.modules`` of a new process after ``code``."""
+    result = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
+    assert result.returncode == 0, result.stderr
+    return {name.partition(".")[0] for name in result.stdout.split()}
+
+
+def test_the_rooms_are_where_they_are_expected() -> None:
+    assert len(SOURCES) > 25
+    assert {"torch", "klora_runtime", "math"} <= imports(COMPILE / "measuring" / "measure.py")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RUNTIME.rglob("*.py")), ids=lambda path: str(path.relative_to(RUNTIME))
+)
+def test_the_runtime_imports_torch_safetensors_and_the_standard_library(path: Path) -> None:
+    foreign = imports(path) - sys.stdlib_module_names - {"klora_runtime"}
+    assert foreign <= RUNTIME_NEEDS, f"{path.name} imports {foreign - RUNTIME_NEEDS}"
+
+
+def test_the_runtime_needs_neither_diffusers_nor_the_compiler() -> None:
+    modules = loaded_after("import klora_runtime.pipeline.handle, klora_runtime.artifact.file")
+    assert "torch" in modules
+    assert not modules & {"diffusers", "transformers", "peft", "klora_compile", "click"}
+
+
+def test_the_compiler_needs_no_diffusers_to_compile() -> None:
+    modules = loaded_after("import klora_compile.compiler")
+    assert "klora_runtime" in modules
+    assert not modules & {"diffusers", "transformers", "peft", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import klora_compile, klora_runtime",
+        "import klora_compile.cli",
+        "from klora_compile.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "import sys\nsys.stdout.flush()",
+    ],
+    ids=["packages", "cli", "help"],
+)
+def test_importing_is_cheap(code: str) -> None:
+    assert not loaded_after(code) & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", ["klora_compile", "klora_runtime"])
+def test_each_package_has_at_most_four_public_names(name: str) -> None:
+    package = importlib.import_module(name)
+    assert 1 <= len(package.__all__) <= 4
+    assert list(package.__all__) == sorted(package.__all__)
+    for public in package.__all__:
+        value = getattr(package, public)
+        assert value.__doc__, public
+        assert value.__module__.startswith(name)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_both_packages_say_that_they_are_typed_and_both_are_in_the_wheel() -> None:
+    line = 'packages = ["klora_compile", "runtime/klora_runtime"]'
+    assert line in (ROOT / "pyproject.toml").read_text().splitlines()
+    for package in ("klora_compile", "runtime/klora_runtime"):
+        assert (ROOT / package / "py.typed").is_file()
+        assert (ROOT / package / "__init__.py").is_file()
+
+
+def test_no_package_of_the_name_runtime_is_importable() -> None:
+    """It would collide with any other wheel's."""
+    assert not (ROOT / "runtime" / "__init__.py").exists()
+
+
+#: The one file that may load a pickle, as weights only.
+PICKLE_READER = ROOT / "klora_compile" / "reading" / "files" / "lora_file.py"
+
+
+def risky_names(source: str) -> set[str]:
+    """What in ``source`` could run code that a file brings along."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+    return names & {"torch.load", "pickle", "marshal", "shelve", "dill", "eval", "exec"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unpickles_or_evaluates(path: Path) -> None:
+    allowed = {"torch.load", "pickle"} if path == PICKLE_READER else set()
+    assert risky_names(path.read_text()) == allowed
+
+
+def test_pickles_are_only_read_as_weights() -> None:
+    nodes = list(ast.walk(ast.parse(PICKLE_READER.read_text())))
+    loads = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
+    assert len(loads) == 1
+    settings = {word.arg: ast.unparse(word.value) for word in loads[0].keywords}
+    assert settings["weights_only"] == "True"
+    uses = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    assert {use for use in uses if use.startswith("pickle.")} == {"pickle.UnpicklingError"}
+
+
+def test_the_search_for_risky_names_finds_them() -> None:
+    assert risky_names("import torch\ntorch.load('a')") == {"torch.load"}
+    assert risky_names("from pickle import loads") == {"pickle"}
+    assert risky_names("import numpy, pickle") == {"pickle"}
+    assert risky_names("load = eval") == {"eval"}

@@ -1,0 +1,270 @@
+"""The handle: swapping, weights, on and off, the report; and writes that fail."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from support.applying import Apply
+from support.generation import TWO_STEPS, generate
+from support.handmade import (
+    ATTENTION,
+    State,
+    delta_of,
+    fusion_for,
+    hand_entry,
+    hand_fusion,
+    weight_of,
+)
+
+from klora_runtime import apply_fusion
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.layers.merge import Merge
+
+TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
+CONV = "unet.down_blocks.0.resnets.0.conv1"
+TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
+
+
+def test_a_removed_handle_is_of_no_use(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
+    handle.remove()
+    before = State.of(pipe)
+
+    for use in (
+        lambda: handle.swap(fusion),
+        lambda: handle.set(content=0.5),
+        lambda: setattr(handle, "enabled", False),
+        handle.report,
+    ):
+        with pytest.raises(InUseError) as error:
+            use()
+        assert str(error.value) == "this fusion was removed from its pipeline; apply it again."
+    assert State.of(pipe) == before
+
+
+def test_the_handle_is_a_context_manager(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    before = State.of(pipe)
+
+    with apply(pipe, fusion) as handle:
+        assert handle.fusion is fusion
+        assert State.of(pipe) != before
+    assert State.of(pipe) == before
+
+    with pytest.raises(ZeroDivisionError), apply(pipe, fusion):
+        generate(pipe, TWO_STEPS, callback_on_step_end=lambda *_: 1 / 0)
+    assert State.of(pipe) == before
+
+
+def test_swap_puts_another_fusion_in_its_place(
+    apply: Apply, pipe: Any, fusion: Fusion, other_fusion: Fusion
+) -> None:
+    before = State.of(pipe)
+    with apply(pipe, other_fusion):
+        expected, weights = generate(pipe, TWO_STEPS), State.of(pipe).bits
+        generate(pipe, TWO_STEPS)
+
+    handle = apply(pipe, fusion)
+    generate(pipe, TWO_STEPS)
+    handle.swap(other_fusion)
+    found = generate(pipe, TWO_STEPS)
+
+    assert handle.fusion is other_fusion
+    assert torch.equal(found, expected)
+    assert State.of(pipe).bits == weights
+    handle.remove()
+    assert State.of(pipe) == before
+
+
+def test_swap_to_a_fusion_of_fewer_components_frees_the_others(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    handle = apply(pipe, fusion)
+    handle.swap(fusion_for(pipe, [TO_Q]))
+
+    second = apply(pipe, fusion_for(pipe, [TEXT]))
+
+    second.remove()
+    handle.remove()
+
+
+def test_a_swap_that_does_not_fit_changes_nothing(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    handle = apply(pipe, fusion)
+    expected, before = generate(pipe, TWO_STEPS), State.of(pipe)
+
+    with pytest.raises(IncompatibleModelError):
+        handle.swap(hand_fusion(hand_entry(TO_Q, (5, 5)), hand_entry(TO_K, (32, 32))))
+
+    assert State.of(pipe) == before
+    assert handle.fusion is fusion
+    assert torch.equal(generate(pipe, TWO_STEPS), expected)
+
+
+def test_weights_of_nothing_are_the_bare_model(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    bare, before = generate(pipe, TWO_STEPS), State.of(pipe)
+    handle = apply(pipe, fusion)
+    full = generate(pipe, TWO_STEPS)
+
+    handle.set(content=0, style=0)
+
+    assert torch.equal(generate(pipe, TWO_STEPS), bare)
+    assert State.of(pipe).bits == before.bits
+    handle.set({"content": 1.0, "style": 1.0})
+    assert torch.equal(generate(pipe, TWO_STEPS), full)
+
+
+def test_weights_act_at_once_and_from_the_base(pipe: Any) -> None:
+    fusion = fusion_for(pipe, [TO_Q], switch=None)
+    base, delta = weight_of(pipe, TO_Q).clone(), delta_of(fusion.entries[0], "content")
+    handle = apply_fusion(pipe, fusion, weights={"content": 3.0})
+    torch.testing.assert_close(weight_of(pipe, TO_Q).double(), base + 3 * delta)
+
+    for weight in (0.5, -1, 0.25):
+        handle.set(content=weight)
+        torch.testing.assert_close(weight_of(pipe, TO_Q).double(), base + weight * delta)
+        assert handle.report().weights == {"content": weight, "style": 1.0}
+
+
+def test_off_and_on(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    bare, before = generate(pipe, TWO_STEPS), State.of(pipe)
+    handle = apply(pipe, fusion)
+    full = generate(pipe, TWO_STEPS)
+
+    handle.enabled = False
+    assert State.of(pipe).bits == before.bits
+    assert torch.equal(generate(pipe, TWO_STEPS), bare)
+    handle.set(content=0.5)
+    handle.swap(fusion)
+    assert State.of(pipe).bits == before.bits
+    assert handle.report().enabled is False
+
+    handle.set(content=1)
+    handle.enabled = True
+    assert handle.enabled
+    assert torch.equal(generate(pipe, TWO_STEPS), full)
+
+
+def test_a_write_that_fails_leaves_the_base(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = State.of(pipe)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 7)
+        with pytest.raises(MemoryError):
+            apply_fusion(pipe, fusion)
+    assert State.of(pipe) == before
+
+    handle = apply_fusion(pipe, fusion)
+    full = generate(pipe, TWO_STEPS)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 7)
+        with pytest.raises(MemoryError):
+            handle.set(content=0.5)
+    assert State.of(pipe).bits == before.bits
+    assert not handle.enabled  # neither the denoiser nor the text encoder
+    handle.enabled = True
+    assert torch.equal(generate(pipe, TWO_STEPS), full)
+
+
+def test_weights_that_could_not_be_set_stay_as_they_were(
+    pipe: Any, fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = apply_fusion(pipe, fusion, weights={"style": 0.5})
+    generate(pipe, TWO_STEPS)
+    before, report = State.of(pipe), handle.report()
+    with monkeypatch.context() as patch:
+        fail_after(patch, 7, times=1)
+        with pytest.raises(MemoryError):
+            handle.set(content=0.5)
+
+    assert State.of(pipe) == before
+    assert handle.report() == report
+
+
+def test_an_allocation_that_fails_changes_nothing(
+    pipe: Any, fusion: Fusion, other_fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Merge, numel: int, device: torch.device) -> torch.Tensor:
+        raise MemoryError
+
+    pipe.to(torch.bfloat16)
+    original = State.of(pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(Merge, "_scratch_for", fail)
+        with pytest.raises(MemoryError):
+            apply_fusion(pipe, fusion)
+    assert State.of(pipe) == original
+
+    handle = apply_fusion(pipe, fusion)
+    before, report = State.of(pipe), handle.report()
+    with monkeypatch.context() as patch:
+        patch.setattr(Merge, "_scratch_for", fail)
+        with pytest.raises(MemoryError):
+            handle.swap(other_fusion)
+    assert State.of(pipe) == before
+    assert handle.report() == report
+
+
+def test_a_swap_whose_write_fails_keeps_the_fusion_that_was_there(
+    pipe: Any, fusion: Fusion, other_fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = State.of(pipe)
+    handle = apply_fusion(pipe, fusion)
+    before = State.of(pipe)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 7, times=1)
+        with pytest.raises(MemoryError):
+            handle.swap(other_fusion)
+
+    assert State.of(pipe).bits == before.bits
+    assert handle.fusion is fusion
+    handle.remove()
+    assert State.of(pipe) == original
+
+
+def fail_after(patch: pytest.MonkeyPatch, writes: int, times: int = 1000) -> None:
+    """Let writing a layer fail after some layers, so many times."""
+    original, count, failures = Merge._write_alone, iter(range(writes)), iter(range(times))
+
+    def write(self: Merge, *args: Any) -> None:
+        if next(count, None) is None and next(failures, None) is not None:
+            raise MemoryError
+        original(self, *args)
+
+    patch.setattr(Merge, "_write_alone", write)
+
+
+# The report.
+
+
+def test_the_report_says_what_is_there(pipe: Any, fusion: Fusion) -> None:
+    handle = apply_fusion(pipe, fusion)
+    report = handle.report()
+
+    assert (report.mode, report.why) == ("merge", "every weight is a plain float32 tensor")
+    assert report.progress is None
+    assert report.components == ("text_encoder", "unet")
+    assert sum(report.layers.values()) == sum(entry.acts for entry in fusion.entries)
+    assert report.layers["switching"] == report.switches > 20
+    kept = sum(weight_of(pipe, e.layer).nbytes for e in fusion.entries if e.acts)
+    assert report.nbytes["base weights on cpu"] == kept
+    assert report.nbytes["factors on cpu"] == fusion.nbytes
+    generate(pipe, TWO_STEPS)
+    assert handle.report().progress == 0.75
+
+
+def test_the_report_as_text(pipe: Any) -> None:
+    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, TO_V, CONV]))
+
+    lines = str(handle.report()).splitlines()
+    handle.enabled = False
+
+    assert lines[0] == "mode merge: every weight is a plain float32 tensor"
+    assert lines[1] == "layers: 3 switching in unet; 3 switches a run"
+    small = r"\d\.\de-08"
+    assert re.fullmatch(rf"rounding: {small} of the delta, at most {small} \(unet\..*\)", lines[2])
+    assert lines[3] == "memory: 0.05 MB base weights on cpu, 0.01 MB factors on cpu"
+    assert str(handle.report()).startswith("mode merge (disabled): ")

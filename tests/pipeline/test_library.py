@@ -1,0 +1,166 @@
+"""Fusions that stay loaded, and the example that serves with them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import serve
+import torch
+from click.testing import CliRunner
+from serve import Request, Server, requests, table, tiny
+from support.handmade import State
+from support.lora_files import GOLDEN
+
+from klora_runtime import library as library_module
+from klora_runtime import load_fusion
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.errors import ArtifactError, ConfigError
+from klora_runtime.library import FusionLibrary
+
+SIZE = load_fusion(GOLDEN).nbytes
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were loaded, in order."""
+    names: list[str] = []
+
+    def spy(path: Any, **options: Any) -> Fusion:
+        names.append(Path(path).name)
+        return load_fusion(path, **options)
+
+    monkeypatch.setattr(library_module, "load_fusion", spy)
+    return names
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in "abcd"]
+    for path in paths:
+        path.write_bytes(GOLDEN.read_bytes())
+    return paths
+
+
+def test_what_was_used_last_is_kept(files: list[Path], loads: list[str]) -> None:
+    library = FusionLibrary(2 * SIZE)
+    a, b, c, _ = files
+    for path in (a, b, a, c, a, b):
+        library.get(path)
+        assert library.nbytes <= library.budget
+    assert loads == ["a", "b", "c", "b"]
+    assert (a in library, b in library, c in library, len(library)) == (True, True, False, 2)
+    assert library.get(a) is library.get(a)
+    library.clear()
+    assert (len(library), library.nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize("budget", [0, SIZE - 1])
+def test_what_is_larger_than_the_budget_is_not_kept(
+    budget: int, files: list[Path], loads: list[str]
+) -> None:
+    library = FusionLibrary(budget)
+    for _ in range(2):
+        assert library.get(files[0]).nbytes == SIZE
+    assert loads == ["a", "a"]
+    assert len(library) == 0
+
+
+def test_a_changed_file_is_loaded_again(files: list[Path], loads: list[str]) -> None:
+    library = FusionLibrary(9 * SIZE)
+    before = library.get(files[0])
+    os.utime(files[0], ns=(1, 1))
+    assert files[0] not in library
+    assert library.get(files[0]) is not before
+    assert loads == ["a", "a"]
+    assert len(library) == 1
+    link = files[0].with_name("link")
+    link.symlink_to(files[0])
+    library.get(link)
+    assert loads == ["a", "a"]
+
+
+def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
+    library = FusionLibrary(SIZE)
+    with pytest.raises(ArtifactError, match="No such file"):
+        library.get(tmp_path / "none")
+    (tmp_path / "bad").write_bytes(b"<html>")
+    with pytest.raises(ArtifactError, match="is a web page"):
+        library.get(tmp_path / "bad")
+    assert len(library) == 0
+
+
+@pytest.mark.parametrize("budget", [-1, 1.5, "1 GB", True])
+def test_a_budget_is_a_number_of_bytes(budget: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a whole number of bytes"):
+        FusionLibrary(budget)
+
+
+def test_threads_may_share_it(files: list[Path]) -> None:
+    library = FusionLibrary(2 * SIZE)
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for step in range(40):
+                assert library.get(files[(seed + step) % 4]).nbytes == SIZE
+                assert library.nbytes <= library.budget
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+# --- the example ------------------------------------------------------------------------------
+
+
+def test_a_served_image_is_that_of_its_fusion_alone(tmp_path: Path) -> None:
+    pipe, artifacts = tiny(tmp_path, count=3)
+    pipe.set_progress_bar_config(disable=True)
+    pipe("a fox", num_inference_steps=1)  # leaves attributes on the pipeline
+    before = State.of(pipe)
+    server = Server(pipe, budget=2**20, steps=2)
+
+    def image(server: Server, artifact: Path) -> Any:
+        torch.manual_seed(0)
+        return server.answer(Request(artifact, "a fox"))[0]
+
+    served = [image(server, artifacts[i]) for i in (0, 1, 0, 2, 2)]
+    server.close()
+    assert State.of(pipe) == before
+    for index, found in zip((0, 1, 0, 2, 2), served, strict=True):
+        alone = Server(pipe, budget=0, steps=2)
+        assert image(alone, artifacts[index]) == found
+        alone.close()
+    assert served[0] != served[1] != served[3]
+
+
+def test_the_queue_asks_for_some_more_often(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    queue = requests(paths, 600)
+    assert queue == requests(paths, 600)
+    counts = [sum(each.artifact == path for each in queue) for path in paths]
+    assert counts[0] > counts[1] > counts[2] > 0
+
+
+def test_the_table_shows_percentiles() -> None:
+    latencies = [serve.Latency(0.0, 0.001, i / 1000) for i in range(1, 101)]
+    lines = table(latencies).splitlines()
+    assert lines[0].split() == ["milliseconds", "p50", "p90", "p99"]
+    assert lines[2].split() == ["swap", "1.00", "1.00", "1.00"]
+    assert lines[3].split() == ["image", "50.50", "90.10", "99.01"]
+    assert lines[4].split() == ["whole", "request", "51.50", "91.10", "100.01"]
+
+
+def test_the_example_runs() -> None:
+    result = CliRunner().invoke(serve.main, ["--requests", "6", "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    assert "6 requests for 4 fusions" in result.output

@@ -1,0 +1,80 @@
+"""Latents equal the literal reference's, over a table that covers every pair of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+from reference import sampling
+from support.generation import LEAST_EFFECT, TOLERANCE, Case, LoraPair, build, generate, progress
+from tiny_pipeline import Family, relative_difference
+
+from klora_runtime import apply_fusion
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "steps": (1, 4, 20, 50),
+    "scheduler": ("DDIM", "PNDM", "Euler", "DPM++ 2M", "Heun"),
+    "guidance": ("off", "batched"),
+    "kind": ("sd1", "sd2", "sdxl", "img2img", "inpaint", "sdxl-split"),
+    "pattern": ("s", "s*"),
+    "semantics": ("paper", "authors"),
+}
+
+#: One step cannot be split over two pipelines.
+IMPOSSIBLE = {(("steps", 1), ("kind", "sdxl-split"))}
+
+Pair = tuple[tuple[str, Any], tuple[str, Any]]
+
+
+def pairs_of(row: tuple[Any, ...]) -> set[Pair]:
+    return set(combinations(zip(SETTINGS, row, strict=True), 2))
+
+
+def all_pairs() -> set[Pair]:
+    pairs = {
+        ((one, x), (other, y))
+        for one, other in combinations(SETTINGS, 2)
+        for x in SETTINGS[one]
+        for y in SETTINGS[other]
+    }
+    return pairs - IMPOSSIBLE
+
+
+def covering_rows() -> Iterator[Case]:
+    """Greedily: always the row that covers the most pairs not covered yet."""
+    rows = [row for row in product(*SETTINGS.values()) if not pairs_of(row) & IMPOSSIBLE]
+    missing = all_pairs()
+    while missing:
+        best = max(rows, key=lambda row: len(pairs_of(row) & missing))
+        missing -= pairs_of(best)
+        yield Case(*best)
+
+
+CASES = list(covering_rows())
+
+
+def test_the_cases_cover_every_pair_of_settings() -> None:
+    covered = set().union(*(pairs_of(tuple(vars(case).values())) for case in CASES))
+
+    assert covered == all_pairs()
+    assert len(CASES) < 50
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_latents_equal_the_reference(case: Case, lora_pairs: dict[Family, LoraPair]) -> None:
+    loras = lora_pairs[case.family]
+    fusion = loras.fusion(case)
+    assert sum(entry.timeline.switches for entry in fusion.entries) > 20
+    other = build(case)
+    bare = generate(other, case)
+    with sampling(other, loras.reference(case), progress(case)):
+        expected = generate(other, case)
+
+    assert relative_difference(expected, bare) >= LEAST_EFFECT
+    pipe = build(case)
+    for mode in ("merge", "branch"):
+        with apply_fusion(pipe, fusion, mode=mode):
+            found = generate(pipe, case)
+        assert relative_difference(found, expected) <= TOLERANCE, mode

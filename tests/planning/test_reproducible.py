@@ -1,0 +1,159 @@
+"""The same two files give the same artifact: in every process, for every number of threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.lora_files import (
+    needs_real_loras,
+    peft_keys,
+    random_pair,
+    real_lora,
+    run_python,
+    write_lora,
+)
+
+from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile.measuring.norms import frobenius_norms
+from klora_compile.reading.layers import Layer
+from klora_compile.rules.klora import Klora
+from klora_runtime import load_fusion, save_fusion
+
+COMPILE = """
+import sys, torch
+from klora_compile import Config, compile_fusion
+from klora_runtime import save_fusion
+content, style, out, threads, *rules = sys.argv[1:]
+torch.set_num_threads(int(threads))
+for rule in rules:
+    fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
+    save_fusion(fusion, f"{out}.{rule}")
+"""
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
+#: Module -> (out, in, kernel); some shapes for which threads would round differently.
+LAYERS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    f"unet.{BLOCK}.attn1.to_q": (320, 320, ()),
+    f"unet.{BLOCK}.attn1.to_k": (2, 320, ()),
+    f"unet.{BLOCK}.attn1.to_v": (2, 4097, ()),
+    f"unet.{BLOCK}.attn2.to_k": (3, 4097, ()),
+    f"unet.{BLOCK}.attn2.to_v": (640, 3, ()),
+    f"unet.{BLOCK}.ff.net.0.proj": (257, 640, ()),
+    "unet.down_blocks.0.resnets.0.conv1": (32, 16, (3, 3)),
+    "text_encoder.encoder.layers.0.mlp.fc1": (64, 16, ()),
+}
+
+
+def lora(path: Path, *, seed: int, rank: int, dtype: torch.dtype) -> Path:
+    pairs = {
+        name: random_pair(out, width, rank, seed=seed + i, kernel=kernel, dtype=dtype)
+        for i, (name, (out, width, kernel)) in enumerate(LAYERS.items())
+    }
+    return write_lora(path, peft_keys(pairs), {"unet.lora_alpha": 3, "text_encoder.lora_alpha": 1})
+
+
+def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path, *rules: str) -> None:
+    for rule in rules:
+        fusion = compile_fusion(content, style, Config(rule, pattern="s*"), device="cpu")
+        assert any(entry.timeline.switches for entry in fusion.entries)
+        save_fusion(fusion, folder / f"here.{rule}")
+    for threads in (1, 2, 4):
+        there = folder / f"{threads}"
+        result = run_python(
+            COMPILE,
+            *(content, style, there, threads, *rules),
+            OMP_NUM_THREADS=str(threads),
+            PYTHONHASHSEED=str(threads),
+        )
+        assert result.returncode == 0, result.stderr
+        for rule in rules:
+            found, wanted = (folder / f"{name}.{rule}" for name in (threads, "here"))
+            assert found.read_bytes() == wanted.read_bytes(), (threads, rule)
+
+
+def test_bytes_are_the_same_in_every_process_and_for_every_number_of_threads(
+    tmp_path: Path,
+) -> None:
+    content = lora(tmp_path / "content.safetensors", seed=1, rank=16, dtype=torch.float32)
+    style = lora(tmp_path / "style.safetensors", seed=50, rank=8, dtype=torch.float16)
+    assert_same_bytes_everywhere(content, style, tmp_path, "klora", "np+klora")
+
+
+@needs_real_loras
+def test_bytes_are_the_same_for_a_real_pair(tmp_path: Path) -> None:
+    assert_same_bytes_everywhere(
+        real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft"), tmp_path, "klora"
+    )
+
+
+def test_the_folder_of_the_inputs_does_not_reach_the_bytes(tmp_path: Path) -> None:
+    artifacts = []
+    for name in ("one", "another place"):
+        folder = tmp_path / name
+        folder.mkdir()
+        content = lora(folder / "content.safetensors", seed=1, rank=2, dtype=torch.float32)
+        style = lora(folder / "style.safetensors", seed=9, rank=2, dtype=torch.float32)
+        save_fusion(compile_fusion(content, style, device="cpu"), folder / "a.klora.safetensors")
+        artifacts.append((folder / "a.klora.safetensors").read_bytes())
+    assert artifacts[0] == artifacts[1]
+    assert b"another place" not in artifacts[1]
+
+
+def test_factors_are_the_bytes_of_the_sources_and_only_what_acts_is_stored(tmp_path: Path) -> None:
+    """Lossless, in the dtype of each file; a slot that never acts leaves no bytes behind."""
+    content = lora(tmp_path / "content.safetensors", seed=1, rank=5, dtype=torch.float32)
+    style = lora(tmp_path / "style.safetensors", seed=50, rank=4, dtype=torch.bfloat16)
+    fusion = compile_fusion(content, style, Config(gamma=1e-9), device="cpu")
+    save_fusion(fusion, tmp_path / "a.klora.safetensors")
+    read = load_fusion(tmp_path / "a.klora.safetensors", check="full")
+    adapters = {"content": read_adapter(content), "style": read_adapter(style)}
+    for entry in read.entries:
+        used = {slot for slot in adapters if entry.timeline.uses(slot)}
+        assert set(entry.factors) == used
+        assert used == ({"content"} if entry.component == "unet" else {"content", "style"})
+        for slot, factors in entry.factors.items():
+            layer = adapters[slot].layers[entry.layer]
+            assert factors.down.dtype == layer.down.dtype
+            assert torch.equal(factors.down, layer.down)
+            assert torch.equal(factors.up, layer.up)
+            assert factors.scale == layer.alpha / layer.rank
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_scores_are_enough_to_choose_again_without_the_sources(
+    ignored: bool, tmp_path: Path
+) -> None:
+    """Also of slots that were dropped: another schedule needs no second measurement."""
+    content = lora(tmp_path / "content.safetensors", seed=1, rank=5, dtype=torch.float32)
+    style = lora(tmp_path / "style.safetensors", seed=50, rank=4, dtype=torch.float32)
+    semantics = Config(semantics="authors") if ignored else Config()
+    other = semantics.changed(pattern="s*")
+    fusion = compile_fusion(content, style, semantics, device="cpu")
+    wanted = compile_fusion(content, style, other, device="cpu")
+    parameters = other.parameters()
+    rule = Klora("s*", parameters["alpha"], parameters["beta"], parameters["tie"])
+    gamma = fusion.rule.derived["gamma"]["unet"]
+    for entry, expected in zip(fusion.entries, wanted.entries, strict=True):
+        if entry.component != "unet":
+            continue
+        scores = entry.scores["klora"]
+        again = rule.timeline(scores["content"]["top_k"], scores["style"]["top_k"], gamma)
+        assert tuple(start for start, _ in again) == expected.timeline.starts
+        chosen = tuple(float(content) for _, content in again)
+        assert chosen == expected.timeline.coefficients["content"]
+
+
+def test_norms_do_not_depend_on_the_number_of_threads() -> None:
+    """At this size a product that is split among threads rounds differently."""
+    layer = Layer.lora("unet", "conv_in", *random_pair(640, 2048, 16, seed=1), alpha=16.0)
+    norms = set()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            norms |= set(frobenius_norms([layer]).values())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(norms) == 1

@@ -1,0 +1,298 @@
+"""``klora card``: what a card says, that it only says, and that equal input is equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cards import card_of, rows, section, split, tokens
+from support.shipped import Shipped, error_of, klora, pixels
+
+from klora_compile.report.card import CardFacts, model_card
+from klora_compile.report.licences import licence_fields
+from klora_runtime import load_fusion
+
+BASE = "stabilityai/stable-diffusion-2-1"
+
+
+def test_front_matter_with_everything(stated_artifact: Path) -> None:
+    front, _ = split(card_of(stated_artifact, "--base-model", BASE, "--license", "Fox & Ink 2"))
+    assert front == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["lora", "klora", "diffusers", "text-to-image"],
+        "base_model": BASE,
+        "base_model_relation": "adapter",
+        "instance_prompt": "sks fox, in ink_wash style",
+        "license": "other",
+        "license_name": "fox-ink-2",
+    }
+
+
+def test_front_matter_says_only_what_was_given(shipped: Shipped) -> None:
+    front, body = split(card_of(shipped.artifact))
+    assert front == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["lora", "klora", "diffusers", "text-to-image"],
+    }
+    assert section(body, "Base model").startswith("Not stated.")
+    assert "BASE-MODEL stands for the folder or the id of yours." in body
+
+
+def test_the_hub_reads_the_front_matter(stated_artifact: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(card_of(stated_artifact, "--base-model", BASE, "--license", "mit")).data
+    assert data.library_name == "diffusers"
+    assert data.base_model == BASE
+    assert data.license == "mit"
+    assert data.to_dict()["instance_prompt"] == "sks fox, in ink_wash style"
+
+
+@pytest.mark.parametrize(
+    ("given", "sources", "fields"),
+    [
+        (None, (None, None), {}),
+        ("Apache-2.0", ("mit", None), {"license": "apache-2.0"}),
+        (None, ("cc-by-4.0", "CC-BY-4.0"), {"license": "cc-by-4.0"}),
+        (None, ("mit", None), {"license": "other"}),
+        (
+            None,
+            ("CreativeML Open RAIL-M", "mit"),
+            {"license": "other", "license_name": "creativeml-open-rail-m-and-mit"},
+        ),
+        ("私的利用", (), {"license": "other"}),
+        ("--- x: y\n#", (), {"license": "other", "license_name": "x-y"}),
+    ],
+)
+def test_licences(
+    given: str | None, sources: tuple[str | None, ...], fields: dict[str, str]
+) -> None:
+    assert licence_fields(given, sources) == fields
+
+
+def test_the_family_gives_the_tag_and_the_pipeline(stated_artifact: Path) -> None:
+    facts = CardFacts("a.klora.safetensors", 1, "0" * 64)
+    told = {
+        "sd1": ("stable-diffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x: any model"),
+        "sd2": ("stable-diffusion", "StableDiffusionPipeline", "Stable Diffusion 2.x: any model"),
+        "sdxl": ("stable-diffusion-xl", "StableDiffusionXLPipeline", "Stable Diffusion XL: any"),
+        "next": (None, "DiffusionPipeline", "next: any model"),
+    }
+    for family, (tag, pipeline, words) in told.items():
+        fusion = replace(load_fusion(stated_artifact), family=family)
+        front, body = split(model_card(fusion, facts))
+        assert front["tags"][4:] == ([tag] if tag else [])
+        assert f"from diffusers import {pipeline}\n" in body
+        assert section(body, "Base model").startswith(words)
+
+
+def test_a_video_family_makes_videos(stated_artifact: Path) -> None:
+    fusion = replace(load_fusion(stated_artifact), family="wan")
+    front, body = split(model_card(fusion, CardFacts.of(stated_artifact)))
+
+    assert front["pipeline_tag"] == "text-to-video"
+    assert "text-to-video" in front["tags"]
+    loading = section(body, "How to load")
+    assert "from diffusers import WanPipeline\n" in loading
+    assert ".frames[0]\n" in loading
+    assert "-o video.gif\n" in loading
+
+
+def test_sources_with_digests_licences_and_trigger_words(stated_artifact: Path) -> None:
+    _, body = split(card_of(stated_artifact))
+    lines = rows(section(body, "Sources"))
+    files = [stated_artifact.with_name(name) for name in ("fox_v2.safetensors", "ink.safetensors")]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    sizes = [f"{path.stat().st_size:,}" for path in files]
+    assert lines == [
+        ["Role", "File", "Bytes", "Keys", "Ranks", "Licence", "Trigger words", "SHA-256"],
+        ["content", files[0].name, sizes[0], "peft", "4", "Fox Terms 1.1", "sks fox", digests[0]],
+        [
+            *("style", files[1].name, sizes[1], "peft", "4", "not stated", "in ink_wash style"),
+            digests[1],
+        ],
+    ]
+    assert "No licence of its own is stated for the fused file." in section(body, "Sources")
+    _, body = split(card_of(stated_artifact, "--license", "Ours *alone*"))
+    assert "Licence of the fused file: Ours &#42;alone&#42;." in section(body, "Sources")
+
+
+def test_the_schedule(stated_artifact: Path) -> None:
+    _, body = split(card_of(stated_artifact))
+    part = section(body, "Schedule")
+    fusion = load_fusion(stated_artifact)
+    lines = rows(part)
+    settings = dict(line for line in lines if len(line) == 2)
+    assert settings.items() >= {"rule": "klora", "pattern": "s", "alpha": "1.5"}.items()
+    assert settings["gamma, computed"] == f"{fusion.rule.derived['gamma']['unet']:.6g}"
+    fates = {line[1]: line[0] for line in lines if len(line) == 3}
+    assert fates.pop("Fate") == f"Layers ({len(fusion.entries)})"
+    assert sum(map(int, fates.values())) == len(fusion.entries)
+    assert int(fates["switching"]) == sum(e.fate == "switching" for e in fusion.entries)
+    (drawn,) = [t.content for t in tokens(part) if t.type == "fence"]
+    shown = klora("inspect", stated_artifact).stdout
+    names = [line.split()[0] for line in drawn.splitlines()[:-2]]
+    assert names == re.findall(r"^(unet\S+) ", shown, re.MULTILINE)
+    assert {len(line) for line in drawn.splitlines()[:-2]} == {max(map(len, names)) + 62}
+
+
+def test_the_file(stated_artifact: Path) -> None:
+    _, body = split(card_of(stated_artifact))
+    facts = dict(rows(section(body, "File")))
+    data = stated_artifact.read_bytes()
+    assert facts["Name"] == stated_artifact.name
+    assert facts["SHA-256"] == hashlib.sha256(data).hexdigest()
+    assert facts["Size"].startswith(f"{len(data):,} bytes (")
+    assert facts["Format"] == "klora-fusion, version 1"
+    assert facts["Written by"] == load_fusion(stated_artifact).tool
+
+
+def test_what_the_card_says_of_loading_works(
+    stated_artifact: Path, shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / stated_artifact.name).write_bytes(stated_artifact.read_bytes())
+    (tmp_path / "model").symlink_to(shipped.model)
+    monkeypatch.chdir(tmp_path)
+    blocks = {
+        token.info: token.content
+        for token in tokens(split(card_of(stated_artifact, "--base-model", "model"))[1])
+        if token.type == "fence"
+    }
+    run: dict[str, Any] = {}
+    code = blocks["python"].replace("steps=30", "steps=2")
+    exec(code.replace("images[0]", "images[0].copy()"), run)
+    assert run["image"].size == (32, 32)
+    program, *arguments = shlex.split(blocks["sh"])
+    assert program == "klora"
+    assert klora(*arguments, "--steps", 2).exit_code == 0
+    assert Path("picture.png").is_file()
+    assert "sks fox, in ink_wash style" in arguments
+
+
+def test_equal_input_gives_equal_bytes(stated_artifact: Path, tmp_path: Path) -> None:
+    cards, maps = [], []
+    for name in ("one", "another"):
+        folder = tmp_path / name
+        folder.mkdir()
+        copy = folder / stated_artifact.name
+        copy.write_bytes(stated_artifact.read_bytes())
+        card, picture = folder / "README.md", folder / "map.png"
+        assert klora("card", copy, "-o", card, "--map", picture).exit_code == 0
+        cards.append(card.read_bytes())
+        maps.append(picture.read_bytes())
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "README.md",
+            stated_artifact.name,
+            "map.png",
+        ]
+    assert cards[0] == cards[1]
+    assert maps[0] == maps[1]
+    assert str(tmp_path).encode() not in cards[0]
+
+
+def test_the_map_is_drawn_and_linked_from_the_card(stated_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    card, picture = tmp_path / "README.md", tmp_path / "pictures" / "a map (1).png"
+    result = klora("card", stated_artifact, "-o", card, "--map", picture)
+    assert result.stdout == f"wrote {picture}\nwrote {card}\n"
+    images = [t for t in tokens(split(card.read_text())[1]) if t.type == "image"]
+    assert [t.attrs["src"] for t in images] == ["pictures/a%20map%20%281%29.png"]
+    plotted = tmp_path / "plotted.png"
+    klora("inspect", stated_artifact, "--plot", plotted)
+    assert pixels(picture) == pixels(plotted)
+
+
+def test_a_printed_card_is_the_written_one(stated_artifact: Path, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    assert klora("card", stated_artifact, "-o", card).exit_code == 0
+    assert card_of(stated_artifact) == card.read_bytes().decode()
+
+
+def test_an_existing_card_needs_force(stated_artifact: Path, tmp_path: Path) -> None:
+    card, picture = tmp_path / "README.md", tmp_path / "map.png"
+    card.write_text("mine")
+    wanted = f"{card} exists already; add --force to overwrite it."
+    assert error_of(klora("card", stated_artifact, "-o", card, "--map", picture), 1) == wanted
+    assert (card.read_text(), picture.exists()) == ("mine", False)
+    assert klora("card", stated_artifact, "-o", card, "--force").exit_code == 0
+    assert card.read_text().startswith("---\n")
+    picture.write_bytes(b"mine")
+    wanted = f"{picture} exists already; add --force to overwrite it."
+    assert (
+        error_of(klora("card", stated_artifact, "-o", tmp_path / "a", "--map", picture), 1)
+        == wanted
+    )
+
+
+def test_a_failed_write_leaves_the_old_card(
+    stated_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_bytes(path: Path, data: bytes) -> int:
+        path.write_text("half a card")
+        raise OSError(28, "No space left on device")
+
+    card = tmp_path / "README.md"
+    card.write_text("mine")
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    error = error_of(klora("card", stated_artifact, "-o", card, "--force"), 1)
+    assert error == f"{card} cannot be written: No space left on device."
+    assert card.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [card]
+
+
+def test_without_matplotlib_nothing_is_written(
+    stated_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = ("-o", tmp_path / "README.md", "--map", tmp_path / "map.png")
+    error = error_of(klora("card", stated_artifact, *options), 1)
+    assert error == ("the plot needs matplotlib, which is not installed: pip install 'klora[plot]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--map", "map.svg"), "--map map.svg: expected a name that ends in .png."),
+        (
+            ("-o", "map.png", "--map", "map.png"),
+            "-o and --map are both map.png; name two files.",
+        ),
+        (
+            ("--base-model", "a b"),
+            "Invalid value for '--base-model': 'a b' is not an id on the",
+        ),
+        (("--base-model", "a/b/c"), "Invalid value for '--base-model': 'a/b/c' is not an id"),
+        (("--base-model", "x\n---"), "Invalid value for '--base-model': 'x\\n---' is not an id"),
+        (("-o", "nowhere/README.md"), "nowhere is not a folder; make it first."),
+    ],
+)
+def test_wrong_usage_is_status_2(
+    stated_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = options if "-o" in options else ("-o", "README.md", *options)
+    assert error_of(klora("card", stated_artifact, *given), 2).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_artifact_gets_no_card(stated_artifact: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.klora.safetensors"
+    data = bytearray(stated_artifact.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    error = error_of(klora("card", damaged, "-o", tmp_path / "README.md"), 1)
+    assert "its bytes do not match its digest" in error
+    assert not (tmp_path / "README.md").exists()

@@ -1,0 +1,124 @@
+"""The options of rules on the command line: those of the rule that is named, and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.lora_files import peft_keys, random_pair, run_python, write_lora
+from support.shipped import klora
+
+from klora_compile.cli import main
+from klora_compile.commands.rule_options import DEFAULT_RULE, RULE_OPTIONS
+from klora_compile.rules.catalogue import RULES
+from klora_runtime import load_fusion
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    one, two = (
+        write_lora(folder / f"{i}.safetensors", peft_keys({LAYER: random_pair(9, 8, 2, seed=i)}))
+        for i in (1, 2)
+    )
+    return one, two
+
+
+def test_every_setting_of_every_rule_has_an_option() -> None:
+    assert list(RULE_OPTIONS) == list(RULES)
+    assert DEFAULT_RULE in RULES
+    for name, rule in RULES.items():
+        assert {option.name for option in RULE_OPTIONS[name]} == {f.name for f in fields(rule)}
+        assert not any(option.required for option in RULE_OPTIONS[name])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_help_lists_the_options_of_the_rule_that_is_named(rule: str) -> None:
+    for asked in (["--rule", rule], [f"--rule={rule}"]):
+        text = CliRunner().invoke(main, ["compile", *asked, "--help"]).output
+        own = {flag for option in RULE_OPTIONS[rule] for flag in option.opts}
+        every = {flag for options in RULE_OPTIONS.values() for o in options for flag in o.opts}
+        listed = {flag for flag in every if f"  {flag} " in text}
+        assert listed == own
+        assert (f"Options of --rule {rule}:" in text) == bool(own)
+        assert "--keep-all-slots" in text
+
+
+def test_help_of_recompile_lists_all() -> None:
+    text = CliRunner().invoke(main, ["recompile", "--help"]).output
+    for rule, options in RULE_OPTIONS.items():
+        assert all(f"  {option.opts[0]} " in text for option in options)
+        assert (f"Options of --rule {rule}:" in text) == bool(options)
+
+
+def test_an_option_of_another_rule_is_one_clear_error(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = ("-o", tmp_path / "x.klora.safetensors")
+    for options, text in (
+        (("--tau", 3), "--tau is an option of --rule switch, not of --rule klora."),
+        (
+            ("--rule", "est", "--pattern", "s"),
+            "--pattern is an option of --rule klora and --rule np",
+        ),
+        (
+            ("--rule", "direct", "--mu", 1),
+            "--mu is an option of --rule np and --rule np+klora, not",
+        ),
+        (("--nothing", 1), "No such option"),
+        (("--rule", "mine"), "'mine' is not one of 'klora', 'est'"),
+        (("--rule", "switch"), "steps: rule switch needs the number of steps of your runs"),
+        (("--rule", "phases", "--phases", "x"), "'x' is not SLOT=POINTS"),
+        (("--rule", "phases", "--content-phases", "x"), "content_phases: expected progress:weight"),
+    ):
+        result = klora("compile", *pair, *output, *options)
+        assert result.exit_code == 2
+        assert text in result.stderr
+        assert not output[1].exists()
+
+
+def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    cases = {
+        "klora": (["--bias", "0.5", "--top-k", "3"], {"bias": 0.5, "top_k": 3}),
+        "est": (["--alpha", "2", "--d", "0.25"], {"alpha": 2.0, "d": 0.25}),
+        "np": (["--mu", "3"], {"mu": 3.0}),
+        "np+klora": (["--mu", "3", "--pattern", "s*"], {"mu": 3.0, "pattern": "s*", "beta": 1.3}),
+        "direct": (["--weight", "style=0.5"], {"weights": {"style": 0.5}}),
+        "switch": (["--steps", "20", "--tau", "4"], {"steps": 20, "tau": 4}),
+        "phases": (
+            ["--content-phases", "0:1,0.4:0.2", "--phases", "style=0:0.5"],
+            {"content_phases": "0:1,0.4:0.2", "slot_phases": {"style": "0:0.5"}},
+        ),
+    }
+    assert list(cases) == list(RULES)
+    for rule, (options, wanted) in cases.items():
+        output = tmp_path / f"{rule}.klora.safetensors"
+        result = klora("compile", *pair, "-o", output, "--rule", rule, *options)
+        assert result.exit_code == 0, result.stderr
+        fusion = load_fusion(output)
+        assert fusion.rule.name == rule
+        assert fusion.rule.parameters.items() >= wanted.items()
+        assert klora("verify", output, "--against", *pair).exit_code == 0
+        text = klora("inspect", output).stdout
+        assert re.search(rf"^  rule +{re.escape(rule)}, ", text, re.MULTILINE)
+        assert ("another number of steps" in text) == (rule == "switch")
+        assert ("content (derived)" in text) == rule.startswith("np")
+        assert klora("inspect", output, "--plot", tmp_path / "map.png").exit_code == 0
+        found = json.loads(klora("inspect", output, "--json").stdout)
+        assert found["slots"]["content"]["derived"] == fusion.slots["content"].derived
+        card = klora("card", output, "-o", "-").stdout
+        assert ("## Citation" in card) == (rule not in ("direct", "phases"))
+        assert ("2502.18461" in card) == rule.endswith("klora")
+
+
+def test_the_table_of_options_imports_no_torch() -> None:
+    code = "import klora_compile.commands.rule_options, sys; print('torch' in sys.modules)"
+    assert run_python(code).stdout.strip() == "False"
+    assert "torch" in sys.modules

@@ -1,0 +1,358 @@
+"""Compression: every delta within the tolerance, in few bytes, the same ones each time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import compression
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.generation import TWO_STEPS, LoraPair, build, generate
+from support.golden_fusion import golden_fusion, switching_entry
+from support.lora_files import (
+    ROOT,
+    needs_real_loras,
+    random_pair,
+    real_lora,
+    run_python,
+)
+from tiny_pipeline import Family
+
+from klora_compile import compile_fusion, read_adapter
+from klora_compile.cli import main
+from klora_compile.report.compression import compression_of
+from klora_compile.storing.compress import compress
+from klora_compile.storing.loss import relative_error
+from klora_compile.verify import differences
+from klora_runtime import apply_fusion, load_fusion, save_fusion
+from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.q.packed import stored_sizes
+from klora_runtime.errors import ConfigError
+
+WEIGHTS = ROOT / "examples" / "drawings" / "weights"
+DEMO = (WEIGHTS / "subject-frog.safetensors", WEIGHTS / "style-ink.safetensors")
+CPU = torch.device("cpu")
+
+
+def exact_errors(plain: Fusion, small: Fusion) -> dict[tuple[str, str], float]:
+    """(layer, slot) -> relative error, from the deltas multiplied out in float64."""
+    found = {}
+    for one, other in zip(plain.entries, small.entries, strict=True):
+        assert one.factors.keys() == other.factors.keys()
+        for slot, factors in one.factors.items():
+            exact = factors.matrix(torch.float64, CPU)
+            lost = other.factors[slot].matrix(torch.float64, CPU) - exact
+            found[one.path, slot] = float(lost.norm() / exact.norm())
+    return found
+
+
+def one_layer(factors: Factors | Dense, shape: tuple[int, ...]) -> Fusion:
+    """A fusion of one layer with one content slot, as nothing else would matter."""
+    entry = replace(switching_entry(), shape=shape, factors={"content": factors, "style": factors})
+    return replace(golden_fusion(), entries=(entry,))
+
+
+def stored(fusion: Fusion) -> Factors | Dense:
+    return fusion.entries[0].factors["content"]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Fusion:
+    return compile_fusion(*DEMO, device="cpu")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    out=st.integers(1, 150),
+    width=st.integers(1, 150),
+    rank=st.integers(1, 9),
+    kernel=st.sampled_from([(), (3, 3)]),
+    size=st.sampled_from([1e-9, 1.0, 1e9]),
+    tolerance=st.sampled_from([1e-4, 0.01, 0.2]),
+    seed=st.integers(0, 999),
+)
+def test_any_pair_stays_within_its_tolerance(
+    out: int, width: int, rank: int, kernel: tuple[int, ...], size: float, tolerance: float,
+    seed: int,
+) -> None:  # fmt: skip
+    down, up = random_pair(out, width, rank, seed=seed, kernel=kernel)
+    factors = Factors(0.5, down * size, up * torch.logspace(0, -3, rank).view(1, -1, *up.shape[2:]))
+    plain = one_layer(factors, (out, width, *kernel))
+    small = compress(plain, tolerance)
+    (error,) = set(exact_errors(plain, small).values())
+    found = stored(small)
+    assert error <= tolerance * (1 + 1e-6)
+    assert found.scale == 0.5
+    if found.quantised is None:
+        assert found is stored(plain)
+    else:
+        assert found.quantised.error == pytest.approx(error, rel=1e-3, abs=1e-9)
+        assert sum(stored_sizes([found])) < factors.nbytes + 100  # a code of its own
+
+
+@pytest.mark.parametrize("tolerance", [0.001, 0.01, 0.1])
+def test_each_layer_of_the_demo_stays_within_the_tolerance(demo: Fusion, tolerance: float) -> None:
+    small = compress(demo, tolerance)
+    errors = exact_errors(demo, small)
+    assert 0.9 * tolerance < max(errors.values()) <= tolerance * (1 + 1e-6)
+    report = compression_of(small)
+    assert report is not None
+    assert report.worst == pytest.approx(max(errors.values()), rel=1e-3)
+    assert errors[f"{report.layer}.weight", report.slot] > 0.999 * max(errors.values())
+    assert report.slots == report.of == len(errors)
+    assert 0.98 * tolerance < report.error < report.worst
+
+
+def test_what_was_lost_of_all_counts_each_delta_with_its_scale() -> None:
+    pair = Factors(1.0, *random_pair(60, 80, 2))
+    small = compress(one_layer(pair, (60, 80)), 0.1)
+    one = stored(small)
+    assert one.quantised is not None
+    other = replace(one, scale=3.0, quantised=replace(one.quantised, error=0.0))
+    entry = replace(small.entries[0], factors={"content": one, "style": other})
+    report = compression_of(replace(small, entries=(entry,)))
+    assert report is not None
+    assert report.error == pytest.approx(one.quantised.error / math.sqrt(10))
+
+
+def share(content: Path, style: Path, folder: Path, tolerance: float = 0.01) -> float:
+    """Bytes of the compressed artifact by bytes of its sources."""
+    fusion = compress(compile_fusion(content, style, device="cpu"), tolerance)
+    size = save_fusion(fusion, folder / "small.klora.safetensors")
+    return size / (content.stat().st_size + style.stat().st_size)
+
+
+def test_size_at_one_percent_of_the_demo(tmp_path: Path) -> None:
+    """float16 of rank 8: no code of independent Gaussian numbers could do it in 32.5 %."""
+    assert share(*DEMO, tmp_path) < 0.35
+
+
+@needs_real_loras
+@pytest.mark.parametrize(
+    ("content", "style", "most"),
+    [
+        ("sd2_character.peft", "sd2_popart.kohya", 0.17),
+        ("sd15_analog.peft", "sd15_animation.kohya", 0.26),
+    ],
+)
+def test_size_at_one_percent_of_real_loras(
+    content: str, style: str, most: float, tmp_path: Path
+) -> None:
+    assert share(real_lora(content), real_lora(style), tmp_path) < most
+
+
+def test_a_component_that_does_not_matter_is_left_out() -> None:
+    down, up = random_pair(60, 80, 4)
+    small = stored(compress(one_layer(Factors(1.0, down * torch.tensor([[1.0], [1.0], [1e-4],
+        [1e-5]]), up), (60, 80)), 0.01))  # fmt: skip
+    assert isinstance(small, Factors)
+    assert small.rank == 2
+
+
+def test_the_wide_component_gets_the_bits() -> None:
+    down, up = random_pair(60, 80, 2)
+    down = torch.linalg.qr(down.T)[0].T * torch.tensor([[1.0], [0.05]])
+    up = torch.linalg.qr(up)[0]
+    small = stored(compress(one_layer(Factors(1.0, down, up), (60, 80)), 0.01)).quantised
+    assert small is not None
+    assert small.levels[0] - small.levels[1] == round(4 * math.log2(20))
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 50), (8, 4, 3, 3)])
+def test_a_dense_delta(shape: tuple[int, ...]) -> None:
+    delta = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    plain = one_layer(Dense(1.0, delta), shape)
+    small = compress(plain, 0.02)
+    assert max(exact_errors(plain, small).values()) <= 0.02
+    assert stored(small).quantised is not None
+
+
+def test_what_cannot_be_smaller_stays_as_it_is() -> None:
+    down, up = random_pair(60, 80, 2)
+    half = Factors(1.0, down.half(), up.half())
+    zero = Factors(1.0, torch.zeros(2, 4), torch.zeros(3, 2))
+    for factors, shape in ((half, (60, 80)), (zero, (3, 4))):
+        plain = one_layer(factors, shape)
+        assert stored(compress(plain, 1e-5)) is factors
+        assert compression_of(compress(plain, 1e-5)) is None
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e30])
+def test_what_no_step_of_the_format_reaches_stays_as_it_is(size: float) -> None:
+    down, up = random_pair(30, 40, 2)
+    for factors in (Factors(1.0, down * size, up * size), Dense(1.0, up @ down * size)):
+        assert stored(compress(one_layer(factors, (30, 40)), 0.01)) is factors
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1)])
+def test_rows_whose_level_the_format_lacks_stay_as_they_are(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    factors = Factors(1.0, *random_pair(*shape, 1))
+    small = compress(one_layer(factors, shape), 1e-4)
+    assert stored(small) is factors
+    save_fusion(small, tmp_path / "x.klora.safetensors")
+
+
+def test_a_number_too_large_for_its_class_leaves_a_delta_as_it_is() -> None:
+    spike = Dense(1.0, torch.eye(1, 4000)[0])
+    assert stored(compress(one_layer(spike, (4000,)), 0.01)) is spike
+
+
+def test_thirteen_bits_are_fewer_than_sixteen() -> None:
+    down, up = random_pair(60, 80, 2)
+    small = stored(compress(one_layer(Factors(1.0, down.half(), up.half()), (60, 80)), 2e-4))
+    assert small.quantised is not None
+    assert 12 < 8 * sum(stored_sizes([small])) / (2 * 140) < 16
+
+
+def test_reading_and_writing_again_changes_no_byte(demo: Fusion, tmp_path: Path) -> None:
+    one, other = tmp_path / "a.klora.safetensors", tmp_path / "b.klora.safetensors"
+    small = compress(demo, 0.01)
+    save_fusion(small, one)
+    read = load_fusion(one, check="full")
+    save_fusion(read, other)
+    assert one.read_bytes() == other.read_bytes()
+    for entry, again in zip(small.entries, read.entries, strict=True):
+        for slot, factors in entry.factors.items():
+            for tensor, same in zip(factors.tensors, again.factors[slot].tensors, strict=True):
+                assert tensor.dtype == same.dtype == torch.float32
+                assert torch.equal(tensor, same)
+
+
+def test_the_schedule_is_that_of_the_whole_deltas(demo: Fusion) -> None:
+    small = compress(demo, 0.2)
+    for one, other in zip(demo.entries, small.entries, strict=True):
+        assert (one.timeline, one.scores, one.fate) == (other.timeline, other.scores, other.fate)
+
+
+COMPRESS = """
+import sys, torch
+from dataclasses import replace
+from support.golden_fusion import golden_fusion, switching_entry
+from support.lora_files import random_pair
+from klora_compile.storing.compress import compress
+from klora_runtime import save_fusion
+from klora_runtime.artifact.fusion import Factors
+from klora_runtime.artifact.timeline import Timeline
+out, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+down, up = random_pair(1280, 5120, 32)
+entry = replace(
+    switching_entry(), shape=(1280, 5120), factors={"style": Factors(1.0, down, up)},
+    timeline=Timeline.constant({"content": 0.0, "style": 1.0}),
+)
+save_fusion(compress(replace(golden_fusion(), entries=(entry,)), 0.01), out)
+assert torch.get_num_threads() == int(threads)
+"""
+
+
+def test_equal_bytes_for_every_number_of_threads(tmp_path: Path) -> None:
+    """Of a layer so large that a decomposition on two threads rounds differently."""
+    found = set()
+    for threads in (1, 2):
+        out = tmp_path / f"{threads}.klora.safetensors"
+        result = run_python(COMPRESS, out, threads, OMP_NUM_THREADS=str(threads))
+        assert result.returncode == 0, result.stderr
+        found.add(out.read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+def test_a_pipeline_samples_with_it(
+    lora_pairs: dict[Family, LoraPair], mode: str, tmp_path: Path
+) -> None:
+    plain = lora_pairs["sd1"].fusion(TWO_STEPS)
+    path = tmp_path / "small.klora.safetensors"
+    save_fusion(compress(plain, 0.01), path)
+    results = []
+    for fusion in (plain, path):
+        pipe = build(TWO_STEPS)
+        with apply_fusion(pipe, fusion, mode=mode):
+            results.append(generate(pipe, TWO_STEPS))
+    difference = float((results[1] - results[0]).norm() / results[0].norm())
+    assert 0.0 < difference < 0.01
+
+
+# --- command line, verify -----------------------------------------------------------------------
+
+
+def test_the_example_prints_a_row_for_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "TOLERANCES", (0.1,))
+    result = CliRunner().invoke(compression.main, ["--steps", "2", "--pictures", "1"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert names[2:] == ["as it was", "--compress 0.1", "--thin", "the bare model, without LoRAs"]
+    assert rows[4][-1] == "equal |"
+    small, bare = (float(row[-1].removesuffix(" dB |")) for row in (rows[3], rows[5]))
+    assert small > bare + 10
+
+
+def run(*args: object) -> str:
+    result = CliRunner().invoke(main, list(map(str, args)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_commands_tell_what_was_lost(tmp_path: Path) -> None:
+    out = tmp_path / "small.klora.safetensors"
+    text = run("compile", *DEMO, "-o", out, "--compress", "0.01")
+    assert "compressed    204 of 204 deltas, 5.8 bits a number, mean rank" in text
+    assert "% of the deltas, at most 1.00% of one (unet." in text
+    assert "compressed    204 of 204 deltas" in run("inspect", out)
+    shown = json.loads(run("inspect", out, "--json"))
+    assert shown["compression"]["worst"] <= 0.01
+    layers = [each for layer in shown["layers"] for each in layer["stored"].values()]
+    assert max(each["error"] for each in layers) == shown["compression"]["worst"]
+    assert {each["encoding"] for each in layers} == {"q"}
+    assert sum(each["bytes"] for each in layers) == pytest.approx(out.stat().st_size, rel=0.05)
+    again = json.loads(run("compile", *DEMO, "-o", out, "--force", "--compress", "0.01", "--json"))
+    assert again["compression"] == shown["compression"]
+    assert "as near to its sources as it states" in run("verify", out, "--against", *DEMO)
+
+
+def test_verify_notices_an_error_that_is_not_the_stated_one(demo: Fusion) -> None:
+    small = compress(demo, 0.03)  # errors below it lose more by rounding than those below 0.01
+    adapters = [read_adapter(path) for path in DEMO]
+    assert differences(small, *adapters, device="cpu") == []
+    index = next(i for i, each in enumerate(small.entries) if "content" in each.factors)
+    entry = small.entries[index]
+    factors = entry.factors["content"]
+    assert factors.quantised is not None
+    lie = replace(factors, quantised=replace(factors.quantised, error=0.001))
+    entry = replace(entry, factors={**entry.factors, "content": lie})
+    entries = [*small.entries[:index], entry, *small.entries[index + 1 :]]
+    (found,) = differences(replace(small, entries=tuple(entries)), *adapters, device="cpu")
+    assert found.startswith(f"{entry.path}: error of compressed content (stated 0.001, found 0.0")
+    assert found.endswith(" differs")
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6, 0.6, -1.0, float("nan")])
+def test_a_tolerance_out_of_range_is_refused(tolerance: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compress(golden_fusion(), tolerance)
+    assert str(caught.value) == (
+        f"tolerance: expected a number from 1e-05 to 0.5, found {tolerance!r}."
+    )
+
+
+def test_nothing_is_as_near_to_a_delta_of_zeros_as_itself() -> None:
+    zeros, ones = torch.zeros(3, 4), torch.ones(3, 4)
+    assert relative_error(Dense(1.0, zeros), Dense(1.0, zeros)) == 0.0
+    assert relative_error(Dense(1.0, zeros), Dense(1.0, ones)) == math.inf
+
+
+def test_what_is_compressed_is_not_compressed_again(demo: Fusion) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compress(compress(demo, 0.1), 0.1)
+    assert str(caught.value) == (
+        "only a fusion whose factors are those of its sources can be compressed; this one is "
+        "compressed or thin already. Compile its sources again."
+    )

@@ -1,0 +1,163 @@
+"""The models that the layout tables speak of, on the meta device, with the released widths."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
+from torch import nn
+
+SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD2: dict[str, Any] = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+SDXL: dict[str, Any] = {
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+#: Of stabilityai/stable-diffusion-xl-refiner-1.0: widths as in SGM's sd_xl_refiner.yaml, which
+#: diffusers reads in `create_unet_diffusers_config_from_ldm`.
+SDXL_REFINER: dict[str, Any] = {
+    "cross_attention_dim": 1280,
+    "attention_head_dim": (6, 12, 24, 24),
+    "use_linear_projection": True,
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+    "transformer_layers_per_block": 4,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2560,
+}
+#: SD3.5 medium, as `scripts/convert_sd3_to_diffusers.py` of diffusers infers it.
+SD35_MEDIUM: dict[str, Any] = {
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+#: Wan 2.1 14B from image to video, of diffusers' `scripts/convert_wan_to_diffusers.py`.
+WAN_I2V: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+#: "Cosmos-2.0-Diffusion-2B-Text2Image" of diffusers' `scripts/convert_cosmos_to_diffusers.py`,
+#: which `scripts/convert_anima_to_diffusers.py` names for Anima.
+COSMOS_2B: dict[str, Any] = {
+    "num_attention_heads": 16,
+    "num_layers": 28,
+    "extra_pos_embed_type": None,
+}
+
+#: Family of a layout -> class and what differs from its defaults.
+DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "sd1": (diffusers.UNet2DConditionModel, SD1),
+    "sd2": (diffusers.UNet2DConditionModel, SD2),
+    "sdxl": (diffusers.UNet2DConditionModel, SDXL),
+    "sdxl-refiner": (diffusers.UNet2DConditionModel, SDXL_REFINER),
+    "sd3": (diffusers.SD3Transformer2DModel, SD35_MEDIUM),
+    "flux.1": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
+    "chroma": (diffusers.ChromaTransformer2DModel, {}),
+    "flux.2": (diffusers.Flux2Transformer2DModel, {}),
+    "qwen-image": (diffusers.QwenImageTransformer2DModel, {}),
+    "z-image": (diffusers.ZImageTransformer2DModel, {}),
+    "wan": (diffusers.WanTransformer3DModel, WAN_I2V),
+    "hunyuan-video": (diffusers.HunyuanVideoTransformer3DModel, {}),
+    "ltx": (diffusers.LTXVideoTransformer3DModel, {}),
+    # Widths of Gemma 2 2B, its text encoder.
+    "lumina2": (diffusers.Lumina2Transformer2DModel, {"cap_feat_dim": 2304}),
+    "anima": (diffusers.CosmosTransformer3DModel, COSMOS_2B),
+    "krea-2": (diffusers.Krea2Transformer2DModel, {}),
+    "auraflow": (diffusers.AuraFlowTransformer2DModel, {}),
+}
+
+#: The text encoders of SDXL, as `formats/base_models` of the shared data lists them.
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+CLIP_BIG_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
+#: T5 v1.1 XXL, of sd-scripts' `library/flux_utils.py`.
+T5_XXL: dict[str, Any] = {
+    "d_ff": 10240,
+    "d_kv": 64,
+    "d_model": 4096,
+    "feed_forward_proj": "gated-gelu",
+    "num_heads": 64,
+    "num_layers": 24,
+}
+#: Qwen 3 0.6B, of sd-scripts' `configs/qwen3_06b`, and Gemma 2 2B, of its `library/lumina_util.py`.
+QWEN3_06B: dict[str, Any] = {
+    "head_dim": 128,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+}
+GEMMA2_2B: dict[str, Any] = {
+    "head_dim": 256,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+}
+
+
+def _clip(component: str) -> nn.Module:
+    widths = CLIP_BIG_G if component == "text_encoder_2" else CLIP_L
+    return transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**widths))
+
+
+#: The same for the layouts of text encoders: the classes that pipelines hold.
+TEXT_ENCODERS: Mapping[str, Callable[[str], nn.Module]] = {
+    "clip": _clip,
+    "t5": lambda _: transformers.T5EncoderModel(transformers.T5Config(**T5_XXL)),
+    "qwen3": lambda _: transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3_06B)),
+    "gemma2": lambda _: transformers.Gemma2Model(transformers.Gemma2Config(**GEMMA2_2B)),
+}
+
+
+@functools.cache
+def weights(family: str, component: str) -> Mapping[str, tuple[int, ...]]:
+    """Path of every module that has a weight -> the weight's shape."""
+    with torch.device("meta"):
+        model = _build(family, component)
+    return {
+        name.removeprefix("text_model."): tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    }
+
+
+def _build(family: str, component: str) -> nn.Module:
+    if component == "text_conditioner":
+        return AnimaTextConditioner()
+    if family in TEXT_ENCODERS:
+        return TEXT_ENCODERS[family](component)
+    kind, options = DENOISERS[family]
+    return kind(**options)
