@@ -201,7 +201,7 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
         fate=planned.fate,
         timeline=planned.timeline,
         factors={
-            slot: _factors(layers[slot][layer.name].delta, planned.scores[slot]["scaling"])
+            slot: _factors(layers[slot][layer.name].delta, planned.scales[slot])
             for slot in planned.stored
         },
         scores={rule.name: planned.scores},

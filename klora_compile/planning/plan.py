@@ -34,7 +34,11 @@ class LayerPlan:
     timeline: Timeline
     stored: tuple[str, ...]
     """Slots whose factors the artifact holds."""
+    scales: Mapping[str, float]
+    """Slot -> what its delta is multiplied by: alpha / rank, or 1 where the network alpha is
+    ignored. Every slot that adapts the layer has one."""
     scores: Mapping[str, Any]
+    """What was measured, for reports and new schedules; decides nothing in an artifact."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def _plan_layer(
         fate = IDLE if fate == "dropped" and stored else fate
     scores: dict[str, Any] = {"k": layer.k, "ratio": choice.ratio}
     scores |= {slot: side and side.scores for slot, side in layer.sides.items()}
-    return LayerPlan(fate, timeline, stored, scores)
+    scales = {slot: side.scaling for slot, side in layer.sides.items() if side is not None}
+    return LayerPlan(fate, timeline, stored, scales, scores)
 
 
 def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> Choice:

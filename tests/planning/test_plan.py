@@ -82,6 +82,11 @@ def test_scores_hold_both_sides_and_the_ratio() -> None:
         "content": {"rank": 2, "scaling": 0.5, "frobenius": 6.0, "l1": 30.0, "top_k": 3.0},
         "style": {"rank": 2, "scaling": 2.0, "frobenius": 2.0, "l1": 10.0, "top_k": 2.0},
     }
+    assert plan.scales == {"content": 0.5, "style": 2.0}
+
+
+def test_only_slots_that_adapt_a_layer_have_a_scale() -> None:
+    assert plan_of(numbers("unet", None, None, side(2.0, 10.0, 4.0))).scales == {"style": 4.0}
 
 
 @pytest.mark.parametrize(
