@@ -31,7 +31,8 @@ from klora_compile.report.markdown import table
 from klora_compile.storing.compress import compress
 from klora_compile.storing.thin import thin
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Dense, Fusion
+from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.fusion import Fusion
 
 WEIGHTS = Path(__file__).parent / "drawings" / "weights"
 PAIR = ("frog", "ink")

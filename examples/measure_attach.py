@@ -26,7 +26,8 @@ from klora_compile.bench.models import MODELS
 from klora_compile.bench.race import device_name
 from klora_compile.bench.timing import seconds_of
 from klora_runtime import apply_fusion, load_fusion
-from klora_runtime.artifact.fusion import Factors, Fusion
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.layers.precision import full_float32
 
 #: One product of a layer: the live weight, the base, down, up.

@@ -27,7 +27,8 @@ from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.sources import Lora, open_sources
 from klora_runtime import __version__
-from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion, Slot, Source
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
 from klora_runtime.artifact.fusion import Rule as StatedRule
 from klora_runtime.families import family_of
 

@@ -17,7 +17,8 @@ from klora_compile.rules.slots import slot_names
 from klora_compile.settings.config import Config
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
-from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 #: Scores computed on two kinds of device differ by less than this part of their size, breakpoints

@@ -18,7 +18,8 @@ from itertools import pairwise
 
 import torch
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Dense, Entry, Factors
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry
 from klora_runtime.artifact.timeline import Timeline
 
 _CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from klora_compile.export.averaging import Window, layer_gain, mean_coefficients
 from klora_compile.export.targets import Target
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.deltas import Dense as DenseDelta
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 
 _CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.q.packed import stored_sizes
 from klora_runtime.errors import shown
 

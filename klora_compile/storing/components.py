@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.q.quantised import MAX_LEVEL
 
 #: What numbers of many steps lose of a step squared, on the grids of the trellis; measured.

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 
 
 def relative_error(exact: Factors | Dense, found: Factors | Dense) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from klora_compile.storing.components import components_of
 from klora_compile.storing.loss import relative_error
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.q.bitstream import Rows
 from klora_runtime.artifact.q.packed import matrices
 from klora_runtime.artifact.q.quantised import LEAST_STEP, MOST_STEP, Quantised, steps_of, values_of

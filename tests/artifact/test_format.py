@@ -17,8 +17,9 @@ from support.lora_files import GOLDEN, ROOT, Artifact, read_raw, run_python
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import safetensors_file as limits
 from klora_runtime.artifact.checks import MAX_ENTRIES, MAX_SEGMENTS, MAX_SLOTS
+from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.file import tensor_name
-from klora_runtime.artifact.fusion import FATES, Factors, Fusion
+from klora_runtime.artifact.fusion import FATES, Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ArtifactError
 

@@ -18,8 +18,9 @@ from support.lora_files import Artifact, RawTensor, random_pair, read_raw
 
 from klora_compile.storing.compress import compress
 from klora_runtime import load_fusion, save_fusion
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.file import tensor_name
-from klora_runtime.artifact.fusion import Dense, Factors, Fusion, Reference
+from klora_runtime.artifact.fusion import Fusion, Reference
 from klora_runtime.errors import ArtifactError
 
 NAME = "x.klora.safetensors"

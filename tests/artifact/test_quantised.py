@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora_compile.storing.trellis import nearest
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.packed import (
     Slot,

@@ -29,7 +29,8 @@ from klora_compile import read_adapter
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 from klora_compile.export.writing import Exported, export_static
 from klora_runtime import __version__, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.artifact.safetensors_file import DTYPE_BYTES, SafetensorsFile
 
 FAMILIES: tuple[Exportable, ...] = ("sd1", "sdxl", "flux.1")

@@ -22,7 +22,8 @@ from klora_compile.export import folder as export_folder
 from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficients, phases
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
-from klora_runtime.artifact.fusion import Dense, Fusion
+from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ConfigError, KloraError
 

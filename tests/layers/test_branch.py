@@ -23,7 +23,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from klora_runtime import apply_fusion
-from klora_runtime.artifact.fusion import Factors, Fusion
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers import branch as branch_module
 from klora_runtime.layers import pristine

@@ -15,7 +15,8 @@ from tiny_pipeline import tiny_pipeline
 from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Dense, Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ArtifactError, IncompatibleModelError
 

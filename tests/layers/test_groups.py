@@ -16,7 +16,8 @@ from tiny_pipeline import Family, relative_difference, tiny_pipeline
 from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import ConfigError, FileFormatError
 from klora_runtime.layers import groups, merge

@@ -19,7 +19,8 @@ from klora_compile.rules.est import EstRule
 from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Dense, Fusion
+from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, KloraError
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"

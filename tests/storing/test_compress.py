@@ -31,7 +31,8 @@ from klora_compile.storing.compress import compress
 from klora_compile.storing.loss import relative_error
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Dense, Factors, Fusion
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.q.packed import stored_sizes
 from klora_runtime.errors import ConfigError
 
@@ -239,7 +240,7 @@ from support.golden_fusion import golden_fusion, switching_entry
 from support.lora_files import random_pair
 from klora_compile.storing.compress import compress
 from klora_runtime import save_fusion
-from klora_runtime.artifact.fusion import Factors
+from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.timeline import Timeline
 out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))

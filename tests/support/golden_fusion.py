@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.file import save_fusion
-from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 
 GAMMA = 0.75

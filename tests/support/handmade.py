@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Rule, Slot
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot
 from klora_runtime.artifact.timeline import Timeline
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

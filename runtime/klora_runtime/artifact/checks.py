@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.factors import (
     factors_of,
     factors_problems,
@@ -23,9 +24,7 @@ from klora_runtime.artifact.factors import (
 from klora_runtime.artifact.fusion import (
     SILENT_FATES,
     TEXT_ENCODERS,
-    Dense,
     Entry,
-    Factors,
     Fusion,
     Rule,
     Slot,

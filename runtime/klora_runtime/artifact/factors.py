@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact.fusion import Dense, Factors, Reference
+from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.fusion import Reference
 from klora_runtime.artifact.q.bitstream import MAX_CLASS, class_offset
 from klora_runtime.artifact.q.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
 from klora_runtime.artifact.safetensors_file import TensorInfo

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from klora_runtime.artifact.fusion import Entry, Factors, Fusion, Reference
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import Entry, Fusion, Reference
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.timeline import Agenda
 from klora_runtime.layers.branch_factors import (
     balanced,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from klora_runtime.artifact.fusion import Factors
+from klora_runtime.artifact.delta import Factors
 from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Factors, Fusion
+from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.families import family_name, family_of
 from klora_runtime.layers.module_tree import modules_of

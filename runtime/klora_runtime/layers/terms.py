@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.artifact.fusion import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.factors import matrices_of, quantised_of
-from klora_runtime.artifact.fusion import Dense, Factors
 from klora_runtime.artifact.q.bitstream import Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.quantised import CHANGED, Quantised, indices_of, steps_of, values_of
 from klora_runtime.artifact.safetensors_file import TensorInfo
