@@ -245,7 +245,7 @@ def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
     result, output = ("frames", "video.gif") if video else ("image", "picture.png")
     name = printable(facts.name)
     needed = _sources_needed(fusion)
-    keywords = f", **{json.dumps(needed, ensure_ascii=False)}" if needed else ""
+    keywords = f", sources={json.dumps(needed, ensure_ascii=False)}" if needed else ""
     code = (
         f"from diffusers import {pipeline}\n"
         "from klora_runtime import apply_fusion\n\n"

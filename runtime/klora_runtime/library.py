@@ -42,6 +42,7 @@ class FusionLibrary:
     def get(
         self,
         path: str | os.PathLike[str],
+        *,
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> Fusion:
         """The fusion of an artifact, loaded if it is not at hand or its file was changed.

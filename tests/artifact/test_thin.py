@@ -87,16 +87,16 @@ def test_pictures_are_those_of_the_full_artifact(
     pair: LoraPair, whole: Fusion, path: Path, mode: str
 ) -> None:
     results = []
-    for given, sources in ((whole, {}), (path, {"content": pair.content, "style": pair.style})):
+    for given, sources in ((whole, None), (path, {"content": pair.content, "style": pair.style})):
         pipe = build(TWO_STEPS)
-        with apply_fusion(pipe, given, mode=mode, **sources):
+        with apply_fusion(pipe, given, mode, sources=sources):
             results.append(generate(pipe, TWO_STEPS))
     assert torch.equal(results[0], results[1])
 
 
 def test_swap_takes_sources_too(pipe: Any, pair: LoraPair, whole: Fusion, path: Path) -> None:
     with apply_fusion(pipe, whole) as handle:
-        handle.swap(path, content=pair.content, style=pair.style)
+        handle.swap(path, sources={"content": pair.content, "style": pair.style})
         assert_equal(handle.fusion, whole)
 
 
@@ -104,7 +104,7 @@ def test_a_library_keeps_it_filled(pair: LoraPair, whole: Fusion, path: Path) ->
     library = FusionLibrary(10**9)
     assert library.get(path).is_thin
     assert len(library) == 0
-    filled = library.get(path, {"content": pair.content, "style": pair.style})
+    filled = library.get(path, sources={"content": pair.content, "style": pair.style})
     assert_equal(filled, whole)
     assert library.get(path) is filled
 
@@ -169,7 +169,7 @@ def test_kernels_of_convolutions(path: Path, tmp_path: Path) -> None:
 
 def refusal(pipe: Any, given: Any, **sources: Any) -> str:
     with pytest.raises((ArtifactError, ConfigError)) as caught:
-        apply_fusion(pipe, given, **sources)
+        apply_fusion(pipe, given, sources=sources)
     return str(caught.value)
 
 
@@ -182,16 +182,15 @@ def test_without_its_sources_it_is_not_applied(
     }
     text = (
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        "them: {}; from Python apply_fusion(pipe, fusion, {}), or "
-        "load_fusion(path, sources={{...}}).{}"
+        "them: {}; in Python sources={{{}}}.{}"
     )
-    named = "--source content=PATH --source style=PATH", "content=PATH, style=PATH"
+    named = "--source content=PATH --source style=PATH", '"content": PATH, "style": PATH'
     both = "".join(f"\n  - {name}: {what}" for name, what in wanted.items())
     assert refusal(pipe, path) == text.format(*named, both)
     assert refusal(pipe, load_fusion(path)) == text.format(*named, both)
     one = f"\n  - style: {wanted['style']}"
     assert refusal(pipe, path, content=pair.content) == text.format(
-        "--source style=PATH", "style=PATH", one
+        "--source style=PATH", '"style": PATH', one
     )
 
 
@@ -229,6 +228,30 @@ def test_names_that_mean_nothing_are_refused(
     )
     with pytest.raises(ConfigError, match="this fusion holds its factors; leave out style"):
         load_fusion(GOLDEN, sources={"style": pair.style})
+
+
+def test_a_misspelt_keyword_is_no_source(pipe: Any, pair: LoraPair, whole: Fusion) -> None:
+    """Python itself names it, and nothing is applied."""
+    call: Any = apply_fusion
+    for wrong in ({"component": ["unet"]}, {"content": pair.content}, {"content": 0.8}):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(wrong))}'"):
+            call(pipe, whole, **wrong)
+    with apply_fusion(pipe, whole) as handle:
+        swap: Any = handle.swap
+        with pytest.raises(TypeError, match="unexpected keyword argument 'source'"):
+            swap(whole, source={"content": pair.content})
+
+
+def test_sources_are_a_mapping(pipe: Any, pair: LoraPair, path: Path, whole: Fusion) -> None:
+    wrong: Any
+    for wrong in (str(pair.content), pair.content, [pair.content, pair.style]):
+        for use in (
+            lambda: apply_fusion(pipe, path, sources=wrong),  # noqa: B023
+            lambda: load_fusion(path, sources=wrong),  # noqa: B023
+            lambda: FusionLibrary(0).get(path, sources=wrong),  # noqa: B023
+        ):
+            with pytest.raises(ConfigError, match="expected source names with a file each, such"):
+                use()
 
 
 @pytest.mark.parametrize(
@@ -339,7 +362,7 @@ def test_sample_takes_the_sources(
     code, text = run("card", path, "-o", "card.md")
     assert code == 0, text
     card = Path("card.md").read_text()
-    assert '**{"content": "fox.safetensors", "style": "ink.safetensors"})' in card
+    assert 'sources={"content": "fox.safetensors", "style": "ink.safetensors"})' in card
     assert "--source content=fox.safetensors --source style=ink.safetensors" in card
 
 
@@ -384,7 +407,7 @@ def test_export_takes_the_sources(
     assert written[0] == written[1]
 
 
-def test_names_that_are_no_keywords_are_told_as_such(path: Path, tmp_path: Path) -> None:
+def test_every_slot_of_several_is_named(path: Path, tmp_path: Path) -> None:
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     adapters = {}
     for index, name in enumerate(("content.1", "content.2", "style")):
@@ -393,6 +416,6 @@ def test_names_that_are_no_keywords_are_told_as_such(path: Path, tmp_path: Path)
     contents = [adapters["content.1"], adapters["content.2"]]
     fusion = compile_fusion(contents, adapters["style"], Config("direct"), device="cpu")
     save_fusion(thin(fusion, adapters), path)
-    with pytest.raises(ArtifactError, match=r'\*\*\{"content.1": PATH, "content.2": PATH, "sty'):
-        complete(load_fusion(path), {})
+    with pytest.raises(ArtifactError, match=r'\{"content.1": PATH, "content.2": PATH, "sty'):
+        complete(load_fusion(path))
     assert load_fusion(path, sources={}).is_thin

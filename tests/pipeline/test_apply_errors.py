@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.handmade import ATTENTION, CROSS_ATTENTION, State, fusion_for, hand
 from tiny_pipeline import tiny_lora
 from torch import nn
 
-from klora_runtime import apply_fusion
+from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, KloraError
 from klora_runtime.pipeline.handle import FusionHandle
@@ -387,6 +388,23 @@ def test_arguments_of_another_kind(pipe: Any, fusion: Fusion) -> None:
     with pytest.raises(ConfigError, match=r"enabled='no': expected True or False\."):
         handle.enabled = "no"  # type: ignore[assignment]
     assert handle.enabled
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_device_is_for_a_path(applied: bool, pipe: Any, fusion: Fusion, tmp_path: Path) -> None:
+    path = tmp_path / "a.klora.safetensors"
+    save_fusion(fusion, path)
+    use: Callable[..., Any] = functools.partial(apply_fusion, pipe)
+    if applied:
+        use = apply_fusion(pipe, path, device="cpu").swap
+
+    headline, _ = refused(pipe, ConfigError, lambda: use(path, device="meta"))
+    assert headline == "device meta: holds no numbers; name one that does, such as cpu."
+    headline, _ = refused(pipe, ConfigError, lambda: use(fusion, device=torch.device("cpu")))
+    assert headline == (
+        "device='cpu' is for a path, and this fusion is loaded already; leave it out, or load the "
+        "file with load_fusion(path, device=...)."
+    )
 
 
 def test_an_unknown_slot(pipe: Any, fusion: Fusion) -> None:

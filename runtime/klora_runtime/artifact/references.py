@@ -44,6 +44,11 @@ def fill(
         ArtifactError: a source is missing, cannot be read, or is another file; ``issues`` lists
             every one, and then nothing was read.
     """
+    if not isinstance(sources, Mapping):
+        raise ConfigError(
+            f"sources={shown(repr(sources))}: expected source names with a file each, such as "
+            '{"content": "fox.safetensors"}.'
+        )
     strange = [name for name in sources if name not in fusion.sources]
     if strange:
         known = ", ".join(map(shown, fusion.sources))
@@ -68,27 +73,23 @@ def fill(
         return replace(fusion, entries=entries)
 
 
-def complete(fusion: Fusion, sources: Mapping[str, str | os.PathLike[str]]) -> Fusion:
+def complete(fusion: Fusion, sources: Mapping[str, str | os.PathLike[str]] | None = None) -> Fusion:
     """A fusion that can be applied: as it is where it has its factors, else filled.
 
     Raises:
         the errors of :func:`fill`.
     """
-    return fill(fusion, sources) if sources or fusion.is_thin else fusion
+    return fill(fusion, sources or {}) if sources or fusion.is_thin else fusion
 
 
 def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
     if not missing:
         return
-    named = [f"{name}=PATH" for name in missing]
-    options = " ".join(f"--source {each}" for each in named)
-    keywords = ", ".join(named)
-    if not all(name.isidentifier() for name in missing):
-        keywords = "**{" + ", ".join(f'"{name}": PATH' for name in missing) + "}"
+    options = " ".join(f"--source {name}=PATH" for name in missing)
+    mapping = ", ".join(f'"{name}": PATH' for name in missing)
     raise ArtifactError(
         "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
-        f"them: {options}; from Python apply_fusion(pipe, fusion, {keywords}), or "
-        "load_fusion(path, sources={...}).",
+        f"them: {options}; in Python sources={{{mapping}}}.",
         [f"{shown(name)}: {_wanted(fusion, name)}" for name in missing],
     )
 

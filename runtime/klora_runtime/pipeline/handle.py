@@ -14,6 +14,7 @@ from numbers import Real
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from klora_runtime.artifact.file import load_fusion
@@ -38,11 +39,12 @@ MAX_WEIGHT = 100.0
 def apply_fusion(
     pipe: Any,
     path_or_fusion: str | os.PathLike[str] | Fusion,
-    *,
     mode: str = "auto",
+    *,
     components: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
-    **sources: str | os.PathLike[str],
+    sources: Mapping[str, str | os.PathLike[str]] | None = None,
+    device: str | torch.device | None = None,
 ) -> FusionHandle:
     """Make a diffusers pipeline sample with a fusion. It stays an ordinary pipeline.
 
@@ -56,21 +58,23 @@ def apply_fusion(
         components: pipeline components to change; all of the fusion's by default.
         weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
             default.
-        sources: of a thin artifact: ``content="fox.safetensors", style="ink.safetensors"``, the
-            LoRA files that it was compiled from.
+        sources: of a thin artifact, the LoRA files that it was compiled from:
+            ``{"content": "fox.safetensors", "style": "ink.safetensors"}``.
+        device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
+            default. Leave it out with a fusion that is loaded.
 
     Returns:
         The handle: remove, swap, set, enable and report. Also a context manager.
 
     Raises:
         ArtifactError: the file breaks the format, or a source is missing or another file.
-        ConfigError: an unknown mode, component, slot or source, or a weight out of range.
+        ConfigError: an unknown mode, component, slot, source or device, or a weight out of range.
         IncompatibleModelError: the fusion does not fit the pipeline; nothing was changed.
         InUseError: the pipeline carries a fusion already.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
-    fusion = _fusion(path_or_fusion, sources)
+    fusion = _loaded(path_or_fusion, sources, device)
     return FusionHandle(pipe, fusion, mode, components, {} if weights is None else weights)
 
 
@@ -145,19 +149,21 @@ class FusionHandle:
     def swap(
         self,
         path_or_fusion: str | os.PathLike[str] | Fusion,
-        **sources: str | os.PathLike[str],
+        *,
+        sources: Mapping[str, str | os.PathLike[str]] | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         """Put another fusion in this one's place; weights of slots with the same name stay.
 
         Args:
             path_or_fusion: the other one.
-            sources: of :func:`apply_fusion`.
+            sources, device: as of :func:`apply_fusion`.
 
         Raises:
             the errors of :func:`apply_fusion`; the fusion that was applied then still is.
         """
         self._require_applied()
-        fusion = _fusion(path_or_fusion, sources)
+        fusion = _loaded(path_or_fusion, sources, device)
         with self._run.change():
             mode = self._mode.successor(self._find(fusion))
             with self._as_it_was_on_failure():
@@ -372,12 +378,20 @@ class FusionHandle:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
 
 
-def _fusion(
+def _loaded(
     path_or_fusion: str | os.PathLike[str] | Fusion,
-    sources: Mapping[str, str | os.PathLike[str]],
+    sources: Mapping[str, str | os.PathLike[str]] | None,
+    device: str | torch.device | None,
 ) -> Fusion:
-    fusion = path_or_fusion if isinstance(path_or_fusion, Fusion) else load_fusion(path_or_fusion)
-    return complete(fusion, sources)
+    if not isinstance(path_or_fusion, Fusion):
+        place = "cpu" if device is None else device
+        return complete(load_fusion(path_or_fusion, device=place, sources=sources))
+    if device is not None:
+        raise ConfigError(
+            f"device={str(device)!r} is for a path, and this fusion is loaded already; leave it "
+            "out, or load the file with load_fusion(path, device=...)."
+        )
+    return complete(path_or_fusion, sources)
 
 
 def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:
