@@ -43,7 +43,7 @@ def main(picture: Path, subject: str, style: str) -> None:
     axes = figure.subplots(1, len(SHOWN), sharey=True)
     fusion = None
     for place, (rule, options) in zip(axes, SHOWN, strict=True):
-        fusion = compile_fusion(*loras, Config(rule, **options))
+        fusion = compile_fusion(*loras, Config.named(rule, **options))
         draw(place, fusion, "\n".join([rule, *(f"{k} {v}" for k, v in options.items())]))
     assert fusion is not None
     names = {"content": subject, "style": style}

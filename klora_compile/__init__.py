@@ -3,7 +3,8 @@
     from klora_compile import Config, compile_fusion
     from klora_runtime import save_fusion
 
-    fusion = compile_fusion("fox.safetensors", "ink.safetensors", Config(pattern="s*"))
+    config = Config.named("klora", pattern="s*")
+    fusion = compile_fusion("fox.safetensors", "ink.safetensors", config)
     save_fusion(fusion, "fox-in-ink.klora.safetensors")
 
 Importing this package is cheap; torch is imported with the first use of a name.

@@ -40,7 +40,7 @@ def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fu
         ConfigError: a setting is unknown, out of its range, or needs the sources.
         KloraError: the fusion lacks slots that the schedule would use; ``issues`` names them.
     """
-    before = Config.from_parameters(fusion.rule.parameters, fusion.rule.name)
+    before = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
     config = before.changed(rule, **changes)
     slots = in_order(fusion.slots)
     check_slots(slots, config.rule, config.settings)

@@ -67,7 +67,7 @@ def differences(
     if fusion.rule.name not in RULES:
         raise KloraError(f"rule {shown(fusion.rule.name)} is unknown to this klora; update it.")
     try:
-        config = Config.from_parameters(fusion.rule.parameters, fusion.rule.name)
+        config = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
         check_slots(slots, config.rule, config.settings)
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]

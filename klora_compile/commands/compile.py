@@ -111,7 +111,7 @@ def compile_command(
     from klora_compile.sources import open_sources
     from klora_runtime.artifact.file import save_fusion
 
-    config = Config(rule, **given(settings))
+    config = Config.named(rule, **given(settings))
     slots = slot_names(len(contents), len(styles))
     check_slots(slots, config.rule, config.settings)
     begin = time.perf_counter()

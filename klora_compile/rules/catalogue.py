@@ -22,6 +22,8 @@ RULES: Mapping[str, type[Rule]] = {
     )
 }
 
+DEFAULT_RULE = KloraRule.name
+
 
 def rule_class(name: str) -> type[Rule]:
     """The rule of this name.

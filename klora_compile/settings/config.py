@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from klora_compile.rules.catalogue import rule_class
+from klora_compile.rules.catalogue import DEFAULT_RULE, rule_class
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
 from klora_runtime.errors import ConfigError
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Config:
-    """Settings of one fusion.
+    """A rule and the settings that all rules share; both are checked when they are made."""
 
-    Args:
-        rule: ``klora`` (the default), ``est``, ``np``, ``np+klora``, ``direct``, ``switch`` or
-            ``phases``.
-        settings: the rule's own by name (for K-LoRA: ``semantics``, ``pattern``, ``alpha``,
-            ``beta``, ``gamma``, ``bias``, ``top_k``), and those of all rules: ``content_weight``,
-            ``style_weight``, ``weights``, ``text_encoder``, ``unpaired``, ``keep_all_slots``.
-            Meaning and range: the fields of the classes in :mod:`klora_compile.rules`, and of
-            :class:`klora_compile.settings.shared.Settings`.
+    rule: Rule = field(default_factory=rule_class(DEFAULT_RULE))
+    """A rule of :mod:`klora_compile.rules`; its fields are its own settings."""
+    settings: Settings = field(default_factory=Settings)
 
-    Raises:
-        ConfigError: an unknown rule or setting, or a value that is out of its range.
-    """
+    @classmethod
+    def named(cls, rule: str, /, **settings: Any) -> Self:
+        """The config that a command line states: a rule by its name, all settings by theirs.
 
-    rule: Rule
-    settings: Settings
+        Args:
+            rule: a name in :data:`klora_compile.rules.catalogue.RULES`.
+            settings: fields of that rule and of :class:`~klora_compile.settings.shared.Settings`.
 
-    def __init__(self, rule: str = "klora", /, **settings: Any) -> None:
+        Raises:
+            ConfigError: an unknown rule or setting, or a value that is out of its range.
+        """
         kind = rule_class(rule)
         shared, own = _names(Settings), _names(kind)
         for name in settings:
@@ -41,35 +39,33 @@ class Config:
                     f"{name}: rule {rule} has no such setting; it has {', '.join(own) or 'none'}, "
                     f"all rules have {', '.join(shared)}."
                 )
-        common = {name: value for name, value in settings.items() if name in shared}
-        self._set(
+        return cls(
             kind(**{name: value for name, value in settings.items() if name in own}),
-            Settings(**common),
+            Settings(**{name: value for name, value in settings.items() if name in shared}),
+        )
+
+    @classmethod
+    def from_parameters(cls, rule: str, parameters: Mapping[str, Any]) -> Self:
+        """The config that :meth:`parameters` gives these values for; other keys are passed over.
+
+        Raises:
+            ConfigError: the rule is unknown, a value is missing or out of its range.
+        """
+        return cls(
+            rule_class(rule).from_parameters(parameters), Settings.from_parameters(parameters)
         )
 
     def parameters(self) -> dict[str, Any]:
         """Every setting with its default filled in, as the artifact records it."""
         return self.rule.parameters() | self.settings.parameters()
 
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], rule: str = "klora") -> Self:
-        """The config that :meth:`parameters` gives these values for; other keys are passed over.
-
-        Raises:
-            ConfigError: the rule is unknown, a value is missing or out of its range.
-        """
-        own = rule_class(rule).from_parameters(parameters)
-        config = cls.__new__(cls)
-        config._set(own, Settings.from_parameters(parameters))
-        return config
-
-    def changed(self, rule: str | None = None, /, **changes: Any) -> Config:
+    def changed(self, rule: str | None = None, /, **changes: Any) -> Self:
         """Another config: settings that are not named stay, of the rule too unless it is another.
 
         Of settings by slot, slots that are not named stay.
 
         Raises:
-            ConfigError: as the constructor.
+            ConfigError: as :meth:`named`.
         """
         kept = {name: getattr(self.settings, name) for name in _names(Settings)}
         if rule is None or rule == self.rule.name:
@@ -77,11 +73,7 @@ class Config:
         for name, before in kept.items():
             if isinstance(before, Mapping) and isinstance(changes.get(name), Mapping):
                 changes[name] = {**before, **changes[name]}
-        return Config(rule or self.rule.name, **(kept | changes))
-
-    def _set(self, rule: Rule, settings: Settings) -> None:
-        object.__setattr__(self, "rule", rule)
-        object.__setattr__(self, "settings", settings)
+        return self.named(rule or self.rule.name, **(kept | changes))
 
 
 def _names(kind: type) -> list[str]:

@@ -383,7 +383,9 @@ def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path)
 
 def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: Path) -> None:
     adapters = {"content": read_adapter(pair.content), "style": read_adapter(pair.style)}
-    whole = compile_fusion(*adapters.values(), Config(keep_all_slots=True), device="cpu")
+    whole = compile_fusion(
+        *adapters.values(), Config.named("klora", keep_all_slots=True), device="cpu"
+    )
     save_fusion(thin(whole, adapters), path)
     other = tmp_path / "other"
     save_fusion(reschedule(load_fusion(path), "direct", content_weight=0.5), other)
@@ -414,7 +416,7 @@ def test_every_slot_of_several_is_named(path: Path, tmp_path: Path) -> None:
         pairs = peft_keys({layer: random_pair(8, 8, 2, seed=index)})
         adapters[name] = read_adapter(write_lora(tmp_path / f"{name}.safetensors", pairs))
     contents = [adapters["content.1"], adapters["content.2"]]
-    fusion = compile_fusion(contents, adapters["style"], Config("direct"), device="cpu")
+    fusion = compile_fusion(contents, adapters["style"], Config.named("direct"), device="cpu")
     save_fusion(thin(fusion, adapters), path)
     with pytest.raises(ArtifactError, match=r'\{"content.1": PATH, "content.2": PATH, "sty'):
         complete(load_fusion(path))

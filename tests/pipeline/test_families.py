@@ -112,7 +112,9 @@ def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:
     """Generate as the reference does and with a fusion, and leave the pipeline as it was."""
     pipe = case.pipeline()
     content, style = lora_files(pipe, case, folder)
-    fusion = compile_fusion(content, style, Config(pattern=case.pattern), device="cpu")
+    fusion = compile_fusion(
+        content, style, Config.named("klora", pattern=case.pattern), device="cpu"
+    )
     save_fusion(fusion, folder / "a.klora.safetensors")
     assert switching(fusion, case) == set(case.ran)
     bare = case.generate(pipe)  # leaves attributes on pipelines and schedulers

@@ -34,7 +34,7 @@ def test_direct_is_what_peft_makes_of_two_active_adapters(
 ) -> None:
     content, style, _ = loras
     weights = {"content_weight": 0.8, "style_weight": 1.3}
-    fusion = compile_fusion(content, style, Config("direct", **weights), device="cpu")
+    fusion = compile_fusion(content, style, Config.named("direct", **weights), device="cpu")
     pipe = build(CASE)
     bare = generate(pipe, CASE)
     with apply(pipe, fusion):
@@ -53,7 +53,7 @@ def test_switch_is_loras_that_take_turns(
 ) -> None:
     """The weights are written anew before each step, with the LoRA whose turn it is."""
     contents, style = loras[: count - 1], loras[count - 1]
-    config = Config("switch", steps=CASE.steps, tau=2)
+    config = Config.named("switch", steps=CASE.steps, tau=2)
     fusion = compile_fusion(contents, style, config, device="cpu")
     pipe = build(CASE)
     with apply(pipe, fusion):

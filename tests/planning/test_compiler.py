@@ -69,7 +69,7 @@ def test_layers_meet_by_path_and_not_by_order(content: Path, style: Path) -> Non
 
 def test_k_is_the_product_of_the_ranks_or_as_set(content: Path, style: Path) -> None:
     def ks(top_k: int | None) -> dict[str, int | None]:
-        fusion = compile_fusion(content, style, Config(top_k=top_k), device="cpu")
+        fusion = compile_fusion(content, style, Config.named("klora", top_k=top_k), device="cpu")
         return {name: entry.scores["klora"]["k"] for name, entry in entries(fusion).items()}
 
     assert ks(None) == {QUERY: 6, KEY: 6, VALUE: None, TEXT: None}
@@ -79,7 +79,9 @@ def test_k_is_the_product_of_the_ranks_or_as_set(content: Path, style: Path) -> 
 def test_alpha_is_applied_or_ignored_as_the_semantics_say(content: Path, style: Path) -> None:
     """alpha / rank is 1/2 and 2; it scales L1, Top-K and the factors, or nothing at all."""
     paper = entries(compile_fusion(content, style, device="cpu"))
-    authors = entries(compile_fusion(content, style, Config(semantics="authors"), device="cpu"))
+    authors = entries(
+        compile_fusion(content, style, Config.named("klora", semantics="authors"), device="cpu")
+    )
     scalings = {"content": 0.5, "style": 2.0}
     for name in (QUERY, KEY):
         for slot, scaling in scalings.items():
@@ -115,7 +117,7 @@ def test_a_weight_of_zero_makes_an_artifact_without_that_slot(
     content: Path, style: Path, tmp_path: Path
 ) -> None:
     """The choice stays what it was, so a layer may be the content's and have nothing stored."""
-    config = Config(content_weight=0.0, gamma=1e-9)
+    config = Config.named("klora", content_weight=0.0, gamma=1e-9)
     save_fusion(compile_fusion(content, style, config, device="cpu"), tmp_path / "a")
     found = entries(load_fusion(tmp_path / "a"))
     assert found[QUERY].fate == "always content"
@@ -146,14 +148,17 @@ def test_roles_are_not_exchangeable(content: Path, style: Path) -> None:
 
 
 def test_provenance_of_both_files_is_recorded(content: Path, style: Path) -> None:
-    fusion = compile_fusion(content, style, Config(pattern="s*"), device="cpu")
+    fusion = compile_fusion(content, style, Config.named("klora", pattern="s*"), device="cpu")
     for slot, path in (("content", content), ("style", style)):
         source = fusion.sources[slot]
         assert (source.file, source.bytes) == (path.name, path.stat().st_size)
         assert source.layout == "peft"
         assert fusion.slots[slot].role == slot
     assert fusion.sources["content"].ranks == (1, 2)
-    assert Config.from_parameters(fusion.rule.parameters).parameters()["pattern"] == "s*"
+    assert (
+        Config.from_parameters(fusion.rule.name, fusion.rule.parameters).parameters()["pattern"]
+        == "s*"
+    )
     assert fusion.tool.startswith("klora ")
 
 

@@ -49,7 +49,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def three(paths: dict[str, Path], rule: str = "klora", **options: Any) -> Fusion:
     contents = [paths["content.1"], paths["content.2"]]
-    return compile_fusion(contents, paths["style"], Config(rule, **options), device="cpu")
+    return compile_fusion(contents, paths["style"], Config.named(rule, **options), device="cpu")
 
 
 def dense(paths: dict[str, Path]) -> dict[str, dict[str, torch.Tensor]]:
@@ -116,7 +116,7 @@ def test_a_third_that_never_wins_leaves_the_duel_of_the_paper(
     rows: list[tuple[float, float, float, float]], pattern: Any, bias: float
 ) -> None:
     """Two of three are the two-LoRA rule to the last bit: breakpoints, ratios, ties."""
-    config = Config(pattern=pattern, bias=bias)
+    config = Config.named("klora", pattern=pattern, bias=bias)
     two = make_plan(sides("content", "style", rows=rows), config)
     numbers = {
         name: LayerNumbers(
@@ -149,7 +149,7 @@ def equal_layer(*slots: str) -> dict[str, LayerNumbers]:
 def test_ties_go_to_the_role_that_the_semantics_say_and_then_to_the_first(
     semantics: Any, role: str
 ) -> None:
-    config = Config(semantics=semantics, alpha=0.0, beta=1.0, gamma="paper")
+    config = Config.named("klora", semantics=semantics, alpha=0.0, beta=1.0, gamma="paper")
     slots = slot_names(2, 2)
     timeline = make_plan(equal_layer(*slots), config).layers["unet.x"].timeline
     assert [slot for slot in slots if timeline.uses(slot)] == [f"{role}.1"]
@@ -206,15 +206,15 @@ def test_roles_that_a_rule_needs(paths: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"needs a content and a style, found content\.1"):
         compile_fusion(contents, [], device="cpu")
     with pytest.raises(ConfigError, match="of two LoRAs or more, found 1"):
-        compile_fusion(contents[:1], [], Config("direct"), device="cpu")
-    fusion = compile_fusion(contents, [], Config("direct"), device="cpu")
+        compile_fusion(contents[:1], [], Config.named("direct"), device="cpu")
+    fusion = compile_fusion(contents, [], Config.named("direct"), device="cpu")
     assert set(fusion.slots) == {"content.1", "content.2"}
 
 
 def test_whole_loras_need_no_common_layer_but_one_family(tmp_path: Path) -> None:
     one = write_lora(tmp_path / "a.safetensors", peft_keys({NAMES[0]: random_pair(8, 6, 2)}))
     two = write_lora(tmp_path / "b.safetensors", peft_keys({NAMES[1]: random_pair(8, 6, 2)}))
-    fusion = compile_fusion(one, two, Config("direct"), device="cpu")
+    fusion = compile_fusion(one, two, Config.named("direct"), device="cpu")
     assert [set(entry.factors) for entry in fusion.entries] == [{"style"}, {"content"}]
     flux, wan = (
         {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}
@@ -228,7 +228,7 @@ def test_whole_loras_need_no_common_layer_but_one_family(tmp_path: Path) -> None
     files = [write_lora(tmp_path / f"{i}", t) for i, t in enumerate((flux, wan))]
     files = [path.rename(path.with_suffix(".safetensors")) for path in files]
     with pytest.raises(PairingError, match=r"for different models.* is for FLUX\.1, STYLE"):
-        compile_fusion(*files, Config("direct"), device="cpu")
+        compile_fusion(*files, Config.named("direct"), device="cpu")
 
 
 # --- the other rules --------------------------------------------------------------------------
@@ -364,4 +364,4 @@ def test_turns_that_leave_a_lora_out_are_refused(paths: dict[str, Path]) -> None
 
 def test_more_loras_than_an_artifact_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="a fusion is of at most 64 LoRAs, found 65"):
-        check_slots(slot_names(64, 1), Config("direct").rule, Config("direct").settings)
+        check_slots(slot_names(64, 1), Config.named("direct").rule, Config.named("direct").settings)

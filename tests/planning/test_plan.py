@@ -41,11 +41,11 @@ def pair(ratio: float, component: str = "unet") -> LayerNumbers:
 
 
 def planned(config: Config | None = None, **layers: LayerNumbers) -> Plan:
-    return make_plan(layers, config or Config(gamma=1.0))
+    return make_plan(layers, config or Config.named("klora", gamma=1.0))
 
 
 def plan_of(layer: LayerNumbers, **settings: Any) -> LayerPlan:
-    return planned(Config(**{"gamma": 1.0, **settings}), x=layer).layers["x"]
+    return planned(Config.named("klora", **{"gamma": 1.0, **settings}), x=layer).layers["x"]
 
 
 def acts(plan: LayerPlan) -> set[str]:
@@ -121,7 +121,7 @@ def test_a_zero_delta_leaves_the_layer_to_the_other(
 @pytest.mark.parametrize("gamma", ["paper", "code"])
 def test_zero_deltas_do_not_poison_gamma(gamma: Any) -> None:
     """0/0 and x/0 have no part in it; all else is as without these layers."""
-    config = Config(gamma=gamma)
+    config = Config.named("klora", gamma=gamma)
     both = {"a": pair(1.0), "b": numbers("unet", 4, side(2.0, 30.0), side(1.0, 10.0))}
     zeros = {"z": numbers("unet", 4, ZERO, ZERO)}
     plain, with_zeros = make_plan(both, config), make_plan(both | zeros, config)
@@ -136,14 +136,14 @@ def test_zero_deltas_do_not_poison_gamma(gamma: Any) -> None:
 def test_gamma_of_nothing_but_zeros_is_undefined_or_zero(
     content: Side, style: Side, value: float | None, gamma: Any
 ) -> None:
-    plan = make_plan({"x": numbers("unet", 4, content, style)}, Config(gamma=gamma))
+    plan = make_plan({"x": numbers("unet", 4, content, style)}, Config.named("klora", gamma=gamma))
     assert plan.derived["gamma"] == {"unet": value}
     assert plan.layers["x"].fate in ("one-sided", "zero")
 
 
 def test_gamma_counts_pairs_of_its_own_component_only() -> None:
     plan = planned(
-        Config(gamma="paper"),
+        Config.named("klora", gamma="paper"),
         a=numbers("transformer", 4, side(1.0, 30.0), side(1.0, 10.0)),
         b=numbers("transformer_2", 4, side(1.0, 10.0), side(1.0, 20.0)),
         c=numbers("transformer", None, side(None, 1e9), ABSENT),
@@ -218,7 +218,7 @@ def test_weights_act_on_coefficients_and_not_on_the_choice() -> None:
         "text": pair(1.0, "text_encoder"),
     }
     plain = make_plan(layers, Config())
-    weighted = make_plan(layers, Config(content_weight=0.25, style_weight=-2.0))
+    weighted = make_plan(layers, Config.named("klora", content_weight=0.25, style_weight=-2.0))
     assert plain.derived == weighted.derived
     for name, one in plain.layers.items():
         other = weighted.layers[name]
@@ -300,7 +300,7 @@ def test_timelines_are_of_both_slots_always() -> None:
 
 def test_defaults_follow_semantics_and_pattern() -> None:
     def of(**settings: Any) -> tuple[Any, ...]:
-        p = Config(**settings).parameters()
+        p = Config.named("klora", **settings).parameters()
         return tuple(p[name] for name in ("alpha", "beta", "gamma", "tie", "network_alpha"))
 
     assert of() == (1.5, 0.5, "paper", "content", "applied")
@@ -315,24 +315,34 @@ def test_defaults_follow_semantics_and_pattern() -> None:
 
 CONFIGS = [
     Config(),
-    Config(semantics="authors", pattern="s*"),
-    Config(alpha=-1, beta=3, gamma=2, top_k=5),
-    Config(gamma="code", content_weight=0.5, style_weight=2, text_encoder="none", unpaired="drop"),
-    Config(semantics="authors", gamma="paper", pattern="s*", alpha=0.1, beta=0),
+    Config.named("klora", semantics="authors", pattern="s*"),
+    Config.named("klora", alpha=-1, beta=3, gamma=2, top_k=5),
+    Config.named(
+        "klora",
+        gamma="code",
+        content_weight=0.5,
+        style_weight=2,
+        text_encoder="none",
+        unpaired="drop",
+    ),
+    Config.named("klora", semantics="authors", gamma="paper", pattern="s*", alpha=0.1, beta=0),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_and_back_are_the_same_settings(config: Config) -> None:
-    again = Config.from_parameters(config.parameters())
+    again = Config.from_parameters("klora", config.parameters())
     assert again.parameters() == config.parameters()
-    assert Config.from_parameters({**config.parameters(), "new in a later version": 1}) == again
+    assert (
+        Config.from_parameters("klora", {**config.parameters(), "new in a later version": 1})
+        == again
+    )
 
 
 def test_parameters_that_lack_something_are_an_error() -> None:
     rest = {k: v for k, v in Config().parameters().items() if k not in ("gamma", "top_k")}
     with pytest.raises(ConfigError, match="the rule's parameters lack gamma, top_k"):
-        Config.from_parameters(rest)
+        Config.from_parameters("klora", rest)
 
 
 @pytest.mark.parametrize(
@@ -365,10 +375,10 @@ def test_parameters_that_lack_something_are_an_error() -> None:
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Config(**settings)
+        Config.named("klora", **settings)
     assert message in str(caught.value)
     with pytest.raises(ValueError, match="expected"):
-        Config(**settings)
+        Config.named("klora", **settings)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def compiled(pair: tuple[Path, Path], rule: str = "klora", **options: Any) -> Fusion:
-    return compile_fusion(*pair, Config(rule, **options), device="cpu")
+    return compile_fusion(*pair, Config.named(rule, **options), device="cpu")
 
 
 def bytes_of(fusion: Fusion, folder: Path) -> bytes:

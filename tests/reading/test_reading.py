@@ -374,7 +374,11 @@ def test_kohya_and_peft_files_of_one_lora_are_one_adapter(name: str) -> None:
 def test_kohya_and_peft_files_compile_to_the_same_decisions(content: str, style: str) -> None:
     layouts = [("peft", "peft"), ("kohya", "kohya"), ("kohya", "peft")]
     fusions = [
-        compile_fusion(real_lora(f"{content}.{c}"), real_lora(f"{style}.{s}"), Config(pattern="s*"))
+        compile_fusion(
+            real_lora(f"{content}.{c}"),
+            real_lora(f"{style}.{s}"),
+            Config.named("klora", pattern="s*"),
+        )
         for c, s in layouts
     ]
     plans = [[(e.layer, e.fate, e.timeline, e.scores) for e in f.entries] for f in fusions]

@@ -72,7 +72,9 @@ def on_reading(monkeypatch: pytest.MonkeyPatch, act: Callable[[LoraFile, str], o
 
 
 def saved(path: Path, *loras: Path | Adapter, rule: str = "klora", **rest: Any) -> bytes:
-    save_fusion(compile_fusion(*loras, Config(rule), device="cpu", **rest), path, overwrite=True)
+    save_fusion(
+        compile_fusion(*loras, Config.named(rule), device="cpu", **rest), path, overwrite=True
+    )
     return path.read_bytes()
 
 

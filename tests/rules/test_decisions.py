@@ -64,7 +64,9 @@ def fused(content: str, style: str, gamma: Any, pattern: Any) -> tuple[Mapping[s
     fusion = compile_fusion(
         adapter(wanted["content"]["file"]),
         adapter(wanted["style"]["file"]),
-        Config(semantics="authors", gamma=gamma, pattern=pattern, text_encoder="none"),
+        Config.named(
+            "klora", semantics="authors", gamma=gamma, pattern=pattern, text_encoder="none"
+        ),
         device="cpu",
     )
     assert fusion.sources["content"].sha256 == wanted["content"]["sha256"]

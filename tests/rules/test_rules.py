@@ -75,7 +75,7 @@ def entries(fusion: Fusion) -> dict[str, Entry]:
 
 
 def fused(files: Files, rule: str, **options: Any) -> Fusion:
-    return compile_fusion(files.content, files.style, Config(rule, **options), device="cpu")
+    return compile_fusion(files.content, files.style, Config.named(rule, **options), device="cpu")
 
 
 def delta(entry: Entry, slot: str) -> torch.Tensor:
@@ -292,7 +292,7 @@ def test_points_and_their_text_are_the_same(starts: set[float], weights: list[fl
 )
 def test_points_that_make_no_schedule_are_named(text: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Config("phases", content_phases=text)
+        Config.named("phases", content_phases=text)
     assert message in str(caught.value)
 
 
@@ -338,7 +338,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_parameters_in_the_artifact_are_enough_to_compile_again(files: Files, rule: str) -> None:
     fusion = fused(files, rule, unpaired="drop", **EXAMPLES[rule])
-    again = Config.from_parameters(fusion.rule.parameters, fusion.rule.name)
+    again = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
     assert again.parameters() == fusion.rule.parameters
     other = compile_fusion(files.content, files.style, again, device="cpu")
     assert other.rule == fusion.rule
@@ -349,7 +349,7 @@ def test_parameters_in_the_artifact_are_enough_to_compile_again(files: Files, ru
 def test_every_rule_has_words_and_fates() -> None:
     assert set(CITATIONS) == set(RULES) == set(EXAMPLES)
     for name, rule in RULES.items():
-        assert Config(name, **EXAMPLES[name]).rule.text()
+        assert Config.named(name, **EXAMPLES[name]).rule.text()
         assert rule.fates
 
 
@@ -381,7 +381,7 @@ def test_settings_of_rules_out_of_range_are_named(
     rule: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        Config(rule, **options)
+        Config.named(rule, **options)
     assert message in str(caught.value)
 
 

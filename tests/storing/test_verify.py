@@ -31,8 +31,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter
     "config",
     [
         Config(),
-        Config(semantics="authors", pattern="s*", top_k=7),
-        Config(gamma=2.0, style_weight=0.5),
+        Config.named("klora", semantics="authors", pattern="s*", top_k=7),
+        Config.named("klora", gamma=2.0, style_weight=0.5),
     ],
 )
 def test_a_fusion_equals_its_sources(adapters: tuple[Adapter, Adapter], config: Config) -> None:

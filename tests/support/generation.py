@@ -81,7 +81,7 @@ class LoraPair:
     style: Path
 
     def fusion(self, case: Case, **settings: Any) -> Fusion:
-        config = Config(pattern=case.pattern, semantics=case.semantics, **settings)
+        config = Config.named("klora", pattern=case.pattern, semantics=case.semantics, **settings)
         return compile_fusion(self.content, self.style, config, device="cpu")
 
     def swapped(self) -> LoraPair:

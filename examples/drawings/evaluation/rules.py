@@ -132,8 +132,8 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
     """
 
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> AbstractContextManager[object]:
-        whole = compile_fusion(content, style, Config(gamma=1e-9))
-        other = compile_fusion(content, style, Config(gamma=1e9))
+        whole = compile_fusion(content, style, Config.named("klora", gamma=1e-9))
+        other = compile_fusion(content, style, Config.named("klora", gamma=1e9))
         early, late = (1.0, 0.0), (0.0, 1.0)
         order = (early, late) if first == "content" else (late, early)
         timeline = Timeline((0.0, until), dict(zip(("content", "style"), order, strict=True)))
@@ -167,15 +167,17 @@ TABLE = (
     Rule("all layers: subject, style from 1/3", alike("content", 1 / 3)),
     Rule("all layers: style, subject from 2/3", alike("style", 2 / 3)),
     Rule("K-LoRA s", klora(Config())),
-    Rule("K-LoRA s*", klora(Config(pattern="s*"))),
-    Rule("K-LoRA s, authors' code", klora(Config(semantics="authors"))),
-    Rule("K-LoRA s*, authors' code", klora(Config(semantics="authors", pattern="s*"))),
-    Rule("EST-LoRA", klora(Config("est"))),
-    Rule("NP-LoRA", klora(Config("np"))),
-    Rule("NP-LoRA with K-LoRA s", klora(Config("np+klora"))),
-    Rule("LoRA Switch, tau 5 of 16 steps", klora(Config("switch", steps=16, tau=5))),
-    Rule("LoRA Switch, tau 1 of 16 steps", klora(Config("switch", steps=16, tau=1))),
-    Rule("phases: 1 : 0.5, from 1/2 0.5 : 1", klora(Config("phases", **_CROSSING))),
+    Rule("K-LoRA s*", klora(Config.named("klora", pattern="s*"))),
+    Rule("K-LoRA s, authors' code", klora(Config.named("klora", semantics="authors"))),
+    Rule(
+        "K-LoRA s*, authors' code", klora(Config.named("klora", semantics="authors", pattern="s*"))
+    ),
+    Rule("EST-LoRA", klora(Config.named("est"))),
+    Rule("NP-LoRA", klora(Config.named("np"))),
+    Rule("NP-LoRA with K-LoRA s", klora(Config.named("np+klora"))),
+    Rule("LoRA Switch, tau 5 of 16 steps", klora(Config.named("switch", steps=16, tau=5))),
+    Rule("LoRA Switch, tau 1 of 16 steps", klora(Config.named("switch", steps=16, tau=1))),
+    Rule("phases: 1 : 0.5, from 1/2 0.5 : 1", klora(Config.named("phases", **_CROSSING))),
 )
 
 _FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
@@ -188,10 +190,12 @@ def _curve(name: str, settings: tuple[float, ...], way: Callable[[Any], Way]) ->
 #: Points of curves; each curve has its own axis.
 SWEEPS = (
     *_curve("K-LoRA s, gamma x", _FACTORS, lambda x: klora(Config(), x)),
-    *_curve("K-LoRA s*, gamma x", _FACTORS, lambda x: klora(Config(pattern="s*"), x)),
-    *_curve("K-LoRA s, alpha", (0.0, 1.5, 3.0), lambda x: klora(Config(alpha=x))),
-    *_curve("K-LoRA s, beta", (0.0, 0.5, 1.0), lambda x: klora(Config(beta=x))),
-    *_curve("K-LoRA s, K", (1, 64, 2**20), lambda x: klora(Config(top_k=int(x)))),
+    *_curve(
+        "K-LoRA s*, gamma x", _FACTORS, lambda x: klora(Config.named("klora", pattern="s*"), x)
+    ),
+    *_curve("K-LoRA s, alpha", (0.0, 1.5, 3.0), lambda x: klora(Config.named("klora", alpha=x))),
+    *_curve("K-LoRA s, beta", (0.0, 0.5, 1.0), lambda x: klora(Config.named("klora", beta=x))),
+    *_curve("K-LoRA s, K", (1, 64, 2**20), lambda x: klora(Config.named("klora", top_k=int(x)))),
     *_curve(
         "direct sum, share of style",
         (0.3, 0.5, 0.7),
