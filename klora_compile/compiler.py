@@ -30,7 +30,7 @@ from klora_runtime import __version__
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
 from klora_runtime.artifact.fusion import Rule as StatedRule
-from klora_runtime.families import family_of
+from klora_runtime.families.catalogue import family_of
 
 #: Slot -> layer name -> layer.
 LayersOfSlots = Mapping[str, Mapping[str, Layer]]

@@ -7,7 +7,7 @@ feed-forward layers too, and of FLUX.1 only the blocks. A family is not here who
 spelling no tool is known to read: HunyuanVideo's need musubi-tuner's converter, LTX-Video, AuraFlow
 and Krea 2 come in other names.
 Deltas that are no products are ``diff`` and ``diff_b``, as ComfyUI reads them. The prefixes of text
-encoders are explained in ``reading.layouts.text_encoders``.
+encoders are explained in ``klora_runtime.families.text_encoders``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from klora_compile.export.renaming import Backwards, Home, shares
 from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layouts import (
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.errors import KloraError, shown
+from klora_runtime.families import (
     anima,
     chroma,
-    flux,
+    flux1,
     flux2,
     lumina2,
     qwen_image,
@@ -32,11 +33,10 @@ from klora_compile.reading.layouts import (
     wan,
     z_image,
 )
-from klora_compile.reading.layouts.rows import Layout
-from klora_compile.reading.layouts.unet import is_pointwise
-from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.errors import KloraError, shown
-from klora_runtime.families import FAMILY_NAMES
+from klora_runtime.families.backwards import Backwards, Home, shares
+from klora_runtime.families.catalogue import FAMILY_NAMES
+from klora_runtime.families.rows import Layout
+from klora_runtime.families.unet import is_pointwise
 
 _ENDINGS = {
     Part.DOWN: ".lora_down.weight",
@@ -103,7 +103,7 @@ FAMILIES: Mapping[str, KohyaFamily] = {
     ),
     "flux.1": KohyaFamily(
         {
-            "transformer": (_DENOISER, flux.BFL),
+            "transformer": (_DENOISER, flux1.BFL),
             "text_encoder": _CLIP_1,
             "text_encoder_2": _T5,
         },

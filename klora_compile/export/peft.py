@@ -6,12 +6,12 @@ that is no product of two factors, nor for a bias that loaders read.
 
 from __future__ import annotations
 
-from klora_compile.export.renaming import Backwards
 from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layouts.text_encoders import CLIP_INSIDE
-from klora_compile.reading.layouts.unet import is_pointwise
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.families.backwards import Backwards
+from klora_runtime.families.text_encoders import CLIP_INSIDE
+from klora_runtime.families.unet import is_pointwise
 
 _ENDINGS = {Part.DOWN: ".lora_A.weight", Part.UP: ".lora_B.weight"}
 

@@ -13,7 +13,7 @@ from klora_compile.rules.slots import ROLES, role_of
 from klora_compile.settings.shared import Settings
 from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.errors import ConfigError, PairingError, shown
-from klora_runtime.families import family_name
+from klora_runtime.families.catalogue import family_name
 
 
 class Described(Protocol):

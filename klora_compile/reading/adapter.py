@@ -11,10 +11,10 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
+from klora_compile.families.telling import family_of_layers
 from klora_compile.reading.arriving import known
 from klora_compile.reading.describing import BASE_FORMS, Describer, Piece, file_axis
 from klora_compile.reading.evaluating import evaluate, lies_as_it_is
-from klora_compile.reading.family import family_of_layers
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
@@ -134,7 +134,7 @@ def read_adapter(
 
     Args:
         path: a ``.safetensors``, ``.pt``, ``.bin`` or ``.ckpt`` file, or an adapter folder as PEFT
-            and diffusers save it; in any layout of ``layouts`` and any form of ``forms``.
+            and diffusers save it; in any layout of ``families`` and any form of ``forms``.
         options: how to read it.
         on_module: called after each module.
 

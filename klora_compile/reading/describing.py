@@ -19,8 +19,6 @@ from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
 from klora_compile.reading.forms.dora import Axis, axes, common_axis
 from klora_compile.reading.forms.parts import Form, Part, Shape
 from klora_compile.reading.layers import LayerFacts
-from klora_compile.reading.layouts.rows import Placement
-from klora_compile.reading.layouts.unet import folded_kernel
 from klora_compile.reading.names.account import Account, Module
 from klora_compile.reading.names.keys import UnplacedKey
 from klora_compile.reading.names.placing import placements, targets_of
@@ -28,6 +26,8 @@ from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.safetensors_file import TensorInfo
+from klora_runtime.families.rows import Placement
+from klora_runtime.families.unet import folded_kernel
 
 #: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
 _DTYPES: Mapping[str, tuple[str, bool]] = {

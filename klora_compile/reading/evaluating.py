@@ -15,7 +15,7 @@ from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layers import Layer, LayerFacts, Pair
-from klora_compile.reading.layouts.rows import Placement
+from klora_runtime.families.rows import Placement
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 

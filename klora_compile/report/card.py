@@ -21,7 +21,7 @@ from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, summarise
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.fusion import Fusion, Source
-from klora_runtime.families import family_name
+from klora_runtime.families.catalogue import family_name
 
 _MAP_WIDTH = 60
 

@@ -11,7 +11,7 @@ from typing import Any
 from klora_compile.reading.adapter import Adapter, Survey
 from klora_compile.report.summary import ranks_text
 from klora_runtime.errors import shown
-from klora_runtime.families import family_name
+from klora_runtime.families.catalogue import family_name
 
 _LISTED = 5
 

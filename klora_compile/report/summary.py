@@ -13,7 +13,7 @@ from klora_compile.rules.catalogue import known_rule
 from klora_compile.rules.rule import Rule
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import shown
-from klora_runtime.families import family_name
+from klora_runtime.families.catalogue import family_name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import complete
 from klora_runtime.errors import IncompatibleModelError, KloraError, shown
-from klora_runtime.families import family_name
+from klora_runtime.families.catalogue import family_name
 from klora_runtime.pipeline.handle import apply_fusion
 
 

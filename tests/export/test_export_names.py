@@ -23,12 +23,12 @@ from klora_compile.export.settings import ExportSettings, Keys
 from klora_compile.export.writing import export_static
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
-from klora_compile.reading.layouts.rows import Layout
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import KloraError
-from klora_runtime.families import FAMILY_NAMES
+from klora_runtime.families.catalogue import FAMILY_NAMES
+from klora_runtime.families.rows import Layout
 
 FORMATS = SHARED_DATA / "formats"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from klora_compile.reading.layouts.catalogue import WHOLE
-from klora_runtime.families import FAMILY_NAMES, family_of
+from klora_compile.families.tables import WHOLE
+from klora_runtime.families.catalogue import FAMILY_NAMES, family_of
 
 
 def shapes(component: str, model: str, settings: dict[str, Any]) -> dict[Any, tuple[int, ...]]:

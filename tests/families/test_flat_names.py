@@ -12,7 +12,7 @@ from support.lora_files import needs_real_loras, read_raw, real_lora
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from klora_compile.reading.layouts.flat_names import CLIP, UNET, Vocabulary
+from klora_compile.families.flat_names import CLIP, UNET, Vocabulary
 from klora_compile.reading.names.keys import ParsedKey, parse_key
 
 LEAVES = (nn.Linear, nn.Conv2d)

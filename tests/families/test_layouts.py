@@ -21,15 +21,15 @@ import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
 from support.layout_models import DENOISERS, weights
 
-from klora_compile.reading.layouts import anima, flux, krea2, qwen_image, text_encoders, unet
-from klora_compile.reading.layouts.catalogue import (
+from klora_compile.families.tables import (
     ALL,
     FURTHER,
     IN_DIFFUSERS_NAMES,
     TEXT_ENCODERS,
     WHOLE,
 )
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families import anima, flux1, krea2, qwen_image, text_encoders, unet
+from klora_runtime.families.rows import (
     Layout,
     Placement,
     Row,
@@ -183,8 +183,8 @@ def test_a_whole_checkpoint_goes_where_diffusers_puts_it(layout: Layout) -> None
 
 
 def test_an_xlabs_lora_goes_where_diffusers_puts_it() -> None:
-    modules = [one for one in expanded(flux.XLABS) if one.numbers == ("0",)]
-    assert len(modules) == len(flux.XLABS.rows)
+    modules = [one for one in expanded(flux1.XLABS) if one.numbers == ("0",)]
+    assert len(modules) == len(flux1.XLABS.rows)
     values = checkpoint(modules)
     converted = lora_conversion_utils._convert_xlabs_flux_lora_to_diffusers(
         {f"{one.source}.up.weight": values[f"{one.source}.weight"] for one in modules}
@@ -204,15 +204,15 @@ ONE_KEY = re.compile(
     r"(?P<stem>.+?)\.(?:(?:lora_)?(?P<part>A|B|down|up)\.(?P<parameter>weight|bias)"
     r"|alpha|scale|dora_scale|lokr_w[12])"
 )
-BFL_PEFT = {"diffusion_model.": (flux.BFL, False)}
-FLUX_DIFFUSERS = flux.BFL.in_diffusers_names()
+BFL_PEFT = {"diffusion_model.": (flux1.BFL, False)}
+FLUX_DIFFUSERS = flux1.BFL.in_diffusers_names()
 
 #: Name of a key list -> prefix -> layout, and whether underscores stand for dots.
 FILES: Mapping[str, Mapping[str, tuple[Layout, bool]]] = {
     "anima_lora_kohya_format": {"lora_unet_": (anima.COSMOS, True)},
     "anima_lora_lokr_format": {"diffusion_model.": (anima.COSMOS, False)},
     "anima_lora_peft_format": {"diffusion_model.": (anima.COSMOS, False)},
-    "flux_control_lora_format": {"": (flux.BFL, False)},
+    "flux_control_lora_format": {"": (flux1.BFL, False)},
     "flux_dora_onetrainer_format": {
         "lora_transformer_": (FLUX_DIFFUSERS, True),
         "lora_te1_": (text_encoders.CLIP_INSIDE, True),
@@ -223,8 +223,8 @@ FILES: Mapping[str, Mapping[str, tuple[Layout, bool]]] = {
     "flux_lora_diffusers_base_model_format": {"base_model.model.": (FLUX_DIFFUSERS, False)},
     "flux_lora_diffusers_format": {"transformer.": (FLUX_DIFFUSERS, False)},
     "flux_lora_diffusers_with_norm_out_format": {"transformer.": (FLUX_DIFFUSERS, False)},
-    "flux_lora_kohya_format": {"lora_unet_": (flux.BFL, True)},
-    "flux_lora_xlabs_format": {"": (flux.XLABS, False)},
+    "flux_lora_kohya_format": {"lora_unet_": (flux1.BFL, True)},
+    "flux_lora_xlabs_format": {"": (flux1.XLABS, False)},
     "flux_slider_safetensors": {"transformer.": (FLUX_DIFFUSERS, False)},
     "krea2_lora_kohya_format": {"lora_unet_": (krea2.ORIGINAL, True)},
     "qwen_image_lora_diffusers_format": {"": (qwen_image.DIFFUSERS, False)},
@@ -298,13 +298,13 @@ def test_names_of_sd1_and_sdxl_mean_the_same_where_both_have_them() -> None:
         (unet.SD1, "input_blocks_04_1_proj_in", True),
         (unet.SD1, "input_blocks.4.1.proj_in", True),
         (unet.SD1, "input_blocks_4_1_proj_in", False),
-        (flux.BFL, "double_blocks.0.img_mlp.1", False),
-        (flux.BFL, "double_blocks.0.img_mlp.0.0", False),
-        (flux.BFL, "double_blocks.{}.img_mlp.0", False),
-        (flux.BFL, "double_blocks.٣.img_mlp.0", False),
-        (flux.BFL, "double_blocks.0.img_mlp.0\n", False),
-        (flux.BFL, "single_blocks_0_linear3", True),
-        (flux.BFL, "", False),
+        (flux1.BFL, "double_blocks.0.img_mlp.1", False),
+        (flux1.BFL, "double_blocks.0.img_mlp.0.0", False),
+        (flux1.BFL, "double_blocks.{}.img_mlp.0", False),
+        (flux1.BFL, "double_blocks.٣.img_mlp.0", False),
+        (flux1.BFL, "double_blocks.0.img_mlp.0\n", False),
+        (flux1.BFL, "single_blocks_0_linear3", True),
+        (flux1.BFL, "", False),
     ],
 )
 def test_what_no_row_says_is_no_module(layout: Layout, stem: str, flat: bool) -> None:

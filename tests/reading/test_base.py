@@ -13,9 +13,9 @@ from support import families
 from tiny_pipeline import tiny_pipeline
 
 from klora_compile.reading.files.base import BaseModel
-from klora_compile.reading.layouts import flux, unet
-from klora_compile.reading.layouts.rows import Layout
 from klora_runtime.errors import LoraError
+from klora_runtime.families import flux1, unet
+from klora_runtime.families.rows import Layout
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "200KB"}, {"variant": "fp16"}])
@@ -72,7 +72,7 @@ def checkpoint(layout: Layout, model: torch.nn.Module, prefix: str) -> dict[str,
     [
         ("sdxl", "unet", unet.SDXL),
         ("sdxl", "unet", unet.SDXL.in_diffusers_names()),
-        ("flux", "transformer", flux.BFL),
+        ("flux", "transformer", flux1.BFL),
     ],
 )
 def test_a_single_file(

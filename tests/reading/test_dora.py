@@ -26,12 +26,12 @@ from support.lora_files import FORMATS, smaller, write_lora
 from klora_compile import Config, compile_fusion, read_adapter
 from klora_compile.reading.adapter import survey
 from klora_compile.reading.deltas import LowRank
-from klora_compile.reading.layouts import flux, unet
-from klora_compile.reading.layouts.rows import Row
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
+from klora_runtime.families import flux1, unet
+from klora_runtime.families.rows import Row
 
-KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux.BFL, unet.SD1))
+KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux1.BFL, unet.SD1))
 AXES = {"rows": 0, "columns": 1}
 
 

@@ -23,13 +23,13 @@ from support.layout_cells import Cell, lines, shape, values_of
 from support.lora_files import write_lora
 
 from klora_compile import read_adapter
+from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.layouts import text_encoders
-from klora_compile.reading.layouts.catalogue import IN_DIFFUSERS_NAMES, WHOLE
-from klora_compile.reading.layouts.rows import Layout, Row
-from klora_compile.reading.layouts.spelling import REFUSED_FORMS
+from klora_compile.reading.names.spelling import REFUSED_FORMS
 from klora_compile.settings.read_options import ReadOptions
-from klora_runtime.families import FAMILY_NAMES
+from klora_runtime.families import text_encoders
+from klora_runtime.families.catalogue import FAMILY_NAMES
+from klora_runtime.families.rows import Layout, Row
 
 ROWS = 10
 

@@ -22,7 +22,7 @@ from support.lora_files import METADATA, read_raw, write_raw
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter, survey
-from klora_compile.reading.layouts.spelling import PARTS, REFUSED_FORMS
+from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
 from klora_compile.report.lora import lora_json
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import KloraError

@@ -315,8 +315,8 @@ def test_widths_tell_families_of_one_name_apart(tmp_path: Path) -> None:
 
 def test_names_that_two_families_place_differently(tmp_path: Path) -> None:
     """None of the real tables may contradict each other on a real file; a made one does."""
-    from klora_compile.reading.layouts.rows import Layout, Row
     from klora_compile.reading.names import placing
+    from klora_runtime.families.rows import Layout, Row
 
     made = Layout("made", "made-up", "transformer", (Row("img_in", ("elsewhere",)),))
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from support.form_files import Array
 
 from klora_compile.reading.layers import Layer
-from klora_compile.reading.layouts.rows import Layout, Row
+from klora_runtime.families.rows import Layout, Row
 
 WIDTH = 16
 

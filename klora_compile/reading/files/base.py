@@ -16,8 +16,8 @@ from types import TracebackType
 
 import torch
 
-from klora_compile.reading.layouts.spelling import CLIP_PREFIX
 from klora_compile.reading.names.placing import Stem, choose, component_of, placements
+from klora_compile.reading.names.spelling import CLIP_PREFIX
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
 
@@ -180,7 +180,7 @@ class BaseModel:
 
 
 def _denoiser(file: SafetensorsFile) -> Iterator[tuple[str, str, _Place]]:
-    """Component, parameter and place of every parameter that a table of ``layouts`` knows."""
+    """Component, parameter and place of every parameter that a table of ``families`` knows."""
     prefix = next(
         (each for each in _DENOISER_PREFIXES if any(key.startswith(each) for key in file.tensors)),
         "",

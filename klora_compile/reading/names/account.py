@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from klora_compile.reading.files.whole_models import token_embedding
 from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of
 from klora_compile.reading.forms.parts import Part, Shape
-from klora_compile.reading.layouts.rows import Layout
-from klora_compile.reading.layouts.spelling import T5_COMPONENTS
 from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.names.placing import (
     Choice,
@@ -18,7 +16,9 @@ from klora_compile.reading.names.placing import (
     fits,
     in_authors_names,
 )
+from klora_compile.reading.names.spelling import T5_COMPONENTS
 from klora_runtime.errors import shown
+from klora_runtime.families.rows import Layout
 
 _Key = ParsedKey | UnplacedKey
 

@@ -1,8 +1,8 @@
-"""A key of a LoRA file, taken apart by the tables of ``layouts.spelling``.
+"""A key of a LoRA file, taken apart by the tables of ``spelling``.
 
 A key that fits no row is never guessed at. Module paths in diffusers' names are understood here;
 those in the names of a model's authors are a
-:class:`~klora_compile.reading.names.placing.Stem`, for the tables of ``layouts`` to place.
+:class:`~klora_compile.reading.names.placing.Stem`, for the tables of ``families`` to place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layouts.spelling import (
+from klora_compile.reading.names.placing import Stem
+from klora_compile.reading.names.spelling import (
     CLIP_PREFIX,
     COMFY_PREFIX,
     COMPONENTS,
@@ -24,7 +25,6 @@ from klora_compile.reading.layouts.spelling import (
     T5_COMPONENT,
     TEXT_PREFIXES,
 )
-from klora_compile.reading.names.placing import Stem
 
 #: PEFT's name of an adapter between a part and ``weight``.
 _ADAPTER = re.compile(

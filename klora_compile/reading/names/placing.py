@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from klora_compile.reading.layouts.catalogue import (
+from klora_compile.families.tables import (
     FURTHER,
     IN_DIFFUSERS_NAMES,
     TOGETHER,
     WHOLE,
 )
-from klora_compile.reading.layouts.rows import Layout, Placement, Row
 from klora_runtime.errors import shown
+from klora_runtime.families.rows import Layout, Placement, Row
 
 #: The tables of denoisers; of equal ones the first gives the file's layout its name.
 _TABLES: tuple[Layout, ...] = tuple(

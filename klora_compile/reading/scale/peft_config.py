@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from klora_compile.reading.layouts.spelling import CLIP_PREFIX
+from klora_compile.reading.names.spelling import CLIP_PREFIX
 from klora_runtime.artifact.safetensors_file import parse_json
 from klora_runtime.errors import LoraError, shown
 

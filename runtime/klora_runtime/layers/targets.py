@@ -17,7 +17,7 @@ from torch import nn
 from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
-from klora_runtime.families import family_name, family_of
+from klora_runtime.families.catalogue import family_name, family_of
 from klora_runtime.layers.module_tree import modules_of
 
 #: Attribute of a component module that a fusion is applied to: a weak reference to its handle.

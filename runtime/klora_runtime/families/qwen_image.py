@@ -8,7 +8,7 @@ are those of diffusers' ``models/transformers/transformer_qwenimage.py``.
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts.rows import Layout, same
+from klora_runtime.families.rows import Layout, same
 
 _BLOCK = "transformer_blocks.{}"
 _ATTENTION = (

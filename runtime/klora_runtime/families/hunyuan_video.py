@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families.rows import (
     Layout,
     Row,
     renamed,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from klora_compile.families.flat_names import CLIP, DECODER, T5, UNET, Vocabulary
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layouts.flat_names import CLIP, DECODER, T5, UNET, Vocabulary
 
 #: Suffix -> part. The longest suffix that fits is taken. PEFT's name of an adapter, as in
 #: ``.lora_A.default.weight``, is left out before.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families.rows import (
     Layout,
     Row,
     renamed,

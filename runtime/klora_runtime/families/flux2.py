@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families.rows import (
     Layout,
     Row,
     renamed,

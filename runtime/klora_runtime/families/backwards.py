@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from klora_compile.reading.layouts.rows import Layout, Row, halves, thirds
+from klora_runtime.families.rows import Layout, Row, halves, thirds
 
 #: Splits into equal parts, so that one part tells the size of all.
 _EQUAL = (halves, thirds)

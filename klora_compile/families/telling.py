@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layers import LayerFacts
-from klora_compile.reading.layouts.catalogue import IN_DIFFUSERS_NAMES, WHOLE
-from klora_compile.reading.layouts.rows import Layout
 from klora_runtime.artifact.fusion import TEXT_ENCODERS
-from klora_runtime.families import family_of
+from klora_runtime.families.catalogue import family_of
+from klora_runtime.families.rows import Layout
 
 #: Family -> first name of its blocks -> how many there are. Only of families that share names.
 _DEPTHS: Mapping[str, Mapping[str, int]] = {
@@ -32,7 +32,7 @@ _BLOCK = re.compile(r"([A-Za-z_]+)\.(\d+)\.")
 
 
 def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> str | None:
-    """A word of ``klora_runtime.families`` or of the tables, or None where several are left.
+    """A family of the catalogue or of the tables, or None where several are left.
 
     Args:
         layers: of diffusers' model.

@@ -83,7 +83,7 @@ class Layout:
     name: str
     """Whose names these are, such as ``bfl`` or ``ldm``."""
     family: str
-    """Base model family as in ``klora_runtime.families``, or a word for it where that has none."""
+    """Base model family as in ``catalogue``, or a word for it where that has none."""
     component: str
     rows: tuple[Row, ...]
 

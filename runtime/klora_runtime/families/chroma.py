@@ -10,8 +10,8 @@ names is that of ``convert_chroma_transformer_checkpoint_to_diffusers`` in its
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts import flux
-from klora_compile.reading.layouts.rows import Layout, renamed, same
+from klora_runtime.families import flux1
+from klora_runtime.families.rows import Layout, renamed, same
 
 _NOT_IN_CHROMA = (
     "double_blocks.{}.img_mod.",
@@ -29,7 +29,7 @@ BFL = Layout(
     family="chroma",
     component="transformer",
     rows=(
-        *(row for row in flux.BFL.rows if not row.source.startswith(_NOT_IN_CHROMA)),
+        *(row for row in flux1.BFL.rows if not row.source.startswith(_NOT_IN_CHROMA)),
         *same(*(f"{_APPROXIMATOR}.{name}" for name in ("in_proj", "out_proj", "norms.{}"))),
         *renamed(
             f"{_APPROXIMATOR}.layers.{{}}",

@@ -7,7 +7,7 @@ modules.
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, swapped_halves
+from klora_runtime.families.rows import Layout, Row, renamed, swapped_halves
 
 _DOUBLE, _JOINT = "double_layers.{}", "joint_transformer_blocks.{}"
 _SINGLE, _ONE = "single_layers.{}", "single_transformer_blocks.{}"

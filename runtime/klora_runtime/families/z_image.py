@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, same, thirds, with_ratios
+from klora_runtime.families.rows import Layout, Row, renamed, same, thirds, with_ratios
 
 _BLOCKS = ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
 _QKV = ("to_q", "to_k", "to_v")

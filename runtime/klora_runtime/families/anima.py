@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed
+from klora_runtime.families.rows import Layout, Row, renamed
 
 _BLOCK, _TARGET = "blocks.{}", "transformer_blocks.{}"
 _ATTENTION = {

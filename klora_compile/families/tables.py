@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts import (
+from klora_runtime.families import (
     anima,
     auraflow,
     chroma,
-    flux,
+    flux1,
     flux2,
     hunyuan_video,
     krea2,
@@ -19,7 +19,7 @@ from klora_compile.reading.layouts import (
     wan,
     z_image,
 )
-from klora_compile.reading.layouts.rows import Layout
+from klora_runtime.families.rows import Layout
 
 #: One table per family that names every module of its denoiser.
 WHOLE: tuple[Layout, ...] = (
@@ -28,7 +28,7 @@ WHOLE: tuple[Layout, ...] = (
     unet.SDXL,
     unet.SDXL_REFINER,
     sd3.MMDIT,
-    flux.BFL,
+    flux1.BFL,
     chroma.BFL,
     flux2.BFL,
     qwen_image.DIFFUSERS,
@@ -44,7 +44,7 @@ WHOLE: tuple[Layout, ...] = (
 )
 
 #: Tables of some modules, or of modules that another table names too.
-FURTHER: tuple[Layout, ...] = (flux.XLABS, z_image.MIXED)
+FURTHER: tuple[Layout, ...] = (flux1.XLABS, z_image.MIXED)
 
 #: Files that hold modules of several components under one prefix: their tables as one.
 TOGETHER: tuple[Layout, ...] = (anima.TOGETHER,)

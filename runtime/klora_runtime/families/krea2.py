@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed
+from klora_runtime.families.rows import Layout, Row, renamed
 
 _NAMES = {
     "attn.gate": "attn.to_gate",

@@ -6,7 +6,7 @@ The way into diffusers' names is that of ``convert_ltx_transformer_checkpoint_to
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, same
+from klora_runtime.families.rows import Layout, Row, renamed, same
 
 _BLOCK = "transformer_blocks.{}"
 

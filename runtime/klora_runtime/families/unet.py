@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed
+from klora_runtime.families.rows import Layout, Row, renamed
 
 _RESNET = {
     "in_layers.0": "norm1",

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from klora_compile.reading.layouts import text_encoders, unet
-from klora_compile.reading.layouts.rows import Layout
+from klora_runtime.families import text_encoders, unet
+from klora_runtime.families.rows import Layout
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Wan 2.2's first or second transformer; the component here is the first.
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts.rows import Layout, Row, renamed, same
+from klora_runtime.families.rows import Layout, Row, renamed, same
 
 _BLOCK = "blocks.{}"
 _PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from itertools import chain
 
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families.rows import (
     Layout,
     Row,
     renamed,

@@ -12,7 +12,7 @@ The way into diffusers' names is that of ``convert_sd3_transformer_checkpoint_to
 
 from __future__ import annotations
 
-from klora_compile.reading.layouts.rows import (
+from klora_runtime.families.rows import (
     Layout,
     Row,
     renamed,

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from klora_compile.reading.layouts.rows import Layout, Row
+from klora_runtime.families.rows import Layout, Row
 
 _CLIP_LAYER = "encoder.layers.{}"
 _CLIP = (

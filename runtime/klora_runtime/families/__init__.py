@@ -1,0 +1,1 @@
+"""Base models: one file for each, and what tells one from another."""
