@@ -20,11 +20,11 @@ from klora_compile.reading.arriving import check, known
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import provenance
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
-from klora_compile.rules.slots import role_of, slot_names
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
+from klora_compile.slots import role_of, slot_names
 from klora_compile.sources import Lora, open_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Dense, Factors

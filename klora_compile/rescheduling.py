@@ -10,10 +10,10 @@ from typing import Any
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
-from klora_compile.rules.slots import in_order
 from klora_compile.settings.config import Config
+from klora_compile.slots import in_order
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.fusion import Rule as StatedRule

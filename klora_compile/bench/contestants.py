@@ -14,7 +14,7 @@ from klora_compile.bench.literal import Literal
 from klora_compile.bench.loras import Files, all_switching
 from klora_compile.bench.timing import seconds_of
 from klora_compile.reading.adapter import read_adapter
-from klora_compile.rules.slots import CONTENT, STYLE
+from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.pipeline.handle import FusionHandle, apply_fusion

@@ -12,7 +12,7 @@ from torch import nn
 
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
-from klora_compile.rules.slots import CONTENT, STYLE
+from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion

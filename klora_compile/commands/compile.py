@@ -22,8 +22,8 @@ from klora_compile.commands.rule_options import (
     rule_option,
     shared_options,
 )
-from klora_compile.rules.slots import slot_names
 from klora_compile.settings.read_options import ReadOptions
+from klora_compile.slots import slot_names
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter

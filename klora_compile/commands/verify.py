@@ -37,8 +37,8 @@ def verify_command(
         raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
 
     from klora_compile.reading.adapter import read_adapter
-    from klora_compile.rules.slots import CONTENT, in_order, role_of
     from klora_compile.settings.read_options import ReadOptions
+    from klora_compile.slots import CONTENT, in_order, role_of
     from klora_compile.verify import differences, keeps_other_sums
     from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import KloraError, shown

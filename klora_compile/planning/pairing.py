@@ -9,8 +9,8 @@ from typing import Protocol
 from klora_compile.reading.layers import Layer, LayerFacts
 from klora_compile.rules.catalogue import RULES
 from klora_compile.rules.rule import Rule
-from klora_compile.rules.slots import ROLES, role_of
 from klora_compile.settings.shared import Settings
+from klora_compile.slots import ROLES, role_of
 from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families.catalogue import family_name

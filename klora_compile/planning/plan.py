@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.rule import Choice, Segment
-from klora_compile.rules.slots import role_of
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
+from klora_compile.slots import role_of
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import PairingError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from klora_compile.rules.slots import CONTENT, in_order, role_of
+from klora_compile.slots import CONTENT, in_order, role_of
 
 Rgb = tuple[int, int, int]
 

@@ -8,7 +8,7 @@ from typing import Any
 from klora_compile.rules.direct import DirectRule
 from klora_compile.rules.est import EstRule
 from klora_compile.rules.klora_rule import KloraRule
-from klora_compile.rules.nullspace import NullspaceKloraRule, NullspaceRule
+from klora_compile.rules.np_lora import NullspaceKloraRule, NullspaceRule
 from klora_compile.rules.phases import PhasesRule
 from klora_compile.rules.rule import Rule
 from klora_compile.rules.switch import SwitchRule

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.rule import Choice, Rule
 
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from klora_compile.rules.breakpoints import switches
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.breakpoints import switches
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.ranges import require_number
 from klora_compile.rules.rule import Choice, Rule
-from klora_compile.rules.slots import CONTENT, STYLE
+from klora_compile.slots import CONTENT, STYLE
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from klora_compile.rules.breakpoints import LAST_PROGRESS, WHOLE, first_where, switches
+from klora_compile.rules.kit.breakpoints import LAST_PROGRESS, WHOLE, first_where, switches
 
 Pattern = Literal["s", "s*"]
 Tie = Literal["content", "style"]

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.klora import Klora, Pattern, Tie, gamma_of_ratios, gamma_of_sums
-from klora_compile.rules.numbers import LayerNumbers, Side
 from klora_compile.rules.ranges import require_choice, require_number, require_whole
 from klora_compile.rules.rule import Choice, Rule
-from klora_compile.rules.slots import CONTENT, STYLE, role_of
+from klora_compile.slots import CONTENT, STYLE, role_of
 from klora_runtime.errors import PairingError
 
 Semantics = Literal["paper", "authors"]

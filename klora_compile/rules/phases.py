@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.ranges import require_number
 from klora_compile.rules.rule import Choice, Rule
-from klora_compile.rules.slots import role_of
+from klora_compile.slots import role_of
 from klora_runtime.errors import ConfigError
 
 #: (progress from which it holds, weight)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of :class:`~klora_compile.rules.numbers.Side` it reads, where there is a partner."""
+    """Fields of :class:`~klora_compile.rules.kit.numbers.Side` it reads, if there is a partner."""
     whole: ClassVar[bool] = False
     """Whether it schedules whole LoRAs: nothing is compared, and a layer that only one LoRA has
     follows that LoRA's schedule."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from klora_compile.rules.numbers import LayerNumbers
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.ranges import require_whole
 from klora_compile.rules.rule import Choice, Rule
 from klora_runtime.artifact.checks import MAX_SEGMENTS

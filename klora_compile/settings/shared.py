@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from klora_compile.rules.ranges import require_choice, require_number
-from klora_compile.rules.slots import CONTENT, role_of
+from klora_compile.slots import CONTENT, role_of
 from klora_runtime.errors import ConfigError
 
 TextEncoder = Literal["both", "content", "style", "none"]

@@ -20,8 +20,8 @@ from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import make_plan
 from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
-from klora_compile.rules.numbers import LayerNumbers, Side
-from klora_compile.rules.slots import in_order, slot_names
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.slots import in_order, slot_names
 from klora_compile.verify import differences
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion

@@ -9,7 +9,7 @@ import pytest
 
 from klora_compile import Config
 from klora_compile.planning.plan import LayerPlan, Plan, make_plan
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_runtime.artifact.fusion import FATES
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ConfigError, PairingError

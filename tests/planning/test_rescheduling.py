@@ -16,7 +16,7 @@ from support.shipped import klora
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.planning.plan import IDLE
 from klora_compile.rules.est import EstRule
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense

@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from klora_compile.rules.breakpoints import first_where, near_range_end, near_step
+from klora_compile.rules.kit.breakpoints import first_where, near_range_end, near_step
 from klora_compile.rules.klora import Klora, gamma_of_ratios, gamma_of_sums
 from klora_runtime.artifact.timeline import Timeline, progress_of_step
 

@@ -18,8 +18,8 @@ from klora_compile.reading.deltas import Dense, LowRank
 from klora_compile.report.citations import CITATIONS
 from klora_compile.rules.catalogue import RULES, known_rule
 from klora_compile.rules.est import EstRule
-from klora_compile.rules.nullspace import input_directions, project
-from klora_compile.rules.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.rules.np_lora import input_directions, project
 from klora_compile.rules.phases import PhasesRule, points_of, points_text
 from klora_compile.rules.switch import SwitchRule
 from klora_runtime.artifact.fusion import Entry, Fusion

@@ -24,11 +24,11 @@ import torch
 
 from klora_compile.reading.deltas import Delta, Dense, LowRank
 from klora_compile.reading.layers import Layer
+from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.klora_rule import KloraRule
-from klora_compile.rules.numbers import LayerNumbers
 from klora_compile.rules.ranges import require_number
 from klora_compile.rules.rule import Choice, Rule
-from klora_compile.rules.slots import CONTENT, STYLE
+from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.fusion import TEXT_ENCODERS
 
 #: Singular values up to this share of the largest are rounding.

@@ -1,0 +1,1 @@
+"""What rules are made of: numbers to decide by, breakpoints, choices in common, papers."""
