@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 
 # Twenty thousand random changes of valid LoRA files; make test tries a few hundred.
 mutate: $(VENV)/.dev
-	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/test_mutated_loras.py
+	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/reading/test_mutated_loras.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,14 +28,19 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Wheels and source distributions of both, without a network once .venv is there.
 wheel: $(VENV)/.dev
-	$(BIN)/pip wheel $(PIP_ARGS) --no-deps --wheel-dir dist .
+	rm -rf dist
+	cd runtime && ../$(BIN)/python -m hatchling build -d ../dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp per extra: installed again when the requirements change.
-$(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.%: pyproject.toml runtime/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt \
+		--editable ./runtime --editable '.[$*]'
 	touch $@

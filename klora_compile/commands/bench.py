@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.parameters import Device
+from klora_runtime.__about__ import install_command
 from klora_runtime.errors import KloraError
 
 #: Names of ``klora_compile.bench.models.MODELS`` and ``.contestants.KINDS``, which are not imported
@@ -76,8 +77,8 @@ def bench_command(
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise KloraError(
-            f"klora bench needs {', '.join(missing)}, which is not installed: "
-            "pip install 'klora[bench]'"
+            f"klora bench needs {', '.join(missing)}, which is not installed. Run this in "
+            f"klora's source folder: {install_command('bench')}"
         )
 
     from diffusers.utils import logging

@@ -9,7 +9,7 @@ import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
-from klora_runtime.errors import KloraError
+from klora_compile.extras import missing_library
 
 #: ``klora_runtime.layers.choice.MODES``, which is not imported for the help's sake.
 MODES = ("auto", "merge", "branch")
@@ -140,9 +140,7 @@ def sample_command(
         from klora_compile.sampling.pictures import Request
         from klora_compile.sampling.run import How, sample_to_file
     except ModuleNotFoundError as error:
-        raise KloraError(
-            f"klora sample needs {error.name}, which is not installed: pip install 'klora[sample]'"
-        ) from error
+        raise missing_library("klora sample", error) from error
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
     how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources))

@@ -19,6 +19,7 @@ from klora_compile.report.licences import licence_fields
 from klora_compile.report.markdown import fenced, plain, printable, table, yaml_string
 from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, summarise
+from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.fusion import Fusion, Source
 from klora_runtime.families.catalogue import family_name
@@ -258,10 +259,13 @@ def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
     file = f"./{name}" if name.startswith("-") else name
     words = ["klora", "sample", file, "--model", base, "--prompt", prompt, "-o", output]
     words += [word for pair in needed.items() for word in ("--source", "=".join(pair))]
+    where = "" if REPOSITORY is None else f" ([repository]({REPOSITORY}))"
     hint = "" if facts.base_model else " BASE-MODEL stands for the folder or the id of yours."
     return "\n\n".join(
         [
-            f"In Python, with klora installed, or from the command line.{hint}",
+            f"Install klora, in its source folder{where}:",
+            fenced(INSTALL, "sh"),
+            f"Then use Python or the command line.{hint}",
             fenced(code, "python"),
             fenced(" ".join(map(shlex.quote, words)), "sh"),
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from klora_compile.extras import missing_library
 from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
 from klora_compile.report.schedule_map import Block, blocks, slot_label
 from klora_compile.report.summary import gamma_of, rule_of
@@ -35,9 +36,7 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise KloraError(
-            "the plot needs matplotlib, which is not installed: pip install 'klora[plot]'"
-        ) from error
+        raise missing_library("the plot", error) from error
     rows = [acting for block in blocks(fusion) if (acting := block.acting()).entries]
     if not rows:
         raise KloraError("there is nothing to plot: no denoiser layer of the fusion acts.")

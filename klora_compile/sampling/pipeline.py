@@ -15,6 +15,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
+from klora_compile.extras import ADVICE
 from klora_compile.measuring.measure import resolve_device
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.errors import ConfigError, KloraError, shown
@@ -25,7 +26,6 @@ _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?"
     r"(-\d+-of-\d+)?\.(safetensors|bin)"
 )
-_ADVICE = "pip install 'klora[sample]'"
 
 
 def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any:
@@ -56,7 +56,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
             )
     except ImportError as error:
         raise KloraError(
-            f"{shown(model)} needs a library that is not installed: {_reason(error)} ({_ADVICE} "
+            f"{shown(model)} needs a library that is not installed: {_reason(error)} {ADVICE} (It "
             "brings what most models need.)"
         ) from error
     except Exception as error:  # a broken folder makes diffusers raise anything
@@ -162,8 +162,8 @@ def _require_libraries(folder: Path, model: str) -> None:
     if missing:
         libraries = sorted({shown(library) for library, _ in missing.values()})
         raise KloraError(
-            f"parts of {shown(model)} come from {', '.join(libraries)}, which is not installed: "
-            f"{_ADVICE}, or pip install {' '.join(libraries)}",
+            f"parts of {shown(model)} come from {', '.join(libraries)}, which is not installed. "
+            f"{ADVICE}, or install it alone: pip install {' '.join(libraries)}",
             [f"{shown(name)} is a {shown('.'.join(map(str, p)))}" for name, p in missing.items()],
         )
 

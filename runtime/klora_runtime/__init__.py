@@ -14,14 +14,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from klora_runtime.__about__ import __version__ as __version__
+
 if TYPE_CHECKING:
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import KloraError
     from klora_runtime.pipeline.handle import apply_fusion
 
 __all__ = ["KloraError", "apply_fusion", "load_fusion", "save_fusion"]
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "KloraError": "klora_runtime.errors",

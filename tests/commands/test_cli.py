@@ -197,7 +197,7 @@ def test_plot_without_matplotlib_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = klora("inspect", artifact, "--plot", tmp_path / "map.png")
     assert result.exit_code == 1
-    assert "pip install 'klora[plot]'" in result.stderr
+    assert "pip install ./runtime '.[plot,sample]'" in result.stderr
 
 
 def test_inspect_keeps_control_characters_from_the_terminal(

@@ -314,5 +314,6 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench("--model", "sd1-tiny", "--device", "cpu")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: klora bench needs peft, which is not installed: pip install 'klora[bench]'\n"
+        "Error: klora bench needs peft, which is not installed. Run this in klora's source "
+        "folder: pip install ./runtime '.[bench]'\n"
     )

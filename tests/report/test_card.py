@@ -254,7 +254,10 @@ def test_without_matplotlib_nothing_is_written(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     options = ("-o", tmp_path / "README.md", "--map", tmp_path / "map.png")
     error = error_of(klora("card", stated_artifact, *options), 1)
-    assert error == ("the plot needs matplotlib, which is not installed: pip install 'klora[plot]'")
+    assert error == (
+        "the plot needs matplotlib, which is not installed. Run this in klora's source folder: "
+        "pip install ./runtime '.[plot,sample]'"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ from support.cards import card_of, rows, section, split, tokens
 from support.lora_files import Artifact
 
 from klora_compile.report.markdown import fenced, plain, printable
+from klora_runtime.__about__ import INSTALL, REPOSITORY
 
 HOSTILE = (
     "| a |\n---\nlicense: mit\n# Owned\n\x1b[31m`code` ```\n<script>alert(1)</script> "
@@ -56,13 +57,13 @@ def test_hostile_text_is_only_text(stated_artifact: Path, tmp_path: Path) -> Non
         *("fence", "code_inline", "link_open", "link_close", "softbreak"),
     }
     links = [token.attrs["href"] for token in seen if token.type == "link_open"]
-    assert set(links) == {"https://arxiv.org/abs/2502.18461", "#how-to-load"}
+    assert set(links) - {REPOSITORY} == {"https://arxiv.org/abs/2502.18461", "#how-to-load"}
     headings = [seen[i + 1].content for i, t in enumerate(seen) if t.type == "heading_open"]
     assert headings[1:] == [
         *("Base model", "Sources", "Schedule", "How to load", "File", "Citation")
     ]
     assert [token.info for token in seen if token.type == "fence"] == [
-        *("text", "python", "sh", "bibtex")
+        *("text", "sh", "python", "sh", "bibtex")
     ]
     sources = rows(section(body, "Sources"))
     assert [len(line) for line in sources] == [8, 8, 8]
@@ -72,7 +73,8 @@ def test_hostile_text_is_only_text(stated_artifact: Path, tmp_path: Path) -> Non
     (code,) = [token.content for token in seen if token.info == "python"]
     strings = [n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)]
     assert {hostile.name, printable(HOSTILE)} <= set(strings)
-    (line,) = [token.content for token in seen if token.info == "sh"]
+    install, line = [token.content for token in seen if token.info == "sh"]
+    assert install == f"{INSTALL}\n"
     assert shlex.split(line)[:3] == ["klora", "sample", hostile.name]
     assert len(shlex.split(line)) == 9
 

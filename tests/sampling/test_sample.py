@@ -248,7 +248,8 @@ def test_what_is_missing_is_named(
     monkeypatch.delitem(sys.modules, "klora_compile.sampling.pictures", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert error_of(sampled(shipped, tmp_path / "fox.png"), 1) == (
-        "klora sample needs PIL, which is not installed: pip install 'klora[sample]'"
+        "klora sample needs PIL, which is not installed. Run this in klora's source folder: "
+        "pip install ./runtime '.[plot,sample]'"
     )
 
 

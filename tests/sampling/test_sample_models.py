@@ -91,8 +91,9 @@ def test_parts_of_a_library_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert error_of(sampled(shipped, tmp_path / "fox.png", model=broken), 1) == (
-        f"parts of {broken} come from transformers, which is not installed: pip install "
-        "'klora[sample]', or pip install transformers\n"
+        f"parts of {broken} come from transformers, which is not installed. Run this in klora's "
+        "source folder: pip install ./runtime '.[plot,sample]', or install it alone: pip install "
+        "transformers\n"
         "  - text_encoder is a transformers.CLIPTextModel\n"
         "  - tokenizer is a transformers.CLIPTokenizer"
     )

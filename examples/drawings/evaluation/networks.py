@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, max_pool2d, pad, relu
 
+from klora_runtime.__about__ import install_command
+
 Weights = dict[str, Tensor]
 
-_ADVICE = "pip install '.[evaluate]'"
+_ADVICE = f"Run this in klora's source folder: {install_command('evaluate')}"
 
 
 class EfficientNetLite0:
