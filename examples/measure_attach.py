@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from klora_compile.bench.loras import Files, all_switching, write_files
 from klora_compile.bench.models import MODELS
-from klora_compile.bench.race import device_name
 from klora_compile.bench.timing import seconds_of
 from klora_runtime import apply_fusion, load_fusion
 from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.layers.precision import full_float32
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.precision import full_float32
 
 #: One product of a layer: the live weight, the base, down, up.
 Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -124,7 +124,8 @@ def main(model: str, device: str, rank: int, rounds: int) -> None:
         files = write_files(denoiser, chosen.component, Path(folder), rank)
         click.echo(
             f"{model}, {str(chosen.dtype(where)).removeprefix('torch.')}, rank {rank}, artifact "
-            f"{files.artifact_bytes / 1e6:.1f} MB; {device_name(where)}; medians of {rounds} rounds"
+            f"{files.artifact_bytes / 1e6:.1f} MB; {type_of(where).describe(where)}; "
+            f"medians of {rounds} rounds"
         )
         for mode in ("merge", "branch"):
             subject = Subject(chosen.pipeline(denoiser), files, mode, where)

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -28,15 +27,19 @@ from torch import nn
 from tqdm import tqdm
 
 from klora_compile.bench.models import MODELS
+from klora_compile.bench.timing import seconds_of
 from klora_compile.compiler import compile_fusion
 from klora_compile.measuring.batches import ELEMENTS
 from klora_compile.measuring.cache import measure_once
-from klora_compile.measuring.measure import measure, resolve_device
+from klora_compile.measuring.measure import measure
 from klora_compile.measuring.tiles import TILE_ELEMENTS
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.layers import Layer
+from klora_compile.threads import single_threads
 from klora_runtime import save_fusion
-from klora_runtime.layers.precision import full_float32
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.names import as_device
+from klora_runtime.devices.precision import full_float32
 
 _ADAPTED = re.compile(r".*\.attentions\..*|(single_)?transformer_blocks\..*")
 _CPU = torch.device("cpu")
@@ -58,12 +61,11 @@ def main(
     model: str, device: str, rank: int, rounds: int, share: float, cache: bool, files: bool
 ) -> None:
     """Print seconds and ratios."""
-    where = resolve_device(device)
+    where = as_device(device)
     shapes = layer_shapes(model, share)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
-    click.echo(
-        f"{model}: {len(shapes)} layers, rank {rank}; {name}, {torch.get_num_threads()} threads"
-    )
+    name = type_of(where).describe(where)
+    threads = torch.get_num_threads()
+    click.echo(f"{model}: {len(shapes)} layers, rank {rank}; {name}, {threads} threads")
     if cache:
         compare_pairs(shapes, rank, where)
     elif files:
@@ -110,24 +112,26 @@ def lora(shapes: Shapes, rank: int, seed: int) -> list[Layer]:
 
 def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.device) -> None:
     """Products, products with ``torch.topk``, klora."""
+    known = type_of(device)
     ks = {layer.name: (rank * rank,) for layer in layers}
     kept = {n: tuple({rank * 2**i for i in range(9)} | set(k)) for n, k in ks.items()}
     ways: dict[str, Work] = {
-        **(gpu_products(layers, device) if device.type == "cuda" else cpu_products(layers)),
+        **(cpu_products(layers) if known.is_host else gpu_products(layers, device)),
         "products + torch.topk": lambda: products_and_topk(layers, rank * rank, device),
         "klora": lambda: measure(layers, ks, device=device),
         "klora, and all sums the cache keeps": lambda: measure(layers, kept, device=device),
     }
-    if device.type == "cuda":
-        for way in ways.values():  # what CUDA sets up once
+    if not known.is_host:
+        for way in ways.values():  # what a GPU sets up once
             way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, int] = {}
     with full_float32(), torch.inference_mode():
         for _ in tqdm(range(rounds), desc="rounds"):
             for name, way in ways.items():
-                seconds[name].append(timed(way, device))
-                peaks[name] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+                forget_peak(device)
+                seconds[name].append(seconds_of(way, device))
+                peaks[name] = 0 if known.is_host else known.module.max_memory_allocated(device)
     products = [times for name, times in seconds.items() if name.startswith("products,")]
     fastest = [min(times) for times in zip(*products, strict=True)]
     for name, times in seconds.items():
@@ -137,16 +141,10 @@ def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.devi
     click.echo(bounds(layers, rank, device))
 
 
-def timed(way: Work, device: torch.device) -> float:
-    """Seconds of one run, all of the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    begin = time.perf_counter()
-    way()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+def forget_peak(device: torch.device) -> None:
+    """Count the most memory in use on a GPU anew; what is cached there stays."""
+    if not type_of(device).is_host:
+        type_of(device).module.reset_peak_memory_stats(device)
 
 
 def factors(layers: Sequence[Layer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -167,12 +165,8 @@ def cpu_products(layers: list[Layer]) -> dict[str, Work]:
                 torch.mm(part, down, out=memory[: len(part) * columns].view(-1, columns))
 
     def by_layers() -> None:
-        torch.set_num_threads(1)
-        with ThreadPoolExecutor(
-            threads, initializer=torch.set_num_threads, initargs=(1,)
-        ) as workers:
+        with single_threads("products", most=threads) as workers:
             list(workers.map(multiply, [pairs[i::threads] for i in range(threads)]))
-        torch.set_num_threads(threads)
 
     return {
         "products, threads inside each": lambda: multiply(pairs),
@@ -216,12 +210,12 @@ def products_and_topk(layers: list[Layer], k: int, device: torch.device) -> None
 def bounds(layers: Sequence[Layer], rank: int, device: torch.device) -> str:
     """What arithmetic and memory of this device allow: a square product and a copy, timed."""
     values = sum(layer.numel for layer in layers)
-    side = 4096 if device.type == "cuda" else 1536
+    side = 1536 if type_of(device).is_host else 4096
     square, block = torch.randn(side, side, device=device), torch.empty(2**26, device=device)
     other = torch.empty_like(block)
     with full_float32():
-        product = min(timed(lambda: square @ square, device) for _ in range(5))
-    copy = min(timed(lambda: other.copy_(block), device) for _ in range(5))
+        product = min(seconds_of(lambda: square @ square, device) for _ in range(5))
+    copy = min(seconds_of(lambda: other.copy_(block), device) for _ in range(5))
     flops, bandwidth = 2 * side**3 / product, 2 * 4 * len(block) / copy
     return (
         f"bounds: {2 * rank * values / 1e9:.0f} GFLOP at {flops / 1e9:.0f} GFLOP/s take "

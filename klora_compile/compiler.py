@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from klora_compile.measuring.cache import measure_once
-from klora_compile.measuring.measure import OnLayer, Statistics, measure, resolve_device
+from klora_compile.measuring.measure import OnLayer, Statistics, measure
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.planning.deriving import layers_of_slots
 from klora_compile.planning.pairing import check_slots
@@ -30,6 +30,7 @@ from klora_runtime import __version__
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
 from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.devices.names import as_device
 from klora_runtime.families.catalogue import family_of
 
 #: Slot -> layer name -> layer.
@@ -54,7 +55,7 @@ def compile_fusion(
         style: the LoRA of a style, or several.
         config: the rule and its settings; K-LoRA as published by default.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
-        device: where to measure: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
         cache: a file that keeps statistics, so that a LoRA is measured once;
             :func:`klora_compile.measuring.cache.cache_file` names the user's.
         on_layer: called after each layer that was measured with its name, how many are done
@@ -70,7 +71,7 @@ def compile_fusion(
         ConfigError: an unknown device, or a rule that does not take these LoRAs.
     """
     config = config or Config()
-    where = resolve_device(device)
+    where = as_device(device)
     contents, styles = _several(content), _several(style)
     slots = slot_names(len(contents), len(styles))
     check_slots(slots, config.rule, config.settings)

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.rules.klora import Klora
-from klora_runtime.layers.precision import full_float32
+from klora_runtime.devices.precision import full_float32
 
 
 class LiteralLayer(nn.Module):

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
+from klora_runtime.devices.device_types import type_of
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
     """Most memory in use since this was made, beyond what was in use then.
 
-    On a GPU what torch has allocated; on a CPU the resident memory of the process, which Linux
-    alone tells.
+    On a GPU what torch has allocated, where it counts that; on a CPU the resident memory of the
+    process, which Linux alone tells.
 
     Args:
         device: whose memory.
@@ -26,20 +28,26 @@ class Peak:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before: int | None = torch.cuda.memory_allocated(device)
-        else:
-            self._before = _reset_resident()
+        self._before = _reset_resident() if type_of(device).is_host else _reset_allocated(device)
 
     def nbytes(self) -> int | None:
         """Bytes; None where the system does not tell."""
         if self._before is None:
             return None
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) - self._before
-        return max(0, _resident("VmHWM") - self._before)
+        known = type_of(self._device)
+        if known.is_host:
+            return max(0, _resident("VmHWM") - self._before)
+        return int(known.module.max_memory_allocated(self._device)) - self._before
+
+
+def _reset_allocated(device: torch.device) -> int | None:
+    """Forget the peak of what torch has allocated on a GPU; what it has allocated now."""
+    counter = type_of(device).module
+    if not hasattr(counter, "reset_peak_memory_stats"):
+        return None
+    counter.empty_cache()
+    counter.reset_peak_memory_stats(device)
+    return int(counter.memory_allocated(device))
 
 
 def _reset_resident() -> int | None:

@@ -9,7 +9,7 @@ Only the denoiser is there: prompts are random embeddings, and the result is lat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import diffusers
 import torch
 from torch import nn
 
+from klora_runtime.devices.device_types import type_of
 from klora_runtime.errors import ConfigError
 
 #: An untrained network amplifies what it is given; its last layer is scaled down by this.
@@ -52,12 +53,11 @@ class BenchModel:
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Dtype of the weights on ``device``."""
-        return torch.float32 if device.type == "cpu" else self.half
+        return torch.float32 if type_of(device).is_host else self.half
 
     def denoiser(self, device: torch.device, seed: int = 0) -> nn.Module:
         """The denoiser with random weights on ``device``, the same for the same seed."""
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.device(device), _default(self.dtype(device)):
+        with _forked(device), torch.device(device), _default(self.dtype(device)):
             torch.manual_seed(seed)
             model = _FAMILIES[self.family].denoiser(**self.config)
         last: Any = model.proj_out if self.family == "flux" else model.conv_out
@@ -119,6 +119,13 @@ class _Family:
     denoiser: Callable[..., Any]
     pipeline: Callable[[nn.Module], Any]
     prompt: Callable[[Mapping[str, Any]], dict[str, torch.Tensor]]
+
+
+def _forked(device: torch.device) -> AbstractContextManager[None]:
+    """Random numbers of the host and of a device, given back afterwards."""
+    if type_of(device).is_host:
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 @contextmanager
@@ -313,4 +320,4 @@ MODELS: Mapping[str, BenchModel] = {
 
 def default_model(device: torch.device) -> str:
     """The model that says most in reasonable time on ``device``."""
-    return "sdxl" if device.type == "cuda" else "sdxl-small"
+    return "sdxl-small" if type_of(device).is_host else "sdxl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from klora_compile.bench.models import BenchModel
 from klora_compile.bench.timing import Interval, ratios, seconds_of, turns
 from klora_compile.bench.traffic import BranchWork, branch_work, memory_bandwidth
 from klora_runtime.artifact.file import load_fusion
+from klora_runtime.devices.device_types import type_of
 
 #: Called with what is done now and the work that there is in all, after each part of it.
 OnProgress = Callable[[str, int], None]
@@ -229,8 +229,8 @@ def _time(runner: _Runner) -> None:
 
 
 def compile_for(denoiser: Any, device: torch.device) -> None:
-    """``torch.compile`` in place: on a GPU the whole with CUDA graphs, on a CPU by blocks."""
-    if device.type == "cuda":
+    """``torch.compile`` in place: the whole, recorded and replayed, or else by blocks."""
+    if type_of(device).graphs:
         denoiser.compile(mode="reduce-overhead")
     else:
         denoiser.compile_repeated_blocks()
@@ -260,7 +260,7 @@ def _result(
         base = bare[runner.compiled]
         ratio = Interval.of(ratios(runner.times, base.times))
         work = None
-        if race.device.type == "cpu":
+        if type_of(race.device).is_host:
             work = Interval.of(ratios(runner.works, base.works))
         row = Row(
             name=runner.kind.name,
@@ -280,7 +280,7 @@ def _result(
         rows.append(row)
     entries = load_fusion(files.artifact).entries
     return Result(
-        device=device_name(race.device),
+        device=type_of(race.device).describe(race.device),
         dtype=str(race.model.dtype(race.device)).removeprefix("torch."),
         model=race.model.name,
         steps=race.steps,
@@ -302,11 +302,3 @@ def _difference(latents: torch.Tensor, truth: torch.Tensor) -> float:
 
 def _nbytes(model: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    best = torch.backends.cpu.get_cpu_capability()
-    return f"CPU, {platform.machine()}, {best}, {torch.get_num_threads()} threads"

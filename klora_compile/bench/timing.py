@@ -7,8 +7,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+
+from klora_runtime.devices.device_types import type_of
 
 _RESAMPLES = 2000
 
@@ -51,14 +54,9 @@ def turns(count: int, rounds: int) -> Iterator[list[int]]:
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Seconds until ``work`` is done on the device too."""
-    synchronise(device)
+    wait = partial(type_of(device).synchronise, device)
+    wait()
     begin = time.perf_counter()
     work()
-    synchronise(device)
+    wait()
     return time.perf_counter() - begin
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU; a CPU is never behind."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

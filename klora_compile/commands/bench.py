@@ -88,10 +88,10 @@ def bench_command(
     from klora_compile.bench.models import default_model
     from klora_compile.bench.race import Race, run
     from klora_compile.bench.table import markdown_table
-    from klora_compile.measuring.measure import resolve_device
+    from klora_runtime.devices.names import as_device
 
     logging.set_verbosity_error()  # PEFT's rows look for text encoders that are not there
-    where = resolve_device(device)
+    where = as_device(device)
     chosen = CONFIGURATIONS[model or default_model(where)]
     race = Race(
         model=chosen,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from klora_compile.settings.read_options import ReadOptions
+from klora_runtime.devices.device_types import SPELLINGS
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, path_type=Path)
@@ -117,15 +118,16 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    """A device that klora knows; whether the machine has it is seen when it is used."""
 
-    name = "auto|cpu|cuda[:N]"
+    name = "|".join(SPELLINGS)
+    _pattern = "|".join(spelling.replace("[:N]", r"(:\d{1,3})?") for spelling in SPELLINGS)
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         text = str(value)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        if not re.fullmatch(self._pattern, text):
             self.fail(f"{text!r} is not {self.name}.", param, ctx)
         return text
 

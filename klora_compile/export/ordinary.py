@@ -21,7 +21,7 @@ from klora_compile.export.targets import Spelling, Target
 from klora_compile.export.values import averaged, balanced, truncated
 from klora_compile.reading.deltas import Delta, Dense, LowRank
 from klora_compile.reading.forms.parts import Part
-from klora_compile.single_thread import single_thread
+from klora_compile.threads import single_thread
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.artifact.safetensors_file import canonical_json

@@ -4,8 +4,8 @@ Layers are stacked, multiplied by one batched product and looked at together, wi
 host would have to wait for: the K largest values lie in the K blocks with the largest maxima, so
 their number and place are known beforehand. Layers come one by one, from a file that is being read
 for example; a batch starts when it is full. While the device computes it the host gathers the next
-one in pinned memory, and a second stream carries it over. What was found comes back in one transfer
-per batch, when the next batch has been started.
+one (`courier`). What was found comes back in one transfer per batch, when the next batch has been
+started.
 
 Every batch of a shape has the same size, the last one padded, so that the bits of a layer do not
 depend on which others are measured.
@@ -16,19 +16,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
 from klora_compile.reading.deltas import Delta, LowRank
 
 #: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
 #: what is picked a device holds less than three times that (counted; see `tests/test_gpu.py`).
 ELEMENTS = 2**25
-
-cuda: Any = torch.cuda  # whose streams and events have no types
 
 #: Layers of a batch, at most: where they are few, the rest of it is computed for nothing.
 _MOST = 64
@@ -51,7 +48,7 @@ def measure_batches(
         Place in ``tasks`` and statistics, batch by batch. The L1 norm is not finite where a product
         overflows float32.
     """
-    courier = _Courier(device)
+    courier = Courier(device)
     running: _Batch | None = None
     for batch in _batches(tasks, elements):
         batch.start(courier)
@@ -103,7 +100,7 @@ class _Batch:
         self._size = size
         self._elements = elements
 
-    def start(self, courier: _Courier) -> None:
+    def start(self, courier: Courier) -> None:
         """Begin to compute."""
         deltas = [delta for delta, _ in self._tasks.values()]
         matrices = [
@@ -171,50 +168,3 @@ def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
     chosen = blocks.amax(dim=2).topk(k, sorted=False).indices
     near = blocks.gather(1, chosen.unsqueeze(2).expand(-1, -1, block)).flatten(1)
     return torch.cat([near, values[:, whole:]], dim=1).topk(k, sorted=False).values
-
-
-class _Courier:
-    """Carries tensors to a device and back without the host waiting for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream: Any = cuda.Stream(device) if device.type == "cuda" else None
-
-    def bring(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack tensors of one shape on the device, in their dtype."""
-        stacked = torch.stack(list(tensors), out=self._host(tensors[0], len(tensors)))
-        if self._stream is None:
-            return stacked
-        with cuda.stream(self._stream):
-            there = stacked.to(self.device, non_blocking=True)
-        current = cuda.current_stream(self.device)
-        current.wait_stream(self._stream)
-        there.record_stream(current)
-        return there
-
-    def take(self, found: torch.Tensor) -> _Parcel:
-        """Begin to bring numbers back."""
-        if self._stream is None:
-            return _Parcel(found, None)
-        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        here.copy_(found, non_blocking=True)
-        arrived = cuda.Event()
-        arrived.record(cuda.current_stream(self.device))
-        return _Parcel(here, arrived)
-
-    def _host(self, one: torch.Tensor, count: int) -> torch.Tensor:
-        pinned = self._stream is not None
-        return torch.empty((count, *one.shape), dtype=one.dtype, pin_memory=pinned)
-
-
-@dataclass(frozen=True)
-class _Parcel:
-    """Numbers on their way."""
-
-    numbers: torch.Tensor
-    arrived: Any
-
-    def opened(self) -> torch.Tensor:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.numbers

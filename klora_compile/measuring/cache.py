@@ -22,6 +22,7 @@ from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics
 from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.safetensors_file import tensor_digest
+from klora_runtime.devices.precision import home_of_float64
 
 #: Environment variable with the folder, where it is not the system's.
 FOLDER_VARIABLE = "KLORA_CACHE"
@@ -101,7 +102,7 @@ def _key(layer: Layer, device: torch.device) -> str:
     delta = layer.delta
     tensors = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta.values,)
     parts = [f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}" for tensor in tensors]
-    text = "\n".join([str(MEASURE_VERSION), device.type, *parts])
+    text = "\n".join([str(MEASURE_VERSION), home_of_float64(device).type, *parts])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -23,8 +23,7 @@ import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 
 import torch
 
@@ -33,10 +32,12 @@ from klora_compile.measuring.magnitudes import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.deltas import Delta
 from klora_compile.reading.layers import Layer
-from klora_runtime.errors import ConfigError, LoraError, shown
-from klora_runtime.layers.precision import full_float32
+from klora_compile.threads import single_threads
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.precision import full_float32, home_of_float64
+from klora_runtime.errors import LoraError, shown
 
-__all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured", "resolve_device"]
+__all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured"]
 
 #: Moves when the same layer would be measured to other numbers.
 MEASURE_VERSION = 1
@@ -62,7 +63,8 @@ def measure(
     Args:
         layers: the layers; those that come first are measured while others arrive.
         ks: layer name -> every K to sum for, each in 1..numel; none where absent.
-        device: where to compute. Decisions do not depend on it, sums may differ by 1e-7.
+        device: where to compute, if it has float64; else the CPU computes. Decisions do not depend
+            on it, sums may differ by 1e-7.
         on_layer: see :data:`OnLayer`.
 
     Returns:
@@ -83,40 +85,13 @@ def measure(
 
 def measured(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Layer, Statistics]]:
     """Each layer with its statistics, when it is done; see :func:`measure`."""
-    run = _tile_by_tile if device.type == "cpu" else _shape_by_shape
+    place = home_of_float64(device)
+    run = _tile_by_tile if type_of(place).is_host else _shape_by_shape
     with full_float32(), torch.inference_mode():
-        for layer, statistics in run(tasks, device):
+        for layer, statistics in run(tasks, place):
             if not math.isfinite(statistics.l1):
                 raise LoraError(f"{shown(layer.name)}: its delta overflows float32.")
             yield layer, statistics
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:N`` as a device.
-
-    Raises:
-        ConfigError: another name, or a GPU that is not there.
-    """
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda:0" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise _device_error(name, "not a device") from error
-    if device.type not in ("cpu", "cuda"):
-        raise _device_error(name, "not supported")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if available else 0
-        index = device.index or 0
-        if index >= count:
-            raise _device_error(name, f"torch sees {count} CUDA devices")
-        return torch.device("cuda", index)
-    return torch.device("cpu")
-
-
-def _device_error(name: str, why: str) -> ConfigError:
-    return ConfigError(f"device {shown(name)}: {why}; expected auto, cpu, cuda or cuda:N.")
 
 
 def _tile_by_tile(tasks: Iterable[Task], _: torch.device) -> Iterator[tuple[Layer, Statistics]]:
@@ -128,7 +103,7 @@ def _tile_by_tile(tasks: Iterable[Task], _: torch.device) -> Iterator[tuple[Laye
             return measure_layer(layer.delta, ks, scratches[threading.get_ident()])
 
     running: deque[tuple[Layer, Future[Statistics]]] = deque()
-    with _workers() as pool:
+    with single_threads("klora-measure", most=_MAX_WORKERS) as pool:
         for task in tasks:
             running.append((task[0], pool.submit(work, *task)))
             while running and running[0][1].done():
@@ -150,21 +125,3 @@ def _shape_by_shape(
 
     for place, statistics in measure_batches(deltas(), device):
         yield layers[place], statistics
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads that torch and the BLAS behind it do not split any further."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(
-        min(threads, _MAX_WORKERS),
-        thread_name_prefix="klora-measure",
-        initializer=torch.set_num_threads,  # the BLAS' setting is a thread's own
-        initargs=(1,),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

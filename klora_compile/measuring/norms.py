@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from klora_compile.measuring.measure import OnLayer
 from klora_compile.reading.layers import Layer
-from klora_compile.single_thread import single_thread
+from klora_compile.threads import single_thread
 from klora_runtime.errors import LoraError, shown
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.rules.rule import Rule
-from klora_compile.single_thread import single_thread
+from klora_compile.threads import single_thread
 
 
 def layers_of_slots(sources: Mapping[str, Adapter], rule: Rule) -> dict[str, Mapping[str, Layer]]:

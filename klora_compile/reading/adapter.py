@@ -23,8 +23,8 @@ from klora_compile.reading.names.account import UnusedKey, account_for
 from klora_compile.reading.scale.scale import Scales
 from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
+from klora_runtime.devices.host_memory import free_host_memory
 from klora_runtime.errors import FileFormatError, LoraError, shown
-from klora_runtime.layers.memory import free_host_memory
 
 #: Share of the free memory that dense deltas of one LoRA may take.
 _HOST_SHARE = 0.5

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from klora_compile.extras import ADVICE
-from klora_compile.measuring.measure import resolve_device
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 _INDEX = "model_index.json"
@@ -34,7 +35,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
     Args:
         model: a folder that ``pipe.save_pretrained`` wrote, or the id of one on the Hub.
         fusion: what will be applied; tells the denoiser, whose dtype ``auto`` follows.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: see :func:`klora_runtime.devices.names.as_device`.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on the CPU, on a GPU
             as the denoiser is stored.
 
@@ -42,7 +43,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
         KloraError: there is no such folder, or it cannot be loaded.
         ConfigError: an unknown device.
     """
-    where = resolve_device(device)
+    where = as_device(device)
     folder = _folder(model)
     _require_libraries(folder, model)
     wanted = _dtype(folder, fusion, where, dtype)
@@ -182,7 +183,7 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
         dtype = getattr(torch, name)
         assert isinstance(dtype, torch.dtype)
         return dtype
-    if device.type == "cpu":
+    if type_of(device).is_host:
         return torch.float32
     stored: Counter[str] = Counter()
     denoisers = [name for name in fusion.components if name not in TEXT_ENCODERS]

@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import torch
 
-from klora_compile.single_thread import single_thread
 from klora_compile.storing.step_search import StepSearch
 from klora_compile.storing.trellis import nearest
+from klora_compile.threads import single_thread
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError

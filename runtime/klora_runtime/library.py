@@ -10,9 +10,10 @@ from threading import Lock
 
 import torch
 
-from klora_runtime.artifact.file import as_device, load_fusion
+from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import fill
+from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError
 
 #: A file as it was when it was loaded: its path, its bytes, when it was changed.

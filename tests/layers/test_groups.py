@@ -19,8 +19,9 @@ from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.devices.device_types import TYPES
 from klora_runtime.errors import ConfigError, FileFormatError
-from klora_runtime.layers import groups, merge
+from klora_runtime.layers import groups
 from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.shipping import shipped
 
@@ -30,7 +31,7 @@ CASE = Case(20, "DDIM", "batched", "sd1", "s*")
 @pytest.fixture
 def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, on the CPU."""
-    monkeypatch.setattr(merge, "GROUPED_ON", ("cuda", "cpu"))
+    monkeypatch.setattr(TYPES["cpu"], "grouped", True)
 
 
 def written_alone(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
@@ -93,7 +94,7 @@ def test_weights_are_those_of_layers_written_alone(
     together = {name: value.clone() for name, value in pipe.unet.named_parameters()}
     handle.remove()
 
-    monkeypatch.setattr(merge, "GROUPED_ON", ())
+    monkeypatch.setattr(TYPES["cpu"], "grouped", False)
     with apply_fusion(pipe, fusion, mode="merge", weights={"style": 0.3}):
         for name, value in pipe.unet.named_parameters():
             torch.testing.assert_close(value, together[name], msg=name)

@@ -18,9 +18,10 @@ from support.lora_files import needs_cuda, random_pair, run_python
 from klora_compile.measuring import magnitudes
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring import tiles as measure_tiles
-from klora_compile.measuring.measure import Statistics, measure, resolve_device
+from klora_compile.measuring.measure import Statistics, measure
 from klora_compile.reading.layers import Layer
-from klora_runtime.errors import ConfigError, LoraError
+from klora_runtime.devices.names import as_device
+from klora_runtime.errors import LoraError
 
 CPU = torch.device("cpu")
 #: Shapes (rank, out, in) for which a threaded product rounds differently from a plain one.
@@ -374,29 +375,9 @@ def test_peak_memory_does_not_grow_with_the_layer() -> None:
 # --- devices ----------------------------------------------------------------------------------
 
 
-def test_device_names() -> None:
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type in ("cpu", "cuda")
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("gpu", "not a device"),
-        ("", "not a device"),
-        ("meta", "not supported"),
-        ("cuda:99", r"torch sees \d+ CUDA devices"),
-        ("\x1b[2J", r"device \\x1b\[2J: not a device"),
-    ],
-)
-def test_another_device_is_refused(name: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=f"{why}.*expected auto, cpu, cuda or cuda:N"):
-        resolve_device(name)
-
-
 @needs_cuda
 def test_cuda_gives_the_same_sums_without_tf32() -> None:
-    device = resolve_device("cuda")
+    device = as_device("cuda")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

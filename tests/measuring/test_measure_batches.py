@@ -16,7 +16,8 @@ from tiny_pipeline import tiny_lora, tiny_pipeline
 from klora_compile import compile_fusion
 from klora_compile.measuring import batches as measure_batches
 from klora_compile.measuring import measure as measuring
-from klora_compile.measuring.batches import Task, _Courier, _largest
+from klora_compile.measuring.batches import Task, _largest
+from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.magnitudes import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.deltas import Dense, LowRank
@@ -90,9 +91,9 @@ def test_one_transfer_each_way_for_a_batch_and_reading_ahead(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events: list[str] = []
-    bring, take = _Courier.bring, _Courier.take
-    monkeypatch.setattr(_Courier, "bring", lambda *a: (events.append("bring"), bring(*a))[1])
-    monkeypatch.setattr(_Courier, "take", lambda *a: (events.append("take"), take(*a))[1])
+    bring, take = Courier.bring, Courier.take
+    monkeypatch.setattr(Courier, "bring", lambda *a: (events.append("bring"), bring(*a))[1])
+    monkeypatch.setattr(Courier, "take", lambda *a: (events.append("take"), take(*a))[1])
     some: list[Task] = [(product(40, 30, 3, seed), (9,)) for seed in range(6)]
     for _ in measure_batches.measure_batches(some, CPU, 2 * 40 * 30):
         events.append("layer")
@@ -104,8 +105,8 @@ def test_one_transfer_each_way_for_a_batch_and_reading_ahead(
 def test_a_batch_starts_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of another shape, and those that have not come yet, are not waited for."""
     events: list[str] = []
-    take = _Courier.take
-    monkeypatch.setattr(_Courier, "take", lambda *a: (events.append("take"), take(*a))[1])
+    take = Courier.take
+    monkeypatch.setattr(Courier, "take", lambda *a: (events.append("take"), take(*a))[1])
 
     def coming() -> Iterator[Task]:
         for seed in range(3):

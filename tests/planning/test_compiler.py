@@ -231,7 +231,7 @@ def test_nothing_in_common_is_refused(
 
 def test_errors_come_before_anything_is_measured(content: Path, style: Path) -> None:
     seen: list[object] = []
-    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+    with pytest.raises(ConfigError, match="device tpu: not a device; expected auto"):
         compile_fusion(content, style, device="tpu", on_layer=lambda *args: seen.append(args))
     with pytest.raises(LoraError, match="No such file"):
         compile_fusion(content, "none.safetensors", on_layer=lambda *args: seen.append(args))

@@ -39,7 +39,8 @@ from klora_runtime.artifact.safetensors_file import (
     parse_json,
     tensor_digest,
 )
-from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
+from klora_runtime.devices.names import as_device
+from klora_runtime.errors import ArtifactError, FileFormatError, shown
 
 METADATA_KEY = "klora"
 _OUTER_KEYS = frozenset({"digest", "fusion"})
@@ -62,7 +63,8 @@ def load_fusion(
             range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
             and infinity.
         device: where the factors are kept: in host memory, or on the GPU of the pipelines that
-            they are for, which saves sending them again whenever they are applied.
+            they are for, which saves sending them again whenever they are applied; see
+            :func:`klora_runtime.devices.names.as_device`.
         sources: of a thin artifact: source name -> the LoRA file that it was compiled from.
             Without them it is read and cannot be applied (:attr:`Fusion.is_thin`).
 
@@ -91,21 +93,6 @@ def load_fusion(
     except ArtifactError as error:
         raise ArtifactError(f"artifact {shown(place)}: {error} Get the file again.") from error
     return fill(fusion, sources, where) if sources else fusion
-
-
-def as_device(name: str | torch.device) -> torch.device:
-    """A device as tensors on it name it: ``cuda`` is ``cuda:0``.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {shown(name)}: {shown(error)}") from error
-    if device.type == "meta":
-        raise ConfigError("device meta: holds no numbers; name one that does, such as cpu.")
-    return device
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:

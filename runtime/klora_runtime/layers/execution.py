@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from klora_runtime.devices.names import HOST, indexed
 from klora_runtime.layers.targets import Target
 
 #: Dtypes that low-rank factors can be multiplied in.
@@ -63,7 +64,7 @@ def _devices(target: Target) -> Iterator[torch.device]:
     yield from _hook_devices(target)
     yield target.parameter.device
     yield from (parameter.device for parameter in target.model.parameters())
-    yield torch.device("cpu")
+    yield HOST
 
 
 def _hook_devices(target: Target) -> Iterator[torch.device]:
@@ -71,15 +72,7 @@ def _hook_devices(target: Target) -> Iterator[torch.device]:
         own = vars(module)
         if _ACCELERATE in own or _DIFFUSERS in own:
             found = (read(module) for read in _DEVICE_READERS)
-            yield from (_indexed(device) for device in found if device is not None)
-
-
-def _indexed(device: Any) -> torch.device:
-    """A device as tensors on it name it: hooks may say ``cuda`` for ``cuda:0``, or ``cpu:0``."""
-    device = torch.device(device)
-    if device.type == "cpu":
-        return torch.device("cpu")
-    return torch.empty(0, device=device).device if device.index is None else device
+            yield from (indexed(device) for device in found if device is not None)
 
 
 def _first(values: Iterable[Any]) -> Any:

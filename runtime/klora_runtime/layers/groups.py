@@ -16,9 +16,6 @@ import torch
 
 from klora_runtime.layers.terms import LowRankTerm, Term
 
-#: Types of device on which layers are written in groups.
-GROUPED_ON = ("cuda",)
-
 #: Bytes of float32 deltas that are made at once: what a large GPU's cache holds.
 BATCH_BYTES = 32 * 2**20
 

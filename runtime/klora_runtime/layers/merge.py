@@ -17,11 +17,12 @@ from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.artifact.timeline import Agenda, Timeline
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.precision import full_float32
 from klora_runtime.errors import InUseError
 from klora_runtime.layers.execution import COMPUTE_DTYPES, diffusers_hook, is_group_offloaded
-from klora_runtime.layers.groups import GROUPED_ON, Group, Write, groups_of
+from klora_runtime.layers.groups import Group, Write, groups_of
 from klora_runtime.layers.module_tree import uses_of
-from klora_runtime.layers.precision import full_float32
 from klora_runtime.layers.pristine import Pristine
 from klora_runtime.layers.targets import Target, recheck, refuse
 from klora_runtime.layers.terms import Term, terms_of
@@ -213,7 +214,7 @@ class Merge:
         layers = {
             index: (layer.target.parameter.data, layer.terms)
             for index, layer in enumerate(self._layers)
-            if layer.device.type in GROUPED_ON
+            if type_of(layer.device).grouped
             and self._pristine.of(layer.target).device == layer.device
         }
         with torch.inference_mode():

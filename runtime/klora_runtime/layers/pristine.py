@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.autograd.graph import increment_version
 
-from klora_runtime.layers.memory import free_host_memory
+from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.host_memory import free_host_memory
+from klora_runtime.devices.names import HOST
 from klora_runtime.layers.targets import Target
 
 #: Share of a device's free memory that copies may take; beyond it they go to host memory.
@@ -99,7 +101,7 @@ class Pristine:
 def host_shortage(targets: Sequence[Target]) -> str | None:
     """Why the host's memory does not do for the copies of targets, or None where it does."""
     places = _places(targets)
-    needed = sum(target.parameter.nbytes for target in targets if places[target.path].type == "cpu")
+    needed = sum(target.parameter.nbytes for target in targets if places[target.path] == HOST)
     free = free_host_memory()
     if needed <= HOST_SHARE * free:
         return None
@@ -112,9 +114,12 @@ def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
     needed: defaultdict[torch.device, int] = defaultdict(int)
     for target in staying:
         needed[target.parameter.device] += target.parameter.nbytes
-    roomy = {device for device, size in needed.items() if size <= _room(device)}
-    host = torch.device("cpu")
-    return {target.path: host for target in targets} | {
+    roomy = {
+        device
+        for device, size in needed.items()
+        if size <= DEVICE_SHARE * type_of(device).free_memory(device)
+    }
+    return {target.path: HOST for target in targets} | {
         target.path: target.parameter.device
         for target in staying
         if target.parameter.device in roomy
@@ -124,11 +129,3 @@ def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
 def _offloaded(target: Target) -> bool:
     """Whether accelerate moves this component in and out; copies must not stay on its device."""
     return hasattr(target.model, "_hf_hook")
-
-
-def _room(device: torch.device) -> float:
-    """Bytes that copies may take on a device."""
-    if device.type != "cuda":
-        return float("inf")
-    free, _ = torch.cuda.mem_get_info(device)
-    return DEVICE_SHARE * free

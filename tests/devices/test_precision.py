@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from klora_runtime.layers.precision import full_float32
+from klora_runtime.devices.precision import full_float32
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one switch for all"

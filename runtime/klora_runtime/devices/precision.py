@@ -1,4 +1,4 @@
-"""Full float32 matrix products, whatever the process has allowed elsewhere."""
+"""Where float64 is, and full float32 products whatever the process has allowed elsewhere."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from typing import Any
 
 import torch
 
+from klora_runtime.devices.device_types import TYPES, type_of
+from klora_runtime.devices.names import HOST
+
 _LOCK = threading.Lock()
 _inside = 0
 _before: list[str] = []
 
 
+def home_of_float64(device: torch.device) -> torch.device:
+    """The device itself where it has float64, else the host.
+
+    Bring a tensor there before it is converted, in a call of its own: ``tensor.to(home).double()``.
+    """
+    return device if type_of(device).has_float64(device) else HOST
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32: no TF32 on CUDA, no bfloat16 on CPU.
+    """Products of float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.
 
     The switches belong to the whole process. Several threads may be inside at once; the last one
     out puts back what the first one found.
@@ -37,7 +48,7 @@ def full_float32() -> Iterator[None]:
 
 
 def _switches() -> list[Any]:
-    return [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    return [switch for known in TYPES.values() for switch in known.float32_switches()]
 
 
 def _precisions() -> list[str]:

@@ -1,0 +1,67 @@
+"""Tensors on their way to a device and back, while the host goes on.
+
+Where a device has streams, the host gathers in pinned memory, a second stream carries it over, and
+what was found comes back behind an event. Elsewhere everything is carried at once and waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from klora_runtime.devices.device_types import type_of
+
+
+class Courier:
+    """Carries for one device.
+
+    Args:
+        device: where to and back from; on a CPU nothing moves.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        known = type_of(device)
+        self._module: Any = known.module if known.streams else None
+        self._stream: Any = None if self._module is None else self._module.Stream(device)
+
+    def bring(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stack tensors of one shape on the device, in their dtype."""
+        first, pinned = tensors[0], self._stream is not None
+        gathered = torch.empty((len(tensors), *first.shape), dtype=first.dtype, pin_memory=pinned)
+        stacked = torch.stack(list(tensors), out=gathered)
+        if self._stream is None:
+            return stacked.to(self.device)
+        with self._module.stream(self._stream):
+            there = stacked.to(self.device, non_blocking=True)
+        current = self._module.current_stream(self.device)
+        current.wait_stream(self._stream)
+        there.record_stream(current)
+        return there
+
+    def take(self, found: torch.Tensor) -> Parcel:
+        """Begin to bring numbers back."""
+        if self._stream is None:
+            return Parcel(found.cpu(), None)
+        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        here.copy_(found, non_blocking=True)
+        arrived = self._module.Event()
+        arrived.record(self._module.current_stream(self.device))
+        return Parcel(here, arrived)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Numbers on their way."""
+
+    numbers: torch.Tensor
+    arrived: Any
+
+    def opened(self) -> torch.Tensor:
+        """The numbers, when they have arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.numbers
