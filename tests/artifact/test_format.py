@@ -76,7 +76,7 @@ def test_reading_and_writing_again_changes_no_byte(tmp_path: Path) -> None:
 
 def test_golden_file_has_every_fate_and_dtype() -> None:
     artifact = Artifact.read()
-    fates = set(FATES) - {"with its weight"}  # of biases; tests/test_dense.py has them
+    fates = set(FATES) - {"with its weight"}  # of biases; tests/layers/test_dense.py has them
     assert {entry["fate"] for entry in artifact.entries.values()} == fates
     assert {tensor.dtype for tensor in artifact.tensors.values()} == {"F32", "F16", "BF16"}
     assert len(golden_fusion().entries) == len(fates)
