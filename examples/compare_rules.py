@@ -1,6 +1,6 @@
-"""The schedules of the rules side by side, for one pair of the demo's LoRAs: the README's picture.
+"""The schedules of the rules side by side, for one pair of the demo's LoRAs: a picture of the docs.
 
-python examples/compare_rules.py examples/rules.png
+python examples/compare_rules.py docs/pictures/rules.png
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
 from klora_compile.reading.deltas import Delta, LowRank
 
 #: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
-#: what is picked a device holds less than three times that (counted; see `tests/pipeline/test_gpu.py`).
+#: what is picked a device holds less than three times that (`tests/pipeline/test_gpu.py` counts).
 ELEMENTS = 2**25
 
 #: Layers of a batch, at most: where they are few, the rest of it is computed for nothing.

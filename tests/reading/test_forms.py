@@ -20,7 +20,7 @@ from support.form_files import (
     magnitude_shape,
 )
 from support.layout_cells import Cell, lines, shape, values_of
-from support.lora_files import write_lora
+from support.lora_files import ROOT, write_lora
 
 from klora_compile import read_adapter
 from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
@@ -179,9 +179,9 @@ def test_dora(cell: Cell, axis: int, tmp_path: Path) -> None:
     assert {layer.form for layer in adapter.layers.values()} == {"dora"}
 
 
-# --- the table in the README ------------------------------------------------------------------
+# --- the table in the docs ------------------------------------------------------------------
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = ROOT / "docs" / "reference" / "compatibility.md"
 BEGIN, END = "<!-- forms: begin -->\n", "<!-- forms: end -->"
 TEXT = {"clip": "CLIP", "t5": "T5", "qwen3": "Qwen 3", "gemma2": "Gemma 2"}
 REFUSED = sorted({form for form in REFUSED_FORMS.values() if form.isidentifier()})
@@ -218,16 +218,16 @@ def rows_of_the_table() -> Iterator[str]:
         )
 
 
-def test_the_table_in_the_readme_is_what_is_tested() -> None:
+def test_the_table_in_the_docs_is_what_is_tested() -> None:
     """Run this file as a program to write it anew."""
-    table = README.read_text().partition(BEGIN)[2].partition(END)[0]
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
     assert table == "\n".join(rows_of_the_table()) + "\n"
 
 
 def write_table() -> None:
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
     table = "\n".join(rows_of_the_table()) + "\n"
-    README.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+    PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

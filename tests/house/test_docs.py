@@ -1,0 +1,145 @@
+"""README and docs say what is true: their code runs, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+from support.lora_files import ROOT
+from support.shipped import Shipped, klora
+
+from klora_compile.cli import main
+from klora_compile.rules.catalogue import RULES
+from klora_runtime import load_fusion
+
+README = ROOT / "README.md"
+PAGES = sorted([README, *ROOT.glob("CONTRIBUTING.md"), *(ROOT / "docs").rglob("*.md")])
+WITH_CODE = [page for page in PAGES if "contributing" not in page.parts]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Each ``klora`` command of a page, without comments."""
+    lines = "\n".join(blocks(page, "sh")).splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines if line[:6] == "klora "]
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def desk(shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages speak of."""
+    for path in shipped.artifact.parent.glob("*.safetensors"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "FOLDER").symlink_to(shipped.model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def test_the_readme_fits_on_a_page() -> None:
+    assert len(README.read_bytes()) <= 9000
+
+
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if blocks(p, "python")], ids=named)
+def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
+    thin = ("-o", "thin.klora.safetensors", "--thin")
+    assert klora("compile", "fox.safetensors", "ink.safetensors", *thin).exit_code == 0
+    pipe = DiffusionPipeline.from_pretrained("FOLDER")
+    pipe.set_progress_bar_config(disable=True)
+    before = {name: value.clone() for name, value in pipe.unet.named_parameters()}
+    artifact = "fox-in-ink.klora.safetensors"
+    known: dict[str, Any] = {
+        "folder": desk / "new",
+        "fusion": load_fusion(artifact),
+        "pipe": pipe,
+        "requests": [(artifact, "a fox"), (artifact, "a fox asleep")],
+    }
+    known["folder"].mkdir()
+    for name in ("fox", "ink"):
+        shutil.copy(f"{name}.safetensors", known["folder"])
+    for block in blocks(page, "python"):
+        exec(compile(block, named(page), "exec"), known)
+    if "handle" in known:
+        known["handle"].remove()
+    assert all(torch.equal(value, before[n]) for n, value in pipe.unet.named_parameters())
+
+
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if commands(p)], ids=named)
+def test_commands_run_as_printed(page: Path, desk: Path) -> None:
+    for line in commands(page):
+        arguments = line.split()[1:]
+        if arguments[0] == "sample":
+            arguments += ["--steps", "2", "--device", "cpu"]
+        for place in re.findall(r"-o (\S+)", line):
+            if (found := desk / place).is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink(missing_ok=True)
+        result = klora(*shlex.split(" ".join(arguments)))
+        assert result.exit_code == 0, (line, result.output)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_linked_file_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_file_named_in_code_style_exists(page: Path) -> None:
+    """Paths such as `klora_compile/reading`."""
+    folders = ("", "klora_compile", "runtime", "runtime/klora_runtime")
+    names = re.findall(r"`((?:[a-z_]+/)+[\w.-]*)`", page.read_text())
+    names = [name for name in names if not name.startswith("out/")]
+    assert [n for n in names if not any((ROOT / f / n).exists() for f in folders)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_test_named_as_proof_exists(page: Path) -> None:
+    for module, function in re.findall(r"`(test_\w+)(?:::(test_\w+))?`", page.read_text()):
+        (path,) = (ROOT / "tests").rglob(f"{module}.py")
+        assert not function or f"def {function}(" in path.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_option_named_exists(page: Path) -> None:
+    """Of commands in blocks, and of `--option` in code style beside a command's name."""
+    for command, rest in re.findall(r"`klora (\w+) ([^`]*)`", page.read_text()):
+        rule = re.search(r"--rule (\S+)", rest)
+        asked = [command, *(["--rule", rule[1]] if rule and rule[1] in RULES else []), "--help"]
+        text = CliRunner().invoke(main, asked).output
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in text, (command, option)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_make_target_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join([*re.findall(r"`(make [^`]*)`", page.read_text()), *blocks(page, "sh")])
+    for line in re.findall(r"^make ([a-z -]+)", text, re.MULTILINE):
+        assert set(line.split()) <= targets, line
+
+
+def test_every_rule_has_its_lines() -> None:
+    page = (ROOT / "docs" / "reference" / "rules.md").read_text()
+    assert set(re.findall(r"^\| `([a-z+]+)[^`]*` \|", page, re.MULTILINE)) >= set(RULES)
+
+
+def test_the_search_finds_what_is_wrong() -> None:
+    """Each search above meets something in the pages at hand."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    for pattern in (r"^```python", r"^klora \w+", r"`test_\w+", r"`make \w+", r"\]\([a-z./-]+\)"):
+        assert re.search(pattern, text, re.MULTILINE), pattern
