@@ -9,7 +9,7 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 
-.PHONY: demo test mutate lint types wheel clean
+.PHONY: demo test test-all mutate lint types docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
@@ -20,6 +20,10 @@ test: $(VENV)/.dev
 # Twenty thousand random changes of valid LoRA files; make test tries a few hundred.
 mutate: $(VENV)/.dev
 	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/reading/test_mutated_loras.py
+
+# The documentation, as pages in out/site. Every warning is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
