@@ -15,6 +15,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
 
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+# Every combination as well, where make test takes pairs.
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Twenty thousand random changes of valid LoRA files; make test tries a few hundred.
