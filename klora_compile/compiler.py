@@ -16,7 +16,6 @@ from klora_compile.planning.deriving import layers_of_slots
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.arriving import check, known
 from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import provenance
@@ -25,7 +24,7 @@ from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import role_of, slot_names
-from klora_compile.sources import Lora, open_sources
+from klora_compile.sources import Lora, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
@@ -76,20 +75,19 @@ def compile_fusion(
     slots = slot_names(len(contents), len(styles))
     check_slots(slots, config.rule, config.settings)
     loras = dict(zip(slots, [*contents, *styles], strict=True))
-    with open_sources(loras, config.rule, options) as sources:
-        layers = layers_of_slots(sources, config.rule)
-        ks = layer_ks(layers, config.rule)
-        sides = _sides(layers, ks, config.rule, where, cache, on_layer)
-        plan = make_plan(_numbers(layers, sides, ks), config)
-        return _fusion(sources, layers, plan, config)
+    sources = read_sources(loras, config.rule, options)
+    layers = layers_of_slots(sources, config.rule)
+    ks = layer_ks(layers, config.rule)
+    sides = _sides(layers, ks, config.rule, where, cache, on_layer)
+    plan = make_plan(_numbers(layers, sides, ks), config)
+    return _fusion(sources, layers, plan, config)
 
 
 def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
     """K of every layer that at least two adapt, where the rule asks for Top-K sums (eq. 5)."""
     ks = {}
-    slots = [known(own) for own in layers.values()]
-    for name in sorted({name for own in slots for name in own}):
-        found = [own[name] for own in slots if name in own]
+    for name in sorted({name for own in layers.values() for name in own}):
+        found = [own[name] for own in layers.values() if name in own]
         k = rule.count([layer.rank for layer in found], found[0].numel)
         if len(found) > 1 and k is not None:
             ks[name] = k
@@ -113,7 +111,7 @@ def _sides(
     sides: dict[str, dict[str, Side]] = {}
     for slot, own in layers.items():
         values, sums = own.values(), {name: (k,) for name, k in ks.items()}
-        shifted = _shifted(layers, on_layer, sum(map(len, sides.values())), total)
+        shifted = _shifted(on_layer, sum(map(len, sides.values())), total)
         if "l1" not in rule.needs:
             norms = frobenius_norms(values, on_layer=shifted)
             sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
@@ -129,16 +127,11 @@ def _sides(
     return sides
 
 
-def _shifted(layers: LayersOfSlots, on_layer: OnLayer | None, done: int, total: int) -> OnLayer:
-    """``on_layer`` of all LoRAs for one of them; it ends the measuring where reading failed."""
-
-    def report(name: str, index: int, _: int) -> None:
-        for own in layers.values():
-            check(own)
-        if on_layer is not None:
-            on_layer(name, done + index, total)
-
-    return report
+def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
+    """``on_layer`` of all LoRAs for one of them."""
+    if on_layer is None:
+        return None
+    return lambda name, index, _: on_layer(name, done + index, total)
 
 
 def _side(layer: Layer, norm: float, rule: Rule) -> Side:

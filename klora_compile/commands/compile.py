@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,7 @@ def compile_command(
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
     from klora_compile.settings.config import Config
-    from klora_compile.sources import open_sources
+    from klora_compile.sources import read_sources
     from klora_runtime.artifact.file import save_fusion
 
     config = Config.named(rule, **given(settings))
@@ -116,21 +115,18 @@ def compile_command(
     check_slots(slots, config.rule, config.settings)
     begin = time.perf_counter()
     paths = dict(zip(slots, (*contents, *styles), strict=True))
-    with ExitStack() as stack:
-        with layer_bar("reading") as on_module:
-            adapters = stack.enter_context(
-                open_sources(paths, config.rule, reading, on_module=on_module)
-            )
-        with layer_bar("measuring") as on_layer:
-            every = list(adapters.values())
-            fusion = compile_fusion(
-                every[: len(contents)],
-                every[len(contents) :],
-                config,
-                device=device,
-                cache=None if no_cache else cache_file(),
-                on_layer=on_layer,
-            )
+    with layer_bar("reading") as on_module:
+        adapters = read_sources(paths, config.rule, reading, on_module=on_module)
+    with layer_bar("measuring") as on_layer:
+        every = list(adapters.values())
+        fusion = compile_fusion(
+            every[: len(contents)],
+            every[len(contents) :],
+            config,
+            device=device,
+            cache=None if no_cache else cache_file(),
+            on_layer=on_layer,
+        )
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:

@@ -61,7 +61,7 @@ def measure(
     """Measure layers of one LoRA.
 
     Args:
-        layers: the layers; those that come first are measured while others arrive.
+        layers: the layers.
         ks: layer name -> every K to sum for, each in 1..numel; none where absent.
         device: where to compute, if it has float64; else the CPU computes. Decisions do not depend
             on it, sums may differ by 1e-7.

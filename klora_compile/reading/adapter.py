@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 
 from klora_compile.families.telling import family_of_layers
-from klora_compile.reading.arriving import known
 from klora_compile.reading.describing import BASE_FORMS, Describer, Piece, file_axis
-from klora_compile.reading.evaluating import evaluate, lies_as_it_is
+from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, open_lora
 from klora_compile.reading.layers import Layer, LayerFacts
@@ -79,24 +78,18 @@ class Adapter:
     unused: tuple[UnusedKey, ...]
     """Keys that were left out because it was asked for."""
     layers: Mapping[str, Layer]
-    """Layer name -> layer, sorted by name; while the file is read, an
-    :class:`~klora_compile.reading.arriving.ArrivingLayers`."""
+    """Layer name -> layer, sorted by name."""
     origin: Origin
     """What the file says about where it is from."""
     options: ReadOptions
     """How it was read."""
-    digest: Callable[[], str] = field(repr=False, compare=False)
-    """Gives :attr:`sha256`, when it is there."""
+    sha256: str
+    """Of that whole file."""
 
     @property
     def known(self) -> Mapping[str, Layer]:
-        """:attr:`layers`, without numbers where they are not there yet."""
-        return known(self.layers)
-
-    @property
-    def sha256(self) -> str:
-        """Of that whole file."""
-        return self.digest()
+        """:attr:`layers`."""
+        return self.layers
 
     @property
     def needed_base(self) -> bool:
@@ -172,49 +165,12 @@ class OpenAdapter:
         """Layer name -> what is known of the layer, sorted by name."""
         return {facts.name: facts for facts in self.survey.layers}
 
-    @cached_property
-    def lies_as_it_is(self) -> bool:
-        """Whether all layers are numbers of the file, none of them computed."""
-        return all(map(lies_as_it_is, self.survey.pieces))
-
     def read(self, on_module: OnModule | None = None) -> Adapter:
         """All of it; see :func:`read_adapter`."""
-        with ThreadPoolExecutor(1) as hashing:  # reads ahead of the layers
+        with ThreadPoolExecutor(1) as hashing:  # meanwhile
             sha256 = hashing.submit(lambda: self.file.sha256)
-            layers: dict[str, Layer] = {}
-            for index, (piece, some) in enumerate(self.evaluated(self.survey.pieces), start=1):
-                layers.update((layer.name, layer) for layer in some)
-                if on_module is not None:
-                    on_module(piece.module.name, index, len(self.survey.pieces))
+            layers = self._layers(on_module)
             digest = sha256.result()
-        return self.adapter({name: layers[name] for name in sorted(layers)}, lambda: digest)
-
-    def evaluated(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, list[Layer]]]:
-        """The layers of pieces with their values, in this order.
-
-        Raises:
-            LoraError: at the end, with everything that is wrong with them, by module.
-        """
-        axis = file_axis(self.survey.pieces)
-        assert not isinstance(axis, str)
-        max_error = self.options.max_error
-        problems: list[tuple[str, str]] = []
-        for piece in pieces:
-            layers = []
-            for one in evaluate(piece, self.file, base=self.base, axis=axis, max_error=max_error):
-                if isinstance(one, str):
-                    problems.append((piece.module.name, one))
-                else:
-                    layers.append(one)
-            yield piece, layers
-        if problems:
-            by_module = sorted(problems, key=lambda problem: problem[0])
-            raise _problematic(
-                _where(self.file), [f"{shown(name)}: {text}" for name, text in by_module]
-            )
-
-    def adapter(self, layers: Mapping[str, Layer], digest: Callable[[], str]) -> Adapter:
-        """With layers and digest that are there, or on their way."""
         found = self.survey
         return Adapter(
             path=found.path,
@@ -224,11 +180,30 @@ class OpenAdapter:
             family=found.family,
             keys=found.keys,
             unused=found.unused,
-            layers=layers,
+            layers={name: layers[name] for name in sorted(layers)},
             origin=found.origin,
             options=self.options,
-            digest=digest,
+            sha256=digest,
         )
+
+    def _layers(self, on_module: OnModule | None) -> dict[str, Layer]:
+        """All layers by name, or everything that is wrong with their values."""
+        axis = file_axis(self.survey.pieces)
+        assert not isinstance(axis, str)
+        max_error = self.options.max_error
+        layers: dict[str, Layer] = {}
+        problems: list[str] = []
+        for index, piece in enumerate(self.survey.pieces, start=1):
+            for one in evaluate(piece, self.file, base=self.base, axis=axis, max_error=max_error):
+                if isinstance(one, str):
+                    problems.append(f"{shown(piece.module.name)}: {one}")
+                else:
+                    layers[one.name] = one
+            if on_module is not None:
+                on_module(piece.module.name, index, len(self.survey.pieces))
+        if problems:
+            raise _problematic(_where(self.file), problems)
+        return layers
 
 
 @contextmanager

@@ -46,12 +46,6 @@ _DTYPES: Mapping[str, tuple[str, bool]] = {
 }
 
 
-def dtype_of(info: TensorInfo) -> torch.dtype:
-    """Torch's, of a tensor in a file."""
-    dtype: torch.dtype = getattr(torch, _DTYPES[info.dtype][0])
-    return dtype
-
-
 #: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
 

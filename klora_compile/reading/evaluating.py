@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from klora_compile.reading.deltas import Delta, Dense, compact, is_finite
-from klora_compile.reading.describing import Piece, Tensors, dtype_of
-from klora_compile.reading.forms.catalogue import MAGNITUDES
+from klora_compile.reading.describing import Piece, Tensors
+from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.parts import Part
@@ -53,36 +53,24 @@ def evaluate(
             yield found
             return
         delta = found
-    if not (lies_as_it_is(piece) or delta.is_finite()):
+    if not (_lies_as_it_is(piece) or delta.is_finite()):
         yield "its delta overflows float32"
         return
     yield from _placed(piece, delta, lost, max_error)
 
 
-def lies_as_it_is(piece: Piece) -> bool:
-    """Whether its layers are numbers of the file, none of them computed.
-
-    Then the header tells everything about them but these numbers, the rank too.
-    """
+def _lies_as_it_is(piece: Piece) -> bool:
+    """Whether its layers are numbers of the file, none of them computed."""
     stored = isinstance(piece.form, Full) and len(piece.facts.shape) == 1
     return not piece.needs_base and (piece.part is not None or stored or _is_pair(piece))
 
 
-def outlines(piece: Piece, file: Tensors) -> Iterator[Layer]:
-    """The layers of a piece that lies as it is, told by the header.
-
-    Their tensors have dtypes and shapes and no numbers: they are on torch's device ``meta``.
-    """
-    tensors = {}
-    for part, key in _numbers(piece):
-        info = file.tensors[key]
-        tensors[part] = _upcast(torch.empty(info.shape, dtype=dtype_of(info), device="meta"))
-    yield from _placed(piece, *_delta(piece, tensors, 0.0), 0.0)
-
-
 def _numbers(piece: Piece) -> list[tuple[Part, str]]:
-    """Parts and keys of all tensors but alpha, which the description has."""
-    return [(part, key) for part, key in piece.module.parts.items() if part is not Part.ALPHA]
+    """Parts and keys of the tensors that a piece is made of; its description has the alpha."""
+    if piece.part is not None:
+        return [(piece.part, piece.module.parts[piece.part])]
+    others = {Part.ALPHA, *BIASES}
+    return [(part, key) for part, key in piece.module.parts.items() if part not in others]
 
 
 def _delta(

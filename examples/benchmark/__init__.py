@@ -1,0 +1,1 @@
+"""What klora costs, measured."""

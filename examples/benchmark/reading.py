@@ -1,0 +1,135 @@
+"""How much of a compile is reading, from a warm disk and from slow ones.
+
+    cd examples
+    python -m benchmark.reading
+    python -m benchmark.reading --share 1 --rounds 3 --disk 500
+
+Two random LoRAs are read, measured and written, one step after the other. A slow disk is simulated:
+each part of a file takes its time when it is read first and is in memory afterwards, as the system
+would keep it. The last column is what reading files while others are measured could hide at most,
+were the processor idle meanwhile; where it is small, reading ahead is not worth its threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import patch
+
+import click
+import torch
+from measure_speed import layer_shapes, lora
+from safetensors.torch import save_file
+
+from klora_compile.compiler import compile_fusion
+from klora_compile.reading.adapter import read_adapter
+from klora_compile.reading.files.lora_file import LoraFile
+from klora_runtime import save_fusion
+
+_BLOCK = 2**20
+
+#: Reading, measuring and writing, in seconds.
+Steps = tuple[float, float, float]
+
+
+@click.command()
+@click.option("--model", type=click.Choice(["sdxl", "flux"]), default="sdxl", show_default=True)
+@click.option("--rank", default=32, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--share", default=0.1, show_default=True, help="Of the layers, to save time.")
+@click.option(
+    "--disk",
+    "disks",
+    type=click.FloatRange(1.0),
+    multiple=True,
+    default=(500.0, 100.0),
+    show_default=True,
+    help="MB/s of a simulated disk.",
+)
+def main(model: str, rank: int, rounds: int, share: float, disks: tuple[float, ...]) -> None:
+    """Print seconds and shares."""
+    component = {"sdxl": "unet", "flux": "transformer"}[model]
+    shapes = layer_shapes(model, share)
+    with tempfile.TemporaryDirectory() as name:
+        paths = [Path(name) / f"{seed}.safetensors" for seed in range(2)]
+        for seed, path in enumerate(paths):
+            tensors = {}
+            for layer in lora(shapes, rank, seed):
+                tensors[f"{component}.{layer.module}.lora_A.weight"] = layer.down
+                tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
+            save_file(tensors, str(path))
+        click.echo(
+            f"{model}: {len(shapes)} layers, rank {rank}, two files of "
+            f"{paths[0].stat().st_size / 1e6:.0f} MB; CPU, {torch.get_num_threads()} threads"
+        )
+        click.echo(f"{'disk':10} {'reading':>9} {'measuring':>11} {'writing':>9} {'hidden':>9}")
+        runs: dict[float, list[Steps]] = {disk: [] for disk in (math.inf, *disks)}
+        for _ in range(rounds):
+            for disk, seconds in runs.items():
+                with simulated_disk(1e6 * disk):
+                    seconds.append(steps(paths))
+        for disk, seconds in runs.items():
+            click.echo(row("warm" if math.isinf(disk) else f"{disk:g} MB/s", seconds))
+
+
+def steps(paths: list[Path]) -> Steps:
+    """Compile a pair, one step after the other."""
+    moments = [time.perf_counter()]
+    pair = [read_adapter(path) for path in paths]
+    moments.append(time.perf_counter())
+    fusion = compile_fusion(*pair, device="cpu")
+    moments.append(time.perf_counter())
+    save_fusion(fusion, paths[0].with_name("fused.klora.safetensors"), overwrite=True)
+    moments.append(time.perf_counter())
+    reading, measuring, writing = (b - a for a, b in pairwise(moments))
+    return reading, measuring, writing
+
+
+def row(name: str, runs: list[Steps]) -> str:
+    """The fastest of each step: what else the machine does only adds to it."""
+    reading, measuring, writing = (min(times) for times in zip(*runs, strict=True))
+    hidden = min(reading, measuring) / (reading + measuring + writing)
+    return f"{name:10} {reading:7.2f} s {measuring:9.2f} s {writing:7.2f} s {hidden:8.1%} at most"
+
+
+@contextmanager
+def simulated_disk(rate: float) -> Iterator[None]:
+    """Inside, LoRA files come at ``rate`` bytes a second when they are read first."""
+    lock, there = threading.Lock(), set[tuple[Path, int]]()
+    tensor = LoraFile.tensor
+
+    def fetch(path: Path, start: int, stop: int) -> None:
+        blocks = {(path, block) for block in range(start // _BLOCK, -(-stop // _BLOCK))}
+        with lock:  # one disk
+            time.sleep(len(blocks - there) * _BLOCK / rate)
+            there.update(blocks)
+
+    def slow_tensor(file: LoraFile, name: str) -> torch.Tensor:
+        info = file.tensors[name]
+        fetch(file.path, info.start, info.stop)
+        return tensor(file, name)
+
+    def slow_digest(file: LoraFile) -> str:
+        digest = hashlib.sha256()
+        with file.path.open("rb") as opened:
+            for start in range(0, file.size, _BLOCK):
+                fetch(file.path, start, min(start + _BLOCK, file.size))
+                digest.update(opened.read(_BLOCK))
+        return digest.hexdigest()
+
+    sha256 = cached_property(slow_digest)
+    sha256.__set_name__(LoraFile, "sha256")
+    with patch.object(LoraFile, "tensor", slow_tensor), patch.object(LoraFile, "sha256", sha256):
+        yield
+
+
+if __name__ == "__main__":
+    main()
