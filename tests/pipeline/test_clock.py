@@ -26,7 +26,7 @@ from tiny_pipeline import SD_BETAS
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.pipeline import clock as clock_module
 from klora_runtime.pipeline.clock import Clock
-from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.timesteps import differ
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
@@ -38,8 +38,8 @@ class Watched:
 
     def __init__(self, followed: Any) -> None:
         self.told: list[float] = []
-        self.run_ = Run()
-        self.clock = Clock(self.told.append, self.run_)
+        self.occupancy = Occupancy()
+        self.clock = Clock(self.told.append, self.occupancy)
         self.clock.attach(followed)
 
     def run(self, followed: Any, timesteps: Any) -> list[float | None]:
@@ -389,7 +389,7 @@ def test_another_threads_call_keeps_every_method_from_running() -> None:
         "step": lambda: followed.step(sample, followed.timesteps[0], sample),
     }
     assert set(acts) == WRAPPED
-    with watched.run_.call():
+    with watched.occupancy.call():
         before = copy.deepcopy(vars(followed))
         for act in acts.values():
             with pytest.raises(InUseError, match="generating in another thread"):
@@ -473,14 +473,14 @@ def test_a_call_may_evaluate_before_its_loop() -> None:
     watched.run(followed, followed.timesteps)
     followed.set_timesteps(4)
     watched.clock.evaluate(torch.tensor(7.0))  # of a loop that is abandoned here
-    with watched.run_.call():
+    with watched.occupancy.call():
         watched.clock.rewind()
         assert watched.told[-1] == 0.0
         for timestep in (torch.tensor(1.0), torch.tensor([1.0, 1.0]), None):
             watched.clock.evaluate(timestep)
         with pytest.raises(InUseError, match="went from one timestep to another"):
             watched.clock.evaluate(torch.tensor(2.0))
-    assert not watched.run_.going_on
+    assert not watched.occupancy.going_on
 
 
 def test_several_images_with_one_list_of_timesteps() -> None:
@@ -552,9 +552,9 @@ def test_a_copy_goes_on_from_where_the_scheduler_is(monkeypatch: pytest.MonkeyPa
     assert watched.run(followed, first) == middles(8)[:3]
     twin = copy.deepcopy(followed)
     assert watched.run(twin, second) == middles(8)[3:]
-    assert watched.run_.going_on  # the last word is the scheduler's that began
+    assert watched.occupancy.going_on  # the last word is the scheduler's that began
     assert watched.run(followed, second) == middles(8)[3:]
-    assert not watched.run_.going_on
+    assert not watched.occupancy.going_on
 
 
 def test_a_scheduler_that_leads_back_to_itself_can_be_copied() -> None:
@@ -570,7 +570,7 @@ def test_timesteps_that_could_not_be_set_begin_no_loop() -> None:
     watched = Watched(followed)
     with pytest.raises(ValueError, match="num_inference_steps"):
         followed.set_timesteps(5000)
-    assert not watched.run_.going_on
+    assert not watched.occupancy.going_on
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_a_progress_that_could_not_be_taken_is_told_again(again: str) -> None:
         if len(told) == 1:
             raise RuntimeError("out of memory")
 
-    clock = Clock(fail_once, Run())
+    clock = Clock(fail_once, Occupancy())
     clock.attach(followed)
     with pytest.raises(RuntimeError, match="out of memory"):
         followed.set_timesteps(4)

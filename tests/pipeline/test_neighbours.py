@@ -31,7 +31,7 @@ from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
 from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.pristine import Pristine
-from klora_runtime.pipeline.component_watch import _Looked
+from klora_runtime.pipeline.component_watch import _Observed
 from klora_runtime.pipeline.handle import FusionHandle
 
 CPU = torch.device("cpu")
@@ -362,7 +362,7 @@ def test_a_sibling_with_a_scheduler_of_its_own_and_a_compiled_denoiser(
     with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
         image_to_image(sibling)
     handle.remove()
-    assert not isinstance(vars(pipe.unet).get("_compiled_call_impl"), _Looked)
+    assert not isinstance(vars(pipe.unet).get("_compiled_call_impl"), _Observed)
 
 
 def interrupt(*_: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.subclass import Overlay, plain_twin, take_off
 from klora_runtime.pipeline.timesteps import (
     Reader,
@@ -45,8 +45,8 @@ class Clock:
     Args:
         on_progress: called with the progress of the step that is about to run, before the
             denoiser does: when a loop begins, and whenever it changes.
-        run: which loop may sample; asked before each wrapped method does anything.
-        on_run: called when a loop begins, after its timesteps are set.
+        occupancy: which loop may sample; asked before each wrapped method does anything.
+        on_begin: called when a loop begins, after its timesteps are set.
 
     Attributes:
         progress: of the current step; None before the first run.
@@ -55,13 +55,13 @@ class Clock:
     def __init__(
         self,
         on_progress: Callable[[float], None],
-        run: Run,
-        on_run: Callable[[], None] = lambda: None,
+        occupancy: Occupancy,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress: float | None = None
         self._on_progress = on_progress
-        self._run = run
-        self._on_run = on_run
+        self._occupancy = occupancy
+        self._on_begin = on_begin
         self._overlay = Overlay(self._methods)
         # Each scheduler seen, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -94,7 +94,7 @@ class Clock:
         for scheduler in list(self._index):
             take_off(scheduler)
         self._index.clear()
-        self._on_progress, self._on_run = _ignore, _ignore
+        self._on_progress, self._on_begin = _ignore, _ignore
         self._told_by = self._begun_by = self._timestep = None
 
     def rewind(self) -> None:
@@ -113,9 +113,9 @@ class Clock:
         """
         scheduler, index = self._place_of(timestep)
         if scheduler is None:
-            if not self._run.going_on:
+            if not self._occupancy.going_on:
                 raise InUseError(f"{_NOT_FOLLOWED} (To call the denoiser by hand, {_BY_HAND})")
-            self._run.go_on(where_it_was=self._timestep is None)  # between two steps
+            self._occupancy.go_on(at_known_step=self._timestep is None)  # between two steps
         else:
             self._go_on(scheduler, index)
             if index != self._index.get(scheduler) or not self._was_told_by(scheduler):
@@ -137,10 +137,10 @@ class Clock:
         return self._told_by is not None and self._told_by() is scheduler
 
     def _require_one_timestep(self, timestep: Any) -> None:
-        """All evaluations between two words of the scheduler must be at one timestep."""
+        """Between two calls of the scheduler the denoiser must not see two timesteps."""
         if self._timestep is None:
             self._timestep = timestep
-        elif differ(self._timestep, timestep, wait=not self._run.in_call):
+        elif differ(self._timestep, timestep, wait=not self._occupancy.in_call):
             raise InUseError(
                 f"{_NOT_FOLLOWED} (It went from one timestep to another, and the scheduler was "
                 f"not told. To call the denoiser by hand, {_BY_HAND})"
@@ -164,9 +164,9 @@ class Clock:
 
     def _begin(self, scheduler: Any) -> None:
         if self._overlay.active:
-            self._run.begin()
+            self._occupancy.begin()
             self._begun_by = weakref.ref(scheduler)
-            self._on_run()
+            self._on_begin()
             self.progress = None  # told anew, so that whatever was interrupted is made good
         self._move(scheduler, 0)
 
@@ -174,7 +174,7 @@ class Clock:
         """``scheduler`` is about to be told something about step ``index``."""
         if self._overlay.active:
             known = self._was_told_by(scheduler) and index == self._index.get(scheduler)
-            self._run.go_on(where_it_was=known)
+            self._occupancy.go_on(at_known_step=known)
 
     def _move(self, scheduler: Any, index: int) -> None:
         """Step ``index`` of the scheduler's full list comes next."""
@@ -186,7 +186,7 @@ class Clock:
         evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
             if self._begun_by is not None and self._begun_by() is scheduler:  # and no copy of it
-                self._run.end()
+                self._occupancy.end()
             return
         steps = -(-evaluations // order)
         progress = progress_of_step(index // order, steps)
@@ -219,7 +219,7 @@ def _after_the_sample(method: _Method) -> Reader:
 def _set_timesteps(clock: Clock, original: _Method) -> _Method:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         if clock._overlay.active:
-            clock._run.require_no_other_call()
+            clock._occupancy.require_no_other_call()
         result = original(self, *args, **kwargs)
         clock._begin(self)
         return result

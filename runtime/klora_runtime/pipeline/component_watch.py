@@ -1,8 +1,8 @@
 """What one component (a denoiser, a text encoder) does while a fusion is on it.
 
 Several pipelines may share a component, so what concerns it is on it: the mark by which a second
-fusion knows of the first, the methods that are refused, and a look at each evaluation. These are
-attributes of the instance and forward hooks: its class, and with it all compiled code, stay.
+fusion knows of the first, the methods that are refused, and an observer of its evaluations. These
+are attributes of the instance and forward hooks: its class, and with it all compiled code, stay.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ class ComponentWatch:
         save = getattr(model, "save_pretrained", None)
         if callable(save):
             self._attributes["save_pretrained"] = saving(save, lambda *_, **__: bare())
-        self._look = None if on_evaluation is None else _looking(model, on_evaluation)
-        if self._look is not None:
+        self._observer = None if on_evaluation is None else _observer(model, on_evaluation)
+        if self._observer is not None:
             self._attributes["compile"] = self._compiling(model.compile)
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
         own.update(self._attributes)
         self._hooks: dict[int, RemovableHandle] = {}  # by the id of the module they are on
-        self.look_at(model)
-        self._look_at_compiled()
+        self.observe(model)
+        self._observe_compiled()
 
-    def look_at(self, caller: nn.Module) -> None:
-        """Look at evaluations through this module: the component, or a compiled one around it.
+    def observe(self, caller: nn.Module) -> None:
+        """Observe evaluations through this module: the component, or a compiled one around it.
 
         Hooks that are added inside code that was compiled before would not run; those of the
         module around it do.
         """
-        if self._look is not None and id(caller) not in self._hooks:
-            hook = caller.register_forward_pre_hook(self._look, with_kwargs=True)
+        if self._observer is not None and id(caller) not in self._hooks:
+            hook = caller.register_forward_pre_hook(self._observer, with_kwargs=True)
             self._hooks[id(caller)] = hook
 
     def detach(self) -> None:
@@ -80,46 +80,50 @@ class ComponentWatch:
         for hook in self._hooks.values():
             hook.remove()
         compiled = vars(self.model).get(_COMPILED)
-        if isinstance(compiled, _Looked):
+        if isinstance(compiled, _Observed):
             vars(self.model)[_COMPILED] = compiled.inner
         for name in self._attributes:
             vars(self.model).pop(name, None)
         vars(self.model).update(self._before)
-        self._attributes, self._before, self._hooks, self._look = {}, {}, {}, None
+        self._attributes, self._before, self._hooks, self._observer = {}, {}, {}, None
 
     def _compiling(self, compile_: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compile_)
         def compiled(*args: Any, **kwargs: Any) -> Any:
             result = compile_(*args, **kwargs)
-            self._look_at_compiled()
+            self._observe_compiled()
             return result
 
         return compiled
 
-    def _look_at_compiled(self) -> None:
-        """Look at evaluations of a component that was compiled in place."""
+    def _observe_compiled(self) -> None:
+        """Observe evaluations of a component that was compiled in place."""
         compiled = vars(self.model).get(_COMPILED)
-        if self._look is not None and compiled is not None and not isinstance(compiled, _Looked):
-            vars(self.model)[_COMPILED] = _Looked(self.model, self._look, compiled)
+        if (
+            self._observer is not None
+            and compiled is not None
+            and not isinstance(compiled, _Observed)
+        ):
+            vars(self.model)[_COMPILED] = _Observed(self.model, self._observer, compiled)
 
 
-class _Looked:
-    """Compiled code, with a look before it."""
+class _Observed:
+    """Compiled code, with an observer before it."""
 
-    def __init__(self, model: nn.Module, look: Callable[..., None], inner: Any) -> None:
+    def __init__(self, model: nn.Module, observer: Callable[..., None], inner: Any) -> None:
         functools.update_wrapper(self, inner)
-        self._model, self._look, self.inner = model, look, inner
+        self._model, self._observer, self.inner = model, observer, inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._look(self._model, args, kwargs)
+        self._observer(self._model, args, kwargs)
         return self.inner(*args, **kwargs)
 
 
-def _looking(model: nn.Module, on_evaluation: Callable[[Any], None]) -> Callable[..., None]:
+def _observer(model: nn.Module, on_evaluation: Callable[[Any], None]) -> Callable[..., None]:
     timestep = timestep_reader(model.forward)
 
-    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             on_evaluation(timestep(args, kwargs))
 
-    return look
+    return observe

@@ -27,7 +27,7 @@ from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.component_watch import ComponentWatch
-from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.pipeline_watch import PipelineWatch
 from klora_runtime.pipeline.refusals import refuse_lora_scale
 from klora_runtime.pipeline.report import Report
@@ -96,12 +96,12 @@ class FusionHandle:
         self._carriers: dict[str, ComponentWatch] = {}
         self._enabled = True
         self._removed = False
-        self._looked_at = False
-        self._run = Run()
+        self._rechecked = False
+        self._occupancy = Occupancy()
         self._watch = PipelineWatch(
-            pipe, self._run, self._follow, self._look_at, self._generation, self._bare
+            pipe, self._occupancy, self._follow, self._observe, self._generation, self._bare
         )
-        self._clock = Clock(self._on_progress, self._run, self._on_run)
+        self._clock = Clock(self._on_progress, self._occupancy, self._on_begin)
         self._mode: Mode
         self._mode, self._why = choose(mode, self._find(fusion), self._weights)
         try:
@@ -143,7 +143,7 @@ class FusionHandle:
         """
         if self._removed:
             return
-        with self._run.change():
+        with self._occupancy.change():
             self._let_go()
 
     def swap(
@@ -164,7 +164,7 @@ class FusionHandle:
         """
         self._require_applied()
         fusion = _loaded(path_or_fusion, sources, device)
-        with self._run.change():
+        with self._occupancy.change():
             mode = self._mode.successor(self._find(fusion))
             with self._as_it_was_on_failure():
                 self._mode.yield_to(mode)
@@ -189,7 +189,7 @@ class FusionHandle:
         self._require_applied()
         given = {} if weights is None else weights
         changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
-        with self._run.change(), self._as_it_was_on_failure():
+        with self._occupancy.change(), self._as_it_was_on_failure():
             self._weights = self._weights | changed
             if self._enabled:
                 self._write()
@@ -204,7 +204,7 @@ class FusionHandle:
         self._require_applied()
         if not isinstance(value, bool):
             raise ConfigError(f"enabled={value!r}: expected True or False.")
-        with self._run.change():
+        with self._occupancy.change():
             if value == self._enabled:
                 return
             if value:
@@ -260,18 +260,20 @@ class FusionHandle:
         for name in self._names(self._fusion):
             model = original_module(getattr(self._pipe, name))
             timed = name not in TEXT_ENCODERS and self._switches(self._fusion, name)
-            look = self._on_evaluation if timed else None
-            self._carriers[name] = ComponentWatch(model, self, self._mode.name, look, self._bare)
-            self._look_at(name)
+            on_evaluation = self._on_evaluation if timed else None
+            self._carriers[name] = ComponentWatch(
+                model, self, self._mode.name, on_evaluation, self._bare
+            )
+            self._observe(name)
         self._watch.components, self._watch.mode = tuple(self._carriers), self._mode.name
         self._follow(getattr(self._pipe, "scheduler", None))
         self._watch.attach()
 
-    def _look_at(self, name: str) -> None:
-        """Look at what the pipeline holds as this component, where that is compiled around it."""
+    def _observe(self, name: str) -> None:
+        """Observe what the pipeline holds as this component, where that is compiled around it."""
         held = getattr(self._pipe, name)
         if held is not self._carriers[name].model:
-            self._carriers[name].look_at(held)
+            self._carriers[name].observe(held)
 
     def _let_go_of_components(self) -> None:
         for carrier in self._carriers.values():
@@ -291,13 +293,13 @@ class FusionHandle:
         if self._switches(self._fusion):
             self._clock.attach(scheduler)
 
-    def _on_run(self) -> None:
-        """A run begins. The first one of a generation was looked at when that began."""
-        if not self._looked_at:
-            self._look()
-        self._looked_at = False
+    def _on_begin(self) -> None:
+        """A run begins. The first one of a generation was checked when the call began."""
+        if not self._rechecked:
+            self._recheck()
+        self._rechecked = False
 
-    def _look(self) -> None:
+    def _recheck(self) -> None:
         """See that nothing has come between the fusion and its layers."""
         if self._enabled:
             refuse_freezing(getattr(self._pipe, name) for name in self._carriers)
@@ -308,13 +310,13 @@ class FusionHandle:
         """Around one generation of the pipeline; text encoders run before the scheduler does."""
         if self._enabled:
             refuse_lora_scale(arguments)
-        self._look()
+        self._recheck()
         self._clock.rewind()
-        self._looked_at = True
+        self._rechecked = True
         try:
             yield
         finally:
-            self._looked_at = False
+            self._rechecked = False
 
     def _on_evaluation(self, timestep: Any) -> None:
         """A component with layers that switch is about to run."""
@@ -328,7 +330,7 @@ class FusionHandle:
     @contextmanager
     def _bare(self) -> Iterator[None]:
         """The bare model for a while, in which nobody samples."""
-        with self._run.change():
+        with self._occupancy.change():
             enabled = self._enabled
             self.enabled = False
             try:

@@ -2,13 +2,12 @@
 
 A *call* is one of the watched pipeline: it has a certain end, and no other thread gets in between.
 Any other loop (by hand, or of a pipeline that shares the scheduler) is only known by what it tells
-its scheduler: it begins with ``set_timesteps``, and where it was abandoned nobody hears of it. So
-the next one that begins takes over, and the one that was there is refused whatever it does next.
+its scheduler: it begins with ``set_timesteps``, and an abandoned one gives no signal. So the
+next loop that begins takes over, and the earlier one is refused whatever it does next.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ from contextlib import contextmanager
 from klora_runtime.errors import InUseError
 
 
-class Run:
-    """The one loop that may sample now."""
+class Occupancy:
+    """Which thread's loop may sample now: one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._thread: int | None = None
+        self._thread: threading.Thread | None = None
         self._calls = 0
 
     @property
@@ -46,7 +45,7 @@ class Run:
         """
         with self._lock:
             self._require_no_other_call()
-            self._thread = threading.get_ident()
+            self._thread = threading.current_thread()
             self._calls += 1
         try:
             yield self._calls == 1
@@ -73,21 +72,21 @@ class Run:
         """
         with self._lock:
             self._require_no_other_call()
-            self._thread = threading.get_ident()
+            self._thread = threading.current_thread()
 
-    def go_on(self, *, where_it_was: bool = False) -> None:
+    def go_on(self, *, at_known_step: bool = False) -> None:
         """A loop goes on in this thread.
 
         Args:
-            where_it_was: whether it is where the one that was known of has got to. That one may
-                then have moved to another thread, as generators do that servers draw from.
+            at_known_step: True if the caller is at the step that is expected next. The loop may
+                then have moved to another thread (a generator that a server drains).
 
         Raises:
             InUseError: it is another thread's.
         """
         with self._lock:
-            here = threading.get_ident()
-            if self._thread not in (None, here) and (self._calls or not where_it_was):
+            here = threading.current_thread()
+            if self._thread not in (None, here) and (self._calls or not at_known_step):
                 raise self._busy()
             self._thread = here
 
@@ -106,10 +105,10 @@ class Run:
         """
         with self._lock:
             before = self._thread
-            elsewhere = before not in (None, threading.get_ident())
-            if elsewhere and (self._calls or before in sys._current_frames()):
+            elsewhere = before not in (None, threading.current_thread())
+            if elsewhere and (self._calls or before in threading.enumerate()):
                 raise self._busy()
-            self._thread = threading.get_ident()
+            self._thread = threading.current_thread()
             self._calls += 1
         try:
             yield
@@ -119,7 +118,7 @@ class Run:
                 self._thread = None if elsewhere else before
 
     def _require_no_other_call(self) -> None:
-        if self._calls and self._thread != threading.get_ident():
+        if self._calls and self._thread != threading.current_thread():
             raise self._busy()
 
     def _busy(self) -> InUseError:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from klora_runtime.errors import InUseError
-from klora_runtime.pipeline.occupancy import Run
+from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.subclass import Overlay, take_off
 
@@ -23,7 +23,7 @@ class PipelineWatch:
 
     Args:
         pipe: the pipeline instance.
-        run: the loop that may sample now.
+        occupancy: which loop may sample.
         on_scheduler: called with a scheduler that is being assigned to the pipeline.
         on_component: called with the name of a component that carries the fusion, after it was
             assigned anew: the same one, compiled or not.
@@ -38,7 +38,7 @@ class PipelineWatch:
     def __init__(
         self,
         pipe: Any,
-        run: Run,
+        occupancy: Occupancy,
         on_scheduler: Callable[[Any], None],
         on_component: Callable[[str], None],
         generation: Callable[[dict[str, Any]], AbstractContextManager[None]],
@@ -47,7 +47,7 @@ class PipelineWatch:
         self.components: Collection[str] = ()
         self.mode = ""
         self._pipe = pipe
-        self._run = run
+        self._occupancy = occupancy
         self._on_scheduler = on_scheduler
         self._on_component = on_component
         self._generation = generation
@@ -69,7 +69,7 @@ class PipelineWatch:
     def generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run one generation, alone."""
         with (
-            self._run.call() as outermost,
+            self._occupancy.call() as outermost,
             self._generation(kwargs) if outermost else nullcontext(),
         ):
             return call(*args, **kwargs)
