@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from reference import sampling
+from support.applying import live_of
 from support.generation import TOLERANCE, Case, LoraPair, build, generate, progress
 from support.handmade import State, fusion_for
 from support.lora_files import GOLDEN
@@ -90,7 +91,7 @@ def test_weights_are_those_of_layers_written_alone(
     ]
     fusion = fusion_for(pipe, layers)
     handle = apply_fusion(pipe, fusion, mode="merge", weights={"style": 0.3})
-    assert len(handle._mode._groups) > 3  # type: ignore[attr-defined]
+    assert len(live_of(handle).mode._groups) > 3  # type: ignore[attr-defined]
     together = {name: value.clone() for name, value in pipe.unet.named_parameters()}
     handle.remove()
 
@@ -118,9 +119,9 @@ def test_factors_are_kept_once(grouped: None) -> None:
     fusion = fusion_for(pipe, _attention(pipe))
     handle = apply_fusion(pipe, fusion, mode="merge")
     assert handle.report().nbytes["factors on cpu"] == fusion.nbytes
-    for group, members in handle._mode._groups:  # type: ignore[attr-defined]
+    for group, members in live_of(handle).mode._groups:  # type: ignore[attr-defined]
         stacked = {group._up.data_ptr(), group._down.data_ptr()}
-        terms = [t for index in members for t in handle._mode._layers[index].terms]  # type: ignore[attr-defined]
+        terms = [t for index in members for t in live_of(handle).mode._layers[index].terms]  # type: ignore[attr-defined]
         memory = {t.up.untyped_storage().data_ptr() for t in terms}
         assert memory | {t.down.untyped_storage().data_ptr() for t in terms} == stacked
 
@@ -234,7 +235,7 @@ def test_padding_is_counted(grouped: None) -> None:
     entries = sorted([*few.entries, *many.entries], key=lambda entry: entry.layer)
     handle = apply_fusion(pipe, _with_entries(few, entries), mode="merge")
     kept = handle.report().nbytes["factors on cpu"]
-    groups_bytes = sum(group.nbytes for group, _ in handle._mode._groups)  # type: ignore[attr-defined]
-    grouped_layers = sum(len(members) for _, members in handle._mode._groups)  # type: ignore[attr-defined]
+    groups_bytes = sum(group.nbytes for group, _ in live_of(handle).mode._groups)  # type: ignore[attr-defined]
+    grouped_layers = sum(len(members) for _, members in live_of(handle).mode._groups)  # type: ignore[attr-defined]
     assert grouped_layers == len(entries)
     assert kept == groups_bytes > few.nbytes + many.nbytes

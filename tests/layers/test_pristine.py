@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.applying import live_of
 from support.handmade import ATTENTION, CROSS_ATTENTION, State, fusion_for
 
 from klora_runtime import apply_fusion
@@ -20,7 +21,7 @@ ELSEWHERE = torch.device("meta")
 
 
 def copies_of(handle: Any) -> Pristine:
-    mode = handle._mode
+    mode = live_of(handle).mode
     assert isinstance(mode, Merge)
     return mode._pristine
 

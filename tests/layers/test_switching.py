@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.applying import Apply
+from support.applying import Apply, live_of
 from support.handmade import ATTENTION, fusion_for, weight_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,12 +58,12 @@ def test_a_switch_makes_no_memory_and_does_not_wait(
     pointers = {layer: weight_of(pipe, layer).data_ptr() for layer in LAYERS}
 
     with Seen() as seen:
-        handle._on_progress(0.75)
+        live_of(handle).move(0.75)
 
     assert seen.operations >= 3
     assert seen.allocated == []
     assert seen.waited == []
     assert {layer: weight_of(pipe, layer).data_ptr() for layer in LAYERS} == pointers
     with Seen() as seen:
-        handle._on_progress(0.76)
+        live_of(handle).move(0.76)
     assert seen.operations == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.applying import live_of
 from support.generation import TWO_STEPS, generate
 from support.handmade import ATTENTION, delta_of, fusion_for, hand_entry, hand_fusion
 from tiny_pipeline import relative_difference
@@ -64,7 +65,7 @@ def test_each_turn_computes_with_its_own_factors(layer: str, pipe: Any) -> None:
     pipe.scheduler.set_timesteps(2)
 
     for progress in (0.1, 0.3, 0.5, 0.9, 0.1, 0.7, 0.3, 0.5, 0.1):
-        handle._on_progress(progress)
+        live_of(handle).move(progress)
         row = MANY.at(progress)
         delta = row["content"] * deltas["content"] + 0.5 * row["style"] * deltas["style"]
         expected = twin(module, plain.double() + delta)(x.double())
@@ -103,9 +104,9 @@ def test_a_turn_that_fails_is_made_good(pipe: Any, monkeypatch: pytest.MonkeyPat
     handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, CONV], size=0.3), mode="branch")
     module, x = module_of(pipe, TO_Q), torch.randn(2, 5, 32)
     pipe.scheduler.set_timesteps(2)
-    handle._on_progress(0.75)
+    live_of(handle).move(0.75)
     expected = module(x)
-    handle._on_progress(0.25)
+    live_of(handle).move(0.25)
 
     def failing(*tensors: Any) -> None:
         raise MemoryError
@@ -113,8 +114,8 @@ def test_a_turn_that_fails_is_made_good(pipe: Any, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(torch, "_foreach_copy_", failing)
         with pytest.raises(MemoryError):
-            handle._on_progress(0.75)
-    handle._on_progress(0.75)
+            live_of(handle).move(0.75)
+    live_of(handle).move(0.75)
 
     assert torch.equal(module(x), expected)
 

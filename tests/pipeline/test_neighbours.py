@@ -21,7 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from support.applying import Apply
+from support.applying import Apply, live_of
 from support.generation import TWO_STEPS, build, generate
 from support.handmade import State, fusion_for, weight_of
 from tiny_pipeline import parameters, tiny_lora
@@ -272,7 +272,7 @@ def test_a_removed_handle_holds_nothing(apply: Apply, pipe: Any, fusion: Fusion)
     gc.disable()
     try:
         handle = apply(pipe, fusion)
-        mode = weakref.ref(handle._mode)
+        mode = weakref.ref(live_of(handle).mode)
         handle.remove()
         assert handle.models == ()
         assert mode() is not None
@@ -529,14 +529,14 @@ def test_a_generation_does_not_begin_while_a_thread_changes_the_handle(
 ) -> None:
     handle = apply(pipe, fusion)
     writing, written = threading.Event(), threading.Event()
-    write = type(handle._mode).write
+    write = type(live_of(handle).mode).write
 
     def slow(*args: Any) -> None:
         writing.set()
         written.wait(60)
         write(*args)
 
-    monkeypatch.setattr(type(handle._mode), "write", slow)
+    monkeypatch.setattr(type(live_of(handle).mode), "write", slow)
     thread = threading.Thread(target=lambda: handle.set(content=0.5))
     thread.start()
     assert writing.wait(60)

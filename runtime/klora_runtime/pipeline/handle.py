@@ -1,16 +1,10 @@
-"""Applying a fusion to a pipeline, and the handle that changes or undoes it.
-
-Order of everything in here: check all, allocate all, then change; where a change fails, every
-weight goes back to the base.
-"""
+"""Applying a fusion to a diffusers pipeline, and the handle that changes or undoes it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,22 +12,13 @@ import torch
 from torch import nn
 
 from klora_runtime.artifact.file import load_fusion
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import complete
-from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
+from klora_runtime.errors import ConfigError, InUseError
 from klora_runtime.layers.choice import MODES, choose, rounding_share
-from klora_runtime.layers.freezing import refuse_freezing
-from klora_runtime.layers.mode import Mode
-from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
-from klora_runtime.pipeline.clock import Clock
-from klora_runtime.pipeline.component_watch import ComponentWatch
-from klora_runtime.pipeline.occupancy import Occupancy
-from klora_runtime.pipeline.pipeline_watch import PipelineWatch
-from klora_runtime.pipeline.refusals import refuse_lora_scale
+from klora_runtime.layers.live_fusion import LiveFusion, checked_weights
+from klora_runtime.pipeline.attachment import Attachment, layers_in
 from klora_runtime.pipeline.report import Report
-
-#: Weights of slots lie within plus and minus this.
-MAX_WEIGHT = 100.0
 
 
 def apply_fusion(
@@ -50,7 +35,7 @@ def apply_fusion(
 
     Args:
         pipe: any diffusers pipeline with a scheduler.
-        path_or_fusion: an artifact file, or one that :func:`load_fusion` has read.
+        path_or_fusion: an artifact file, or a fusion that is loaded or compiled already.
         mode: ``merge`` writes base + delta into the live weights when something switches, and
             then costs nothing per step. ``branch`` leaves the base untouched and adds each
             layer's low-rank output, for weights that are quantised, offloaded, or too coarse to
@@ -70,7 +55,7 @@ def apply_fusion(
         ArtifactError: the file breaks the format, or a source is missing or another file.
         ConfigError: an unknown mode, component, slot, source or device, or a weight out of range.
         IncompatibleModelError: the fusion does not fit the pipeline; nothing was changed.
-        InUseError: the pipeline carries a fusion already.
+        InUseError: the pipeline carries a fusion already; the error's ``handle`` is that one's.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
@@ -89,24 +74,14 @@ class FusionHandle:
         components: Sequence[str] | None,
         weights: Mapping[str, float],
     ) -> None:
-        self._pipe = pipe
-        self._asked_components = components
-        self._fusion = fusion
-        self._weights = _checked_weights(fusion, weights)
-        self._carriers: dict[str, ComponentWatch] = {}
-        self._enabled = True
-        self._removed = False
-        self._rechecked = False
-        self._occupancy = Occupancy()
-        self._watch = PipelineWatch(
-            pipe, self._occupancy, self._follow, self._observe, self._generation, self._bare
-        )
-        self._clock = Clock(self._on_progress, self._occupancy, self._on_begin)
-        self._mode: Mode
-        self._mode, self._why = choose(mode, self._find(fusion), self._weights)
+        factors = checked_weights(fusion, weights)
+        layers = layers_in(pipe, fusion, components, owner=self)
+        chosen, self._why = choose(mode, layers, factors)
+        self._live = LiveFusion(fusion, chosen, factors)
+        self._attachment = Attachment(pipe, self._live, components, owner=self)
         try:
-            self._take_hold()
-            self._write()
+            self._attachment.take_hold(fusion)
+            self._live.write()
         except BaseException:
             self._let_go()
             raise
@@ -124,13 +99,13 @@ class FusionHandle:
 
     @property
     def fusion(self) -> Fusion:
-        """The fusion that is applied now."""
-        return self._fusion
+        """The fusion that is applied now, or was last."""
+        return self._live.fusion
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """The component modules that carry it."""
-        return tuple(carrier.model for carrier in self._carriers.values())
+        """The component modules that carry it; none after :meth:`remove`."""
+        return self._attachment.models
 
     def remove(self) -> None:
         """Give every parameter back to the bit and take everything off the pipeline.
@@ -141,10 +116,9 @@ class FusionHandle:
             InUseError: another thread is generating, or a layer is out of reach; nothing was
                 changed, the fusion is still applied.
         """
-        if self._removed:
-            return
-        with self._occupancy.change():
-            self._let_go()
+        if self._is_applied:
+            with self._attachment.change():
+                self._let_go()
 
     def swap(
         self,
@@ -155,24 +129,30 @@ class FusionHandle:
     ) -> None:
         """Put another fusion in this one's place; weights of slots with the same name stay.
 
+        Whatever is raised, the fusion that was applied then still is.
+
         Args:
-            path_or_fusion: the other one.
-            sources, device: as of :func:`apply_fusion`.
+            path_or_fusion: the other one, as of :func:`apply_fusion`.
+            sources: as of :func:`apply_fusion`.
+            device: as of :func:`apply_fusion`.
 
         Raises:
-            the errors of :func:`apply_fusion`; the fusion that was applied then still is.
+            ArtifactError: as of :func:`apply_fusion`.
+            ConfigError: as of :func:`apply_fusion`.
+            IncompatibleModelError: the other fusion does not fit the pipeline, or not this mode.
+            InUseError: another thread is generating, a layer is out of reach, or this fusion was
+                removed.
         """
         self._require_applied()
         fusion = _loaded(path_or_fusion, sources, device)
-        with self._occupancy.change():
-            mode = self._mode.successor(self._find(fusion))
-            with self._as_it_was_on_failure():
-                self._mode.yield_to(mode)
-                self._fusion, self._mode = fusion, mode
-                self._weights = {s: w for s, w in self._weights.items() if s in fusion.slots}
-                self._take_hold()
-                if self._enabled:
-                    self._write()
+        with self._attachment.change():
+            layers = self._attachment.find(fusion)
+            try:
+                self._attachment.take_hold(fusion)
+                self._live.swap(fusion, layers)
+            except BaseException:
+                self._attachment.take_hold(self._live.fusion)
+                raise
         self._why = "kept at a swap, which never changes the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
@@ -184,200 +164,70 @@ class FusionHandle:
 
         Raises:
             ConfigError: an unknown slot or a factor out of range; nothing was changed.
-            InUseError: another thread is generating.
+            InUseError: another thread is generating, or the fusion was removed.
         """
         self._require_applied()
         given = {} if weights is None else weights
-        changed = _checked_weights(self._fusion, given) | _checked_weights(self._fusion, named)
-        with self._occupancy.change(), self._as_it_was_on_failure():
-            self._weights = self._weights | changed
-            if self._enabled:
-                self._write()
+        changed = checked_weights(self.fusion, given) | checked_weights(self.fusion, named)
+        with self._attachment.change():
+            self._live.set_weights(changed)
 
     @property
     def enabled(self) -> bool:
-        """Whether the fusion acts. False gives the bare model, to the bit; True brings it back."""
-        return self._enabled
+        """Whether the fusion acts. False gives the bare model, to the bit; True brings it back.
+
+        Raises:
+            ConfigError: neither True nor False was assigned.
+            InUseError: another thread is generating, or the fusion was removed.
+        """
+        return self._live.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._require_applied()
         if not isinstance(value, bool):
             raise ConfigError(f"enabled={value!r}: expected True or False.")
-        with self._occupancy.change():
-            if value == self._enabled:
-                return
-            if value:
-                self._write()
-            else:
-                self._pause()
-            self._enabled = value
+        with self._attachment.change():
+            self._live.enable(value)
 
     def report(self) -> Report:
-        """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while."""
+        """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while.
+
+        Raises:
+            InUseError: the fusion was removed.
+        """
         self._require_applied()
-        rounding = list(self._mode.rounding(self._weights))
-        acting = [e for e in self._fusion.entries if e.acts and e.component in self._carriers]
+        live, components = self._live, self._attachment.components
+        rounding = list(live.mode.rounding(live.weights))
+        acting = [e for e in self.fusion.entries if e.acts and e.component in components]
         return Report(
-            mode=self._mode.name,
+            mode=live.mode.name,
             why=self._why,
             layers=dict(Counter(entry.fate for entry in acting)),
-            components=tuple(self._carriers),
-            switches=self._mode.switches,
-            weights={slot: self._weights.get(slot, 1.0) for slot in self._fusion.slots},
-            enabled=self._enabled,
-            progress=self._clock.progress,
+            components=components,
+            switches=live.mode.switches,
+            weights={slot: live.weights.get(slot, 1.0) for slot in self.fusion.slots},
+            enabled=live.enabled,
+            progress=self._attachment.progress,
             rounding=rounding_share(rounding),
             worst_rounding=max(
                 ((part[0], rounding_share([part])) for part in rounding), key=lambda pair: pair[1]
             ),
-            nbytes=self._mode.nbytes(),
+            nbytes=live.mode.nbytes(),
         )
 
-    def _names(self, fusion: Fusion) -> tuple[str, ...]:
-        return chosen_components(fusion, self._asked_components)
-
-    def _switches(self, fusion: Fusion, *names: str) -> bool:
-        """Whether a layer of these (or the chosen) components ever switches: a clock is needed."""
-        components = names or self._names(fusion)
-        entries = (entry for entry in fusion.entries if entry.component in components)
-        return any(entry.acts and entry.timeline.switches for entry in entries)
-
-    def _find(self, fusion: Fusion) -> list[Target]:
-        """Check ``fusion`` against this pipeline and find its layers; change nothing."""
-        targets = find_targets(self._pipe, fusion, self._names(fusion), owner=self)
-        refuse_freezing(getattr(self._pipe, name) for name in self._names(fusion))
-        if self._switches(fusion) and getattr(self._pipe, "scheduler", None) is None:
-            raise IncompatibleModelError(
-                f"{type(self._pipe).__name__} has no pipe.scheduler, and the fusion switches "
-                "layers by it; use a pipeline with one scheduler."
-            )
-        return targets
-
-    def _take_hold(self) -> None:
-        """Follow the scheduler, watch the pipeline and its components."""
-        self._let_go_of_components()
-        for name in self._names(self._fusion):
-            model = original_module(getattr(self._pipe, name))
-            timed = name not in TEXT_ENCODERS and self._switches(self._fusion, name)
-            on_evaluation = self._on_evaluation if timed else None
-            self._carriers[name] = ComponentWatch(
-                model, self, self._mode.name, on_evaluation, self._bare
-            )
-            self._observe(name)
-        self._watch.components, self._watch.mode = tuple(self._carriers), self._mode.name
-        self._follow(getattr(self._pipe, "scheduler", None))
-        self._watch.attach()
-
-    def _observe(self, name: str) -> None:
-        """Observe what the pipeline holds as this component, where that is compiled around it."""
-        held = getattr(self._pipe, name)
-        if held is not self._carriers[name].model:
-            self._carriers[name].observe(held)
-
-    def _let_go_of_components(self) -> None:
-        for carrier in self._carriers.values():
-            carrier.detach()
-        self._carriers = {}
-
-    def _let_go(self) -> None:
-        """Undo everything; also from the middle of :meth:`_take_hold`."""
-        self._mode.release()
-        self._clock.detach()
-        self._watch.detach()
-        self._let_go_of_components()
-        self._pipe = None
-        self._removed = True
-
-    def _follow(self, scheduler: Any) -> None:
-        if self._switches(self._fusion):
-            self._clock.attach(scheduler)
-
-    def _on_begin(self) -> None:
-        """A run begins. The first one of a generation was checked when the call began."""
-        if not self._rechecked:
-            self._recheck()
-        self._rechecked = False
-
-    def _recheck(self) -> None:
-        """See that nothing has come between the fusion and its layers."""
-        if self._enabled:
-            refuse_freezing(getattr(self._pipe, name) for name in self._carriers)
-            self._mode.check()
-
-    @contextmanager
-    def _generation(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Around one generation of the pipeline; text encoders run before the scheduler does."""
-        if self._enabled:
-            refuse_lora_scale(arguments)
-        self._recheck()
-        self._clock.rewind()
-        self._rechecked = True
-        try:
-            yield
-        finally:
-            self._rechecked = False
-
-    def _on_evaluation(self, timestep: Any) -> None:
-        """A component with layers that switch is about to run."""
-        if self._enabled:
-            self._clock.evaluate(timestep)
-
-    def _on_progress(self, progress: float) -> None:
-        if self._enabled:
-            self._mode.move(progress, self._weights)
-
-    @contextmanager
-    def _bare(self) -> Iterator[None]:
-        """The bare model for a while, in which nobody samples."""
-        with self._occupancy.change():
-            enabled = self._enabled
-            self.enabled = False
-            try:
-                yield
-            finally:
-                self.enabled = enabled
-
-    @contextmanager
-    def _as_it_was_on_failure(self) -> Iterator[None]:
-        """Undo the changes of attributes and layers inside where they fail."""
-        before = self._fusion, self._mode, self._weights, self._enabled
-        try:
-            yield
-        except BaseException:
-            failed = self._mode
-            self._fusion, self._mode, self._weights, self._enabled = before
-            if failed is not self._mode:
-                failed.yield_to(self._mode)
-                self._take_hold()
-            if self._enabled:
-                self._write()
-            raise
-
-    def _write(self) -> None:
-        """Make every layer act for the present progress; where that fails, none acts any more."""
-        try:
-            self._mode.write(self._clock.progress or 0.0, self._weights)
-        except InUseError:
-            raise  # nothing was changed
-        except BaseException:
-            self._enabled = False
-            self._mode.pause()
-            raise
-
-    def _pause(self) -> None:
-        """Make every layer bare; where that is interrupted, none is."""
-        try:
-            self._mode.pause()
-        except InUseError:
-            raise  # nothing was changed
-        except BaseException:
-            self._write()
-            raise
+    @property
+    def _is_applied(self) -> bool:
+        return self._attachment.pipe is not None
 
     def _require_applied(self) -> None:
-        if self._removed:
+        if not self._is_applied:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
+
+    def _let_go(self) -> None:
+        """Undo everything; also from the middle of taking hold."""
+        self._live.release()
+        self._attachment.let_go()
 
 
 def _loaded(
@@ -394,19 +244,3 @@ def _loaded(
             "out, or load the file with load_fusion(path, device=...)."
         )
     return complete(path_or_fusion, sources)
-
-
-def _checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:
-    if not isinstance(weights, Mapping):
-        raise ConfigError(f"weights={weights!r}: expected slot names with a number each.")
-    for slot, weight in weights.items():
-        if slot not in fusion.slots:
-            raise ConfigError(
-                f"there is no slot {shown(slot)}; this fusion has {', '.join(fusion.slots)}."
-            )
-        if not isinstance(weight, Real) or not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
-            raise ConfigError(
-                f"weight of {slot}: expected a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, "
-                f"found {weight!r}."
-            )
-    return {slot: float(weight) for slot, weight in weights.items()}

@@ -2,20 +2,43 @@
 
 Assignments to its components are seen, one generation runs at a time, and the methods that would
 make a wrong picture or a wrong file are refused by name (`refusals`). Only this instance is
-concerned: it gets a class of its own (`own_class`).
+concerned: it gets a class of its own (`subclass`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from klora_runtime.errors import InUseError
-from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.subclass import Overlay, take_off
+
+
+class Events(Protocol):
+    """Whom a watch asks about the fusion, and tells what happens to the pipeline."""
+
+    @property
+    def components(self) -> Collection[str]:
+        """Names of the components that carry the fusion."""
+
+    @property
+    def mode(self) -> str:
+        """Name of the mode that it acts in."""
+
+    def scheduler_assigned(self, scheduler: Any) -> None:
+        """A scheduler is being assigned to the pipeline."""
+
+    def component_assigned(self, name: str) -> None:
+        """A component that carries the fusion was assigned anew: the same one, compiled or not."""
+
+    def generation(self, arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """A context around one call of the pipeline with these keyword arguments."""
+
+    def bare(self) -> AbstractContextManager[None]:
+        """A context in which the model is bare, for saving it."""
 
 
 class PipelineWatch:
@@ -23,35 +46,12 @@ class PipelineWatch:
 
     Args:
         pipe: the pipeline instance.
-        occupancy: which loop may sample.
-        on_scheduler: called with a scheduler that is being assigned to the pipeline.
-        on_component: called with the name of a component that carries the fusion, after it was
-            assigned anew: the same one, compiled or not.
-        generation: given the arguments of a call, makes a context around the generation.
-        bare: gives a context in which the model is bare, for saving it.
-
-    Attributes:
-        components: names of the components that carry the fusion.
-        mode: the name of the mode that it is applied in.
+        events: who is told.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        occupancy: Occupancy,
-        on_scheduler: Callable[[Any], None],
-        on_component: Callable[[str], None],
-        generation: Callable[[dict[str, Any]], AbstractContextManager[None]],
-        bare: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self.components: Collection[str] = ()
-        self.mode = ""
+    def __init__(self, pipe: Any, events: Events) -> None:
         self._pipe = pipe
-        self._occupancy = occupancy
-        self._on_scheduler = on_scheduler
-        self._on_component = on_component
-        self._generation = generation
-        self._bare = bare
+        self._events: Events | None = events  # None: detached
         self._overlay = Overlay(self._methods)
 
     def attach(self) -> None:
@@ -62,44 +62,15 @@ class PipelineWatch:
         """Stop for good, and give the pipeline its class back."""
         self._overlay.active = False
         take_off(self._pipe)
-        self._pipe = None
-        nothing: Any = None
-        self._on_scheduler = self._on_component = self._generation = self._bare = nothing
+        self._pipe = self._events = None
 
-    def generate(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run one generation, alone."""
-        with (
-            self._occupancy.call() as outermost,
-            self._generation(kwargs) if outermost else nullcontext(),
-        ):
-            return call(*args, **kwargs)
-
-    def assign(self, name: str, value: Any) -> None:
-        """Called before ``pipe.name = value``."""
-        if name in self.components and not _same_model(value, getattr(self._pipe, name, None)):
-            raise InUseError(
-                f"pipe.{name} carries a fusion and cannot be replaced; call .remove() on the "
-                "handle first, then apply the fusion to the new one."
-            )
-        if name == "scheduler" and value is not None:
-            self._on_scheduler(value)
-
-    def _watches(self, pipe: Any) -> bool:
-        return self._overlay.active and pipe is self._pipe
+    def _events_of(self, pipe: Any) -> Events | None:
+        """Who is told of what happens to ``pipe``; nobody of copies of the watched pipeline."""
+        return self._events if pipe is self._pipe else None
 
     def _methods(self, plain: type) -> dict[str, Any]:
         """The attributes of the watched pipeline's class."""
-        set_attribute: Any = plain.__setattr__
-
-        def assign(pipe: Any, name: str, value: Any) -> None:
-            watched = self._watches(pipe)
-            if watched:
-                self.assign(name, value)
-            set_attribute(pipe, name, value)
-            if watched and name in self.components:
-                self._on_component(name)
-
-        methods: dict[str, Any] = {"__setattr__": assign}
+        methods: dict[str, Any] = {"__setattr__": self._assigning(plain.__setattr__)}
         for name in REFUSALS:
             if callable(getattr(plain, name, None)):
                 methods[name] = refusing(getattr(plain, name), name, self._mode_on)
@@ -110,19 +81,46 @@ class PipelineWatch:
         return methods
 
     def _mode_on(self, pipe: Any, *_: Any, **__: Any) -> str | None:
-        return self.mode if self._watches(pipe) else None
+        events = self._events_of(pipe)
+        return None if events is None else events.mode
 
     def _bare_on(self, pipe: Any, *_: Any, **__: Any) -> AbstractContextManager[None]:
-        return self._bare() if self._watches(pipe) else nullcontext()
+        events = self._events_of(pipe)
+        return nullcontext() if events is None else events.bare()
+
+    def _assigning(self, set_attribute: Callable[..., None]) -> Callable[..., None]:
+        def assign(pipe: Any, name: str, value: Any) -> None:
+            events = self._events_of(pipe)
+            if events is None:
+                set_attribute(pipe, name, value)
+                return
+            carries = name in events.components
+            if carries:
+                _refuse_another(name, value, getattr(pipe, name, None))
+            if name == "scheduler" and value is not None:
+                events.scheduler_assigned(value)
+            set_attribute(pipe, name, value)
+            if carries:
+                events.component_assigned(name)
+
+        return assign
 
     def _generating(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def generate(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._watches(pipe):
-                return self.generate(call, pipe, *args, **kwargs)
-            return call(pipe, *args, **kwargs)
+            events = self._events_of(pipe)
+            with nullcontext() if events is None else events.generation(kwargs):
+                return call(pipe, *args, **kwargs)
 
         return generate
+
+
+def _refuse_another(name: str, value: Any, held: Any) -> None:
+    if not _same_model(value, held):
+        raise InUseError(
+            f"pipe.{name} carries a fusion and cannot be replaced; call .remove() on the "
+            "handle first, then apply the fusion to the new one."
+        )
 
 
 def _attribute(cls: type, name: str) -> Any:

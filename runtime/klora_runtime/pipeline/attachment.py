@@ -1,0 +1,197 @@
+"""What ties a fusion to one pipeline: watches, the clock, and what happens on their word.
+
+scheduler  -> Clock           -> progress            -> LiveFusion.move
+component  -> ComponentWatch  -> it is about to run   -> is the clock's scheduler running?
+pipeline   -> PipelineWatch   -> a generation begins  -> is every layer still in place?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.layers.freezing import refuse_freezing
+from klora_runtime.layers.live_fusion import LiveFusion
+from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
+from klora_runtime.pipeline.clock import Clock
+from klora_runtime.pipeline.component_watch import ComponentWatch
+from klora_runtime.pipeline.occupancy import Occupancy
+from klora_runtime.pipeline.pipeline_watch import PipelineWatch
+from klora_runtime.pipeline.refusals import refuse_lora_scale
+
+
+def layers_in(
+    pipe: Any, fusion: Fusion, components: Sequence[str] | None, owner: object
+) -> list[Target]:
+    """The layers of a fusion in a pipeline, checked; nothing is changed.
+
+    Args:
+        pipe: a diffusers pipeline.
+        components: to look in; all of the fusion's where None.
+        owner: the handle of a fusion that may be on them already.
+
+    Raises:
+        ConfigError: the fusion has no such component.
+        InUseError: a component carries another fusion.
+        IncompatibleModelError: the fusion does not fit the pipeline.
+    """
+    names = chosen_components(fusion, components)
+    targets = find_targets(pipe, fusion, names, owner=owner)
+    refuse_freezing(getattr(pipe, name) for name in names)
+    if _switches(fusion, *names) and getattr(pipe, "scheduler", None) is None:
+        raise IncompatibleModelError(
+            f"{type(pipe).__name__} has no pipe.scheduler, and the fusion switches "
+            "layers by it; use a pipeline with one scheduler."
+        )
+    return targets
+
+
+class Attachment:
+    """Ties a live fusion to a pipeline, from :meth:`take_hold` to :meth:`let_go`.
+
+    Args:
+        pipe: the pipeline.
+        live: the fusion, on layers of this pipeline.
+        components: of these alone; of all that it changes where None.
+        owner: the handle, which lives as long as the pipeline carries the fusion.
+    """
+
+    def __init__(
+        self, pipe: Any, live: LiveFusion, components: Sequence[str] | None, owner: object
+    ) -> None:
+        self._pipe: Any = pipe  # None: let go
+        self._live = live
+        self._asked = components
+        self._owner: object = owner
+        self._rechecked = False
+        self._component_watches: dict[str, ComponentWatch] = {}
+        self._occupancy = Occupancy()
+        self._clock = Clock(live.move, self._occupancy, self._on_loop)
+        self._pipeline_watch = PipelineWatch(pipe, self)
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline; None when the fusion was removed from it."""
+        return self._pipe
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the components that carry the fusion."""
+        return tuple(self._component_watches)
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """These components."""
+        return tuple(watch.model for watch in self._component_watches.values())
+
+    @property
+    def mode(self) -> str:
+        """Name of the mode that it acts in."""
+        return self._live.mode.name
+
+    @property
+    def progress(self) -> float | None:
+        """Of the step that ran last or runs now; None before the first."""
+        return self._clock.progress
+
+    def find(self, fusion: Fusion) -> list[Target]:
+        """See :func:`layers_in`."""
+        return layers_in(self._pipe, fusion, self._asked, self._owner)
+
+    def take_hold(self, fusion: Fusion) -> None:
+        """Follow the scheduler, watch the pipeline and the components of this fusion."""
+        self._let_go_of_components()
+        for name in chosen_components(fusion, self._asked):
+            model = original_module(getattr(self._pipe, name))
+            timed = name not in TEXT_ENCODERS and _switches(fusion, name)
+            on_evaluation = self._on_evaluation if timed else None
+            self._component_watches[name] = ComponentWatch(
+                model, self._owner, self.mode, on_evaluation, self.bare
+            )
+            self.component_assigned(name)
+        if _switches(fusion, *self.components):
+            self._clock.attach(getattr(self._pipe, "scheduler", None))
+        self._pipeline_watch.attach()
+
+    def let_go(self) -> None:
+        """Take everything off the pipeline for good; also from the middle of taking hold."""
+        self._clock.detach()
+        self._pipeline_watch.detach()
+        self._let_go_of_components()
+        self._pipe = self._owner = None
+
+    def change(self) -> AbstractContextManager[None]:
+        """Around a change of what is sampled with: no other thread samples meanwhile.
+
+        Raises:
+            InUseError: one does.
+        """
+        return self._occupancy.change()
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The bare model for a while, in which nobody samples."""
+        with self.change(), self._live.bare():
+            yield
+
+    @contextmanager
+    def generation(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Around a call of the pipeline, alone; text encoders run before the scheduler does."""
+        with self._occupancy.call() as outermost:
+            if not outermost:
+                yield
+                return
+            if self._live.enabled:
+                refuse_lora_scale(arguments)
+            self._recheck()
+            self._clock.rewind()
+            self._rechecked = True
+            try:
+                yield
+            finally:
+                self._rechecked = False
+
+    def scheduler_assigned(self, scheduler: Any) -> None:
+        """The pipeline gets another scheduler."""
+        if _switches(self._live.fusion, *self.components):
+            self._clock.attach(scheduler)
+
+    def component_assigned(self, name: str) -> None:
+        """A component is there, anew perhaps: the same one, compiled or not."""
+        held = getattr(self._pipe, name)
+        watch = self._component_watches[name]
+        if held is not watch.model:
+            watch.observe(held)
+
+    def _on_loop(self) -> None:
+        """A loop begins. The first one of a generation was checked when the call began."""
+        if not self._rechecked:
+            self._recheck()
+        self._rechecked = False
+
+    def _on_evaluation(self, timestep: Any) -> None:
+        """A component with layers that switch is about to run."""
+        if self._live.enabled:
+            self._clock.evaluate(timestep)
+
+    def _recheck(self) -> None:
+        """See that nothing has come between the fusion and its layers."""
+        if self._live.enabled:
+            refuse_freezing(getattr(self._pipe, name) for name in self.components)
+            self._live.mode.check()
+
+    def _let_go_of_components(self) -> None:
+        for watch in self._component_watches.values():
+            watch.detach()
+        self._component_watches = {}
+
+
+def _switches(fusion: Fusion, *components: str) -> bool:
+    """Whether a layer of these components ever switches: a clock is needed."""
+    entries = (entry for entry in fusion.entries if entry.component in components)
+    return any(entry.acts and entry.timeline.switches for entry in entries)
