@@ -12,7 +12,7 @@ from klora_compile.compiler import compile_fusion
 from klora_compile.measuring.measure import OnLayer
 from klora_compile.planning.pairing import check_slots
 from klora_compile.reading.adapter import Adapter
-from klora_compile.rules.catalogue import RULES
+from klora_compile.rules.lookup import RULES
 from klora_compile.settings.config import Config
 from klora_compile.slots import slot_names
 from klora_compile.storing.loss import relative_error

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
-from klora_compile.rules.klora import Klora
+from klora_compile.rules.klora import Inequality
 from klora_runtime.devices.precision import full_float32
 
 
@@ -67,7 +67,7 @@ class Literal:
     """
 
     def __init__(self, denoiser: nn.Module, content: Adapter, style: Adapter) -> None:
-        self._rule = Klora()
+        self._rule = Inequality()
         self._gamma = _gamma(denoiser, content, style)
         device = next(denoiser.parameters()).device
         self._threshold = torch.zeros((), device=device)

@@ -12,15 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import LORA, Device, artifact_output, reading_options
+from klora_compile.commands.parameters import LORA, Device, artifact_output
 from klora_compile.commands.progress import layer_bar
-from klora_compile.commands.rule_options import (
-    DEFAULT_RULE,
-    RuleCommand,
-    given,
-    rule_option,
-    shared_options,
-)
+from klora_compile.commands.rule_options import RuleCommand, rule_option
+from klora_compile.commands.setting_options import given, reading_options, shared_options
+from klora_compile.rules.lookup import DEFAULT_RULE
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import slot_names
 
@@ -35,12 +31,7 @@ if TYPE_CHECKING:
 @click.option("--style", multiple=True, type=LORA, help="A style LoRA, of several.")
 @artifact_output
 @rule_option(DEFAULT_RULE)
-@shared_options
-@click.option(
-    "--keep-all-slots",
-    is_flag=True,
-    help="Store also what this schedule never uses, so that klora recompile can make any other.",
-)
+@shared_options()
 @reading_options
 @click.option(
     "--device",
@@ -89,9 +80,9 @@ def compile_command(
     Each is a file (.safetensors, .pt, .bin, .ckpt) or a folder as PEFT and diffusers save it. More
     than two are named with --content and --style, once for each.
 
-    In every layer, at every step of sampling, the one acts whose largest weights matter more
-    (K-LoRA), or as another --rule says. All of that is computed here, once, for any prompt and any
-    number of steps (--rule switch: for the one that is named).
+    A rule decides which LoRA acts, in every layer at every step of sampling. All of that is
+    computed here, once, for any prompt. It holds for any number of steps, unless a setting of the
+    rule names one.
 
     Text encoders have no steps: under every rule their layers act at constant weight.
     """

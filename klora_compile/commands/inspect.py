@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from klora_compile.commands.parameters import LORA, reading_options
+from klora_compile.commands.parameters import LORA
+from klora_compile.commands.setting_options import reading_options
 from klora_compile.settings.read_options import ReadOptions
 
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import fields
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.devices.device_types import SPELLINGS
 
 ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -28,62 +23,6 @@ artifact_output = click.option(
 )
 
 _LARGEST = 1e15
-
-_BASE = click.option(
-    "--base",
-    type=click.Path(exists=True, path_type=Path),
-    help="The base model, whose weights DoRA needs: a folder of diffusers or a safetensors file.",
-)
-_READING = (
-    _BASE,
-    click.option(
-        "--ignore-unknown",
-        is_flag=True,
-        help="Leave out keys that klora cannot use, and record them.",
-    ),
-    click.option(
-        "--max-error",
-        type=click.FloatRange(0.0, 0.5),
-        default=1e-6,
-        show_default=True,
-        help="Share of a delta that may be lost where its form is not low rank (LoKr, DoRA, full "
-        "differences): more makes smaller artifacts.",
-    ),
-    click.option(
-        "--alpha-conflict",
-        type=click.Choice(["error", "first"]),
-        default="error",
-        show_default=True,
-        help="Where two sources state different alphas: refuse, or take the first by rule.",
-    ),
-    click.option(
-        "--denoiser",
-        type=click.Choice(["transformer_2"]),
-        help="The LoRAs are for this component, which their files do not say: Wan 2.2's second "
-        "transformer (low noise). Apply its artifact beside that of the first.",
-    ),
-)
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def base_option(command: _Command) -> _Command:
-    """``--base``."""
-    return _BASE(command)
-
-
-def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of reading LoRAs; the command gets them as one ``reading``."""
-
-    @wraps(command)
-    def with_reading(**values: Any) -> None:
-        own = {field.name: values.pop(field.name) for field in fields(ReadOptions)}
-        command(reading=ReadOptions(**own), **values)
-
-    wrapped: Callable[..., None] = with_reading
-    for option in reversed(_READING):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on

@@ -11,19 +11,15 @@ import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, artifact_output
-from klora_compile.commands.rule_options import AllRulesCommand, given, rule_option, shared_options
+from klora_compile.commands.rule_options import AllRulesCommand, rule_option
+from klora_compile.commands.setting_options import given, shared_options
 
 
 @click.command("recompile", cls=AllRulesCommand)
 @click.argument("file", type=ARTIFACT)
 @artifact_output
 @rule_option(None)
-@shared_options
-@click.option(
-    "--keep-all-slots/--drop-unused-slots",
-    default=None,
-    help="Store also what the new schedule never uses, or not.  [default: as FILE]",
-)
+@shared_options("as FILE")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def recompile_command(

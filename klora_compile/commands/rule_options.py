@@ -1,132 +1,19 @@
-"""The options of each rule, and commands that take those of one rule or of all.
-
-No option has a default here: what is not given is left to the rule, and its help says what that is.
-"""
+"""The options of each rule, and commands that take those of one rule or of all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 
-from klora_compile.commands.parameters import NumberOr, SlotText, Weight
+from klora_compile.commands.setting_options import options_of
+from klora_compile.rules.lookup import DEFAULT_RULE, RULES
 
-DEFAULT_RULE = "klora"
-
-_PATTERN = (
-    click.Option(
-        ["--semantics"],
-        type=click.Choice(["paper", "authors"]),
-        help="K-LoRA as published, or as its authors' code computes: their gamma, their offset of "
-        "s*, ties to the style, the network alpha ignored.  [default: paper]",
-    ),
-    click.Option(
-        ["--pattern"],
-        type=click.Choice(["s", "s*"]),
-        help="s: content early, style late. s*: style, content, style; suggested for FLUX.  "
-        "[default: s]",
-    ),
-    click.Option(["--alpha"], type=float, help="Slope of S over progress.  [default: 1.5]"),
-    click.Option(
-        ["--beta"],
-        type=float,
-        help="S at progress 0; higher favours style.  [default: 0.5; for s* 1.3, authors 0.85 "
-        "alpha]",
-    ),
-    click.Option(
-        ["--gamma"],
-        type=NumberOr("paper", "code"),
-        help="Balance of magnitudes: ratio of sums, mean of ratios, or a number; higher favours "
-        "style.  [default: as the semantics]",
-    ),
-    click.Option(
-        ["--bias"],
-        type=float,
-        help="From -1 to 1: gamma is multiplied by 4 to the power of minus this; above 0 favours "
-        "content.  [default: 0]",
-    ),
-    click.Option(
-        ["--top-k"],
-        type=NumberOr("auto", whole=True),
-        help="Weights of a layer that count; auto is the product of its two (largest) ranks.  "
-        "[default: auto]",
-    ),
-)
-_MU = click.Option(
-    ["--mu"],
-    type=float,
-    help="How far the content keeps off the style's input directions, 0 (not) to 1e6.  "
-    "[default: 0.5]",
-)
-
-#: Rule -> its own options; the names are those of the fields of its class.
+#: Rule -> its own options.
 RULE_OPTIONS: Mapping[str, tuple[click.Option, ...]] = {
-    "klora": _PATTERN,
-    "est": (
-        click.Option(
-            ["--alpha"], type=float, help="Slope of the threshold over progress.  [default: 1.5]"
-        ),
-        click.Option(
-            ["--d"],
-            type=float,
-            help="Discrepancy of the style, 0 to 2; higher favours content.  [default: 0.5]",
-        ),
-    ),
-    "np": (_MU,),
-    "np+klora": (_MU, *_PATTERN),
-    "direct": (),
-    "switch": (
-        click.Option(["--steps"], type=int, help="Steps of the runs that it is for.  [required]"),
-        click.Option(["--tau"], type=int, help="Steps of one LoRA's turn.  [default: 5]"),
-    ),
-    "phases": (
-        click.Option(
-            ["--content-phases"],
-            metavar="POINTS",
-            help="Weights from a progress on, as 0:1,0.4:0.2.  [default: 0:1]",
-        ),
-        click.Option(["--style-phases"], metavar="POINTS", help="The same.  [default: 0:1]"),
-        click.Option(
-            ["--phases", "slot_phases"],
-            type=SlotText("POINTS"),
-            multiple=True,
-            help="Of one of several LoRAs, as content.2=0:0,0.5:1; may be repeated.",
-        ),
-    ),
+    name: options_of(kind) for name, kind in RULES.items()
 }
-
-_SHARED = (
-    click.option(
-        "--content-weight",
-        type=float,
-        help="Factor on the contents' deltas where they are applied; does not change the choice.  "
-        "[default: 1]",
-    ),
-    click.option(
-        "--style-weight",
-        type=float,
-        help="Factor on the styles' deltas where they are applied; does not change the choice.  "
-        "[default: 1]",
-    ),
-    click.option(
-        "--weight",
-        "weights",
-        type=Weight(),
-        multiple=True,
-        help="A further factor on one of several LoRAs, as content.2=0.5; may be repeated.",
-    ),
-    click.option(
-        "--text-encoder",
-        type=click.Choice(["both", "content", "style", "none"]),
-        help="Whose text encoder layers act; they have no steps.  [default: both]",
-    ),
-    click.option(
-        "--unpaired",
-        type=click.Choice(["keep", "drop", "error"]),
-        help="Denoiser layers that only one LoRA adapts.  [default: keep]",
-    ),
-)
 
 
 def rule_option(default: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -138,24 +25,6 @@ def rule_option(default: str | None) -> Callable[[Callable[..., None]], Callable
         show_default=True,
         help="Which LoRA acts where and when. --rule NAME --help lists the rule's own options.",
     )
-
-
-def shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The settings that all rules have."""
-    for option in reversed(_SHARED):
-        command = option(command)
-    return command
-
-
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings among option values: those that were given, as :class:`Config` takes them."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, tuple):
-            found |= {name: dict(value)} if value else {}
-        elif value is not None:
-            found[name] = None if (name, value) == ("top_k", "auto") else value
-    return found
 
 
 class RuleCommand(click.Command):
@@ -187,6 +56,8 @@ class RuleCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write(ctx, formatter, "Options", super().get_params(ctx))
+        with formatter.section("Rules"):
+            formatter.write_dl([(name, f"{kind.sentence}.") for name, kind in RULES.items()])
         for rule in self._rules(ctx):
             _write(ctx, formatter, f"Options of --rule {rule}", RULE_OPTIONS[rule])
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from klora_compile.commands.parameters import ARTIFACT, LORA, Device, base_option
+from klora_compile.commands.parameters import ARTIFACT, LORA, Device
 from klora_compile.commands.progress import layer_bar
+from klora_compile.commands.setting_options import base_option
 
 
 @click.command("verify")

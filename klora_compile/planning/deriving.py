@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
@@ -27,6 +28,6 @@ def layers_of_slots(sources: Mapping[str, Adapter], rule: Rule) -> dict[str, Map
                     if name in sources[origin].layers
                 }
                 if len(layers) == len(origins):
-                    derived[name] = rule.derive(slot, layers)
+                    derived[name] = replace(derived[name], delta=rule.derive(slot, layers))
             slots[slot] = derived
     return slots

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from klora_compile.reading.layers import Layer, LayerFacts
-from klora_compile.rules.catalogue import RULES
+from klora_compile.rules.lookup import RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
 from klora_compile.slots import ROLES, role_of

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from klora_compile.planning.fates import IDLE
 from klora_compile.rules.kit.numbers import LayerNumbers
-from klora_compile.rules.rule import Choice, Segment
+from klora_compile.rules.kit.outcomes import Choice, Segment
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
 from klora_compile.slots import role_of
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import PairingError
-
-#: A fate of layers with something stored that never acts.
-IDLE = "idle"
 
 _NOTHING: tuple[Segment, ...] = ((0.0, {}),)
 
@@ -30,7 +28,7 @@ class LayerPlan:
     """What happens to one layer."""
 
     fate: str
-    """In a few words; see :data:`klora_runtime.artifact.fusion.FATES` and the rules."""
+    """In a few words; see :data:`klora_compile.planning.fates.FATES` and the rule's own."""
     timeline: Timeline
     stored: tuple[str, ...]
     """Slots whose factors the artifact holds."""

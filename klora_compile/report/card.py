@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 import click
 
-from klora_compile.report.citations import CITATIONS
 from klora_compile.report.fates import MEANINGS
 from klora_compile.report.licences import licence_fields
 from klora_compile.report.markdown import fenced, plain, printable, table, yaml_string
 from klora_compile.report.schedule_map import text_map
-from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, summarise
+from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, rule_of, summarise
+from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.fusion import Fusion, Source
@@ -116,17 +116,16 @@ def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
 
 
 def _introduction(fusion: Fusion) -> str:
-    cited = CITATIONS.get(fusion.rule.name)
-    rule, choice = f"the rule {plain(fusion.rule.name)}", ""
-    meant = fusion.rule.parameters.get("steps")  # of rules that count them
+    name, choice = f"the rule {plain(fusion.rule.name)}", ""
+    kind, rule = RULES.get(fusion.rule.name), rule_of(fusion)
     steps = "for any number of steps"
-    if meant is not None:
-        steps = f"are made for {plain(str(meant))} steps, with whose number they stretch"
-    if cited is not None:
-        papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in cited.papers)
-        rule, choice = cited.title, f"{cited.sentence}{f' ({papers})' if papers else ''}. "
+    if rule is not None and rule.made_for_steps is not None:
+        steps = f"are made for {rule.made_for_steps} steps, with whose number they stretch"
+    if kind is not None:
+        papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in kind.papers)
+        name, choice = kind.title, f"{kind.sentence}{f' ({papers})' if papers else ''}. "
     return (
-        f"{_what(fusion)} in one file, fused by {rule}. {choice}All of "
+        f"{_what(fusion)} in one file, fused by {name}. {choice}All of "
         f"these choices are in the file: they hold for any prompt and any seed, and {steps}. "
         "It is no plain LoRA: load it as [below](#how-to-load), not with "
         "`load_lora_weights`."
@@ -149,10 +148,10 @@ def _what(fusion: Fusion) -> str:
 
 
 def _citation(fusion: Fusion) -> list[str]:
-    cited = CITATIONS.get(fusion.rule.name)
-    if cited is None or not cited.papers:
+    kind = RULES.get(fusion.rule.name)
+    if kind is None or not kind.papers:
         return []
-    return ["## Citation", fenced("\n\n".join(paper.bibtex for paper in cited.papers), "bibtex")]
+    return ["## Citation", fenced("\n\n".join(paper.bibtex for paper in kind.papers), "bibtex")]
 
 
 def _base_model(fusion: Fusion, facts: CardFacts) -> str:

@@ -1,23 +1,20 @@
-"""What the fates of layers mean, in the words of a report."""
+"""What the fates of layers mean, and which of them a report lists."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from klora_compile.planning.plan import IDLE
-from klora_runtime.artifact.fusion import FATES
+from klora_compile.planning.fates import FATES, IDLE
+from klora_compile.rules.lookup import RULES
 
 #: Fate -> what happens to the layer, for every rule.
 MEANINGS: Mapping[str, str] = {
+    **{fate: meaning for rule in RULES.values() for fate, meaning in rule.fates.items()},
     **FATES,
-    "summed": "all its LoRAs together, at constant weights",
-    "scheduled": "its LoRAs by the schedules that were set",
-    "in turns": "its LoRAs one at a time, in turns",
-    IDLE: "nothing acts; what is stored is for other schedules",
 }
 
 #: Fates that every rule may meet, in the order of reports.
-COMMON = ("one-sided", "with its weight", "constant", "zero", "dropped")
+COMMON = tuple(fate for fate in FATES if fate != IDLE)
 
 #: Of these, those that are not worth a line where no layer has them.
 QUIET = ("with its weight", "constant", "dropped")

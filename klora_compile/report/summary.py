@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klora_compile.report.fates import COMMON, QUIET
-from klora_compile.rules.catalogue import known_rule
 from klora_compile.rules.kit.breakpoints import near_range_end, near_step
+from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import shown

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from klora_compile.rules.kit.numbers import LayerNumbers
-from klora_compile.rules.rule import Choice, Rule
+from klora_compile.rules.kit.outcomes import SUM, Choice, total
+from klora_compile.rules.rule import Rule
 
 
-@dataclass(frozen=True)
-class DirectRule(Rule):
-    """It has no settings of its own: the weights are common to all rules."""
+@dataclass(frozen=True, kw_only=True)
+class Direct(Rule):
+    """The plain sum of all LoRAs; its weights are the settings that all rules share."""
 
     name: ClassVar[str] = "direct"
+    title: ClassVar[str] = "their sum"
+    sentence: ClassVar[str] = "All act at every step, at constant weights"
+    fates: ClassVar[Mapping[str, str]] = SUM
     whole: ClassVar[bool] = True
-    fates: ClassVar[tuple[str, ...]] = ("summed",)
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
-        return Choice("summed", ((0.0, dict.fromkeys(layer.present, 1.0)),))
+        return total(layer.present)
 
     def text(self) -> str:
         return "constant weights"

@@ -12,40 +12,41 @@ The energy needs products of rank x rank only; no delta is multiplied out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from klora_compile.fields import Number, setting
 from klora_compile.rules.kit.breakpoints import switches
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
-from klora_compile.rules.ranges import require_number
-from klora_compile.rules.rule import Choice, Rule
+from klora_compile.rules.kit.outcomes import DUEL, Choice, duel
+from klora_compile.rules.kit.papers import Paper, preprint
+from klora_compile.rules.rule import EVERY_LAYER, Rule
 from klora_compile.slots import CONTENT, STYLE
 
 
-@dataclass(frozen=True)
-class EstRule(Rule):
-    """EST-LoRA's settings."""
+@dataclass(frozen=True, kw_only=True)
+class Est(Rule):
+    """EST-LoRA (arXiv 2508.02165): the LoRA with more energy acts."""
 
     name: ClassVar[str] = "est"
+    title: ClassVar[str] = "EST-LoRA"
+    sentence: ClassVar[str] = f"{EVERY_LAYER} whose delta has more energy"
+    papers: ClassVar[tuple[Paper, ...]] = (preprint("2508.02165", "estlora2025", "EST-LoRA"),)
+    fates: ClassVar[Mapping[str, str]] = DUEL
     needs: ClassVar[tuple[str, ...]] = ("frobenius",)
-    ratio_formula: ClassVar[str] = "$E_c\\,/\\,E_s$"
     most: ClassVar[int | None] = 2
-    fates: ClassVar[tuple[str, ...]] = ("always content", "always style", "switching")
+    ratio_formula: ClassVar[str] = "$E_c\\,/\\,E_s$"
 
-    alpha: float = 1.5
-    """Slope of the threshold over progress, -100 to 100."""
-    d: float = 0.5
-    """The style discrepancy, 0 to 2 (one minus a cosine); higher favours content. It is measured
-    on sample pictures, which a compiler has not: at the default the threshold runs from 0.5 to 2,
-    as K-LoRA's S does."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        require_number("alpha", self.alpha, -100.0, 100.0)
-        require_number("d", self.d, 0.0, 2.0)
-
-    def parameters(self) -> dict[str, Any]:
-        return {"alpha": float(self.alpha), "d": float(self.d)}
+    alpha: float = field(
+        default=1.5,
+        metadata=setting("Slope of the threshold over progress.", Number(-100.0, 100.0)),
+    )
+    d: float = field(
+        default=0.5,
+        metadata=setting("Discrepancy of the style; higher favours content.", Number(0.0, 2.0)),
+    )
+    """One minus a cosine. The paper measures it on sample pictures, which a compiler does not have.
+    At the default the threshold runs from 0.5 to 2, as K-LoRA's S does."""
 
     def threshold(self, t: float) -> float:
         """How much more energy than the style the content needs at progress t in [0, 1)."""
@@ -55,11 +56,7 @@ class EstRule(Rule):
         present = layer.present
         e_c, e_s = _energy(present[CONTENT]), _energy(present[STYLE])
         choices = switches(lambda t: e_c >= self.threshold(t) * e_s)
-        fate = "switching"
-        if len(choices) == 1:
-            fate = "always content" if choices[0][1] else "always style"
-        segments = tuple((start, {CONTENT if c else STYLE: 1.0}) for start, c in choices)
-        return Choice(fate, segments, e_c / e_s if e_s else None)
+        return duel(CONTENT, STYLE, choices, e_c / e_s if e_s else None)
 
     def range(self) -> tuple[float, float] | None:
         ends = 1.0 - self.d, self.alpha + 1.0 - self.d

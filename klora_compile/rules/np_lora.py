@@ -17,38 +17,40 @@ slot beside the style as given. Biases, norms, and text encoders are left as the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from klora_compile.reading.deltas import Delta, Dense, LowRank
-from klora_compile.reading.layers import Layer
+from klora_compile.fields import Number, setting
 from klora_compile.rules.kit.numbers import LayerNumbers
-from klora_compile.rules.klora_rule import KloraRule
-from klora_compile.rules.ranges import require_number
-from klora_compile.rules.rule import Choice, Rule
+from klora_compile.rules.kit.outcomes import SUM, Choice, total
+from klora_compile.rules.kit.papers import Paper, preprint
+from klora_compile.rules.rule import LayerOfSlot, Rule
 from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.fusion import TEXT_ENCODERS
+
+if TYPE_CHECKING:
+    import torch
+
+    from klora_compile.reading.deltas import Delta
 
 #: Singular values up to this share of the largest are rounding.
 _RANK_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class _Projecting(Rule):
+@dataclass(frozen=True, kw_only=True)
+class Projecting(Rule):
+    """Rules whose content slot is projected off the style's input directions."""
+
     most: ClassVar[int | None] = 2
     derives: ClassVar[Mapping[str, tuple[str, ...]]] = {CONTENT: (CONTENT, STYLE)}
 
-    mu: float = 0.5
-    """Strength of the projection, 0 (none) to 1e6 (all of it)."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        require_number("mu", self.mu, 0.0, 1e6)
-
-    def parameters(self) -> dict[str, Any]:
-        return super().parameters() | {"mu": float(self.mu)}
+    mu: float = field(
+        default=0.5,
+        metadata=setting(
+            "How far the content keeps off the style's input directions; 0: not at all.",
+            Number(0.0, 1e6),
+        ),
+    )
 
     def derivation(self, slot: str) -> str | None:
         if slot != CONTENT:
@@ -56,40 +58,37 @@ class _Projecting(Rule):
         mu = float(self.mu)
         return f"denoiser projected off the style's input directions (NP-LoRA, mu = {mu!r})"
 
-    def derive(self, slot: str, layers: Mapping[str, Layer]) -> Layer:
+    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
         content, style = layers[CONTENT], layers[STYLE]
         if len(content.shape) < 2 or content.component in TEXT_ENCODERS or style.scaling == 0.0:
-            return content
-        return replace(content, delta=project(content.delta, style.delta, self.mu))
+            return content.delta
+        return project(content.delta, style.delta, self.mu)
 
 
-@dataclass(frozen=True)
-class NullspaceRule(_Projecting):
-    """NP-LoRA's settings."""
+@dataclass(frozen=True, kw_only=True)
+class NpLora(Projecting):
+    """NP-LoRA (arXiv 2511.11051): the sum of the projected content and the style."""
 
     name: ClassVar[str] = "np"
-    fates: ClassVar[tuple[str, ...]] = ("summed",)
+    title: ClassVar[str] = "NP-LoRA"
+    sentence: ClassVar[str] = (
+        "Both act at every step, the subject off the inputs that the style uses"
+    )
+    papers: ClassVar[tuple[Paper, ...]] = (
+        preprint(
+            "2511.11051",
+            "chen2025nplora",
+            "NP-LoRA: Null Space Projection Unifies Subject and Style in LoRA Fusion",
+            "Chen, Chuheng and Zhou, Xiaofei and Zhang, Geyuan and Huang, Yong",
+        ),
+    )
+    fates: ClassVar[Mapping[str, str]] = SUM
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
-        return Choice("summed", ((0.0, dict.fromkeys(layer.present, 1.0)),))
+        return total(layer.present)
 
     def text(self) -> str:
         return f"mu {self.mu:g}"
-
-
-@dataclass(frozen=True)
-class NullspaceKloraRule(_Projecting, KloraRule):
-    """K-LoRA's choice between the projected content and the style; settings of both."""
-
-    name: ClassVar[str] = "np+klora"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        _Projecting.__post_init__(self)
-        KloraRule.__post_init__(self)
-
-    def text(self) -> str:
-        return f"mu {self.mu:g}, {super().text()}"
 
 
 def project(content: Delta, style: Delta, mu: float) -> Delta:
@@ -100,6 +99,8 @@ def project(content: Delta, style: Delta, mu: float) -> Delta:
         style: of the same shape.
         mu: 0 or more.
     """
+    from klora_compile.reading.deltas import Dense, LowRank
+
     basis = input_directions(style)
     share = mu / (1.0 + mu)
 
@@ -119,6 +120,10 @@ def input_directions(delta: Delta) -> torch.Tensor:
     Returns:
         (in, n) with n up to its rank, float64; for a convolution ``in`` counts the kernel too.
     """
+    import torch
+
+    from klora_compile.reading.deltas import LowRank
+
     if isinstance(delta, LowRank):
         _, core_up = torch.linalg.qr(delta.up.double().flatten(1))
         directions, core_down = torch.linalg.qr(delta.down.double().flatten(1).T)

@@ -10,41 +10,55 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from klora_compile.fields import BySlot, Number, Text, setting
 from klora_compile.rules.kit.numbers import LayerNumbers
-from klora_compile.rules.ranges import require_number
-from klora_compile.rules.rule import Choice, Rule
+from klora_compile.rules.kit.outcomes import Choice
+from klora_compile.rules.rule import Rule
 from klora_compile.slots import role_of
 from klora_runtime.errors import ConfigError
 
 #: (progress from which it holds, weight)
 Points = tuple[tuple[float, float], ...]
 
-_EXAMPLE = "progress:weight, such as 0:1,0.4:0.2"
+_TEXT = Text("POINTS", "progress:weight, such as 0:1,0.4:0.2")
+_WEIGHT = Number(-100.0, 100.0)
 _MOST_POINTS = 64
 
 
-@dataclass(frozen=True)
-class PhasesRule(Rule):
-    """The schedules as text or as points; weights are -100 to 100, the first starts at 0."""
+@dataclass(frozen=True, kw_only=True)
+class Phases(Rule):
+    """Schedules by hand, as text or as points; weights are -100 to 100, the first starts at 0."""
 
     name: ClassVar[str] = "phases"
+    title: ClassVar[str] = "a schedule by hand"
+    sentence: ClassVar[str] = "Each has its own weight from one phase to the next"
+    fates: ClassVar[Mapping[str, str]] = {"scheduled": "its LoRAs by the schedules that were set"}
     whole: ClassVar[bool] = True
-    fates: ClassVar[tuple[str, ...]] = ("scheduled",)
     optional: ClassVar[tuple[str, ...]] = ("slot_phases",)
 
-    content_phases: str | Points = "0:1"
-    """Of the content LoRAs."""
-    style_phases: str | Points = "0:1"
-    """Of the style LoRAs."""
-    slot_phases: Mapping[str, str | Points] = field(default_factory=dict)
-    """Of single LoRAs, by slot, in place of their role's."""
+    content_phases: str | Points = field(
+        default="0:1",
+        metadata=setting(
+            "Weights of the content LoRAs, each from a progress on, such as 0:1,0.4:0.2.", _TEXT
+        ),
+    )
+    style_phases: str | Points = field(
+        default="0:1", metadata=setting("The same for the style LoRAs.", _TEXT)
+    )
+    slot_phases: Mapping[str, str | Points] = field(
+        default_factory=dict,
+        metadata=setting(
+            "Weights of one of several LoRAs, in place of those of its role.",
+            BySlot(_TEXT, "schedule", "content.2=0:0,0.5:1"),
+            option="phases",
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Check the settings and bring them into one spelling."""
+        super().__post_init__()
         for name in ("content_phases", "style_phases"):
             object.__setattr__(self, name, points_of(name, getattr(self, name)))
-        if not isinstance(self.slot_phases, Mapping):
-            raise ConfigError(f"slot_phases: expected slots with {_EXAMPLE}.")
         own = {slot: points_of(slot, points) for slot, points in self.slot_phases.items()}
         object.__setattr__(self, "slot_phases", own)
 
@@ -95,7 +109,7 @@ def points_of(name: str, value: str | Iterable[Sequence[float]]) -> Points:
         pairs = [part.split(":") for part in value.split(",")] if isinstance(value, str) else value
         points = tuple((float(start), float(weight)) for start, weight in pairs)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name}: expected {_EXAMPLE}, found {value!r}.") from None
+        raise ConfigError(f"{name}: expected {_TEXT.what}, found {value!r}.") from None
     starts = [start for start, _ in points]
     ascends = all(one < other for one, other in pairwise(starts))
     if not starts or starts[0] != 0.0 or not ascends or not starts[-1] < 1.0:
@@ -105,7 +119,7 @@ def points_of(name: str, value: str | Iterable[Sequence[float]]) -> Points:
     if len(points) > _MOST_POINTS:
         raise ConfigError(f"{name}: expected at most {_MOST_POINTS} points, found {len(points)}.")
     for _, weight in points:
-        require_number(f"a weight of {name}", weight, -100.0, 100.0)
+        _WEIGHT.check(f"a weight of {name}", weight)
     return points
 
 

@@ -9,40 +9,67 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from klora_compile.fields import (
+    Number,
+    Setting,
+    check_settings,
+    is_required,
+    setting_of,
+    settings_of,
+)
 from klora_compile.rules.kit.numbers import LayerNumbers
+from klora_compile.rules.kit.outcomes import Choice
+from klora_compile.rules.kit.papers import Paper
 from klora_runtime.errors import ConfigError
 
-if TYPE_CHECKING:
-    from klora_compile.reading.layers import Layer
+if TYPE_CHECKING:  # no rule needs torch until it computes
+    from klora_compile.reading.deltas import Delta
 
-#: Progress from which it holds, and slot -> coefficient; slots that are not named have none.
-Segment = tuple[float, Mapping[str, float]]
+#: How the sentence of a rule begins that chooses one LoRA for a layer.
+EVERY_LAYER = "In every layer of the denoiser, at every step of sampling, the one acts"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a rule decides for one layer."""
+class LayerOfSlot(Protocol):
+    """One layer of one LoRA, with its values."""
 
-    fate: str
-    """In a few words, one of :attr:`Rule.fates`."""
-    segments: tuple[Segment, ...]
-    """At least one; the first starts at 0."""
-    ratio: float | None = None
-    """What the choice goes by, 1 where both sides are even; None where nothing is compared."""
+    @property
+    def component(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def delta(self) -> Delta: ...
+
+    @property
+    def scaling(self) -> float: ...
 
 
 @dataclass(frozen=True)
 class Rule(ABC):
     """A rule with its own settings, which are its fields. Instances are immutable.
 
+    Each field says in its metadata what it means and what it may be
+    (:func:`klora_compile.fields.setting`), and is checked when the rule is made.
+
     Raises:
         ConfigError: a setting is out of its range.
     """
 
     name: ClassVar[str]
+    """On the command line and in artifacts."""
+    title: ClassVar[str]
+    """In a model card: what the LoRAs are fused by."""
+    sentence: ClassVar[str]
+    """In a model card: what it does, as Markdown without the full stop."""
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    """What to cite."""
+    fates: ClassVar[Mapping[str, str]]
+    """What may become of a layer, in a few words for reports, with one sentence on each. What may
+    happen under every rule is in :mod:`klora_compile.planning.fates`."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of :class:`~klora_compile.rules.kit.numbers.Side` it reads, if there is a partner."""
     whole: ClassVar[bool] = False
@@ -52,25 +79,31 @@ class Rule(ABC):
     """How many LoRAs it takes at most; None: as many as an artifact holds."""
     ratio_formula: ClassVar[str] = ""
     """What :attr:`Choice.ratio` is, as matplotlib's mathematics."""
-    fates: ClassVar[tuple[str, ...]] = ()
-    """The fates that it gives layers."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Settings that the artifact states only where they are not at their default."""
     derives: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Slot -> the slots of the LoRAs that its factors are computed from (:meth:`derive`)."""
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_settings(self)
 
     @property
     def ignores_alpha(self) -> bool:
         """Whether deltas count and act without the network's alpha / rank."""
         return False
 
+    @property
+    def made_for_steps(self) -> int | None:
+        """The number of steps that the schedule is made for; None where it fits every number."""
+        return None
+
     def parameters(self) -> dict[str, Any]:
         """Every setting with its default filled in, as the artifact records it."""
-        defaults = {field.name: field.default for field in fields(self)}
         return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in self.optional or value != defaults[name]
+            field.name: _stated(getattr(self, field.name), setting_of(field))
+            for field in fields(self)
+            if field.name not in self.optional or getattr(self, field.name) != field.default
         }
 
     @classmethod
@@ -80,11 +113,32 @@ class Rule(ABC):
         Raises:
             ConfigError: a value is missing or out of its range.
         """
-        own = [field.name for field in fields(cls)]
-        missing = [n for n in own if n not in parameters and n not in cls.optional]
+        own = settings_of(cls)
+        missing = [name for name in own if name not in parameters and name not in cls.optional]
         if missing:
             raise ConfigError(f"the rule's parameters lack {', '.join(missing)}.")
-        return cls(**{name: value for name, value in parameters.items() if name in own})
+        return cls.stated({name: value for name, value in parameters.items() if name in own})
+
+    @classmethod
+    def stated(cls, settings: Mapping[str, Any]) -> Self:
+        """The rule with these settings, as a command line or an artifact states them.
+
+        Args:
+            settings: some of its fields by name; a word may stand for None
+                (:attr:`klora_compile.fields.Setting.unset`).
+
+        Raises:
+            ConfigError: a required setting is not there, or a value is out of its range.
+        """
+        for field in fields(cls):
+            if is_required(field) and field.name not in settings:
+                wanted = setting_of(field).help.rstrip(".")
+                raise ConfigError(
+                    f"{field.name}: rule {cls.name} needs {wanted[:1].lower()}{wanted[1:]}; "
+                    "name it."
+                )
+        words = {name: each.unset for name, each in settings_of(cls).items() if each.unset}
+        return cls(**{n: None if n in words and v == words[n] else v for n, v in settings.items()})
 
     def misfit(self, slots: Sequence[str]) -> str | None:
         """Why the settings do not fit these LoRAs, as one sentence; None where they do."""
@@ -124,10 +178,18 @@ class Rule(ABC):
         """How a slot is computed, as the artifact records it; None where it is a LoRA as given."""
         return None
 
-    def derive(self, slot: str, layers: Mapping[str, Layer]) -> Layer:
-        """One layer of a derived slot.
+    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
+        """The delta of one layer of a derived slot; it takes the scaling of that slot's own LoRA.
 
         Args:
-            layers: the layer in each of the LoRAs of :attr:`derives`.
+            slot: a key of :attr:`derives`.
+            layers: slot -> the layer, of each of the LoRAs that it is computed from.
         """
         raise NotImplementedError(f"rule {self.name} derives no {slot}")
+
+
+def _stated(value: Any, setting: Setting) -> Any:
+    """A value as the artifact records it."""
+    if value is None:
+        return setting.unset
+    return float(value) if isinstance(setting.kind, Number) and type(value) is int else value

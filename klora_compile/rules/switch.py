@@ -9,45 +9,49 @@ another number of steps the turns keep their shares of the run, so a turn is the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from klora_compile.fields import Whole, setting
 from klora_compile.rules.kit.numbers import LayerNumbers
-from klora_compile.rules.ranges import require_whole
-from klora_compile.rules.rule import Choice, Rule
-from klora_runtime.artifact.checks import MAX_SEGMENTS
+from klora_compile.rules.kit.outcomes import Choice
+from klora_compile.rules.kit.papers import Paper, preprint
+from klora_compile.rules.rule import Rule
+from klora_runtime.artifact.timeline import MAX_SEGMENTS
 from klora_runtime.errors import ConfigError
 
-_MOST_STEPS = 100_000
+_STEPS = Whole(1, 100_000)
 
 
-@dataclass(frozen=True)
-class SwitchRule(Rule):
-    """LoRA Switch's settings. The LoRAs take turns in their order, contents first."""
+@dataclass(frozen=True, kw_only=True)
+class Switch(Rule):
+    """LoRA Switch (arXiv 2402.16843): the LoRAs take turns in their order, contents first."""
 
     name: ClassVar[str] = "switch"
+    title: ClassVar[str] = "LoRA Switch"
+    sentence: ClassVar[str] = "One acts at a time, for some steps each, in turns"
+    papers: ClassVar[tuple[Paper, ...]] = (
+        preprint("2402.16843", "zhong2024multilora", "Multi-LoRA Composition for Image Generation"),
+    )
+    fates: ClassVar[Mapping[str, str]] = {"in turns": "its LoRAs one at a time, in turns"}
     whole: ClassVar[bool] = True
-    fates: ClassVar[tuple[str, ...]] = ("in turns",)
 
-    steps: int | None = None
-    """Steps of the runs that it is for, 1 to 100000; required."""
-    tau: int = 5
-    """Steps of one turn, 1 or more."""
+    steps: int = field(metadata=setting("The number of steps of your runs.", _STEPS))
+    tau: int = field(default=5, metadata=setting("Steps of one LoRA's turn.", _STEPS))
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        if self.steps is None:
-            raise ConfigError("steps: rule switch needs the number of steps of your runs; name it.")
-        require_whole("steps", self.steps, 1, _MOST_STEPS)
-        require_whole("tau", self.tau, 1, _MOST_STEPS)
+        super().__post_init__()
         if self.steps > MAX_SEGMENTS * self.tau:
             raise ConfigError(
                 f"tau: {self.steps} steps in turns of {self.tau} are more than {MAX_SEGMENTS} "
                 "turns; take longer ones."
             )
 
+    @property
+    def made_for_steps(self) -> int | None:
+        return self.steps
+
     def misfit(self, slots: Sequence[str]) -> str | None:
-        assert self.steps is not None
         turns = -(-self.steps // self.tau)
         if turns >= len(slots):
             return None
@@ -58,7 +62,6 @@ class SwitchRule(Rule):
         )
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
-        assert self.steps is not None
         order = list(layer.sides)
         turns = range(-(-self.steps // self.tau))
         present = layer.present

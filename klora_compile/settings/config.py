@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from klora_compile.rules.catalogue import DEFAULT_RULE, rule_class
+from klora_compile.rules.lookup import DEFAULT_RULE, rule_class
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
 from klora_runtime.errors import ConfigError
@@ -25,7 +25,7 @@ class Config:
         """The config that a command line states: a rule by its name, all settings by theirs.
 
         Args:
-            rule: a name in :data:`klora_compile.rules.catalogue.RULES`.
+            rule: a name in :data:`klora_compile.rules.lookup.RULES`.
             settings: fields of that rule and of :class:`~klora_compile.settings.shared.Settings`.
 
         Raises:
@@ -40,7 +40,7 @@ class Config:
                     f"all rules have {', '.join(shared)}."
                 )
         return cls(
-            kind(**{name: value for name, value in settings.items() if name in own}),
+            kind.stated({name: value for name, value in settings.items() if name in own}),
             Settings(**{name: value for name, value in settings.items() if name in shared}),
         )
 

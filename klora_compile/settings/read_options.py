@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from klora_runtime.errors import ConfigError
+from klora_compile.fields import Flag, Number, Place, Word, check_settings, setting
 
 AlphaConflict = Literal["error", "first"]
 Denoiser = Literal["transformer_2"]
@@ -24,19 +24,42 @@ class ReadOptions:
         ConfigError: a value is out of its range.
     """
 
-    base: Path | None = None
-    """The base model, for forms whose delta needs its weights (DoRA): a folder of diffusers or one
-    safetensors file."""
-    ignore_unknown: bool = False
-    """Leave out keys that klora cannot use, and record them, instead of refusing the file."""
-    max_error: float = MAX_ERROR
-    """0 to 0.5: the share of a delta's Frobenius norm that may be lost where a form that is not low
-    rank is approximated by one that is. More makes smaller artifacts."""
-    alpha_conflict: AlphaConflict = "error"
-    """Where two sources state different alphas for a layer: an error, or the ``first`` by rule."""
-    denoiser: Denoiser | None = None
-    """The component that layers of ``transformer`` are for. Wan 2.2's LoRAs are two files with the
-    same names, one for each of its transformers."""
+    base: Path | None = field(
+        default=None,
+        metadata=setting(
+            "The base model, whose weights DoRA needs: a folder of diffusers or a safetensors "
+            "file.",
+            Place(),
+        ),
+    )
+    ignore_unknown: bool = field(
+        default=False,
+        metadata=setting("Leave out keys that klora cannot use, and record them.", Flag()),
+    )
+    max_error: float = field(
+        default=MAX_ERROR,
+        metadata=setting(
+            "Share of a delta's Frobenius norm that may be lost where its form is not low rank "
+            "(LoKr, DoRA, full differences): more makes smaller artifacts.",
+            Number(0.0, 0.5),
+        ),
+    )
+    alpha_conflict: AlphaConflict = field(
+        default="error",
+        metadata=setting(
+            "Where two sources state different alphas for a layer: refuse the LoRA (error), or "
+            "take the first by rule.",
+            Word(get_args(AlphaConflict)),
+        ),
+    )
+    denoiser: Denoiser | None = field(
+        default=None,
+        metadata=setting(
+            "The LoRAs are for this component, which their files do not say: Wan 2.2's second "
+            "transformer (low noise). Apply its artifact beside that of the first.",
+            Word(get_args(Denoiser)),
+        ),
+    )
 
     def notes(self) -> dict[str, Any]:
         """What differs from the defaults and is not seen from the file, as JSON values."""
@@ -65,14 +88,5 @@ class ReadOptions:
         )
 
     def __post_init__(self) -> None:
-        if self.alpha_conflict not in get_args(AlphaConflict):
-            raise ConfigError(
-                f"alpha_conflict: expected error or first, found {self.alpha_conflict!r}."
-            )
-        if self.denoiser not in (None, *get_args(Denoiser)):
-            raise ConfigError(f"denoiser: expected transformer_2, found {self.denoiser!r}.")
-        number = isinstance(self.max_error, int | float) and not isinstance(self.max_error, bool)
-        if not number or not 0.0 <= self.max_error <= 0.5:
-            raise ConfigError(
-                f"max_error: expected a number from 0 to 0.5, found {self.max_error!r}."
-            )
+        """Check every setting."""
+        check_settings(self)

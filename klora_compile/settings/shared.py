@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
-from klora_compile.rules.ranges import require_choice, require_number
+from klora_compile.fields import BySlot, Flag, Number, Word, check_settings, setting
 from klora_compile.slots import CONTENT, role_of
 from klora_runtime.errors import ConfigError
 
 TextEncoder = Literal["both", "content", "style", "none"]
 Unpaired = Literal["keep", "drop", "error"]
 
+_WEIGHT = Number(-100.0, 100.0)
+
 #: Settings that an artifact states only where they are not at their default.
 _OPTIONAL = ("weights", "keep_all_slots")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings that all rules share.
 
@@ -25,33 +27,53 @@ class Settings:
         ConfigError: a value is out of its range.
     """
 
-    content_weight: float = 1.0
-    """Factor on the contents' deltas where they are applied; the choice does not see it."""
-    style_weight: float = 1.0
-    """Factor on the styles' deltas where they are applied; the choice does not see it."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Slot -> a further factor on the deltas of one LoRA."""
-    text_encoder: TextEncoder = "both"
-    """Whose text encoder layers act, by role; they have no steps."""
-    unpaired: Unpaired = "keep"
-    """Denoiser layers that only one LoRA adapts: always act (or follow the schedule of their LoRA),
-    are left out, or are an error."""
-    keep_all_slots: bool = False
-    """Store also what never acts, so that every other schedule can be made from the artifact."""
+    content_weight: float = field(
+        default=1.0,
+        metadata=setting(
+            "Factor on the contents' deltas when they are applied; it does not change the choice.",
+            _WEIGHT,
+        ),
+    )
+    style_weight: float = field(
+        default=1.0,
+        metadata=setting(
+            "Factor on the styles' deltas when they are applied; it does not change the choice.",
+            _WEIGHT,
+        ),
+    )
+    weights: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata=setting(
+            "A further factor on one of several LoRAs.",
+            BySlot(_WEIGHT, "weight", "content.2=0.5"),
+            option="weight",
+        ),
+    )
+    text_encoder: TextEncoder = field(
+        default="both",
+        metadata=setting(
+            "Whose text encoder layers act; they have no steps.", Word(get_args(TextEncoder))
+        ),
+    )
+    unpaired: Unpaired = field(
+        default="keep",
+        metadata=setting(
+            "Denoiser layers that only one LoRA adapts: keep them (they always act, or follow the "
+            "schedule of their LoRA), drop them, or refuse the LoRAs (error).",
+            Word(get_args(Unpaired)),
+        ),
+    )
+    keep_all_slots: bool = field(
+        default=False,
+        metadata=setting(
+            "Store also what this schedule never uses, so that klora recompile can make any other.",
+            Flag(off="drop-unused-slots"),
+        ),
+    )
 
     def __post_init__(self) -> None:
-        require_choice("text_encoder", self.text_encoder, get_args(TextEncoder))
-        require_choice("unpaired", self.unpaired, get_args(Unpaired))
-        for name in ("content_weight", "style_weight"):
-            require_number(name, getattr(self, name), -100.0, 100.0)
-        if not isinstance(self.weights, Mapping):
-            raise ConfigError(
-                f"weights: expected slots with a number each, found {self.weights!r}."
-            )
-        for slot, weight in self.weights.items():
-            require_number(f"weight of {slot}", weight, -100.0, 100.0)
-        if not isinstance(self.keep_all_slots, bool):
-            raise ConfigError(f"keep_all_slots: expected a boolean, found {self.keep_all_slots!r}.")
+        """Check every setting."""
+        check_settings(self)
 
     def weight(self, slot: str) -> float:
         """The factor on one slot's deltas."""

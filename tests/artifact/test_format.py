@@ -14,13 +14,16 @@ import torch
 from support.golden_fusion import GAMMA, golden_fusion, switching_entry
 from support.lora_files import GOLDEN, ROOT, Artifact, read_raw, run_python
 
+from klora_compile.planning.fates import FATES, IDLE
+from klora_compile.report.fates import MEANINGS
+from klora_compile.rules.klora import Klora
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import safetensors_file as limits
-from klora_runtime.artifact.checks import MAX_ENTRIES, MAX_SEGMENTS, MAX_SLOTS
+from klora_runtime.artifact.checks import MAX_ENTRIES, MAX_SLOTS
 from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.file import tensor_name
-from klora_runtime.artifact.fusion import FATES, Fusion
-from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.timeline import MAX_SEGMENTS, Timeline
 from klora_runtime.errors import ArtifactError
 
 SPEC = (ROOT / "runtime" / "FORMAT.md").read_text()
@@ -76,7 +79,7 @@ def test_reading_and_writing_again_changes_no_byte(tmp_path: Path) -> None:
 
 def test_golden_file_has_every_fate_and_dtype() -> None:
     artifact = Artifact.read()
-    fates = set(FATES) - {"with its weight"}  # of biases; tests/layers/test_dense.py has them
+    fates = {*Klora.fates, *FATES} - {"with its weight", IDLE}  # of biases, and of recompiling
     assert {entry["fate"] for entry in artifact.entries.values()} == fates
     assert {tensor.dtype for tensor in artifact.tensors.values()} == {"F32", "F16", "BF16"}
     assert len(golden_fusion().entries) == len(fates)
@@ -203,7 +206,11 @@ def test_limits_of_the_spec_are_those_of_the_code() -> None:
         "segments of a timeline": MAX_SEGMENTS,
         "slots; sources": MAX_SLOTS,
     }
-    assert all(f"`{fate}`" in SPEC for fate in FATES)
+
+
+def test_the_spec_lists_the_fates_of_all_rules() -> None:
+    (row,) = re.findall(r"^\| \*\*`fate`\*\* °(.*)$", SPEC, re.MULTILINE)
+    assert set(re.findall(r"`([a-z -]+)`", row)) == set(MEANINGS)
 
 
 def test_example_of_the_spec_is_a_real_artifact(tmp_path: Path) -> None:

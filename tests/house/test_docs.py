@@ -16,7 +16,7 @@ from support.lora_files import ROOT
 from support.shipped import Shipped, klora
 
 from klora_compile.cli import main
-from klora_compile.rules.catalogue import RULES
+from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion
 
 README = ROOT / "README.md"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from klora_compile import Config
+from klora_compile.planning.fates import FATES, IDLE
 from klora_compile.planning.plan import LayerPlan, Plan, make_plan
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
-from klora_runtime.artifact.fusion import FATES
+from klora_compile.rules.klora import Klora
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ConfigError, PairingError
 
@@ -246,7 +247,7 @@ def test_every_fate_is_reached_and_known() -> None:
         plan_of(pair(1.0, "text_encoder"), text_encoder="none").fate,
         planned(w=pair(1.0), b=bias("w")).layers["b"].fate,
     }
-    assert reached == set(FATES)
+    assert reached == {*Klora.fates, *FATES} - {IDLE}
 
 
 # --- biases -----------------------------------------------------------------------------------
@@ -311,6 +312,7 @@ def test_defaults_follow_semantics_and_pattern() -> None:
     assert of(semantics="authors", gamma="paper", beta=1)[1:3] == (1.0, "paper")
     assert of(gamma=2)[2] == 2.0
     assert Config().parameters()["top_k"] == "auto"
+    assert Config.named("klora", top_k="auto") == Config()
 
 
 CONFIGS = [
@@ -368,7 +370,7 @@ def test_parameters_that_lack_something_are_an_error() -> None:
         ({"top_k": 0}, "top_k: expected a whole number from 1, found 0"),
         ({"top_k": 1.0}, "top_k: expected a whole number from 1, found 1.0"),
         ({"top_k": True}, "top_k: expected a whole number from 1, found True"),
-        ({"top_k": "auto"}, "top_k: expected a whole number from 1, found 'auto'"),
+        ({"top_k": "all"}, "top_k: expected a whole number from 1, found 'all'"),
         ({"content_weight": math.nan}, "content_weight: expected a number from -100 to 100"),
         ({"style_weight": None}, "style_weight: expected a number from -100 to 100, found None"),
     ],
@@ -386,4 +388,4 @@ def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str)
     [{"alpha": -100}, {"alpha": 100, "beta": -100}, {"pattern": "s*", "beta": 100, "alpha": 1e-3}],
 )
 def test_the_ends_of_the_ranges_are_allowed(settings: dict[str, Any]) -> None:
-    assert plan_of(pair(1.0), **settings).fate in FATES
+    assert plan_of(pair(1.0), **settings).fate in Klora.fates

@@ -18,7 +18,7 @@ from support.lora_files import (
 from klora_compile import Config, compile_fusion, read_adapter
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.reading.layers import Layer
-from klora_compile.rules.klora import Klora
+from klora_compile.rules.klora import Inequality
 from klora_runtime import load_fusion, save_fusion
 
 COMPILE = """
@@ -132,7 +132,7 @@ def test_scores_are_enough_to_choose_again_without_the_sources(
     fusion = compile_fusion(content, style, semantics, device="cpu")
     wanted = compile_fusion(content, style, other, device="cpu")
     parameters = other.parameters()
-    rule = Klora("s*", parameters["alpha"], parameters["beta"], parameters["tie"])
+    rule = Inequality("s*", parameters["alpha"], parameters["beta"], parameters["tie"])
     gamma = fusion.rule.derived["gamma"]["unet"]
     for entry, expected in zip(fusion.entries, wanted.entries, strict=True):
         if entry.component != "unet":

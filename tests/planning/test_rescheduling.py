@@ -15,7 +15,7 @@ from support.shipped import klora
 
 from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.planning.plan import IDLE
-from klora_compile.rules.est import EstRule
+from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
@@ -314,7 +314,7 @@ def test_scores_that_no_measure_gives_are_refused(
 def test_energies_that_vanish_are_no_crash() -> None:
     tiny, small = (Side(rank=1, scaling=1.0, frobenius=value) for value in (1e-200, 1e-190))
     layer = LayerNumbers("unet", None, {"content": tiny, "style": small})
-    assert EstRule().choose(layer, {}).ratio is None
+    assert Est().choose(layer, {}).ratio is None
 
 
 def test_what_was_not_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:

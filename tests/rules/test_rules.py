@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from support.lora_files import peft_keys, random_pair, write_lora
 
 from klora_compile import Config, compile_fusion
+from klora_compile.fields import is_required, setting_of
+from klora_compile.planning.fates import FATES
 from klora_compile.reading.deltas import Dense, LowRank
-from klora_compile.report.citations import CITATIONS
-from klora_compile.rules.catalogue import RULES, known_rule
-from klora_compile.rules.est import EstRule
+from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.rules.klora import Klora
+from klora_compile.rules.lookup import RULES, known_rule
 from klora_compile.rules.np_lora import input_directions, project
-from klora_compile.rules.phases import PhasesRule, points_of, points_text
-from klora_compile.rules.switch import SwitchRule
+from klora_compile.rules.phases import Phases, points_of, points_text
+from klora_compile.rules.switch import Switch
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import ConfigError
@@ -115,7 +117,7 @@ def energies(e_c: float, e_s: float) -> LayerNumbers:
 @given(ratio=st.floats(0.3, 3.0), scale=st.floats(0.5, 2.0))
 def test_est_goes_with_the_square_of_a_loras_scale(ratio: float, scale: float) -> None:
     """The switch is where alpha t + 1 - d reaches the ratio of energies: scaled by c, c^2 of it."""
-    rule = EstRule()
+    rule = Est()
     choice = rule.choose(energies(scale * scale * ratio, 1.0), {})
     assert choice.ratio == pytest.approx(scale * scale * ratio, rel=1e-12)
     switch = (scale * scale * ratio - 0.5) / 1.5
@@ -274,7 +276,7 @@ def test_phases_are_piecewise_weights(files: Files) -> None:
 def test_points_and_their_text_are_the_same(starts: set[float], weights: list[float]) -> None:
     points = tuple(zip([0.0, *sorted(starts)], weights, strict=False))
     assert points_of("x", points_text(points)) == points
-    assert PhasesRule(points).parameters()["content_phases"] == points_text(points)
+    assert Phases(content_phases=points).parameters()["content_phases"] == points_text(points)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_switch_is_the_literal_turn_at_every_step(files: Files, tau: int, steps:
 
 
 def test_switch_has_its_breakpoints_between_steps_and_says_that_it_stretches() -> None:
-    rule = SwitchRule(steps=18, tau=5)
+    rule = Switch(steps=18, tau=5)
     layer = energies(1.0, 1.0)
     assert [start for start, _ in rule.choose(layer, {}).segments] == [
         0.0,
@@ -347,10 +349,43 @@ def test_parameters_in_the_artifact_are_enough_to_compile_again(files: Files, ru
 
 
 def test_every_rule_has_words_and_fates() -> None:
-    assert set(CITATIONS) == set(RULES) == set(EXAMPLES)
+    assert set(RULES) == set(EXAMPLES)
+    meanings: dict[str, str] = dict(FATES)
     for name, rule in RULES.items():
         assert Config.named(name, **EXAMPLES[name]).rule.text()
         assert rule.fates
+        assert rule.title
+        assert rule.sentence[0].isupper()
+        assert not rule.sentence.endswith(".")
+        for fate, meaning in rule.fates.items():  # two rules that use a fate mean the same by it
+            assert meanings.setdefault(fate, meaning) == meaning
+
+
+def test_every_setting_says_what_it_is_and_has_a_default_that_it_allows() -> None:
+    for name, rule in RULES.items():
+        made = Config.named(name, **EXAMPLES[name]).rule
+        for each in fields(rule):
+            setting = setting_of(each)
+            assert setting.help[0].isupper()
+            assert setting.help.endswith(".")
+            unset = each.default is None
+            assert unset == bool(setting.default or setting.unset)  # None is said in words
+            if not unset and not is_required(each):
+                setting.kind.check(each.name, getattr(made, each.name))
+
+
+def test_a_rule_is_a_typed_record() -> None:
+    assert Klora(pattern="s*", bias=0.2) == Config.named("klora", pattern="s*", bias=0.2).rule
+    assert Switch(steps=20).made_for_steps == 20
+    assert Klora().made_for_steps is None
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patern'"):
+        Klora(patern="s*")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        Klora("paper")  # type: ignore[misc]
+    with pytest.raises(TypeError, match="steps"):
+        Switch()  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"top_k: expected a whole number from 1, found 'auto'"):
+        Klora(top_k="auto")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +409,7 @@ def test_every_rule_has_words_and_fates() -> None:
         ("switch", {"steps": 99999, "tau": 1}, "tau: 99999 steps in turns of 1 are more than 4096"),
         ("direct", {"weights": {"style": 101}}, "weight of style: expected a number from -100"),
         ("direct", {"weights": [1]}, "weights: expected slots with a number each, found [1]"),
+        ("phases", {"slot_phases": [1]}, "slot_phases: expected slots with progress:weight, such"),
         ("direct", {"keep_all_slots": 1}, "keep_all_slots: expected a boolean, found 1"),
     ],
 )

@@ -33,14 +33,13 @@ from klora_runtime.artifact.fusion import (
 )
 from klora_runtime.artifact.q.packed import packed_problems, unpacked_slots
 from klora_runtime.artifact.safetensors_file import TensorInfo
-from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.artifact.timeline import MAX_SEGMENTS, Timeline
 from klora_runtime.errors import ArtifactError, shown
 
 FORMAT_NAME = "klora-fusion"
 FORMAT_VERSION = 1
 
 MAX_ENTRIES = 20_000
-MAX_SEGMENTS = 4_096
 MAX_SLOTS = 64
 _MAX_ISSUES = 50
 

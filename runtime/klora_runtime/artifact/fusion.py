@@ -20,19 +20,6 @@ if TYPE_CHECKING:  # a schedule is read without torch
 #: Components whose layers have no step: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 
-#: The fates that K-LoRA gives layers, and what they mean. A fate is a few lower-case words for
-#: reports; it decides nothing, and another rule may have others.
-FATES: Mapping[str, str] = {
-    "always content": "the content LoRA at every step",
-    "always style": "the style LoRA at every step",
-    "switching": "one LoRA at a time, changing at the timeline's breakpoints",
-    "one-sided": "only one LoRA changes this layer; it acts at every step",
-    "with its weight": "a bias, chosen with the weight beside it",
-    "constant": "a layer without steps (text encoder): constant weights",
-    "zero": "both deltas are exactly zero; nothing is stored",
-    "dropped": "left out by a setting of the compiler; nothing is stored",
-}
-
 #: Fates of layers of which nothing is stored.
 SILENT_FATES = ("zero", "dropped")
 
@@ -100,7 +87,7 @@ class Entry:
     shape: tuple[int, ...]
     """Of the parameter: (out, in), (out, in, *kernel), or (n,)."""
     fate: str
-    """In a few words; see :data:`FATES`."""
+    """What became of the layer, in a few lower-case words for reports; it decides nothing."""
     timeline: Timeline
     factors: Mapping[str, Factors | Dense]
     """Slot name -> factors; every slot that the timeline uses, and maybe others."""

@@ -10,6 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+#: Segments of one timeline at most; see ``FORMAT.md``.
+MAX_SEGMENTS = 4_096
+
 
 def progress_of_step(index: int, steps: int) -> float:
     """Progress of step ``index`` (0-based) of ``steps``: (index + 1/2) / steps."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from klora_compile.rules.kit.breakpoints import first_where, near_range_end, near_step
-from klora_compile.rules.klora import Klora, gamma_of_ratios, gamma_of_sums
+from klora_compile.rules.klora import Inequality, gamma_of_ratios, gamma_of_sums
 from klora_runtime.artifact.timeline import Timeline, progress_of_step
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,7 @@ LAST = math.nextafter(1.0, 0.0)
 STEPS: Floats = np.unique(np.concatenate([(np.arange(n) + 0.5) / n for n in range(1, 1001)]))
 
 
-def literal(rule: Klora, s_c: float, s_s: float, gamma: float, t: Floats) -> Booleans:
+def literal(rule: Inequality, s_c: float, s_s: float, gamma: float, t: Floats) -> Booleans:
     """Whether S_c >= gamma * S(t) * S_s, as the paper writes it, at each t."""
     s = np.float64(rule.alpha) * t + np.float64(rule.beta)
     if rule.pattern == "s*":
@@ -39,7 +39,7 @@ def looked_up(segments: list[tuple[float, bool]], t: Floats) -> Booleans:
     return choices[np.searchsorted(starts, t, side="right") - 1]
 
 
-def assert_timeline_is_literal(rule: Klora, s_c: float, s_s: float, gamma: float) -> None:
+def assert_timeline_is_literal(rule: Inequality, s_c: float, s_s: float, gamma: float) -> None:
     segments = rule.timeline(s_c, s_s, gamma)
     wanted = literal(rule, s_c, s_s, gamma, STEPS)
     wrong = STEPS[looked_up(segments, STEPS) != wanted]
@@ -57,12 +57,12 @@ def assert_timeline_is_literal(rule: Klora, s_c: float, s_s: float, gamma: float
 
 positive = st.floats(1e-6, 1e6)
 ties = st.sampled_from(["content", "style"])
-patterns_s = st.builds(Klora, st.just("s"), st.floats(-100, 100), st.floats(-100, 100), ties)
-patterns_star = st.builds(Klora, st.just("s*"), st.floats(1e-3, 100), st.floats(0, 100), ties)
+patterns_s = st.builds(Inequality, st.just("s"), st.floats(-100, 100), st.floats(-100, 100), ties)
+patterns_star = st.builds(Inequality, st.just("s*"), st.floats(1e-3, 100), st.floats(0, 100), ties)
 usual = st.sampled_from(
-    [Klora(tie=tie) for tie in ("content", "style")]
+    [Inequality(tie=tie) for tie in ("content", "style")]
     + [
-        Klora("s*", 1.5, beta, tie)
+        Inequality("s*", 1.5, beta, tie)
         for beta in (1.3, 1.275, 0.0, 1.5)
         for tie in ("content", "style")
     ]
@@ -73,7 +73,7 @@ rules = usual | patterns_s | patterns_star
 @settings(max_examples=150, deadline=None)
 @given(rule=rules, s_c=positive, s_s=positive, gamma=positive)
 def test_timeline_is_the_inequality_at_every_step(
-    rule: Klora, s_c: float, s_s: float, gamma: float
+    rule: Inequality, s_c: float, s_s: float, gamma: float
 ) -> None:
     assert_timeline_is_literal(rule, s_c, s_s, gamma)
 
@@ -87,10 +87,10 @@ def test_timeline_is_the_inequality_at_every_step(
     share=st.floats(0, 1, exclude_max=True),
     nudge=st.integers(-2, 2),
 )
-@example(rule=Klora("s*", 1.5, 1.3), s_s=1.0, gamma=1.0, steps=1, share=0.0, nudge=0)
-@example(rule=Klora("s", 1.0, 0.0, "style"), s_s=1.0, gamma=1.0, steps=0, share=0.0, nudge=0)
+@example(rule=Inequality("s*", 1.5, 1.3), s_s=1.0, gamma=1.0, steps=1, share=0.0, nudge=0)
+@example(rule=Inequality("s", 1.0, 0.0, "style"), s_s=1.0, gamma=1.0, steps=0, share=0.0, nudge=0)
 def test_timeline_is_the_inequality_where_a_step_is_a_tie(
-    rule: Klora, s_s: float, gamma: float, steps: int, share: float, nudge: int
+    rule: Inequality, s_s: float, gamma: float, steps: int, share: float, nudge: int
 ) -> None:
     """S_c is such that both sides are equal at one step, or differ in the last bit.
 
@@ -108,7 +108,9 @@ def test_timeline_is_the_inequality_where_a_step_is_a_tie(
 
 @settings(max_examples=100, deadline=None)
 @given(rule=usual, ratio=st.floats(1e-3, 3.0))
-def test_a_layer_switches_once_under_s_and_twice_under_s_star(rule: Klora, ratio: float) -> None:
+def test_a_layer_switches_once_under_s_and_twice_under_s_star(
+    rule: Inequality, ratio: float
+) -> None:
     segments = rule.timeline(ratio, 1.0, 1.0)
     assert len(segments) - 1 <= (1 if rule.pattern == "s" else 2)
 
@@ -116,7 +118,7 @@ def test_a_layer_switches_once_under_s_and_twice_under_s_star(rule: Klora, ratio
 def test_ties_by_hand() -> None:
     """S(t) = t, free of rounding: at t = 1/2 a ratio of 1/2 is equal, and the tie decides."""
     after = math.nextafter(0.5, 1.0)
-    content, style = (Klora("s", 1.0, 0.0, tie) for tie in ("content", "style"))
+    content, style = (Inequality("s", 1.0, 0.0, tie) for tie in ("content", "style"))
     assert content.timeline(0.5, 1.0, 1.0) == [(0.0, True), (after, False)]
     assert style.timeline(0.5, 1.0, 1.0) == [(0.0, True), (0.5, False)]
     assert content.timeline(0.0, 1.0, 1.0) == [(0.0, True), (math.nextafter(0.0, 1.0), False)]
@@ -126,39 +128,41 @@ def test_ties_by_hand() -> None:
 
 def test_pattern_s_by_hand() -> None:
     """S(t) = 1.5 t + 0.5: a ratio of 1.25 is reached at t = 1/2, one of 2 never."""
-    (_, first), (switch, second) = Klora().timeline(1.25, 1.0, 1.0)
+    (_, first), (switch, second) = Inequality().timeline(1.25, 1.0, 1.0)
     assert (first, second) == (True, False)
     assert switch == pytest.approx(0.5, abs=1e-15)
-    assert Klora().timeline(2.0, 1.0, 1.0) == [(0.0, True)]
-    assert Klora().timeline(math.nextafter(0.5, 0.0), 1.0, 1.0) == [(0.0, False)]
-    assert len(Klora().timeline(0.5, 1.0, 1.0)) == 2  # equal at progress 0
-    assert Klora(tie="style").timeline(0.5, 1.0, 1.0) == [(0.0, False)]
+    assert Inequality().timeline(2.0, 1.0, 1.0) == [(0.0, True)]
+    assert Inequality().timeline(math.nextafter(0.5, 0.0), 1.0, 1.0) == [(0.0, False)]
+    assert len(Inequality().timeline(0.5, 1.0, 1.0)) == 2  # equal at progress 0
+    assert Inequality(tie="style").timeline(0.5, 1.0, 1.0) == [(0.0, False)]
 
 
 def test_pattern_s_star_by_hand() -> None:
     """S*(t) = (1.5 t + 1.25) mod 1.5 wraps at t = 1/6; ratio 0.5 is reached at t = 1/2."""
-    style_first = Klora("s*", 1.5, 1.25).timeline(0.5, 1.0, 1.0)
+    style_first = Inequality("s*", 1.5, 1.25).timeline(0.5, 1.0, 1.0)
     assert [choice for _, choice in style_first] == [False, True, False]
     assert [start for start, _ in style_first] == pytest.approx([0, 1 / 6, 1 / 2], abs=1e-15)
-    content_first = Klora("s*", 1.5, 1.25).timeline(1.375, 1.0, 1.0)
+    content_first = Inequality("s*", 1.5, 1.25).timeline(1.375, 1.0, 1.0)
     assert [choice for _, choice in content_first] == [True, False, True]
     assert [start for start, _ in content_first] == pytest.approx([0, 1 / 12, 1 / 6], abs=1e-15)
-    assert Klora("s*", 1.5, 1.25).timeline(1.5, 1.0, 1.0) == [(0.0, True)]
+    assert Inequality("s*", 1.5, 1.25).timeline(1.5, 1.0, 1.0) == [(0.0, True)]
 
 
 def test_a_falling_pattern_s_switches_from_style_to_content() -> None:
-    rule = Klora("s", -1.0, 1.0)
+    rule = Inequality("s", -1.0, 1.0)
     assert rule.timeline(0.25, 1.0, 1.0) == [(0.0, False), (0.75, True)]
     assert_timeline_is_literal(rule, 0.25, 1.0, 1.0)
 
 
 def test_a_constant_pattern_never_switches() -> None:
     for beta, choice in ((0.5, True), (2.0, False)):
-        assert Klora("s", 0.0, beta).timeline(1.0, 1.0, 1.0) == [(0.0, choice)]
+        assert Inequality("s", 0.0, beta).timeline(1.0, 1.0, 1.0) == [(0.0, choice)]
 
 
-@pytest.mark.parametrize("rule", [Klora(), Klora("s", -2.0, 1.0), Klora("s*", 1.5, 1.3)])
-def test_range_holds_every_value_of_the_scale(rule: Klora) -> None:
+@pytest.mark.parametrize(
+    "rule", [Inequality(), Inequality("s", -2.0, 1.0), Inequality("s*", 1.5, 1.3)]
+)
+def test_range_holds_every_value_of_the_scale(rule: Inequality) -> None:
     low, high = rule.range()
     values = [rule.scale(float(t)) for t in np.linspace(0, LAST, 10_001)]
     assert low <= min(values) < low + 1e-3 * (high - low)
@@ -175,7 +179,7 @@ def test_first_where_finds_the_smallest_float(limit: float) -> None:
 
 def test_a_timeline_object_looks_up_as_the_rule_chooses() -> None:
     """The runtime's own lookup, at breakpoints and beside them."""
-    rule = Klora("s*", 1.5, 1.3)
+    rule = Inequality("s*", 1.5, 1.3)
     segments = rule.timeline(0.7, 1.0, 1.0)
     line = Timeline(
         tuple(start for start, _ in segments),
@@ -251,7 +255,7 @@ def test_near_step_is_a_search_over_all_steps(progress: float) -> None:
 
 
 def test_near_range_end() -> None:
-    ends = Klora().range()
+    ends = Inequality().range()
     assert ends == (0.5, 2.0)
     assert near_range_end(0.5 + 9e-7, ends) == 0.5
     assert near_range_end(2.0 - 9e-7, ends) == 2.0

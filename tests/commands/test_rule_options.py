@@ -8,14 +8,16 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from support.lora_files import peft_keys, random_pair, run_python, write_lora
 from support.shipped import klora
 
 from klora_compile.cli import main
-from klora_compile.commands.rule_options import DEFAULT_RULE, RULE_OPTIONS
-from klora_compile.rules.catalogue import RULES
+from klora_compile.commands.rule_options import RULE_OPTIONS
+from klora_compile.fields import settings_of
+from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -33,10 +35,53 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_every_setting_of_every_rule_has_an_option() -> None:
     assert list(RULE_OPTIONS) == list(RULES)
-    assert DEFAULT_RULE in RULES
     for name, rule in RULES.items():
-        assert {option.name for option in RULE_OPTIONS[name]} == {f.name for f in fields(rule)}
+        assert [option.name for option in RULE_OPTIONS[name]] == [f.name for f in fields(rule)]
         assert not any(option.required for option in RULE_OPTIONS[name])
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "flags", "metavar", "end"),
+    [
+        ("klora", "pattern", ["--pattern"], "[s|s*]", "for FLUX.  [default: s]"),
+        ("klora", "alpha", ["--alpha"], "FLOAT", "[range: -100 to 100; default: 1.5]"),
+        ("klora", "gamma", ["--gamma"], "paper|code|NUMBER", "default: as the semantics]"),
+        ("klora", "top_k", ["--top-k"], "auto|N", "[range: 1 or more; default: auto]"),
+        ("np+klora", "mu", ["--mu"], "FLOAT", "[range: 0 to 1e+06; default: 0.5]"),
+        ("switch", "steps", ["--steps"], "INTEGER", "[range: 1 to 100000; required]"),
+        ("switch", "tau", ["--tau"], "INTEGER", "[range: 1 to 100000; default: 5]"),
+        ("phases", "content_phases", ["--content-phases"], "POINTS", "[default: 0:1]"),
+        (
+            "phases",
+            "slot_phases",
+            ["--phases"],
+            "SLOT=POINTS",
+            "0:0,0.5:1; may be repeated.",
+        ),
+    ],
+)
+def test_an_option_says_what_its_setting_says(
+    rule: str, name: str, flags: list[str], metavar: str, end: str
+) -> None:
+    (option,) = (each for each in RULE_OPTIONS[rule] if each.name == name)
+    assert option.opts == flags
+    assert option.make_metavar(click.Context(main)) == metavar
+    assert option.help is not None
+    assert option.help.endswith(end)
+    assert option.help.startswith(settings_of(RULES[rule])[name].help.rstrip("."))
+
+
+@pytest.mark.parametrize(("command", "default"), [("compile", "1"), ("recompile", "as FILE")])
+def test_settings_of_all_rules_and_of_reading_are_options(command: str, default: str) -> None:
+    text = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
+    expected = f"[range: -100 to 100; default: {default}] --style-weight FLOAT"
+    assert expected in text
+    assert "--weight SLOT=FACTOR A further factor" in text
+    assert "--text-encoder [both|content|style|none]" in text
+    assert "--keep-all-slots / --drop-unused-slots" in text
+    reading = "--max-error FLOAT" in text and "[range: 0 to 0.5; default: 1e-06]" in text
+    assert reading == (command == "compile")
+    assert ("--base PATH The base model" in text) == (command == "compile")
 
 
 @pytest.mark.parametrize("rule", RULES)

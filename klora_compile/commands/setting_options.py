@@ -1,0 +1,166 @@
+"""Options made from settings: the fields of a rule, of what all rules share, of reading.
+
+No option has a default of its own: what is not given is left to the record that takes the settings.
+The help says what that default is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from klora_compile.commands.parameters import NumberOr, SlotText, Weight
+from klora_compile.fields import (
+    BySlot,
+    Flag,
+    Number,
+    Place,
+    Setting,
+    Text,
+    Whole,
+    Word,
+    is_required,
+    setting_of,
+)
+from klora_compile.settings.read_options import ReadOptions
+from klora_compile.settings.shared import Settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    """An option before it is made."""
+
+    names: tuple[str, str]
+    """Its flag, and the name of its value."""
+    attributes: Mapping[str, Any]
+
+    def option(self) -> click.Option:
+        return click.Option(self.names, **self.attributes)
+
+    def add(self, command: _Command) -> _Command:
+        """Put it in front of the options that a command has."""
+        decorated: _Command = click.option(*self.names, **self.attributes)(command)
+        return decorated
+
+
+def options_of(kind: type[DataclassInstance]) -> tuple[click.Option, ...]:
+    """An option for each setting of a record, in their order; its name is the field's."""
+    return tuple(_declared(field).option() for field in fields(kind))
+
+
+def shared_options(default: str | None = None) -> Callable[[_Command], _Command]:
+    """The options of :class:`~klora_compile.settings.shared.Settings`.
+
+    Args:
+        default: what is taken where an option is not given, in words; None: the field's default.
+    """
+
+    def add(command: _Command) -> _Command:
+        for field in reversed(fields(Settings)):
+            command = _declared(field, default).add(command)
+        return command
+
+    return add
+
+
+def base_option(command: _Command) -> _Command:
+    """``--base``."""
+    (field,) = (field for field in fields(ReadOptions) if field.name == "base")
+    return _declared(field).add(command)
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of reading LoRAs; the command gets them as one ``reading``."""
+
+    @wraps(command)
+    def with_reading(**values: Any) -> None:
+        own = {field.name: values.pop(field.name) for field in fields(ReadOptions)}
+        command(reading=ReadOptions(**given(own)), **values)
+
+    wrapped: Callable[..., None] = with_reading
+    for field in reversed(fields(ReadOptions)):
+        wrapped = _declared(field).add(wrapped)
+    return wrapped
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among option values: those that were given, by the names of their fields."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            found |= {name: dict(value)} if value else {}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def _declared(field: Field[Any], default: str | None = None) -> _Declaration:
+    setting = setting_of(field)
+    flag = f"--{setting.option or field.name.replace('_', '-')}"
+    attributes: dict[str, Any] = {"help": _help(field, setting, default)}
+    kind = setting.kind
+    if isinstance(kind, Flag):
+        flag += f"/--{kind.off}" if kind.off else ""
+        attributes |= {"is_flag": True, "default": None}
+    else:
+        attributes |= {"type": _type(setting), "multiple": isinstance(kind, BySlot)}
+    if isinstance(kind, Text):
+        attributes["metavar"] = kind.metavar
+    return _Declaration((flag, field.name), attributes)
+
+
+def _type(setting: Setting) -> Any:
+    """What click converts a value with."""
+    kind = setting.kind
+    match kind:
+        case Number(words=()):
+            return float
+        case Number(words=words):
+            return NumberOr(*words)
+        case Whole():
+            return NumberOr(setting.unset, whole=True) if setting.unset else int
+        case Word(words=words):
+            return click.Choice(words)
+        case BySlot(of=Text(metavar=metavar)):
+            return SlotText(metavar)
+        case BySlot():
+            return Weight()
+        case Place():
+            return click.Path(exists=True, path_type=Path)
+        case _:
+            return str
+
+
+def _help(field: Field[Any], setting: Setting, default: str | None) -> str:
+    """What the setting does, then its range and default in brackets."""
+    kind, text = setting.kind, setting.help
+    if isinstance(kind, BySlot):
+        text = f"{text.rstrip('.')}, such as {kind.example}; may be repeated."
+    notes = []
+    if isinstance(kind, Number | Whole):
+        notes.append(f"range: {kind.range}")
+    words = default or setting.default or setting.unset or _default(field)
+    if is_required(field):
+        notes.append("required")
+    elif words:
+        notes.append(f"default: {words}")
+    return f"{text}  [{'; '.join(notes)}]" if notes else text
+
+
+def _default(field: Field[Any]) -> str | None:
+    kind, value = setting_of(field).kind, field.default
+    if isinstance(kind, Flag) and value is False:
+        return kind.off
+    if value is MISSING or value is None:
+        return None
+    return f"{value:g}" if isinstance(value, float) else str(value)
