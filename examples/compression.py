@@ -31,7 +31,7 @@ from klora_compile.report.markdown import table
 from klora_compile.storing.compress import compress
 from klora_compile.storing.thin import thin
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
 
 WEIGHTS = Path(__file__).parent / "drawings" / "weights"
@@ -126,16 +126,15 @@ def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
     """
     bits = 0.0
     for entry in fusion.entries:
-        for factors in entry.factors.values():
-            if isinstance(factors, Dense):
+        for stored in entry.factors.values():
+            if not isinstance(stored.delta, LowRank):
                 continue
-            up, down = factors.up.double().flatten(1), factors.down.double().flatten(1)
-            upper, lower = torch.linalg.qr(up)[1], torch.linalg.qr(down.T)[1]
-            energies = torch.linalg.svdvals(upper @ lower.T).square()
+            rows, columns = stored.delta.flattened().shape
+            energies = stored.delta.singular().values.square()
             level = water_level(energies, tolerance**2 * float(energies.sum()))
             kept = energies[energies > level]
-            for size in (len(up), down.shape[1]):
-                share = size / (len(up) + down.shape[1])
+            for size in (rows, columns):
+                share = size / (rows + columns)
                 bits += float((size / 2 * torch.log2(kept / (level * share))).sum())
     return bits / 8
 

@@ -25,7 +25,6 @@ from klora_compile.bench.loras import Files, all_switching, write_files
 from klora_compile.bench.models import MODELS
 from klora_compile.bench.timing import seconds_of
 from klora_runtime import apply_fusion, load_fusion
-from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.precision import full_float32
@@ -46,9 +45,8 @@ def products_of(pipe: Any, fusion: Fusion, device: torch.device) -> list[Product
     for entry in fusion.entries:
         module = getattr(pipe, entry.component).get_submodule(entry.module)
         weight = module.weight.data.reshape(entry.shape[0], -1)
-        factors = next(iter(entry.factors.values()))
-        assert isinstance(factors, Factors)
-        down, up = (f.to(device, weight.dtype).flatten(1) for f in (factors.down, factors.up))
+        delta = next(iter(entry.factors.values())).delta
+        down, up = delta.flattened().to(device, weight.dtype).tensors
         found.append((torch.empty_like(weight), weight, down, up))
     return found
 

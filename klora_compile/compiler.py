@@ -16,7 +16,6 @@ from klora_compile.planning.deriving import layers_of_slots
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import provenance
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
@@ -26,7 +25,7 @@ from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import role_of, slot_names
 from klora_compile.sources import Lora, read_sources
 from klora_runtime import __version__
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
 from klora_runtime.artifact.fusion import Rule as StatedRule
 from klora_runtime.devices.names import as_device
@@ -196,17 +195,11 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
         fate=planned.fate,
         timeline=planned.timeline,
         factors={
-            slot: _factors(layers[slot][layer.name].delta, planned.scales[slot])
+            slot: Stored(planned.scales[slot], layers[slot][layer.name].delta)
             for slot in planned.stored
         },
         scores={rule.name: planned.scores},
     )
-
-
-def _factors(delta: Delta, scale: float) -> Factors | Dense:
-    if isinstance(delta, LowRank):
-        return Factors(scale, delta.down, delta.up)
-    return Dense(scale, delta.values)
 
 
 def _source(adapter: Adapter) -> Source:

@@ -17,7 +17,7 @@ from klora_compile.settings.config import Config
 from klora_compile.slots import slot_names
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Delta
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, KloraError, shown
 
@@ -137,23 +137,21 @@ def _compare_entry(one: Entry, other: Entry, sums: bool) -> Iterator[str]:
     if one.factors.keys() != other.factors.keys():
         yield "set of stored slots"
         return
-    for slot, factors in one.factors.items():
-        expected = other.factors[slot]
-        if factors.scale != expected.scale:
+    for slot, stored in one.factors.items():
+        delta, expected = stored.delta, other.factors[slot].delta
+        if stored.scale != other.factors[slot].scale:
             yield f"scale of {slot}"
-        pairs = zip(factors.tensors, expected.tensors, strict=False)
-        if type(factors) is not type(expected):
+        pairs = zip(delta.tensors, expected.tensors, strict=False)
+        if type(delta) is not type(expected):
             yield f"kind of {slot}"
-        elif factors.quantised is not None:
-            yield from _compare_compressed(slot, factors, factors.quantised.error, expected)
+        elif stored.quantised is not None:
+            yield from _compare_compressed(slot, delta, stored.quantised.error, expected)
         elif not all(_same(own, other) for own, other in pairs):
             yield f"factors of {slot}"
 
 
-def _compare_compressed(
-    slot: str, factors: Factors | Dense, stated: float, expected: Factors | Dense
-) -> Iterator[str]:
-    found = relative_error(expected, factors)
+def _compare_compressed(slot: str, delta: Delta, stated: float, expected: Delta) -> Iterator[str]:
+    found = relative_error(expected, delta)
     if not math.isclose(found, stated, rel_tol=ERROR_TOLERANCE, abs_tol=1e-9):
         yield f"error of compressed {slot} (stated {stated:.3g}, found {found:.3g})"
 

@@ -13,7 +13,7 @@ from torch import nn
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.slots import CONTENT, STYLE
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import Timeline
@@ -72,7 +72,7 @@ def _write_lora(model: nn.Module, component: str, path: Path, rank: int, seed: i
         out, inner = module.weight.shape
         down = torch.randn(rank, inner, generator=generator)
         up = torch.randn(out, rank, generator=generator)
-        norm = float(((up.T @ up) * (down @ down.T)).sum().sqrt())  # of up @ down
+        norm = LowRank(down, up).norm()
         variation = _VARIATION ** float(2 * torch.rand((), generator=generator) - 1)
         up *= _STRENGTH * variation * float(module.weight.float().norm()) / norm
         dtype = module.weight.dtype
@@ -88,7 +88,7 @@ def all_switching(fusion: Fusion, files: Files) -> Fusion:
 
     def switching(entry: Entry) -> Entry:
         pair = {slot: found[f"{entry.component}.{entry.module}"] for slot, found in layers.items()}
-        factors = {slot: Factors(one.scaling, one.down, one.up) for slot, one in pair.items()}
+        factors = {slot: Stored(one.scaling, one.delta) for slot, one in pair.items()}
         return replace(entry, fate="switching", timeline=timeline, factors=factors)
 
     return replace(fusion, entries=tuple(map(switching, fusion.entries)))

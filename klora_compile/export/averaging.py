@@ -16,13 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-
-from klora_runtime.artifact.delta import Dense, Factors
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry
 from klora_runtime.artifact.timeline import Timeline
-
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -142,17 +137,7 @@ def _square(coefficients: Mapping[str, float], products: Mapping[tuple[str, str]
 def _products(entry: Entry) -> dict[tuple[str, str], float]:
     """Inner products of all pairs of an entry's deltas, their scales applied."""
     return {
-        (r, s): one.scale * other.scale * _inner(one, other)
+        (r, s): one.scale * other.scale * one.delta.inner(other.delta)
         for r, one in entry.factors.items()
         for s, other in entry.factors.items()
     }
-
-
-def _inner(one: Factors | Dense, other: Factors | Dense) -> float:
-    """Frobenius inner product of two deltas without their scales."""
-    if isinstance(one, Factors) and isinstance(other, Factors):
-        ups = one.up.double().flatten(1).T @ other.up.double().flatten(1)
-        downs = one.down.double().flatten(1) @ other.down.double().flatten(1).T
-        return float((ups * downs).sum())
-    first, second = (each.matrix(torch.float64, _CPU) for each in (one, other))
-    return float((first * second).sum())

@@ -18,11 +18,11 @@ from klora_compile.export.kohya import kohya_spelling
 from klora_compile.export.peft import peft_spelling
 from klora_compile.export.settings import ExportSettings, Keys
 from klora_compile.export.targets import Spelling, Target
-from klora_compile.export.values import averaged, balanced, truncated
-from klora_compile.reading.deltas import Delta, Dense, LowRank
+from klora_compile.export.values import averaged, truncated
 from klora_compile.reading.forms.parts import Part
 from klora_compile.threads import single_thread
 from klora_runtime import __version__
+from klora_runtime.artifact.delta import Delta, Dense, LowRank
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.artifact.safetensors_file import canonical_json
 from klora_runtime.errors import KloraError, shown
@@ -94,7 +94,7 @@ def ordinary_lora(
                 norm = delta.norm() ** 2
                 delta, lost = truncated(delta, settings.rank)
                 squares.append((target.key, lost, norm))
-            deltas.append((target, _cast(delta, dtype)))
+            deltas.append((target, delta.balanced().to(dtype=dtype)))
     _check(deltas, spelling, window, dtype)
     rank = max((d.rank for _, d in deltas if isinstance(d, LowRank)), default=0)
     tensors: dict[str, torch.Tensor] = {}
@@ -115,19 +115,12 @@ def _dtype(fusion: Fusion, settings: ExportSettings) -> torch.dtype:
         found: torch.dtype = getattr(torch, settings.dtype)
         return found
     stored = [
-        torch.float16 if factors.quantised is not None else tensor.dtype
+        torch.float16 if stored.quantised is not None else tensor.dtype
         for entry in fusion.entries
-        for factors in entry.factors.values()
-        for tensor in factors.tensors
+        for stored in entry.factors.values()
+        for tensor in stored.delta.tensors
     ]
     return functools.reduce(torch.promote_types, stored or [torch.float32])
-
-
-def _cast(delta: Delta, dtype: torch.dtype) -> Delta:
-    if isinstance(delta, LowRank):
-        even = balanced(delta)
-        return LowRank(even.down.to(dtype), even.up.to(dtype))
-    return Dense(delta.values.to(dtype))
 
 
 def _check(

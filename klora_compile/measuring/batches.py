@@ -21,7 +21,7 @@ import torch
 
 from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
-from klora_compile.reading.deltas import Delta, LowRank
+from klora_runtime.artifact.delta import Delta, LowRank, inner_products
 
 #: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
 #: what is picked a device holds less than three times that (`tests/pipeline/test_gpu.py` counts).
@@ -81,9 +81,7 @@ def _size(delta: Delta, elements: int) -> int:
 
 def _matrices(delta: Delta) -> tuple[torch.Tensor, ...]:
     """What a delta is the product of, from the left: up and down, or all of it."""
-    if isinstance(delta, LowRank):
-        return delta.up.flatten(1), delta.down.flatten(1)
-    return (delta.values.reshape(len(delta.values), -1),)
+    return delta.flattened().tensors[::-1]
 
 
 class _Batch:
@@ -149,8 +147,8 @@ def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
         norms: torch.Tensor = torch.linalg.vector_norm(matrices[0], dim=(1, 2), dtype=torch.float64)
         return norms
     up, down = (matrix.double() for matrix in matrices)
-    squares = (torch.bmm(up.mT, up) * torch.bmm(down, down.mT)).sum(dim=(1, 2))
-    return squares.clamp_min(0.0).sqrt()
+    stack = LowRank(down, up)
+    return inner_products(stack, stack).clamp_min(0.0).sqrt()
 
 
 def _largest(values: torch.Tensor, k: int) -> torch.Tensor:

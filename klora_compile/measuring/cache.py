@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
-from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.safetensors_file import tensor_digest
 from klora_runtime.devices.precision import home_of_float64
@@ -99,9 +98,10 @@ def measure_once(
 
 def _key(layer: Layer, device: torch.device) -> str:
     """Digest of all that a measurement depends on; a CPU and a GPU differ in the last bits."""
-    delta = layer.delta
-    tensors = (delta.down, delta.up) if isinstance(delta, LowRank) else (delta.values,)
-    parts = [f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}" for tensor in tensors]
+    parts = [
+        f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
+        for tensor in layer.delta.tensors
+    ]
     text = "\n".join([str(MEASURE_VERSION), home_of_float64(device).type, *parts])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -30,9 +30,9 @@ import torch
 from klora_compile.measuring.batches import measure_batches
 from klora_compile.measuring.magnitudes import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
-from klora_compile.reading.deltas import Delta
 from klora_compile.reading.layers import Layer
 from klora_compile.threads import single_threads
+from klora_runtime.artifact.delta import Delta
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.precision import full_float32, home_of_float64
 from klora_runtime.errors import LoraError, shown

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from klora_compile.measuring.magnitudes import Flags, Largest, Statistics, sums_of_largest
-from klora_compile.reading.deltas import Delta, Dense, LowRank
+from klora_runtime.artifact.delta import Delta, Dense, LowRank
 
 #: Float32 values of a tile: 1 MiB, which stays in the cache.
 TILE_ELEMENTS = 2**18
@@ -115,7 +115,7 @@ class _Matrix:
     """Of a dense delta, which stays where it is until a block of it is looked at."""
 
     def __init__(self, delta: Dense) -> None:
-        self._values = delta.values.reshape(len(delta.values), -1)
+        self._values = delta.flattened().values
         self.shape = (self._values.shape[0], self._values.shape[1])
 
     def sample(self, every_row: int, every_column: int) -> torch.Tensor:

@@ -8,13 +8,14 @@ from typing import Protocol
 
 import torch
 
-from klora_compile.reading.deltas import Delta, Dense, compact, is_finite
 from klora_compile.reading.describing import Piece, Tensors
+from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layers import Layer, LayerFacts, Pair
+from klora_runtime.artifact.delta import Delta, Dense, is_finite
 from klora_runtime.families.rows import Placement
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)

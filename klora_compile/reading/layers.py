@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_compile.reading.deltas import Delta, LowRank
 from klora_compile.reading.forms.parts import Shape
+from klora_runtime.artifact.delta import Delta, LowRank
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import Any
 
 from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.deltas import Dense
 from klora_compile.reading.layers import Layer
+from klora_runtime.artifact.delta import Dense
 
 #: Forms that are kept to the bit and need no note.
 _PLAIN = {"lora": "lowrank"}

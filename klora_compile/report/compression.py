@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.q.packed import stored_sizes
 from klora_runtime.errors import shown
@@ -42,24 +42,20 @@ class Compression:
 def compression_of(fusion: Fusion) -> Compression | None:
     """None where nothing is compressed."""
     stored = [
-        (entry, slot, factors)
-        for entry in fusion.entries
-        for slot, factors in entry.factors.items()
+        (entry, slot, held) for entry in fusion.entries for slot, held in entry.factors.items()
     ]
-    small = [
-        (entry, slot, factors.quantised) for entry, slot, factors in stored if factors.quantised
-    ]
+    small = [(entry, slot, held.quantised) for entry, slot, held in stored if held.quantised]
     if not small:
         return None
     worst = max(small, key=lambda each: each[2].error)
     lost = whole = 0.0
-    for _, _, factors in stored:
-        energy = (factors.scale * _norm(factors)) ** 2
+    for _, _, held in stored:
+        energy = (held.scale * held.delta.norm()) ** 2
         whole += energy
-        lost += energy * (0.0 if factors.quantised is None else factors.quantised.error) ** 2
+        lost += energy * (0.0 if held.quantised is None else held.quantised.error) ** 2
     sizes = _packed_sizes(fusion)
     numbers = sum(
-        tensor.numel() for _, _, each in stored if each.quantised for tensor in each.tensors
+        tensor.numel() for _, _, held in stored if held.quantised for tensor in held.delta.tensors
     )
     return Compression(
         slots=len(small),
@@ -79,12 +75,12 @@ def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
     held: dict[str, dict[str, Any]] = {}
     for entry in fusion.entries:
         own = held[entry.path] = {}
-        for slot, factors in entry.factors.items():
-            if factors.quantised is None:
-                own[slot] = {"encoding": "plain", "error": 0.0, "bytes": factors.nbytes}
+        for slot, stored in entry.factors.items():
+            if stored.quantised is None:
+                own[slot] = {"encoding": "plain", "error": 0.0, "bytes": stored.delta.nbytes}
             else:
                 size = round(sizes[entry.path, slot])
-                own[slot] = {"encoding": "q", "bytes": size} | asdict(factors.quantised)
+                own[slot] = {"encoding": "q", "bytes": size} | asdict(stored.quantised)
         for slot, reference in entry.references.items():
             own[slot] = {"encoding": "reference", "error": 0.0, "bytes": 0} | asdict(reference)
     return held
@@ -115,27 +111,22 @@ def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
 def _packed_sizes(fusion: Fusion) -> dict[tuple[str, str], float]:
     """(path of a layer, slot) -> the bytes that compressed factors take of what they share."""
     small = {
-        (entry.path, slot): factors
+        (entry.path, slot): stored
         for entry in fusion.entries
-        for slot, factors in sorted(entry.factors.items())
-        if factors.quantised is not None
+        for slot, stored in sorted(entry.factors.items())
+        if stored.quantised is not None
     }
     return dict(zip(small, stored_sizes(list(small.values())), strict=True)) if small else {}
-
-
-def _norm(factors: Factors | Dense) -> float:
-    if isinstance(factors, Dense):
-        return float(factors.delta.double().norm())
-    up, down = factors.up.double().flatten(1), factors.down.double().flatten(1)
-    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))
 
 
 def _mean_ranks(fusion: Fusion) -> Iterator[tuple[str, float]]:
     for slot in fusion.slots:
         ranks = [
-            factors.rank
+            stored.delta.rank
             for entry in fusion.entries
-            if isinstance(factors := entry.factors.get(slot), Factors) and factors.quantised
+            if (stored := entry.factors.get(slot)) is not None
+            and isinstance(stored.delta, LowRank)
+            and stored.quantised
         ]
         if ranks:
             yield slot, sum(ranks) / len(ranks)

@@ -31,7 +31,7 @@ from klora_runtime.artifact.fusion import TEXT_ENCODERS
 if TYPE_CHECKING:
     import torch
 
-    from klora_compile.reading.deltas import Delta
+    from klora_runtime.artifact.delta import Delta
 
 #: Singular values up to this share of the largest are rounding.
 _RANK_TOLERANCE = 1e-6
@@ -99,7 +99,7 @@ def project(content: Delta, style: Delta, mu: float) -> Delta:
         style: of the same shape.
         mu: 0 or more.
     """
-    from klora_compile.reading.deltas import Dense, LowRank
+    from klora_runtime.artifact.delta import Dense, LowRank
 
     basis = input_directions(style)
     share = mu / (1.0 + mu)
@@ -120,17 +120,6 @@ def input_directions(delta: Delta) -> torch.Tensor:
     Returns:
         (in, n) with n up to its rank, float64; for a convolution ``in`` counts the kernel too.
     """
-    import torch
-
-    from klora_compile.reading.deltas import LowRank
-
-    if isinstance(delta, LowRank):
-        _, core_up = torch.linalg.qr(delta.up.double().flatten(1))
-        directions, core_down = torch.linalg.qr(delta.down.double().flatten(1).T)
-        _, sizes, right = torch.linalg.svd(core_up @ core_down.T, full_matrices=False)
-        basis: torch.Tensor = directions @ right.T
-    else:
-        _, sizes, right = torch.linalg.svd(delta.matrix(), full_matrices=False)
-        basis = right.T
-    count = int((sizes > _RANK_TOLERANCE * sizes[0]).sum())
-    return basis[:, :count]
+    parts = delta.singular()
+    count = int((parts.values > _RANK_TOLERANCE * parts.values[0]).sum())
+    return parts.right[:count].T

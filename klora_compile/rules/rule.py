@@ -26,7 +26,7 @@ from klora_compile.rules.kit.papers import Paper
 from klora_runtime.errors import ConfigError
 
 if TYPE_CHECKING:  # no rule needs torch until it computes
-    from klora_compile.reading.deltas import Delta
+    from klora_runtime.artifact.delta import Delta
 
 #: How the sentence of a rule begins that chooses one LoRA for a layer.
 EVERY_LAYER = "In every layer of the denoiser, at every step of sampling, the one acts"

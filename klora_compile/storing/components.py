@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Delta, Dense
 from klora_runtime.artifact.q.quantised import MAX_LEVEL
 
 #: What numbers of many steps lose of a step squared, on the grids of the trellis; measured.
@@ -70,17 +70,14 @@ class Components:
         return math.exp2(low)
 
 
-def components_of(factors: Factors | Dense) -> Components:
-    """The components of a slot, without its scale; on as many threads as torch has."""
-    if isinstance(factors, Dense):
-        delta = factors.delta
-        rows = delta.float().reshape(1 if delta.dim() == 1 else len(delta), -1)
-        energy = delta.double().square().sum().reshape(1)
+def components_of(delta: Delta) -> Components:
+    """The components of a delta; on as many threads as torch has."""
+    if isinstance(delta, Dense):
+        values = delta.values
+        rows = values.float().reshape(1 if values.dim() == 1 else len(values), -1)
+        energy = values.double().square().sum().reshape(1)
         return Components((rows,), energy / len(rows), energy)
-    up, down = factors.up.double().flatten(1), factors.down.double().flatten(1)
-    left, upper = torch.linalg.qr(up)
-    right, lower = torch.linalg.qr(down.T)
-    u, sigma, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-    root = sigma.sqrt()
-    parts = (right @ v.T * root).T.float(), (left @ u * root).T.float()
-    return Components(parts, sigma, sigma.square())
+    found = delta.singular()
+    roots = found.values.sqrt()[:, None]
+    parts = (roots * found.right).float(), (roots * found.left.T).float()
+    return Components(parts, found.values, found.values.square())

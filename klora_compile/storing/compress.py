@@ -18,7 +18,7 @@ import torch
 from klora_compile.storing.step_search import StepSearch
 from klora_compile.storing.trellis import nearest
 from klora_compile.threads import single_thread
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError
 
@@ -51,8 +51,8 @@ def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = Non
         raise ConfigError(
             f"tolerance: expected a number from {LOWEST:g} to {HIGHEST:g}, found {tolerance!r}."
         )
-    stored = [factors for entry in fusion.entries for factors in entry.factors.values()]
-    if fusion.is_thin or any(factors.quantised is not None for factors in stored):
+    stored = [each for entry in fusion.entries for each in entry.factors.values()]
+    if fusion.is_thin or any(each.quantised is not None for each in stored):
         raise ConfigError(
             "only a fusion whose factors are those of its sources can be compressed; this one is "
             "compressed or thin already. Compile its sources again."
@@ -71,7 +71,8 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """As many entries as are done together."""
     batch, numbers = list[Entry](), 0
     for entry in entries:
-        own = sum(tensor.numel() for each in entry.factors.values() for tensor in each.tensors)
+        deltas = [stored.delta for stored in entry.factors.values()]
+        own = sum(tensor.numel() for delta in deltas for tensor in delta.tensors)
         if batch and numbers + own > _TOGETHER:
             yield batch
             batch, numbers = [], 0
@@ -89,7 +90,7 @@ def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
     ]
     _settle([search for slots in searches for search in slots.values()])
     for entry, slots in zip(entries, searches, strict=True):
-        results: dict[str, Factors | Dense] = {slot: own.result for slot, own in slots.items()}
+        results: dict[str, Stored] = {slot: own.result for slot, own in slots.items()}
         yield replace(entry, factors=results)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from klora_compile.storing.components import components_of
 from klora_compile.storing.loss import relative_error
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.q.bitstream import Rows
 from klora_runtime.artifact.q.packed import matrices
 from klora_runtime.artifact.q.quantised import LEAST_STEP, MOST_STEP, Quantised, steps_of, values_of
@@ -32,17 +32,17 @@ class StepSearch:
     """Of one slot of one layer; it is asked for targets until it has none.
 
     Args:
-        factors: of the source; not all zero.
+        stored: the delta of the source.
         shape: of the parameter.
         tolerance: relative Frobenius error.
     """
 
-    def __init__(self, factors: Factors | Dense, shape: tuple[int, ...], tolerance: float) -> None:
-        self._factors = factors
+    def __init__(self, stored: Stored, shape: tuple[int, ...], tolerance: float) -> None:
+        self._source = stored
         self._shape = shape
         self._tolerance = tolerance
-        self._components = components_of(factors)
-        self._best: Factors | Dense | None = None
+        self._components = components_of(stored.delta)
+        self._best: Stored | None = None
         energy = float(self._components.energies.sum())
         self._attempts = _ATTEMPTS if energy else 0
         self._step = _rounded(self._components.step_that_loses(tolerance**2 * energy))
@@ -59,7 +59,7 @@ class StepSearch:
         """Look at what the whole numbers of the targets lose, and choose the next step."""
         self._attempts -= 1
         found = self._found(indices)
-        error = math.inf if found is None else relative_error(self._factors, found)
+        error = math.inf if found is None else relative_error(self._source.delta, found.delta)
         if found is not None and error <= self._tolerance:
             if self._best is None or _quantised(self._best).step < self._step:
                 stated = replace(_quantised(found), error=_rounded(error))
@@ -70,11 +70,11 @@ class StepSearch:
         self._step = _rounded(self._step * 0.999 * min(2.0, max(0.5, change)))
 
     @property
-    def result(self) -> Factors | Dense:
-        """The factors in the fewest bytes; as they are where that is fewest."""
+    def result(self) -> Stored:
+        """The delta in the fewest bytes; as it is where that is fewest."""
         small = self._best
-        if small is None or _expected_bits(small) >= 8 * self._factors.nbytes:
-            return self._factors
+        if small is None or _expected_bits(small) >= 8 * self._source.delta.nbytes:
+            return self._source
         return small
 
     def _rows_and_steps(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -86,7 +86,7 @@ class StepSearch:
         kept = components.kept(self._step)
         return [(part[kept], steps) for part in components.parts]
 
-    def _found(self, indices: list[torch.Tensor]) -> Factors | Dense | None:
+    def _found(self, indices: list[torch.Tensor]) -> Stored | None:
         """What whole numbers stand for, its error unknown; None where nothing is left, or the
         format has no such step, level or number."""
         if not LEAST_STEP <= self._step <= MOST_STEP:
@@ -99,28 +99,28 @@ class StepSearch:
                 return None
             parts.append(values_of(numbers, steps))
         quantised = Quantised(self._step, tuple(levels.tolist()), 0.0)
-        scale, (out, *inner) = self._factors.scale, self._shape
+        scale, (out, *inner) = self._source.scale, self._shape
         if self._components.dense:
-            return Dense(scale, parts[0].reshape(self._shape), quantised)
+            return Stored(scale, Dense(parts[0].reshape(self._shape)), quantised)
         down, up = parts
         tail = [1] * len(inner[1:])
         up = up.T.reshape(out, -1, *tail).contiguous()
-        return Factors(scale, down.reshape(-1, *inner), up, quantised)
+        return Stored(scale, LowRank(down.reshape(-1, *inner), up), quantised)
 
 
-def _expected_bits(factors: Factors | Dense) -> float:
+def _expected_bits(stored: Stored) -> float:
     """What its numbers take in a code for Gaussian ones."""
     found = 0.0
-    levels = torch.tensor(_quantised(factors).levels)
-    for matrix in matrices(factors):
+    levels = torch.tensor(_quantised(stored).levels)
+    for matrix in matrices(stored.delta):
         bits = Rows(matrix.shape[1], levels).classes / 4 + _GAUSSIAN_BITS
         found += float(bits.clamp_min(1).mean()) * matrix.numel()
     return found
 
 
-def _quantised(factors: Factors | Dense) -> Quantised:
-    assert factors.quantised is not None
-    return factors.quantised
+def _quantised(stored: Stored) -> Quantised:
+    assert stored.quantised is not None
+    return stored.quantised
 
 
 def _rounded(number: float) -> float:

@@ -48,20 +48,20 @@ def _reference(
     fusion: Fusion, entry: Entry, name: str, adapters: Mapping[str, Adapter], foreign: set[str]
 ) -> Reference | str:
     """Where the factors of a slot lie, or why they lie nowhere."""
-    slot, factors = fusion.slots[name], entry.factors[name]
+    slot, stored = fusion.slots[name], entry.factors[name]
     if slot.derived is not None or len(slot.sources) != 1:
         return f"it is computed ({shown(slot.derived)})"
     source = slot.sources[0]
     if source in foreign:
         return f"{shown(adapters[source].path)} is not a safetensors file"
-    if factors.quantised is not None:
+    if stored.quantised is not None:
         return "it is compressed"
     layer: Layer = adapters[source].layers[entry.layer]
     if layer.pair is None:
         return f"its form is {layer.form}, and its factors are computed"
     rows = layer.pair.rows
     ranges = None if rows is None else tuple((each.start, each.stop) for each in rows)
-    return Reference(factors.scale, source, layer.pair.down, layer.pair.up, ranges)
+    return Reference(stored.scale, source, layer.pair.down, layer.pair.up, ranges)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -20,7 +20,7 @@ from klora_compile.rules.klora import Klora
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import safetensors_file as limits
 from klora_runtime.artifact.checks import MAX_ENTRIES, MAX_SLOTS
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.file import tensor_name
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import MAX_SEGMENTS, Timeline
@@ -41,7 +41,7 @@ def metadata_text(path: Path) -> str:
     return text
 
 
-def with_factors(fusion: Fusion, layer: str, factors: dict[str, Factors]) -> Fusion:
+def with_factors(fusion: Fusion, layer: str, factors: dict[str, Stored]) -> Fusion:
     entries = tuple(replace(e, factors=factors) if e.layer == layer else e for e in fusion.entries)
     return replace(fusion, entries=entries)
 
@@ -65,10 +65,11 @@ def test_golden_file_is_read_as_it_was_built() -> None:
         for name in ("component", "module", "parameter", "shape", "fate", "timeline", "scores"):
             assert getattr(one, name) == getattr(other, name), (one.layer, name)
         assert set(one.factors) == set(other.factors)
-        for slot, factors in one.factors.items():
+        for slot, stored in one.factors.items():
             wanted = other.factors[slot]
-            assert factors.scale == wanted.scale
-            for tensor, expected in ((factors.down, wanted.down), (factors.up, wanted.up)):
+            assert stored.scale == wanted.scale
+            assert type(stored.delta) is type(wanted.delta)
+            for tensor, expected in zip(stored.delta.tensors, wanted.delta.tensors, strict=True):
                 assert tensor.dtype == expected.dtype
                 assert torch.equal(tensor, expected)
 
@@ -109,7 +110,7 @@ def test_order_of_insertion_does_not_reach_the_file(tmp_path: Path) -> None:
 
 def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path: Path) -> None:
     code = (
-        "import sys; from golden_fusion import golden_fusion;"
+        "import sys; from support.golden_fusion import golden_fusion;"
         "from klora_runtime import save_fusion; save_fusion(golden_fusion(), sys.argv[1])"
     )
     for seed in ("1", "2"):
@@ -122,22 +123,21 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path: Path
 def test_layout_in_memory_does_not_reach_the_file(tmp_path: Path) -> None:
     """Views into one larger storage, a transposed one, one that wants a gradient: equal bytes."""
     fusion, entry = golden_fusion(), switching_entry()
-    content, style = entry.factors["content"], entry.factors["style"]
+    content, style = entry.factors["content"].delta, entry.factors["style"].delta
     one_storage = torch.cat([torch.zeros(3), content.down.flatten(), content.up.flatten()])
     down, up = one_storage[3:7].view(1, 4), one_storage[7:10].view(3, 1)
     views = {
-        "content": replace(content, down=down, up=up),
-        "style": replace(
-            style, down=style.down.clone().requires_grad_(), up=style.up.T.contiguous().T
-        ),
+        "content": LowRank(down, up),
+        "style": LowRank(style.down.clone().requires_grad_(), style.up.T.contiguous().T),
     }
     assert not views["style"].up.is_contiguous()
-    assert saved(with_factors(fusion, entry.layer, views), tmp_path) == GOLDEN.read_bytes()
+    factors = {slot: replace(entry.factors[slot], delta=delta) for slot, delta in views.items()}
+    assert saved(with_factors(fusion, entry.layer, factors), tmp_path) == GOLDEN.read_bytes()
 
 
 def test_two_shapes_of_one_memory_are_two_tensors(tmp_path: Path) -> None:
     values = torch.ones(4)
-    factors = {"content": Factors(1.0, values.view(1, 4), values.view(4, 1))}
+    factors = {"content": Stored(1.0, LowRank(values.view(1, 4), values.view(4, 1)))}
     row = Timeline.constant({"content": 1.0, "style": 0.0})
     entry = replace(switching_entry(), shape=(4, 4), factors=factors, timeline=row)
     saved(replace(golden_fusion(), entries=(entry,)), tmp_path)
@@ -149,7 +149,7 @@ def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
     """Equal bytes, dtype and shape are one tensor; another dtype or shape is another one."""
     fusion, layer = golden_fusion(), switching_entry().layer
     down, up = torch.ones(1, 4), torch.ones(3, 1)
-    equal = {s: Factors(1.0, down.clone(), up.clone()) for s in ("content", "style")}
+    equal = {s: Stored(1.0, LowRank(down.clone(), up.clone())) for s in ("content", "style")}
     entry = next(e for e in fusion.entries if e.layer == layer)
     fusion = replace(fusion, entries=(replace(entry, factors=equal),))
     saved(fusion, tmp_path)

@@ -18,7 +18,7 @@ from support.lora_files import Artifact, RawTensor, random_pair, read_raw
 
 from klora_compile.storing.compress import compress
 from klora_runtime import load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.file import tensor_name
 from klora_runtime.artifact.fusion import Fusion, Reference
 from klora_runtime.errors import ArtifactError
@@ -33,9 +33,9 @@ def fusion() -> Fusion:
     golden = golden_fusion()
     index = next(i for i, e in enumerate(golden.entries) if e.fate == "switching")
     down, up = random_pair(70, 90, 3)
-    delta = Dense(1.0, up @ down)
+    delta = Stored(1.0, Dense(up @ down))
     pair = replace(
-        golden.entries[index], shape=(70, 90), factors={"content": Factors(0.5, down, up)}
+        golden.entries[index], shape=(70, 90), factors={"content": Stored(0.5, LowRank(down, up))}
     )
     dense = replace(pair, module=f"{pair.module}.x", factors={"content": delta, "style": delta})
     pair, dense = compress(replace(golden, entries=(pair, dense)), 0.01).entries
@@ -193,15 +193,15 @@ def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
     plain = fusion()
     index = next(i for i, e in enumerate(plain.entries) if e.module.endswith(".x"))
     one, other = (up @ down for down, up in (random_pair(70, 90, 3, seed=s) for s in (1, 2)))
-    slots = {"style": Dense(1.0, one), "content": Dense(1.0, other)}
+    slots = {"style": Stored(1.0, Dense(one)), "content": Stored(1.0, Dense(other))}
     (entry,) = compress(
         replace(plain, entries=(replace(plain.entries[index], factors=slots),)), 0.01
     ).entries
     assert list(entry.factors) == ["style", "content"]
     save_fusion(replace(plain, entries=(entry,)), tmp_path / NAME)
     (read,) = load_fusion(tmp_path / NAME).entries
-    for slot, factors in entry.factors.items():
-        assert torch.equal(read.factors[slot].tensors[0], factors.tensors[0])
+    for slot, stored in entry.factors.items():
+        assert torch.equal(read.factors[slot].delta.values, stored.delta.values)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,8 @@ def test_changed_factors_are_not_written(
     plain = fusion()
     index = next(i for i, e in enumerate(plain.entries) if e.fate == "switching")
     pair = plain.entries[index].factors["content"]
-    assert isinstance(pair, Factors)
-    down, up = change(pair.down, pair.up)
-    changed = replace(plain.entries[index], factors={"content": replace(pair, down=down, up=up)})
+    delta = LowRank(*change(pair.delta.down, pair.delta.up))
+    changed = replace(plain.entries[index], factors={"content": replace(pair, delta=delta)})
     entries = (*plain.entries[:index], changed, *plain.entries[index + 1 :])
     with pytest.raises(ArtifactError) as caught:
         save_fusion(replace(plain, entries=entries), tmp_path / NAME)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klora_compile.storing.trellis import nearest
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.packed import (
     Slot,
@@ -95,10 +95,10 @@ def slot_of(shape: tuple[int, ...], levels: list[int], *, dense: bool = False) -
     return Slot(0.5, shape, dense, Quantised(0.3, own[:1] if dense else own, 0.01))
 
 
-def numbers_of(slots: list[Slot], seed: int) -> list[Factors | Dense]:
+def numbers_of(slots: list[Slot], seed: int) -> list[Stored]:
     """Random factors that each slot can hold, all sizes of its rows."""
     generator = torch.Generator().manual_seed(seed)
-    found: list[Factors | Dense] = []
+    found: list[Stored] = []
     for slot in slots:
         matrices = []
         for count, length in slot.matrices:
@@ -108,12 +108,12 @@ def numbers_of(slots: list[Slot], seed: int) -> list[Factors | Dense]:
             indices = ((2 * spread - 1) * limits).floor().int()
             matrices.append(values_of(indices, steps_of(slot.quantised.step, levels.tolist())))
         if slot.dense:
-            found.append(Dense(0.5, matrices[0].reshape(slot.shape), slot.quantised))
+            found.append(Stored(0.5, Dense(matrices[0].reshape(slot.shape)), slot.quantised))
             continue
         (out, *inner), rank = slot.shape, len(slot.quantised.levels)
         down = matrices[0].reshape(rank, *inner)
         up = matrices[1].T.reshape(out, rank, *(1 for _ in inner[1:])).contiguous()
-        found.append(Factors(0.5, down, up, slot.quantised))
+        found.append(Stored(0.5, LowRank(down, up), slot.quantised))
     return found
 
 
@@ -133,38 +133,38 @@ def slots(draw: st.DrawFn) -> Slot:
 
 @settings(max_examples=60, deadline=None)
 @given(stored=st.lists(slots(), min_size=1, max_size=4), seed=SEEDS)
-def test_sizeare_those_of_the_spec(stored: list[Slot], seed: int) -> None:
-    factors = numbers_of(stored, seed)
-    packed = pack_factors(factors)
+def test_packed_slots_are_those_of_the_spec(stored: list[Slot], seed: int) -> None:
+    written = numbers_of(stored, seed)
+    packed = pack_factors(written)
     expected = literal(packed.numpy().tobytes(), stored)
-    for one, other, rows in zip(factors, unpack_factors(packed, stored), expected, strict=True):
-        assert type(one) is type(other)
+    for one, other, rows in zip(written, unpack_factors(packed, stored), expected, strict=True):
+        assert type(one.delta) is type(other.delta)
         assert (one.scale, one.quantised) == (other.scale, other.quantised)
-        for tensor, same in zip(one.tensors, other.tensors, strict=True):
+        for tensor, same in zip(one.delta.tensors, other.delta.tensors, strict=True):
             assert same.dtype == torch.float32
             assert torch.equal(tensor, same)
-        if isinstance(other, Dense):
-            assert other.delta.flatten().tolist() == list(itertools.chain(*rows[0]))
+        if isinstance(other.delta, Dense):
+            assert other.delta.values.flatten().tolist() == list(itertools.chain(*rows[0]))
         else:
-            assert other.down.flatten(1).tolist() == rows[0]
-            assert other.up.flatten(1).T.tolist() == rows[1]
+            assert other.delta.down.flatten(1).tolist() == rows[0]
+            assert other.delta.up.flatten(1).T.tolist() == rows[1]
 
 
-def test_sizemay_begin_anywhere() -> None:
+def test_packed_bytes_may_begin_anywhere() -> None:
     """As they do where a file was read in one piece."""
     stored = [slot_of((9, 40), [30, 20])]
     packed = pack_factors(numbers_of(stored, 0))
     shifted_by_one = torch.cat([packed.new_zeros(1), packed])[1:]
     (one,), (other,) = unpack_factors(shifted_by_one, stored), unpack_factors(packed, stored)
-    assert all(map(torch.equal, one.tensors, other.tensors))
+    assert all(map(torch.equal, one.delta.tensors, other.delta.tensors))
 
 
 def test_factors_share_one_block_of_memory() -> None:
     stored = [slot_of((9, 40), [30, 20]), slot_of((40, 9), [7], dense=True)]
     found = unpack_factors(pack_factors(numbers_of(stored, 0)), stored)
-    blocks = {tensor.untyped_storage().data_ptr() for each in found for tensor in each.tensors}
-    assert len(blocks) == 1
-    assert all(tensor.is_contiguous() for each in found for tensor in each.tensors)
+    tensors = [tensor for each in found for tensor in each.delta.tensors]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert all(tensor.is_contiguous() for tensor in tensors)
 
 
 def test_sizes_add_up_to_the_bytes() -> None:

@@ -55,9 +55,10 @@ def assert_equal(one: Fusion, other: Fusion) -> None:
         assert (entry.timeline, entry.scores) == (same.timeline, same.scores)
         assert entry.references == same.references == {}
         assert entry.factors.keys() == same.factors.keys()
-        for slot, factors in entry.factors.items():
-            assert factors.scale == same.factors[slot].scale
-            for tensor, equal in zip(factors.tensors, same.factors[slot].tensors, strict=True):
+        for slot, stored in entry.factors.items():
+            other_delta = same.factors[slot].delta
+            assert stored.scale == same.factors[slot].scale
+            for tensor, equal in zip(stored.delta.tensors, other_delta.tensors, strict=True):
                 assert tensor.dtype == equal.dtype
                 assert torch.equal(tensor, equal)
 

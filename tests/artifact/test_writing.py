@@ -30,9 +30,9 @@ import os, resource, signal, sys, torch
 from dataclasses import replace
 from support.golden_fusion import golden_fusion, switching_entry
 from klora_runtime import artifact, save_fusion
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
-pair = {slot: Factors(1.0, wide, torch.ones(3, 3)) for slot in ("content", "style")}
+pair = {slot: Stored(1.0, LowRank(wide, torch.ones(3, 3))) for slot in ("content", "style")}
 entry = replace(switching_entry(), shape=(3, 2**21), factors=pair)
 fusion = replace(golden_fusion(), entries=(entry,))
 """

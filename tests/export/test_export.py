@@ -29,7 +29,6 @@ from klora_compile import read_adapter
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 from klora_compile.export.writing import Exported, export_static
 from klora_runtime import __version__, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Factors
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.artifact.safetensors_file import DTYPE_BYTES, SafetensorsFile
 
@@ -112,11 +111,9 @@ def test_diffusers_reads_fused_modules_of_flux_at_its_own_width(tmp_path: Path) 
 def applied(entry: Entry, probe: torch.Tensor) -> torch.Tensor:
     """The average of a layer that switches once, times something; never made as a whole."""
     content, style = (entry.factors[slot] for slot in ("content", "style"))
-    assert isinstance(content, Factors)
-    assert isinstance(style, Factors)
     share = entry.timeline.starts[1]
     return sum(
-        weight * each.scale * (each.up.double() @ (each.down.double() @ probe))
+        weight * each.scale * (each.delta.up.double() @ (each.delta.down.double() @ probe))
         for weight, each in ((share, content), (1 - share, style))
     )
 
@@ -184,9 +181,7 @@ def test_the_dtype_is_that_of_the_sources(
     entry = hand_entry("unet.mid_block.attentions.0.proj_in", (6, 4))
     dtypes = {"content": content, "style": style}
     stored = {
-        slot: replace(f, down=f.down.to(dtypes[slot]), up=f.up.to(dtypes[slot]))
-        for slot, f in entry.factors.items()
-        if isinstance(f, Factors)
+        slot: replace(f, delta=f.delta.to(dtype=dtypes[slot])) for slot, f in entry.factors.items()
     }
     fusion = hand_fusion(replace(entry, factors=stored), family="sd2")
     assert exported(fusion, tmp_path)[1].dtype == expected

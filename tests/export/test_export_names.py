@@ -21,9 +21,8 @@ from klora_compile import read_adapter
 from klora_compile.export.kohya import FAMILIES
 from klora_compile.export.settings import ExportSettings, Keys
 from klora_compile.export.writing import export_static
-from klora_compile.reading.deltas import LowRank
 from klora_compile.reading.layers import Layer
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import KloraError
@@ -70,9 +69,9 @@ def test_klora_reads_kohyas_names_of_every_family(family: str, tmp_path: Path) -
     assert set(adapter.layers) >= {entry.layer for entry in fusion.entries}
     for entry in fusion.entries:
         layer, stored = adapter.layers[entry.layer], entry.factors["content"]
-        assert isinstance(stored, Factors)
+        assert isinstance(stored.delta, LowRank)
         probe = torch.ones(prod(entry.shape[1:]), 1, dtype=torch.float64)
-        expected = stored.scale * (flat(stored.up) @ (flat(stored.down) @ probe))
+        expected = stored.scale * (flat(stored.delta.up) @ (flat(stored.delta.down) @ probe))
         found = layer.scaling * (flat(layer.up) @ (flat(layer.down) @ probe))
         assert error(found, expected) < 1e-5, entry.layer
 
@@ -123,7 +122,7 @@ def as_entry(layer: Layer) -> Entry:
         shape=layer.shape,
         fate="always content",
         timeline=Timeline.constant({"content": 1.0}),
-        factors={"content": Factors(layer.scaling, layer.down, layer.up)},
+        factors={"content": Stored(layer.scaling, LowRank(layer.down, layer.up))},
         scores={},
     )
 
@@ -230,7 +229,11 @@ def shared_down(names: dict[str, int], columns: int = 8) -> list[Entry]:
     first = entries[0].factors
     return [
         replace(
-            entry, factors={s: replace(f, down=first[s].down) for s, f in entry.factors.items()}
+            entry,
+            factors={
+                s: replace(f, delta=LowRank(first[s].delta.down, f.delta.up))
+                for s, f in entry.factors.items()
+            },
         )
         for entry in entries
     ]
@@ -284,10 +287,10 @@ def dense_entry(layer: str, *shape: int, parameter: str = "weight", seed: int = 
     """A layer whose content is no product and acts until 0.25, and whose style is a product."""
     entry = hand_entry(layer, shape if len(shape) > 1 else (*shape, 2), switch=0.25, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    dense = Dense(0.5, torch.randn(*shape, generator=generator))
+    dense = Stored(0.5, Dense(torch.randn(*shape, generator=generator)))
     factors = {"content": dense, "style": entry.factors["style"]}
     if len(shape) == 1:
-        factors["style"] = Dense(2.0, torch.randn(*shape, generator=generator))
+        factors["style"] = Stored(2.0, Dense(torch.randn(*shape, generator=generator)))
     return replace(entry, parameter=parameter, shape=shape, factors=factors)
 
 

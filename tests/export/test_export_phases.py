@@ -22,7 +22,7 @@ from klora_compile.export import folder as export_folder
 from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficients, phases
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
-from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ConfigError, KloraError
@@ -102,7 +102,8 @@ def test_the_loss_of_all_phases_together(tmp_path: Path) -> None:
     """Of two layers of equal deltas, one switches in the middle of the first half."""
     fusion = aligned(0.25, 0.5)
     one, other = fusion.entries
-    unit = {slot: Dense(1.0, torch.ones(6, 4) * i) for i, slot in ((1, "content"), (-1, "style"))}
+    ones = Dense(torch.ones(6, 4))
+    unit = {"content": Stored(1.0, ones), "style": Stored(-1.0, ones)}
     fusion = replace(fusion, entries=tuple(replace(e, factors=unit) for e in (one, other)))
     phases = export_phases(fusion, tmp_path / "out", 2)
     assert phases.schedule.total == pytest.approx(0.5)

@@ -80,9 +80,9 @@ def literally_added(
             x, total = args[0].float(), result.float()
             for slot, coefficient in entry.timeline.at(now[0]).items():
                 if coefficient:
-                    factors = entry.factors[slot]
-                    size = coefficient * factors.scale
-                    total = total + size * product(module, x, factors.down, factors.up)
+                    stored = entry.factors[slot]
+                    size = coefficient * stored.scale
+                    total = total + size * product(module, x, *stored.delta.tensors)
             return total.to(result.dtype)
 
         return after

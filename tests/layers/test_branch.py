@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from klora_runtime import apply_fusion
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers import branch as branch_module
@@ -469,7 +469,7 @@ def test_factors_of_unequal_size_do_not_overflow(pipe: Any) -> None:
     fusion = fusion_for(pipe, [TO_Q], size=0.1)
     (entry,) = fusion.entries
     factors = {
-        slot: Factors(each.scale, each.down * 2.0**14, each.up / 2.0**14)
+        slot: Stored(each.scale, LowRank(each.delta.down * 2.0**14, each.delta.up / 2.0**14))
         for slot, each in entry.factors.items()
     }
     skewed = hand_fusion(type(entry)(**{**vars(entry), "factors": factors}))

@@ -15,7 +15,7 @@ from tiny_pipeline import tiny_pipeline
 from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ArtifactError, IncompatibleModelError
@@ -37,7 +37,8 @@ def entry(
     generator = torch.Generator().manual_seed(len(layer) + len(parameter))
     deltas = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     component, _, module = layer.partition(".")
-    factors = {s: Dense(0.01, d) for s, d in zip(("content", "style"), deltas, strict=True)}
+    pairs = zip(("content", "style"), deltas, strict=True)
+    factors = {slot: Stored(0.01, Dense(delta)) for slot, delta in pairs}
     return Entry(component, module, parameter, shape, "switching", SWITCH, factors, {})
 
 
@@ -45,11 +46,8 @@ def fusion() -> Fusion:
     """Linear, convolution, bias, norm; one module with both parameters, one slot low rank."""
     conv = entry(CONV, (32, 4, 3, 3), dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(5)
-    pair = Factors(
-        0.1,
-        torch.randn(2, 4, 3, 3, generator=generator),
-        torch.randn(32, 2, 1, 1, generator=generator),
-    )
+    down = torch.randn(2, 4, 3, 3, generator=generator)
+    pair = Stored(0.1, LowRank(down, torch.randn(32, 2, 1, 1, generator=generator)))
     return hand_fusion(
         entry(LINEAR, (32, 32), dtype=torch.float16),
         entry(WITH_BIAS, (32, 32)),
@@ -82,13 +80,14 @@ def expected(fusion: Fusion, base: Mapping[str, torch.Tensor], at: float) -> dic
     for each in fusion.entries:
         slot, coefficient = ("content", 1.0) if at < 0.5 else ("style", 2.0)
         stored = each.factors[slot]
-        delta = (
-            stored.delta.double()
-            if isinstance(stored, Dense)
-            else torch.einsum("or,rihw->oihw", stored.up[:, :, 0, 0].double(), stored.down.double())
+        delta = stored.delta
+        values_of = (
+            delta.values.double()
+            if isinstance(delta, Dense)
+            else torch.einsum("or,rihw->oihw", delta.up[:, :, 0, 0].double(), delta.down.double())
         )
         name = f"{each.module}.{each.parameter}"
-        values[name] = values[name] + stored.scale * coefficient * delta
+        values[name] = values[name] + stored.scale * coefficient * values_of
     return values
 
 
@@ -121,7 +120,7 @@ def test_both_slots_at_once(dtype: torch.dtype, pipe: Any) -> None:
     both = Timeline.constant({"content": 0.5, "style": -3.0})
     one = replace(entry(NORM, (32,)), timeline=both)
     base = parameters(pipe)["conv_norm_out.weight"].double()
-    deltas = [one.factors[slot].scale * one.factors[slot].delta.double() for slot in one.factors]
+    deltas = [each.scale * each.delta.values.double() for each in one.factors.values()]
     with apply_fusion(pipe, hand_fusion(one), mode="merge"):
         held = pipe.unet.conv_norm_out.weight.detach().double()
         expected = base + 0.5 * deltas[0] - 3.0 * deltas[1]
@@ -150,11 +149,12 @@ def test_kernels_of_one_and_three_dimensions(rank: int, pipe: Any) -> None:
         one = entry("unet.extra", shape)
         down, up = torch.randn(2, 4, *kernel), torch.randn(6, 2, *(1 for _ in kernel))
         if rank:
-            one = replace(one, factors={s: Factors(0.5, down, up) for s in ("content", "style")})
+            pair = Stored(0.5, LowRank(down, up))
+            one = replace(one, factors={"content": pair, "style": pair})
         stored = one.factors["content"]
         delta = (
-            stored.delta
-            if isinstance(stored, Dense)
+            stored.delta.values
+            if isinstance(stored.delta, Dense)
             else (up.flatten(1) @ down.flatten(1)).reshape(shape)
         )
         before = pipe.unet.extra.weight.detach().clone()
@@ -233,8 +233,9 @@ def test_a_file_gives_back_what_was_written(path: Path) -> None:
     for one, other in zip(loaded.entries, written.entries, strict=True):
         assert (one.layer, one.parameter, one.shape) == (other.layer, other.parameter, other.shape)
         for slot, stored in other.factors.items():
-            assert type(one.factors[slot]) is type(stored)
-            for mine, theirs in zip(one.factors[slot].tensors, stored.tensors, strict=True):
+            own = one.factors[slot].delta
+            assert type(own) is type(stored.delta)
+            for mine, theirs in zip(own.tensors, stored.delta.tensors, strict=True):
                 assert mine.dtype == theirs.dtype
                 assert torch.equal(mine, theirs)
     again = path.with_name("again.safetensors")

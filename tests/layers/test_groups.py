@@ -17,7 +17,7 @@ from tiny_pipeline import Family, relative_difference, tiny_pipeline
 from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.devices.device_types import TYPES
@@ -122,8 +122,8 @@ def test_factors_are_kept_once(grouped: None) -> None:
     for group, members in live_of(handle).mode._groups:  # type: ignore[attr-defined]
         stacked = {group._up.data_ptr(), group._down.data_ptr()}
         terms = [t for index in members for t in live_of(handle).mode._layers[index].terms]  # type: ignore[attr-defined]
-        memory = {t.up.untyped_storage().data_ptr() for t in terms}
-        assert memory | {t.down.untyped_storage().data_ptr() for t in terms} == stacked
+        tensors = [tensor for term in terms for tensor in term.delta.tensors]
+        assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == stacked
 
 
 def _attention(pipe: Any) -> list[str]:
@@ -139,7 +139,7 @@ def _attention(pipe: Any) -> list[str]:
 
 def tensors_of(fusion: Fusion) -> list[torch.Tensor]:
     stored = [each for entry in fusion.entries for each in entry.factors.values()]
-    return [tensor for each in stored for tensor in each.tensors]
+    return [tensor for each in stored for tensor in each.delta.tensors]
 
 
 def test_an_artifact_is_one_block_of_memory(tmp_path: Path) -> None:
@@ -209,8 +209,7 @@ def test_dense_and_low_rank_slots_side_by_side(grouped: None) -> None:
     fusion = fusion_for(pipe, _attention(pipe))
     entries = list(fusion.entries)
     content = entries[0].factors["content"]
-    assert isinstance(content, Factors)
-    dense = Dense(content.scale, content.matrix(torch.float32, torch.device("cpu")))
+    dense = Stored(content.scale, Dense(content.delta.matrix(torch.float32)))
     changed = _with_factors(entries[0], dense)
     expected = apply_fusion(pipe, fusion, mode="merge")
     wanted = {name: value.clone() for name, value in pipe.unet.named_parameters()}
@@ -220,7 +219,7 @@ def test_dense_and_low_rank_slots_side_by_side(grouped: None) -> None:
             torch.testing.assert_close(value, wanted[name], msg=name)
 
 
-def _with_factors(entry: Any, content: Dense) -> Any:
+def _with_factors(entry: Any, content: Stored) -> Any:
     return replace(entry, factors={**entry.factors, "content": content})
 
 

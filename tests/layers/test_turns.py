@@ -14,6 +14,7 @@ from support.handmade import ATTENTION, delta_of, fusion_for, hand_entry, hand_f
 from tiny_pipeline import relative_difference
 
 from klora_runtime import apply_fusion
+from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Entry
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.layers import branch_factors
@@ -131,9 +132,9 @@ def test_factors_are_converted_a_portion_at_a_time(
     sizes: list[int] = []
     balanced = branch_factors.balanced
 
-    def seen(factors: list[torch.Tensor]) -> list[torch.Tensor]:
-        sizes.append(sum(tensor.nbytes for tensor in factors))
-        return balanced(factors)
+    def seen(deltas: list[LowRank]) -> list[LowRank]:
+        sizes.append(sum(delta.nbytes for delta in deltas))
+        return balanced(deltas)
 
     monkeypatch.setattr(branch_factors, "balanced", seen)
     monkeypatch.setattr(branch_factors, "PORTION", 2 * layer)

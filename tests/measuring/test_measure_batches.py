@@ -20,7 +20,7 @@ from klora_compile.measuring.batches import Task, _largest
 from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.magnitudes import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
-from klora_compile.reading.deltas import Dense, LowRank
+from klora_runtime.artifact.delta import Dense, LowRank
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,9 @@ from klora_compile import compile_fusion
 from klora_compile.measuring.batches import ELEMENTS, _batches, _Courier, measure_batches
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.adapter import read_adapter
-from klora_compile.reading.deltas import LowRank
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion
+from klora_runtime.artifact.delta import LowRank
 
 DEVICE = "cuda"
 CASES = [

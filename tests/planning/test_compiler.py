@@ -62,7 +62,7 @@ def test_layers_meet_by_path_and_not_by_order(content: Path, style: Path) -> Non
             score = entry.scores["klora"][slot]
             assert (score is None) == (name not in adapter.layers)
             if slot in entry.factors:
-                assert torch.equal(entry.factors[slot].down, adapter.layers[name].down)
+                assert torch.equal(entry.factors[slot].delta.down, adapter.layers[name].down)
     assert found[VALUE].fate == found[VALUE].fate == "one-sided"
     assert found[TEXT].fate == "constant"
 

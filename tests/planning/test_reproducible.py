@@ -112,12 +112,12 @@ def test_factors_are_the_bytes_of_the_sources_and_only_what_acts_is_stored(tmp_p
         used = {slot for slot in adapters if entry.timeline.uses(slot)}
         assert set(entry.factors) == used
         assert used == ({"content"} if entry.component == "unet" else {"content", "style"})
-        for slot, factors in entry.factors.items():
+        for slot, stored in entry.factors.items():
             layer = adapters[slot].layers[entry.layer]
-            assert factors.down.dtype == layer.down.dtype
-            assert torch.equal(factors.down, layer.down)
-            assert torch.equal(factors.up, layer.up)
-            assert factors.scale == layer.alpha / layer.rank
+            assert stored.delta.down.dtype == layer.down.dtype
+            assert torch.equal(stored.delta.down, layer.down)
+            assert torch.equal(stored.delta.up, layer.up)
+            assert stored.scale == layer.alpha / layer.rank
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -19,7 +19,7 @@ from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, KloraError
 
@@ -281,9 +281,10 @@ def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
         factors = dict(entry.factors)
         if "style" in factors and not entry.timeline.uses("style"):
             style = factors["style"]
-            factors["style"] = Dense(style.scale, style.matrix(torch.float32, torch.device("cpu")))
+            factors["style"] = Stored(style.scale, Dense(style.delta.matrix(torch.float32)))
         dense.append(replace(entry, factors=factors))
-    assert any(isinstance(e.factors.get("style"), Dense) for e in dense)
+    styles = [entry.factors["style"] for entry in dense if "style" in entry.factors]
+    assert any(isinstance(style.delta, Dense) for style in styles)
     reports = []
     for fusion in (lean, whole, replace(whole, entries=tuple(dense))):
         for mode in ("merge", "branch"):

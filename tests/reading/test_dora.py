@@ -25,8 +25,8 @@ from support.lora_files import FORMATS, smaller, write_lora
 
 from klora_compile import Config, compile_fusion, read_adapter
 from klora_compile.reading.adapter import survey
-from klora_compile.reading.deltas import LowRank
 from klora_compile.settings.read_options import ReadOptions
+from klora_runtime.artifact.delta import LowRank
 from klora_runtime.errors import LoraError
 from klora_runtime.families import flux1, unet
 from klora_runtime.families.rows import Row

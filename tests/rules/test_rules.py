@@ -16,7 +16,6 @@ from support.lora_files import peft_keys, random_pair, write_lora
 from klora_compile import Config, compile_fusion
 from klora_compile.fields import is_required, setting_of
 from klora_compile.planning.fates import FATES
-from klora_compile.reading.deltas import Dense, LowRank
 from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.klora import Klora
@@ -24,6 +23,7 @@ from klora_compile.rules.lookup import RULES, known_rule
 from klora_compile.rules.np_lora import input_directions, project
 from klora_compile.rules.phases import Phases, points_of, points_text
 from klora_compile.rules.switch import Switch
+from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import ConfigError
@@ -82,8 +82,8 @@ def fused(files: Files, rule: str, **options: Any) -> Fusion:
 
 def delta(entry: Entry, slot: str) -> torch.Tensor:
     """What a slot's stored factors multiply out to, (out, -1)."""
-    factors = entry.factors[slot]
-    return factors.scale * factors.matrix(torch.float64, torch.device("cpu"))
+    stored = entry.factors[slot]
+    return stored.scale * stored.delta.matrix()
 
 
 def row(entry: Entry, t: float) -> tuple[float, float]:
@@ -156,7 +156,7 @@ def test_the_projected_content_is_that_of_dense_deltas(files: Files, rule: str, 
     for name in (QUERY, CONV):
         wanted = literal_projection(*(files.deltas[s][name] for s in ("content", "style")), mu)
         assert torch.allclose(delta(found[name], "content"), wanted, rtol=1e-5, atol=1e-5)
-        assert found[name].factors["content"].rank == 2
+        assert found[name].factors["content"].delta.rank == 2
         assert torch.allclose(delta(found[name], "style"), files.deltas["style"][name])
     for name in (KEY, TEXT):  # one LoRA's, and a text encoder's
         assert torch.allclose(delta(found[name], "content"), files.deltas["content"][name])

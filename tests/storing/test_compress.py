@@ -31,14 +31,13 @@ from klora_compile.storing.compress import compress
 from klora_compile.storing.loss import relative_error
 from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.q.packed import stored_sizes
 from klora_runtime.errors import ConfigError
 
 WEIGHTS = ROOT / "examples" / "drawings" / "weights"
 DEMO = (WEIGHTS / "subject-frog.safetensors", WEIGHTS / "style-ink.safetensors")
-CPU = torch.device("cpu")
 
 
 def exact_errors(plain: Fusion, small: Fusion) -> dict[tuple[str, str], float]:
@@ -46,20 +45,20 @@ def exact_errors(plain: Fusion, small: Fusion) -> dict[tuple[str, str], float]:
     found = {}
     for one, other in zip(plain.entries, small.entries, strict=True):
         assert one.factors.keys() == other.factors.keys()
-        for slot, factors in one.factors.items():
-            exact = factors.matrix(torch.float64, CPU)
-            lost = other.factors[slot].matrix(torch.float64, CPU) - exact
+        for slot, whole in one.factors.items():
+            exact = whole.delta.matrix()
+            lost = other.factors[slot].delta.matrix() - exact
             found[one.path, slot] = float(lost.norm() / exact.norm())
     return found
 
 
-def one_layer(factors: Factors | Dense, shape: tuple[int, ...]) -> Fusion:
+def one_layer(factors: Stored, shape: tuple[int, ...]) -> Fusion:
     """A fusion of one layer with one content slot, as nothing else would matter."""
     entry = replace(switching_entry(), shape=shape, factors={"content": factors, "style": factors})
     return replace(golden_fusion(), entries=(entry,))
 
 
-def stored(fusion: Fusion) -> Factors | Dense:
+def stored(fusion: Fusion) -> Stored:
     return fusion.entries[0].factors["content"]
 
 
@@ -83,8 +82,9 @@ def test_any_pair_stays_within_its_tolerance(
     seed: int,
 ) -> None:  # fmt: skip
     down, up = random_pair(out, width, rank, seed=seed, kernel=kernel)
-    factors = Factors(0.5, down * size, up * torch.logspace(0, -3, rank).view(1, -1, *up.shape[2:]))
-    plain = one_layer(factors, (out, width, *kernel))
+    up *= torch.logspace(0, -3, rank).view(1, -1, *up.shape[2:])
+    delta = LowRank(down * size, up)
+    plain = one_layer(Stored(0.5, delta), (out, width, *kernel))
     small = compress(plain, tolerance)
     (error,) = set(exact_errors(plain, small).values())
     found = stored(small)
@@ -94,7 +94,7 @@ def test_any_pair_stays_within_its_tolerance(
         assert found is stored(plain)
     else:
         assert found.quantised.error == pytest.approx(error, rel=1e-3, abs=1e-9)
-        assert sum(stored_sizes([found])) < factors.nbytes + 100  # a code of its own
+        assert sum(stored_sizes([found])) < delta.nbytes + 100  # a code of its own
 
 
 @pytest.mark.parametrize("tolerance", [0.001, 0.01, 0.1])
@@ -111,7 +111,7 @@ def test_each_layer_of_the_demo_stays_within_the_tolerance(demo: Fusion, toleran
 
 
 def test_what_was_lost_of_all_counts_each_delta_with_its_scale() -> None:
-    pair = Factors(1.0, *random_pair(60, 80, 2))
+    pair = Stored(1.0, LowRank(*random_pair(60, 80, 2)))
     small = compress(one_layer(pair, (60, 80)), 0.1)
     one = stored(small)
     assert one.quantised is not None
@@ -150,17 +150,17 @@ def test_size_at_one_percent_of_real_loras(
 
 def test_a_component_that_does_not_matter_is_left_out() -> None:
     down, up = random_pair(60, 80, 4)
-    small = stored(compress(one_layer(Factors(1.0, down * torch.tensor([[1.0], [1.0], [1e-4],
-        [1e-5]]), up), (60, 80)), 0.01))  # fmt: skip
-    assert isinstance(small, Factors)
-    assert small.rank == 2
+    small = stored(compress(one_layer(Stored(1.0, LowRank(down * torch.tensor([[1.0], [1.0], [1e-4],
+        [1e-5]]), up)), (60, 80)), 0.01))  # fmt: skip
+    assert isinstance(small.delta, LowRank)
+    assert small.delta.rank == 2
 
 
 def test_the_wide_component_gets_the_bits() -> None:
     down, up = random_pair(60, 80, 2)
     down = torch.linalg.qr(down.T)[0].T * torch.tensor([[1.0], [0.05]])
     up = torch.linalg.qr(up)[0]
-    small = stored(compress(one_layer(Factors(1.0, down, up), (60, 80)), 0.01)).quantised
+    small = stored(compress(one_layer(Stored(1.0, LowRank(down, up)), (60, 80)), 0.01)).quantised
     assert small is not None
     assert small.levels[0] - small.levels[1] == round(4 * math.log2(20))
 
@@ -168,7 +168,7 @@ def test_the_wide_component_gets_the_bits() -> None:
 @pytest.mark.parametrize("shape", [(40,), (40, 50), (8, 4, 3, 3)])
 def test_a_dense_delta(shape: tuple[int, ...]) -> None:
     delta = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    plain = one_layer(Dense(1.0, delta), shape)
+    plain = one_layer(Stored(1.0, Dense(delta)), shape)
     small = compress(plain, 0.02)
     assert max(exact_errors(plain, small).values()) <= 0.02
     assert stored(small).quantised is not None
@@ -176,8 +176,8 @@ def test_a_dense_delta(shape: tuple[int, ...]) -> None:
 
 def test_what_cannot_be_smaller_stays_as_it_is() -> None:
     down, up = random_pair(60, 80, 2)
-    half = Factors(1.0, down.half(), up.half())
-    zero = Factors(1.0, torch.zeros(2, 4), torch.zeros(3, 2))
+    half = Stored(1.0, LowRank(down.half(), up.half()))
+    zero = Stored(1.0, LowRank(torch.zeros(2, 4), torch.zeros(3, 2)))
     for factors, shape in ((half, (60, 80)), (zero, (3, 4))):
         plain = one_layer(factors, shape)
         assert stored(compress(plain, 1e-5)) is factors
@@ -187,7 +187,8 @@ def test_what_cannot_be_smaller_stays_as_it_is() -> None:
 @pytest.mark.parametrize("size", [1e-42, 1e-30, 1e30])
 def test_what_no_step_of_the_format_reaches_stays_as_it_is(size: float) -> None:
     down, up = random_pair(30, 40, 2)
-    for factors in (Factors(1.0, down * size, up * size), Dense(1.0, up @ down * size)):
+    for delta in (LowRank(down * size, up * size), Dense(up @ down * size)):
+        factors = Stored(1.0, delta)
         assert stored(compress(one_layer(factors, (30, 40)), 0.01)) is factors
 
 
@@ -195,20 +196,20 @@ def test_what_no_step_of_the_format_reaches_stays_as_it_is(size: float) -> None:
 def test_rows_whose_level_the_format_lacks_stay_as_they_are(
     shape: tuple[int, int], tmp_path: Path
 ) -> None:
-    factors = Factors(1.0, *random_pair(*shape, 1))
+    factors = Stored(1.0, LowRank(*random_pair(*shape, 1)))
     small = compress(one_layer(factors, shape), 1e-4)
     assert stored(small) is factors
     save_fusion(small, tmp_path / "x.klora.safetensors")
 
 
 def test_a_number_too_large_for_its_class_leaves_a_delta_as_it_is() -> None:
-    spike = Dense(1.0, torch.eye(1, 4000)[0])
+    spike = Stored(1.0, Dense(torch.eye(1, 4000)[0]))
     assert stored(compress(one_layer(spike, (4000,)), 0.01)) is spike
 
 
 def test_thirteen_bits_are_fewer_than_sixteen() -> None:
-    down, up = random_pair(60, 80, 2)
-    small = stored(compress(one_layer(Factors(1.0, down.half(), up.half()), (60, 80)), 2e-4))
+    pair = LowRank(*random_pair(60, 80, 2, dtype=torch.float16))
+    small = stored(compress(one_layer(Stored(1.0, pair), (60, 80)), 2e-4))
     assert small.quantised is not None
     assert 12 < 8 * sum(stored_sizes([small])) / (2 * 140) < 16
 
@@ -221,8 +222,9 @@ def test_reading_and_writing_again_changes_no_byte(demo: Fusion, tmp_path: Path)
     save_fusion(read, other)
     assert one.read_bytes() == other.read_bytes()
     for entry, again in zip(small.entries, read.entries, strict=True):
-        for slot, factors in entry.factors.items():
-            for tensor, same in zip(factors.tensors, again.factors[slot].tensors, strict=True):
+        for slot, held in entry.factors.items():
+            found = again.factors[slot].delta
+            for tensor, same in zip(held.delta.tensors, found.tensors, strict=True):
                 assert tensor.dtype == same.dtype == torch.float32
                 assert torch.equal(tensor, same)
 
@@ -240,13 +242,13 @@ from support.golden_fusion import golden_fusion, switching_entry
 from support.lora_files import random_pair
 from klora_compile.storing.compress import compress
 from klora_runtime import save_fusion
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.timeline import Timeline
 out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 down, up = random_pair(1280, 5120, 32)
 entry = replace(
-    switching_entry(), shape=(1280, 5120), factors={"style": Factors(1.0, down, up)},
+    switching_entry(), shape=(1280, 5120), factors={"style": Stored(1.0, LowRank(down, up))},
     timeline=Timeline.constant({"content": 0.0, "style": 1.0}),
 )
 save_fusion(compress(replace(golden_fusion(), entries=(entry,)), 0.01), out)
@@ -346,8 +348,8 @@ def test_a_tolerance_out_of_range_is_refused(tolerance: float) -> None:
 
 def test_nothing_is_as_near_to_a_delta_of_zeros_as_itself() -> None:
     zeros, ones = torch.zeros(3, 4), torch.ones(3, 4)
-    assert relative_error(Dense(1.0, zeros), Dense(1.0, zeros)) == 0.0
-    assert relative_error(Dense(1.0, zeros), Dense(1.0, ones)) == math.inf
+    assert relative_error(Dense(zeros), Dense(zeros)) == 0.0
+    assert relative_error(Dense(zeros), Dense(ones)) == math.inf
 
 
 def test_what_is_compressed_is_not_compressed_again(demo: Fusion) -> None:

@@ -62,9 +62,10 @@ def other_scores(entry: Entry) -> Entry:
 
 def flipped_factor(entry: Entry) -> Entry:
     content = entry.factors["content"]
-    up = content.up.clone()
+    up = content.delta.up.clone()
     up[0, 0] += 1e-6
-    return replace(entry, factors={**entry.factors, "content": replace(content, up=up)})
+    delta = replace(content.delta, up=up)
+    return replace(entry, factors={**entry.factors, "content": replace(content, delta=delta)})
 
 
 def other_scale(entry: Entry) -> Entry:

@@ -99,7 +99,7 @@ def delta_at(entry: Entry, progress: float) -> torch.Tensor:
     total = torch.zeros(entry.shape, dtype=torch.float64)
     for slot, stored in entry.factors.items():
         weight = stored.scale * entry.timeline.at(progress)[slot]
-        values = stored.matrix(torch.float64, torch.device("cpu"))
+        values = stored.delta.matrix()
         total += weight * values.reshape(entry.shape)
     return total
 

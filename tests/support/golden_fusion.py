@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
@@ -59,7 +59,10 @@ def switching_entry() -> Entry:
         f"{ATTENTION}.to_q",
         "switching",
         Timeline((0.0, 0.375), {"content": (1.0, 0.0), "style": (0.0, 1.0)}),
-        {"content": Factors(1.0, down_c, up_c), "style": Factors(0.5, down_s, up_s)},
+        {
+            "content": Stored(1.0, LowRank(down_c, up_c)),
+            "style": Stored(0.5, LowRank(down_s, up_s)),
+        },
         scores={
             "k": 2,
             "ratio": 1.0625,
@@ -72,12 +75,12 @@ def switching_entry() -> Entry:
 def _entries() -> list[Entry]:
     down, up = _pair(3, 4, rank=2, first=0.25, dtype=torch.bfloat16)
     conv_down, conv_up = _pair(2, 2, rank=1, first=0.5, kernel=(3, 3))
-    both = {"content": Factors(0.5, down, up), "style": Factors(2.0, down, up)}
+    both = {"content": Stored(0.5, LowRank(down, up)), "style": Stored(2.0, LowRank(down, up))}
     content, style = {"content": both["content"]}, {"style": both["style"]}
     return [
         _entry("text_encoder", "encoder.layers.0.mlp.fc1", "constant", _row(1.0, 0.8), both),
         _entry("unet", "conv_in", "always content", _row(1.0, 0.0),
-               {"content": Factors(1.0, conv_down, conv_up)}),
+               {"content": Stored(1.0, LowRank(conv_down, conv_up))}),
         _entry("unet", f"{ATTENTION}.to_k", "always style", _row(0.0, 1.0), style),
         _entry("unet", f"{ATTENTION}.to_out.0", "zero", _row(0.0, 0.0), {}),
         switching_entry(),
@@ -91,7 +94,7 @@ def _entry(
     module: str,
     fate: str,
     timeline: Timeline,
-    factors: dict[str, Factors],
+    factors: dict[str, Stored],
     scores: dict[str, Any] | None = None,
 ) -> Entry:
     shape = (3, 4) if module != "conv_in" else (2, 2, 3, 3)

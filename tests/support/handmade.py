@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot
 from klora_runtime.artifact.timeline import Timeline
 
@@ -40,7 +40,7 @@ def hand_entry(
     for slot in ("content",) if switch is None else ("content", "style"):
         down = torch.randn(rank, *shape[1:], generator=generator)
         up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=generator)
-        factors[slot] = Factors(size / rank**0.5, down, up)
+        factors[slot] = Stored(size / rank**0.5, LowRank(down, up))
     if switch is None:
         timeline = Timeline.constant({"content": 1.0, "style": 0.0})
     else:
@@ -66,9 +66,9 @@ def fusion_for(pipe: Any, layers: Iterable[str], **settings: Any) -> Fusion:
 
 def delta_of(entry: Entry, slot: str) -> torch.Tensor:
     """The dense delta of one slot, in the shape of the weight."""
-    factors = entry.factors[slot]
-    up, down = factors.up.double().flatten(1), factors.down.double().flatten(1)
-    return (factors.scale * (up @ down)).reshape(entry.shape)
+    stored = entry.factors[slot]
+    up, down = stored.delta.up.double().flatten(1), stored.delta.down.double().flatten(1)
+    return (stored.scale * (up @ down)).reshape(entry.shape)
 
 
 def weight_of(pipe: Any, layer: str) -> torch.Tensor:

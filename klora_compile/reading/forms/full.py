@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from klora_compile.reading.deltas import Dense
 from klora_compile.reading.forms.lora import without_ones
 from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors
+from klora_runtime.artifact.delta import Dense
 
 
 class Full:

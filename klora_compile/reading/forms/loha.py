@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from klora_compile.reading.deltas import Dense, LowRank, low_rank, pays
+from klora_compile.reading.factoring import low_rank, pays
 from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, missing, shapes_text
+from klora_runtime.artifact.delta import Dense, LowRank
 
 _FIRST = (Part.HADA_W1_A, Part.HADA_W1_B)
 _SECOND = (Part.HADA_W2_A, Part.HADA_W2_B)

@@ -12,9 +12,10 @@ import math
 
 import torch
 
-from klora_compile.reading.deltas import Dense, LowRank, kronecker, low_rank, pays
+from klora_compile.reading.factoring import kronecker, low_rank, pays
 from klora_compile.reading.forms.loha import tucker, with_kernel
 from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, shapes_text
+from klora_runtime.artifact.delta import Dense, LowRank
 
 _FIRST = (Part.LOKR_W1_A, Part.LOKR_W1_B)
 _SECOND = (Part.LOKR_W2_A, Part.LOKR_W2_B)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from klora_compile.reading.deltas import LowRank, low_rank
+from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, missing, shapes_text
+from klora_runtime.artifact.delta import LowRank
 
 _PAIR = (Part.DOWN, Part.UP)
 

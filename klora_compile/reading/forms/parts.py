@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from klora_compile.reading.deltas import Delta
+from klora_runtime.artifact.delta import Delta
 
 
 class Part(Enum):

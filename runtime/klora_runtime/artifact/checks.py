@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.factors import (
     factors_of,
     factors_problems,
@@ -368,7 +368,7 @@ def _source(value: Mapping[str, Any]) -> Source:
 def _entry(
     value: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
-    packed: Mapping[str, Factors | Dense],
+    packed: Mapping[str, Stored],
 ) -> Entry:
     rows = value["timeline"]
     slots = [key for key in rows[0] if key != "from"]

@@ -1,34 +1,52 @@
-"""The numbers of one slot of one entry: how much a LoRA changes a parameter."""
+"""A delta as a value: what one LoRA adds to one parameter, without the scale that it is added with.
+
+It has one of two forms with the same methods: the product of two factors, or all its numbers. What
+is asked of a product is computed from its factors by matrices of rank x rank; the product itself is
+made by :meth:`LowRank.matrix` alone.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from klora_runtime.artifact.q.quantised import Quantised
-
-#: For :meth:`Factors.matrix`.
-ALL_ROWS = slice(None)
+if TYPE_CHECKING:
+    from klora_runtime.artifact.q.quantised import Quantised
 
 
 @dataclass(frozen=True)
-class Factors:
-    """One slot of one entry: delta = scale * up @ down."""
+class Singular:
+    """A singular value decomposition in float64: delta = left @ diag(values) @ right."""
 
-    scale: float
-    """alpha / rank of the source (float64); 1 where the network alpha is ignored."""
+    left: torch.Tensor
+    """(rows, n), orthonormal columns."""
+    values: torch.Tensor
+    """(n,), descending."""
+    right: torch.Tensor
+    """(n, columns), orthonormal rows."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """up @ down."""
+
     down: torch.Tensor
-    """(rank, in), or (rank, in, height, width) for a convolution; dtype and bytes of the source."""
+    """(rank, in), or (rank, in, *kernel) for kernels above 1."""
     up: torch.Tensor
-    """(out, rank), or (out, rank, 1, 1) for a convolution."""
-    quantised: Quantised | None = None
-    """How they are stored, where that is not as they are; what it stands for is ``down`` and
-    ``up``, in float32."""
+    """(out, rank), or (out, rank, 1, ...)."""
 
     @property
     def rank(self) -> int:
         return int(self.down.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter that it changes."""
+        return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -39,43 +57,197 @@ class Factors:
     def nbytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
+    def rows(self, ranges: Sequence[range]) -> LowRank:
+        """The delta of these rows of the parameter, in this order."""
+        return LowRank(self.down, _rows(self.up, ranges))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LowRank:
+        """The same delta elsewhere or in another dtype; None keeps what it has."""
+        return LowRank(
+            self.down.to(device=device, dtype=dtype), self.up.to(device=device, dtype=dtype)
+        )
+
+    def flattened(self) -> LowRank:
+        """The same delta of a matrix: (rank, in * kernel) and (out, rank)."""
+        return LowRank(self.down.flatten(1), self.up.flatten(1))
+
     def matrix(
-        self, dtype: torch.dtype, device: torch.device, rows: slice = ALL_ROWS
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
     ) -> torch.Tensor:
-        """The delta without its scale, as (rows, all other dimensions).
+        """All of it as (rows, all other dimensions).
 
         Args:
             dtype: to compute in.
-            device: to compute on.
-            rows: which of them.
+            device: to compute on; None for where it is.
         """
-        up, down = self.up[rows].to(device, dtype), self.down.to(device, dtype)
-        return up.flatten(1) @ down.flatten(1)
+        flat = self.flattened().to(device, dtype)
+        return flat.up @ flat.down
+
+    def norm(self) -> float:
+        """Frobenius norm, computed in float64."""
+        flat = self.flattened().to(dtype=torch.float64)
+        return math.sqrt(max(0.0, float(inner_products(flat, flat))))
+
+    def inner(self, other: Delta) -> float:
+        """Frobenius inner product with another delta of the shape, computed in float64."""
+        if isinstance(other, Dense):
+            return other.inner(self)
+        one, another = (each.flattened().to(dtype=torch.float64) for each in (self, other))
+        return float(inner_products(one, another))
+
+    def singular(self) -> Singular:
+        """Its singular value decomposition, n = rank.
+
+        The singular values are those of R_up R_down^T, rank x rank, where up = Q_up R_up and
+        down^T = Q_down R_down.
+        """
+        flat = self.flattened().to(dtype=torch.float64)
+        up_basis, up_core = torch.linalg.qr(flat.up)
+        down_basis, down_core = torch.linalg.qr(flat.down.T)
+        left, values, right = torch.linalg.svd(up_core @ down_core.T, full_matrices=False)
+        return Singular(up_basis @ left, values, (down_basis @ right.T).T)
+
+    def balanced(self) -> LowRank:
+        """The same delta, each column of up as large as its row of down, by powers of two.
+
+        See :func:`balanced`.
+        """
+        return balanced([self])[0]
+
+    def is_finite(self) -> bool:
+        """Whether no stored value is NaN or infinite."""
+        return is_finite(self.down) and is_finite(self.up)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """One slot of one entry whose delta is no product: scale * delta."""
+    """Every number of the delta."""
 
-    scale: float
-    """As of :class:`Factors`."""
-    delta: torch.Tensor
-    """Of the parameter's shape; float32, float16 or bfloat16."""
-    quantised: Quantised | None = None
-    """As of :class:`Factors`."""
+    values: torch.Tensor
+    """Of the parameter's shape, one dimension or more."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`LowRank.shape`."""
+        return tuple(map(int, self.values.shape))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All its numbers."""
-        return (self.delta,)
+        """See :attr:`LowRank.tensors`."""
+        return (self.values,)
 
     @property
     def nbytes(self) -> int:
-        return self.delta.nbytes
+        return self.values.nbytes
+
+    def rows(self, ranges: Sequence[range]) -> Dense:
+        """See :meth:`LowRank.rows`."""
+        return Dense(_rows(self.values, ranges))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Dense:
+        """See :meth:`LowRank.to`."""
+        return Dense(self.values.to(device=device, dtype=dtype))
+
+    def flattened(self) -> Dense:
+        """The same delta of a matrix: (rows, all other dimensions)."""
+        return Dense(self.values.reshape(len(self.values), -1))
 
     def matrix(
-        self, dtype: torch.dtype, device: torch.device, rows: slice = ALL_ROWS
+        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
     ) -> torch.Tensor:
-        """See :meth:`Factors.matrix`."""
-        values = self.delta[rows].to(device, dtype)
-        return values.reshape(len(values), -1)
+        """See :meth:`LowRank.matrix`."""
+        return self.flattened().to(device, dtype).values
+
+    def norm(self) -> float:
+        """See :meth:`LowRank.norm`."""
+        return float(self.values.double().norm())
+
+    def inner(self, other: Delta) -> float:
+        """See :meth:`LowRank.inner`."""
+        return float((self.matrix() * other.matrix()).sum())
+
+    def singular(self) -> Singular:
+        """Its singular value decomposition, n = min(rows, columns)."""
+        return Singular(*torch.linalg.svd(self.matrix(), full_matrices=False))
+
+    def balanced(self) -> Dense:
+        """Itself: it has no factors."""
+        return self
+
+    def is_finite(self) -> bool:
+        """See :meth:`LowRank.is_finite`."""
+        return is_finite(self.values)
+
+
+#: In one of two forms with the same methods.
+Delta = LowRank | Dense
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an artifact holds of one slot of one entry: scale * delta."""
+
+    scale: float
+    """alpha / rank of the source (float64); 1 where the network alpha is ignored."""
+    delta: Delta
+    """Dtype and bytes of the source, or in float32 what :attr:`quantised` stands for."""
+    quantised: Quantised | None = None
+    """How the file encodes the delta; None where it holds the numbers as they are."""
+
+
+def inner_products(one: LowRank, other: LowRank) -> torch.Tensor:
+    """Frobenius inner product of two products, from matrices of rank x rank alone.
+
+    Args:
+        one: down (..., rank, columns) and up (..., rows, rank): matrices, or stacks of them.
+        other: of the same rows and columns; its rank may differ.
+
+    Returns:
+        (...), in the dtype of the factors.
+    """
+    ups, downs = one.up.mT @ other.up, one.down @ other.down.mT
+    return (ups * downs).sum(dim=(-2, -1))
+
+
+def balanced(deltas: Sequence[LowRank]) -> list[LowRank]:
+    """The same deltas, each column of up as large as its row of down, by powers of two.
+
+    A power of two changes no bit of a mantissa, and evenly large factors are farthest from what
+    float16 cannot hold, as are the products of ``down`` with an input.
+
+    Args:
+        deltas: of one dtype and on one device, for which many together wait once.
+    """
+    if not deltas:
+        return []
+    sizes = [(_largest(delta.down, 1), _largest(delta.up, 0)) for delta in deltas]
+    down, up = (torch.cat(parts).cpu().double() for parts in zip(*sizes, strict=True))
+    known = (down > 0) & (up > 0) & (down + up).isfinite()
+    ratios = torch.where(known, up, 1.0) / torch.where(known, down, 1.0)
+    powers = torch.exp2((ratios.log2() / 2).round()).to(deltas[0].down)
+    ranks = [delta.rank for delta in deltas]
+    return [
+        LowRank(
+            delta.down * own.view(-1, *(1 for _ in delta.down.shape[1:])),
+            delta.up / own.view(-1, *(1 for _ in delta.up.shape[2:])),
+        )
+        for delta, own in zip(deltas, torch.split(powers, ranks), strict=True)
+    ]
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether none is NaN or infinite: both show in the extremes, ten times as fast."""
+    if not values.numel():
+        return True
+    least, most = torch.aminmax(values)
+    return math.isfinite(least) and math.isfinite(most)
+
+
+def _largest(factor: torch.Tensor, dim: int) -> torch.Tensor:
+    """The largest magnitude of each rank, (rank,)."""
+    size: torch.Tensor = torch.linalg.vector_norm(factor.flatten(1), math.inf, dim=dim)
+    return size
+
+
+def _rows(tensor: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
+    return torch.cat([tensor[rows.start : rows.stop : rows.step] for rows in ranges])

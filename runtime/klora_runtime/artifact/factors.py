@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Reference
 from klora_runtime.artifact.q.bitstream import MAX_CLASS, class_offset
 from klora_runtime.artifact.q.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
@@ -104,11 +104,11 @@ def factors_problems(
         yield "", f"{shapes} {verb} not make {shape}"
 
 
-def factors_of(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Factors | Dense:
+def factors_of(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Stored:
     """Checked factors of encoding ``plain`` as values."""
-    scale, kind = float(value["scale"]), value["kind"]
-    stored = [tensors[value[part]] for part in _FORMS[kind, "plain"].tensors]
-    return Dense(scale, stored[0]) if kind == "dense" else Factors(scale, stored[0], stored[1])
+    form = Dense if value["kind"] == "dense" else LowRank
+    parts = (tensors[value[part]] for part in _FORMS[value["kind"], "plain"].tensors)
+    return Stored(float(value["scale"]), form(*parts))
 
 
 def quantised_of(value: Mapping[str, Any]) -> Quantised:
@@ -122,20 +122,19 @@ def reference_of(value: Mapping[str, Any]) -> Reference:
     return Reference(float(value["scale"]), value["source"], value["down"], value["up"], rows)
 
 
-def factors_json(factors: Factors | Dense, names: tuple[str, ...]) -> dict[str, object]:
+def factors_json(stored: Stored, names: tuple[str, ...]) -> dict[str, object]:
     """Values as JSON.
 
     Args:
-        names: in the file: of ``factors.tensors``, or of the tensor that they are packed in.
+        names: in the file: of the delta's tensors, or of the tensor that they are packed in.
     """
-    kind = "dense" if isinstance(factors, Dense) else "lowrank"
+    kind = "dense" if isinstance(stored.delta, Dense) else "lowrank"
     encoding, others = "plain", {}
-    if factors.quantised is not None:
-        encoding = "q"
-        stored = factors.quantised
-        others = {"step": stored.step, "levels": list(stored.levels), "error": stored.error}
+    if stored.quantised is not None:
+        encoding, how = "q", stored.quantised
+        others = {"step": how.step, "levels": list(how.levels), "error": how.error}
     parts = dict(zip(_FORMS[kind, encoding].tensors, names, strict=True))
-    return {"kind": kind, "encoding": encoding, "scale": factors.scale, **parts, **others}
+    return {"kind": kind, "encoding": encoding, "scale": stored.scale, **parts, **others}
 
 
 def reference_json(reference: Reference) -> dict[str, object]:

@@ -28,6 +28,7 @@ from klora_runtime.artifact.checks import (
     CheckedDocument,
     check_document,
 )
+from klora_runtime.artifact.delta import is_finite
 from klora_runtime.artifact.factors import factors_json, reference_json
 from klora_runtime.artifact.fusion import Entry, Fusion, Source
 from klora_runtime.artifact.q.packed import check_shape, pack_factors
@@ -216,9 +217,9 @@ def _canonical(text: str) -> tuple[dict[str, Any], str] | None:
 def _is_small(fusion: Fusion) -> bool:
     """Whether the JSON would be a large part of the file: factors compressed, or elsewhere."""
     return fusion.is_thin or any(
-        factors.quantised is not None
+        stored.quantised is not None
         for entry in fusion.entries
-        for factors in entry.factors.values()
+        for stored in entry.factors.values()
     )
 
 
@@ -262,7 +263,7 @@ def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor_name(tensor) != name:
             issues.append(f"tensor {name}: its bytes do not match its digest")
-        elif not _is_finite(tensor):
+        elif not is_finite(tensor):
             issues.append(f"tensor {name}: holds NaN or infinity")
     if issues:
         raise ArtifactError(
@@ -270,11 +271,6 @@ def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             "get the file again from its source.",
             issues,
         )
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite: both show in the extremes, in one pass."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
@@ -292,10 +288,10 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
 
     compressed = []
     for entry in fusion.entries:
-        for _, factors in sorted(entry.factors.items()):
-            if factors.quantised is not None:
-                check_shape(factors, entry.shape)
-                compressed.append(factors)
+        for _, stored in sorted(entry.factors.items()):
+            if stored.quantised is not None:
+                check_shape(stored, entry.shape)
+                compressed.append(stored)
     packed = (keep(pack_factors(compressed)),) if compressed else ()
 
     def entry_json(entry: Entry) -> dict[str, object]:
@@ -308,7 +304,7 @@ def _serialise(fusion: Fusion) -> tuple[dict[str, object], dict[str, torch.Tenso
             "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
             "factors": {
                 slot: factors_json(
-                    stored, packed if stored.quantised else tuple(map(keep, stored.tensors))
+                    stored, packed if stored.quantised else tuple(map(keep, stored.delta.tensors))
                 )
                 for slot, stored in entry.factors.items()
             }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from klora_runtime.artifact.timeline import Timeline
 
 if TYPE_CHECKING:  # a schedule is read without torch
-    from klora_runtime.artifact.delta import Dense, Factors
+    from klora_runtime.artifact.delta import Stored
 
 #: Components whose layers have no step: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
@@ -63,7 +63,7 @@ class Reference:
     """One slot of one entry that lies in a source file: delta = scale * up[rows] @ down."""
 
     scale: float
-    """As of :class:`~klora_runtime.artifact.delta.Factors`."""
+    """As of :class:`~klora_runtime.artifact.delta.Stored`."""
     source: str
     """Name in :attr:`Fusion.sources` of the file."""
     down: str
@@ -89,8 +89,8 @@ class Entry:
     fate: str
     """What became of the layer, in a few lower-case words for reports; it decides nothing."""
     timeline: Timeline
-    factors: Mapping[str, Factors | Dense]
-    """Slot name -> factors; every slot that the timeline uses, and maybe others."""
+    factors: Mapping[str, Stored]
+    """Slot name -> its delta; every slot that the timeline uses, and maybe others."""
     scores: Mapping[str, Any]
     """Rule name -> what the rule measured here, for every slot, stored or not; JSON values."""
     references: Mapping[str, Reference] = field(default_factory=dict)
@@ -107,9 +107,9 @@ class Entry:
         return f"{self.component}.{self.module}.{self.parameter}"
 
     @cached_property
-    def acting(self) -> Mapping[str, Factors | Dense]:
-        """Slot name -> factors of the slots that act at some time; others may be stored."""
-        return {slot: f for slot, f in self.factors.items() if self.timeline.uses(slot)}
+    def acting(self) -> Mapping[str, Stored]:
+        """Slot name -> delta of the slots that act at some time; others may be stored."""
+        return {slot: held for slot, held in self.factors.items() if self.timeline.uses(slot)}
 
     @cached_property
     def acts(self) -> bool:
@@ -163,8 +163,8 @@ class Fusion:
         seen = {
             tensor.data_ptr(): tensor.nbytes
             for entry in self.entries
-            for factors in entry.factors.values()
-            for tensor in factors.tensors
+            for stored in entry.factors.values()
+            for tensor in stored.delta.tensors
         }
         return sum(seen.values())
 

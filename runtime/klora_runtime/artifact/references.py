@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion, Reference
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
@@ -163,24 +163,22 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _filled(entry: Entry, files: Mapping[str, SafetensorsFile], device: torch.device) -> Entry:
     read = {
-        slot: _factors(entry, reference, files[reference.source], device)
+        slot: _stored(entry, reference, files[reference.source], device)
         for slot, reference in entry.references.items()
     }
     return replace(entry, factors={**entry.factors, **read}, references={})
 
 
-def _factors(
+def _stored(
     entry: Entry, reference: Reference, file: SafetensorsFile, device: torch.device
-) -> Factors:
+) -> Stored:
     down, up = (_tensor(file, key).to(device) for key in (reference.down, reference.up))
     if reference.rows is not None:
         up = torch.cat([up[begin:end] for begin, end in reference.rows])
     rank, shape = len(down), entry.shape
-    return Factors(
-        reference.scale,
-        down.reshape(rank, *shape[1:]),
-        up.reshape(shape[0], rank, *(1 for _ in shape[2:])),
-    )
+    down = down.reshape(rank, *shape[1:])
+    up = up.reshape(shape[0], rank, *(1 for _ in shape[2:]))
+    return Stored(reference.scale, LowRank(down, up))
 
 
 def _tensor(file: SafetensorsFile, key: str) -> torch.Tensor:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.timeline import Agenda
 from klora_runtime.layers.branch_factors import (
-    balanced,
     buffer_shapes,
     low_rank,
     pairs_of,
@@ -280,7 +279,7 @@ def branch_hindrance(target: Target) -> str | None:
     module = target.module
     if target.entry.parameter != "weight":
         return f"its {target.entry.parameter} is changed, which only mode merge can do"
-    if any(isinstance(factors, Dense) for factors in target.entry.acting.values()):
+    if any(isinstance(stored.delta, Dense) for stored in target.entry.acting.values()):
         return "its delta is dense, which only mode merge can apply"
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return f"it is a {type(module).__name__}, which only mode merge can change"
@@ -300,7 +299,7 @@ def _place(target: Target) -> _Place:
 
 def _rank(target: Target) -> int:
     """The most ranks that act at one time."""
-    ranks = {slot: factors.rank for slot, factors in low_rank(target).items()}
+    ranks = {slot: delta.rank for slot, delta in low_rank(target).items()}
     return rank_in_turns(target.entry.timeline, ranks)
 
 
@@ -325,8 +324,8 @@ def _graph_key(target: Target) -> str:
 def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int, float]]:
     """Name, rank, and scale * weight of each slot, in the order of the buffers."""
     return [
-        (slot, factors.rank, factors.scale * weights.get(slot, 1.0))
-        for slot, factors in low_rank(target).items()
+        (slot, delta.rank, target.entry.factors[slot].scale * weights.get(slot, 1.0))
+        for slot, delta in low_rank(target).items()
     ]
 
 
@@ -335,11 +334,12 @@ def _rounding(leaf: _Leaf, weights: Mapping[str, float]) -> tuple[float, float]:
     errors, norms = [], []
     for _, row in leaf.target.entry.timeline.rows():
         held = exact = None
-        for slot, factors in low_rank(leaf.target).items():
-            gate = factors.scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
+        for slot, delta in low_rank(leaf.target).items():
+            scale = leaf.target.entry.factors[slot].scale
+            gate = scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
             if gate:
-                held = _add(held, _product(factors, gate, leaf.down.dtype))
-                exact = _add(exact, _product(factors, gate, torch.float64))
+                held = _add(held, _product(delta, gate, leaf.down.dtype))
+                exact = _add(exact, _product(delta, gate, torch.float64))
         if held is not None and exact is not None:
             errors.append(float((held - exact).square().sum()))
             norms.append(float(exact.square().sum()))
@@ -350,8 +350,8 @@ def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other if one is None else one + other
 
 
-def _product(factors: Factors, gate: float, dtype: torch.dtype) -> torch.Tensor:
+def _product(delta: LowRank, gate: float, dtype: torch.dtype) -> torch.Tensor:
     """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
-    alike = balanced([factors.down.float(), factors.up.float()])
-    down, up = (factor.flatten(1).to(dtype).double() for factor in alike)
-    return (up * torch.tensor(gate, dtype=dtype).double()) @ down
+    even = delta.to(dtype=torch.float32).balanced().flattened()
+    rounded = even.to(dtype=dtype).to(dtype=torch.float64)
+    return (rounded.up * torch.tensor(gate, dtype=dtype).double()) @ rounded.down

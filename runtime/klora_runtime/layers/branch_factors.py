@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank, balanced
 from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair
@@ -17,10 +16,10 @@ from klora_runtime.layers.turns import Pair
 PORTION = 2**24
 
 
-def low_rank(target: Target) -> dict[str, Factors]:
-    """The factors of a target that can be branched, by slot."""
-    stored = target.entry.acting.items()
-    return {slot: factors for slot, factors in stored if isinstance(factors, Factors)}
+def low_rank(target: Target) -> dict[str, LowRank]:
+    """The deltas of a target that can be branched, by slot, without their scales."""
+    deltas = ((slot, stored.delta) for slot, stored in target.entry.acting.items())
+    return {slot: delta for slot, delta in deltas if isinstance(delta, LowRank)}
 
 
 def buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -51,27 +50,14 @@ def pairs_of(
 ) -> Iterator[dict[str, Pair]]:
     """Of each target: slot -> down and up on a device in a dtype, memory of their own."""
     slots = [low_rank(target) for target in targets]
-    stored = [tensor for own in slots for factors in own.values() for tensor in factors.tensors]
-    matrices = iter(balanced(shipped(stored, device, torch.float32)))
+    stored = [tensor for own in slots for delta in own.values() for tensor in delta.tensors]
+    factors = iter(shipped(stored, device, torch.float32))
+    even = iter(balanced([LowRank(down, up) for down, up in zip(factors, factors, strict=True)]))
     for target, own in zip(targets, slots, strict=True):
         pairs = {}
-        for slot, factors in own.items():
-            shape, _ = buffer_shapes(target, factors.rank)
-            down, up = next(matrices).reshape(shape), next(matrices).flatten(1).t()
+        for slot in own:
+            delta = next(even)
+            shape, _ = buffer_shapes(target, delta.rank)
+            down, up = delta.down.reshape(shape), delta.up.flatten(1).t()
             pairs[slot] = down.to(dtype), up.to(dtype).contiguous()
         yield pairs
-
-
-def balanced(factors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """down, up, down, up, ... in float32, each pair brought to one size by a power of two.
-
-    That loses no bit. Else ``down @ x`` of a LoRA with a large down and a small up overflows in
-    float16.
-    """
-    sizes = torch.stack(torch._foreach_norm(factors, math.inf)).tolist()
-    shifts: list[float] = []
-    for down, up in zip(sizes[::2], sizes[1::2], strict=True):
-        plain = not down or not up or not math.isfinite(down + up)
-        shift = 1.0 if plain else 2.0 ** round((math.log2(down) - math.log2(up)) / 2)
-        shifts += [1.0 / shift, shift]
-    return list(torch._foreach_mul(factors, shifts))

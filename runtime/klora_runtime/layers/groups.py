@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from klora_runtime.layers.terms import LowRankTerm, Term
+from klora_runtime.artifact.delta import LowRank
+from klora_runtime.layers.terms import Term
 
 #: Bytes of float32 deltas that are made at once: what a large GPU's cache holds.
 BATCH_BYTES = 32 * 2**20
@@ -34,12 +35,12 @@ class Group:
     """Layers of one shape, dtype and device with low-rank terms only.
 
     Args:
-        layers: the terms of each; they become views of the group's own memory.
+        layers: the terms of each; their factors become views of the group's own memory.
     """
 
-    def __init__(self, layers: Sequence[Sequence[LowRankTerm]]) -> None:
-        first = layers[0][0]
-        rank = max(sum(term.rank for term in terms) for terms in layers)
+    def __init__(self, layers: Sequence[Sequence[Term]]) -> None:
+        first = _factors(layers[0][0])
+        rank = max(sum(_factors(term).rank for term in terms) for terms in layers)
         size = len(layers)
         self._up = first.up.new_zeros(size, first.up.shape[0], rank)
         self._down = first.down.new_zeros(size, rank, first.down.shape[1])
@@ -49,12 +50,13 @@ class Group:
         for index, terms in enumerate(layers):
             end = 0
             for term in terms:
-                begin, end = end, end + term.rank
+                delta = _factors(term)
+                begin, end = end, end + delta.rank
                 self._place[id(term)] = (index, begin, end)
-                own = self._up[index, :, begin:end], self._down[index, begin:end]
-                sources += [term.up, term.down]
-                places += own
-                term.up, term.down = own
+                own = LowRank(self._down[index, begin:end], self._up[index, :, begin:end])
+                sources += delta.tensors
+                places += own.tensors
+                term.delta = own
         torch._foreach_copy_(places, sources)
 
     def write(
@@ -117,11 +119,13 @@ def groups_of(
     """
     kinds: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
     for key, (live, terms) in layers.items():
-        if terms and all(isinstance(term, LowRankTerm) for term in terms):
+        if terms and all(isinstance(term.delta, LowRank) for term in terms):
             kinds[live.device, live.dtype, live.shape, live.stride()].append(key)
     for keys in kinds.values():
         if len(keys) > 1:
-            terms_by_layer = [
-                [term for term in layers[key][1] if isinstance(term, LowRankTerm)] for key in keys
-            ]
-            yield Group(terms_by_layer), keys
+            yield Group([layers[key][1] for key in keys]), keys
+
+
+def _factors(term: Term) -> LowRank:
+    assert isinstance(term.delta, LowRank)
+    return term.delta

@@ -146,7 +146,9 @@ class Merge:
         grouped = {index for _, members in self._groups for index in members}
         for index, layer in enumerate(self._layers):
             if index not in grouped:
-                places[f"factors on {layer.device}"] += sum(term.nbytes for term in layer.terms)
+                places[f"factors on {layer.device}"] += sum(
+                    term.delta.nbytes for term in layer.terms
+                )
         for group, members in self._groups:  # ranks that differ are padded
             places[f"factors on {self._layers[members[0]].device}"] += group.nbytes
         for device, buffer in self._scratch.items():
@@ -303,8 +305,8 @@ def _rounding(
         start = base[::step].to(device, torch.float64)
         start = start.reshape(len(start), -1)
         deltas = {
-            slot: each.matrix(torch.float64, device, slice(None, None, step))
-            for slot, each in target.entry.acting.items()
+            slot: stored.delta.rows([range(0, len(base), step)]).matrix(device=device)
+            for slot, stored in target.entry.acting.items()
         }
         for _, row in target.entry.timeline.rows():
             delta = torch.zeros_like(start)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.artifact.delta import Factors
+from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.families.catalogue import family_name, family_of
@@ -271,7 +271,7 @@ def _other_spelling(path: str) -> str:
 
 
 def _check_type(module: nn.Module, entry: Entry) -> str | None:
-    low_rank = any(isinstance(factors, Factors) for factors in entry.acting.values())
+    low_rank = any(isinstance(stored.delta, LowRank) for stored in entry.acting.values())
     if not low_rank or isinstance(module, _MODULE_TYPES):
         return None
     known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)

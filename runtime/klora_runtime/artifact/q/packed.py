@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from klora_runtime.artifact.delta import Dense, Factors
+from klora_runtime.artifact.delta import Delta, Dense, LowRank, Stored
 from klora_runtime.artifact.factors import matrices_of, quantised_of
 from klora_runtime.artifact.q.bitstream import Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.quantised import CHANGED, Quantised, indices_of, steps_of, values_of
@@ -64,49 +64,49 @@ def packed_problems(
             yield f"tensor {name}", f"{size} bytes cannot hold the {numbers} numbers of its slots"
 
 
-def check_shape(factors: Factors | Dense, shape: tuple[int, ...]) -> None:
-    """Refuse compressed factors that are not as many numbers as their levels say.
+def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
+    """Refuse a compressed delta that is not as many numbers as its levels say.
 
     Args:
         shape: of the parameter.
 
     Raises:
-        ValueError: they are of another rank or shape.
+        ValueError: it is of another rank or shape.
     """
-    assert factors.quantised is not None
-    dense = isinstance(factors, Dense)
-    expected = matrices_of(shape, len(factors.quantised.levels), dense=dense)
-    if tuple(tuple(matrix.shape) for matrix in matrices(factors)) != expected:
+    assert stored.quantised is not None
+    dense = isinstance(stored.delta, Dense)
+    expected = matrices_of(shape, len(stored.quantised.levels), dense=dense)
+    if tuple(tuple(matrix.shape) for matrix in matrices(stored.delta)) != expected:
         raise ValueError(CHANGED)
 
 
 def unpacked_slots(
     entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
-) -> dict[int, dict[str, Factors | Dense]]:
+) -> dict[int, dict[str, Stored]]:
     """What checked entries hold compressed.
 
     Args:
         tensors: the file's, by name.
 
     Returns:
-        Index of an entry -> slot -> its factors.
+        Index of an entry -> slot -> its delta.
 
     Raises:
         ArtifactError: a tensor is damaged, which only its bytes tell.
     """
-    found: dict[int, dict[str, Factors | Dense]] = defaultdict(dict)
+    found: dict[int, dict[str, Stored]] = defaultdict(dict)
     for name, slots in slots_by_tensor(entries).items():
         try:
-            factors = unpack_factors(tensors[name], list(slots.values()))
+            stored = unpack_factors(tensors[name], list(slots.values()))
         except ValueError as error:
             raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
-        for (index, slot), each in zip(slots, factors, strict=True):
+        for (index, slot), each in zip(slots, stored, strict=True):
             found[index][slot] = each
     return found
 
 
-def pack_factors(stored: Sequence[Factors | Dense]) -> torch.Tensor:
-    """Compressed factors as bytes.
+def pack_factors(stored: Sequence[Stored]) -> torch.Tensor:
+    """Compressed deltas as bytes.
 
     Returns:
         (bytes,) uint8.
@@ -117,8 +117,8 @@ def pack_factors(stored: Sequence[Factors | Dense]) -> torch.Tensor:
     return pack(*_grouped(stored))
 
 
-def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Factors | Dense]:
-    """Bytes as factors, in float32, all in one block of memory where the bytes are.
+def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Stored]:
+    """Bytes as deltas, in float32, all in one block of memory where the bytes are.
 
     Args:
         packed: (bytes,) uint8.
@@ -142,7 +142,7 @@ def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Factors 
     return _laid_out(values, slots, packed.device)
 
 
-def stored_sizes(stored: Sequence[Factors | Dense]) -> list[float]:
+def stored_sizes(stored: Sequence[Stored]) -> list[float]:
     """The bytes that :func:`pack_factors` takes for each."""
     groups, indices = _grouped(stored)
     bits = {
@@ -151,9 +151,9 @@ def stored_sizes(stored: Sequence[Factors | Dense]) -> list[float]:
     }
     begins: dict[int, int] = defaultdict(int)
     found = []
-    for factors in stored:
+    for each in stored:
         total = 0.0
-        for matrix in matrices(factors):
+        for matrix in matrices(each.delta):
             count, length = matrix.shape
             begin = begins[length]
             begins[length] = begin + count
@@ -180,12 +180,12 @@ class _Groups:
         return [Rows(n, own) for n, own in zip(sorted(self._parts), self.joined(), strict=True)]
 
 
-def _grouped(stored: Sequence[Factors | Dense]) -> tuple[list[Rows], list[torch.Tensor]]:
+def _grouped(stored: Sequence[Stored]) -> tuple[list[Rows], list[torch.Tensor]]:
     levels, indices = _Groups(), _Groups()
-    for factors in stored:
-        assert factors.quantised is not None
-        for matrix in matrices(factors):
-            own, steps = _of_rows(factors.quantised, len(matrix))
+    for each in stored:
+        assert each.quantised is not None
+        for matrix in matrices(each.delta):
+            own, steps = _of_rows(each.quantised, len(matrix))
             numbers = indices_of(matrix, steps)
             if not Rows(matrix.shape[1], own).hold(numbers):
                 raise ValueError(CHANGED)
@@ -201,18 +201,18 @@ def _of_rows(quantised: Quantised, rows: int) -> tuple[torch.Tensor, torch.Tenso
     return levels.expand(rows), steps.expand(rows, 1)
 
 
-def matrices(factors: Factors | Dense) -> list[torch.Tensor]:
+def matrices(delta: Delta) -> list[torch.Tensor]:
     """What is stored of one slot: see :func:`matrices_of`."""
-    if isinstance(factors, Dense):
-        delta = factors.delta.cpu()
-        return [delta.reshape(1 if delta.dim() == 1 else len(delta), -1)]
-    return [factors.down.cpu().flatten(1), factors.up.cpu().flatten(1).T.contiguous()]
+    if isinstance(delta, Dense):
+        values = delta.values.cpu()
+        return [values.reshape(1 if values.dim() == 1 else len(values), -1)]
+    return [delta.down.cpu().flatten(1), delta.up.cpu().flatten(1).T.contiguous()]
 
 
 def _laid_out(
     values: Mapping[int, torch.Tensor], slots: Sequence[Slot], device: torch.device
-) -> list[Factors | Dense]:
-    """The factors of each slot, of rows in the order of the slots."""
+) -> list[Stored]:
+    """The delta of each slot, of rows in the order of the slots."""
     flat = torch.empty(sum(matrix.numel() for matrix in values.values()))
     begins: dict[int, int] = defaultdict(int)
     place = 0
@@ -229,13 +229,14 @@ def _laid_out(
                 own.view(count, length).copy_(rows)
             places.append(slice(place, place + size))
             place += size
-    flat, found, at = flat.to(device), list[Factors | Dense](), iter(places)
+    flat, found, at = flat.to(device), list[Stored](), iter(places)
     for slot in slots:
         if slot.dense:
-            found.append(Dense(slot.scale, flat[next(at)].view(slot.shape), slot.quantised))
+            dense = Dense(flat[next(at)].view(slot.shape))
+            found.append(Stored(slot.scale, dense, slot.quantised))
             continue
         rank, (out, *inner) = len(slot.quantised.levels), slot.shape
         down = flat[next(at)].view(rank, *inner)
         up = flat[next(at)].view(out, rank, *(1 for _ in inner[1:]))
-        found.append(Factors(slot.scale, down, up, slot.quantised))
+        found.append(Stored(slot.scale, LowRank(down, up), slot.quantised))
     return found

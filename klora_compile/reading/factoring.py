@@ -1,95 +1,19 @@
-"""What a layer's delta is as a value: two factors, or the numbers themselves."""
+"""Factors for deltas that a file does not hold as factors, where they pay."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+
+from klora_runtime.artifact.delta import Delta, LowRank
 
 #: Where a matrix is proven to be of a higher rank than pays, by a part of it this much wider.
 _MARGIN = 1.25
 
 #: Shares of the energy below this are rounding of a float64 Gram matrix.
 _NOISE = 1e-11
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """up @ down."""
-
-    down: torch.Tensor
-    """(rank, in), or (rank, in, *kernel) for kernels above 1."""
-    up: torch.Tensor
-    """(out, rank), or (out, rank, 1, ...)."""
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the parameter that it changes."""
-        return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
-
-    def rows(self, ranges: Sequence[range]) -> LowRank:
-        """The delta of these rows of the parameter, in this order."""
-        return LowRank(self.down, _rows(self.up, ranges))
-
-    def matrix(self) -> torch.Tensor:
-        """All of it: (rows, all other dimensions), float64."""
-        return self.up.double().flatten(1) @ self.down.double().flatten(1)
-
-    def norm(self) -> float:
-        """Frobenius norm."""
-        up, down = self.up.double().flatten(1), self.down.double().flatten(1)
-        square = float(((up.T @ up) * (down @ down.T)).sum())
-        return math.sqrt(max(0.0, square))
-
-    def is_finite(self) -> bool:
-        """Whether no stored value is NaN or infinite."""
-        return is_finite(self.down) and is_finite(self.up)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Every number of the delta."""
-
-    values: torch.Tensor
-    """Of the parameter's shape, one dimension or more."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(map(int, self.values.shape))
-
-    def rows(self, ranges: Sequence[range]) -> Dense:
-        """See :meth:`LowRank.rows`."""
-        return Dense(_rows(self.values, ranges))
-
-    def matrix(self) -> torch.Tensor:
-        """See :meth:`LowRank.matrix`."""
-        return self.values.double().reshape(len(self.values), -1)
-
-    def norm(self) -> float:
-        """Frobenius norm."""
-        return float(self.values.double().norm())
-
-    def is_finite(self) -> bool:
-        """Whether no stored value is NaN or infinite."""
-        return is_finite(self.values)
-
-
-#: A delta without its scaling, in one of two forms with the same methods.
-Delta = LowRank | Dense
-
-
-def is_finite(values: torch.Tensor) -> bool:
-    """Whether none is NaN or infinite: both show in the extremes, ten times as fast."""
-    if not values.numel():
-        return True
-    least, most = torch.aminmax(values)
-    return math.isfinite(least) and math.isfinite(most)
 
 
 def pays(rank: int, out: int, inner: int) -> bool:
@@ -193,7 +117,3 @@ def _eigen(matrix: torch.Tensor, *, vectors: bool = True) -> tuple[torch.Tensor,
         return torch.linalg.eigvalsh(gram).flip(0), gram[:0]
     values, basis = torch.linalg.eigh(gram)
     return values.flip(0), basis.flip(1)
-
-
-def _rows(tensor: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
-    return torch.cat([tensor[rows.start : rows.stop] for rows in ranges])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from support.form_files import LINEAR, Source
 from support.lora_files import write_lora
 
 from klora_compile import read_adapter
-from klora_compile.reading import deltas
-from klora_compile.reading.deltas import Dense, LowRank, compact, is_finite, kronecker
+from klora_compile.reading.factoring import compact, kronecker
+from klora_runtime.artifact.delta import Dense, LowRank
 
 
 def matrix(singular: list[float], out: int = 60, inner: int = 40) -> torch.Tensor:
@@ -62,13 +63,16 @@ def test_factors_that_are_more_numbers_than_the_matrix_do_not_pay(rank: int) -> 
 def test_a_part_proves_that_no_rank_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the whole, eight times the work, is not decomposed."""
     sides: list[int] = []
-    eigen = deltas._eigen
 
-    def spy(of: torch.Tensor, *, vectors: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        sides.append(of.shape[1])
-        return eigen(of, vectors=vectors)
+    def spied(decompose: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+        def spy(of: torch.Tensor) -> Any:
+            sides.append(len(of))
+            return decompose(of)
 
-    monkeypatch.setattr(deltas, "_eigen", spy)
+        return spy
+
+    for name in ("eigh", "eigvalsh"):
+        monkeypatch.setattr(torch.linalg, name, spied(getattr(torch.linalg, name)))
     full = torch.randn(300, 300, generator=torch.Generator().manual_seed(1))
     assert isinstance(compact(Dense(full), 1e-6)[0], Dense)
     assert max(sides) < 300 * 0.7
@@ -124,18 +128,3 @@ def test_which_forms_stay_dense(form: str, width: int, kind: type, tmp_path: Pat
         tensors = LINEAR[form](Source(0), 16, 16).tensors
         path = write_lora(path, {name + e: t for e, t in tensors.items()})
         assert isinstance(read_adapter(path).layers[name].delta, Dense)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 63, 1000, 40000])
-def test_one_value_that_is_not_finite_is_seen(dtype: torch.dtype, value: float, place: int) -> None:
-    values = torch.zeros(40001, dtype=dtype)
-    assert is_finite(values)
-    values[place] = value
-    assert not is_finite(values)
-    assert not Dense(values.reshape(1, -1)).is_finite()
-
-
-def test_of_no_values_all_are_finite() -> None:
-    assert is_finite(torch.empty(0))
