@@ -61,8 +61,8 @@ def card_command(
 
     from klora_compile.report.card import CardFacts, model_card
     from klora_compile.report.plot import plot_schedule
-    from klora_compile.writing import replacing
     from klora_runtime.artifact.file import load_fusion
+    from klora_runtime.artifact.replacing import replacing
     from klora_runtime.errors import shown
 
     fusion = load_fusion(file, check="full")
@@ -73,12 +73,11 @@ def card_command(
     facts = CardFacts.of(file, base_model=base_model, licence=licence, picture=link)
     card = model_card(fusion, facts)
     if picture is not None:
-        with replacing(picture) as temporary:
-            plot_schedule(fusion, temporary)
+        plot_schedule(fusion, picture, overwrite=force)
         click.echo(f"wrote {shown(picture)}", err=output == _STDOUT)
     if output == _STDOUT:
         click.echo(card, nl=False)
         return
-    with replacing(output) as temporary:
+    with replacing(output, overwrite=force) as temporary:
         temporary.write_bytes(card.encode())
     click.echo(f"wrote {shown(output)}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, source_option
+from klora_compile.export.schedule import is_export
 from klora_compile.export.settings import ExportSettings, Keys, Precision
-from klora_compile.writing import require_writable
 
 
 @click.command("export")
@@ -84,10 +83,8 @@ def export_command(
     settings = ExportSettings(keys=keys, rank=rank, gain=gain, dtype=dtype)
     if static == (phases is not None):
         raise click.UsageError("name one of --static and --phases N.")
-    if phases is None:
-        check_output(output, force, inputs=(file, *(path for _, path in sources)))
-    else:
-        _check_folder(output, force, file)
+    inputs = (file, *(path for _, path in sources))
+    check_output(output, force, inputs, folder_of=None if phases is None else is_export)
 
     from klora_compile.export.writing import export_phases, export_static
     from klora_compile.report.exported import phase_lines, static_lines
@@ -107,16 +104,3 @@ def export_command(
         click.echo(json.dumps({"output": str(output), **facts}))
         return
     click.echo(table([("LoRA" if phases is None else "LoRAs", shown(output)), *rows]))
-
-
-def _check_folder(output: Path, force: bool, file: Path) -> None:
-    """See, before the work, that a folder can be written."""
-    if output.resolve() == file.resolve().parent:
-        raise click.UsageError(f"{output} is the folder of the input; name another.")
-    if not output.absolute().parent.is_dir():
-        raise click.UsageError(f"{output.parent} is not a folder; make it first.")
-    if os.path.lexists(output) and not output.is_dir():
-        raise click.UsageError(f"{output} is not a folder; name another.")
-    if os.path.lexists(output) and not force:
-        raise click.ClickException(f"{output} exists already; add --force to overwrite it.")
-    require_writable(output)

@@ -73,7 +73,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
     if plot is not None:
         from klora_compile.report.plot import plot_schedule
 
-        plot_schedule(fusion, plot)
+        plot_schedule(fusion, plot, overwrite=True)
         click.echo(f"wrote {plot}", err=True)
     if as_json:
         click.echo(json.dumps(inspection(fusion)))

@@ -1,4 +1,4 @@
-"""What is checked of an output file before the work begins."""
+"""What is checked of an output before the work begins."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ from pathlib import Path
 
 import click
 
-from klora_compile.writing import require_writable
+from klora_runtime.artifact.replacing import Ours, check_place, wrong_kind
 
 
-def check_output(output: Path, force: bool, inputs: Iterable[Path]) -> None:
-    """See, before the work, that its result can be written."""
-    if any(output.exists() and output.samefile(path) for path in inputs):
-        raise click.UsageError(f"{output} is one of the inputs; name another file.")
-    if not output.parent.is_dir():
+def check_output(
+    output: Path, force: bool, inputs: Iterable[Path], folder_of: Ours | None = None
+) -> None:
+    """See, before the work, that its result can be written.
+
+    Args:
+        output: the file, or the folder.
+        force: replace an old one.
+        inputs: what is read, which must not be overwritten.
+        folder_of: given for a folder: whether a file of that name may be in an old one.
+    """
+    is_folder = folder_of is not None
+    for path in inputs:
+        if _is_same(output, path):
+            raise click.UsageError(f"{output} is one of the inputs; name another file.")
+        if is_folder and _is_same(output, path.absolute().parent):
+            raise click.UsageError(f"{output} is the folder of the input; name another.")
+    if not os.path.isdir(output.absolute().parent):
         raise click.UsageError(f"{output.parent} is not a folder; make it first.")
-    if output.exists() and not output.is_file():
-        raise click.UsageError(f"{output} is not a regular file; name another.")
-    if os.path.lexists(output) and not force:
-        raise click.ClickException(f"{output} exists already; add --force to overwrite it.")
-    require_writable(output)
+    if problem := wrong_kind(output, folder=is_folder):
+        raise click.UsageError(problem)
+    check_place(output, overwrite=force, folder_of=folder_of)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False

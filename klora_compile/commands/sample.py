@@ -143,5 +143,5 @@ def sample_command(
         raise missing_library("klora sample", error) from error
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
-    how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources))
+    how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources), force)
     click.echo(sample_to_file(file, model, request, output, how))

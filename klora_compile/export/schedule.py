@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from klora_compile.export.averaging import Window
+if TYPE_CHECKING:
+    from klora_compile.export.averaging import Window
 
 SCHEDULE_FILE = "schedule.json"
 
@@ -21,6 +24,11 @@ NOTE = (
 def phase_file(index: int | str, count: int | str) -> str:
     """Name of the file of one phase, counted from 1."""
     return f"phase-{index}-of-{count}.safetensors"
+
+
+def is_export(name: str) -> bool:
+    """Whether ``klora export --phases`` writes files of this name."""
+    return name == SCHEDULE_FILE or re.fullmatch(phase_file(r"\d+", r"\d+"), name) is not None
 
 
 def schedule_json(phases: Mapping[str, tuple[Window, float]]) -> str:

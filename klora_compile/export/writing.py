@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from klora_compile.export.averaging import WHOLE, Loss, ScheduleError, Window, phases
-from klora_compile.export.folder import replacing_folder
 from klora_compile.export.ordinary import OrdinaryLora, ordinary_lora, spelling_of
 from klora_compile.export.plain_file import write_plain_file
-from klora_compile.export.schedule import SCHEDULE_FILE, phase_file, schedule_json
+from klora_compile.export.schedule import SCHEDULE_FILE, is_export, phase_file, schedule_json
 from klora_compile.export.settings import ExportSettings
-from klora_compile.writing import replacing
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.artifact.replacing import replacing
+from klora_runtime.errors import ConfigError
 
 MAX_PHASES = 100
 
@@ -89,10 +87,8 @@ def export_static(
             has something that such a LoRA cannot hold; an old file is as it was.
     """
     settings, place = settings or ExportSettings(), Path(path)
-    if os.path.lexists(place) and not overwrite:
-        raise KloraError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
-    lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
-    with replacing(place) as temporary:
+    with replacing(place, overwrite=overwrite) as temporary:
+        lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
         write_plain_file(temporary, lora.tensors, lora.metadata)
     lost = ScheduleError(fusion.entries).over(WHOLE, gain=settings.gain)
     return _exported(lora, place, WHOLE, lost)
@@ -124,11 +120,9 @@ def export_phases(
             f"phases: expected a whole number from 2 to {MAX_PHASES}, found {count!r}."
         )
     settings, place = settings or ExportSettings(), Path(folder)
-    if os.path.lexists(place) and not overwrite:
-        raise KloraError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
     spelling = spelling_of(fusion, settings)
     written = []
-    with replacing_folder(place, is_export) as temporary:
+    with replacing(place, overwrite=overwrite, folder_of=is_export) as temporary:
         errors = ScheduleError(fusion.entries)
         for index, window in enumerate(phases(count), start=1):
             lora = ordinary_lora(fusion, spelling, window, settings)
@@ -140,11 +134,6 @@ def export_phases(
         (temporary / SCHEDULE_FILE).write_text(text, encoding="ascii")
         together = errors.over(*phases(count), gain=settings.gain)
     return ExportedPhases(tuple(written), together)
-
-
-def is_export(name: str) -> bool:
-    """Whether a file of :func:`export_phases` has this name."""
-    return name == SCHEDULE_FILE or re.fullmatch(phase_file(r"\d+", r"\d+"), name) is not None
 
 
 def _exported(lora: OrdinaryLora, file: Path, window: Window, lost: Loss) -> Exported:

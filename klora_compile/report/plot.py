@@ -12,6 +12,7 @@ from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, m
 from klora_compile.report.schedule_map import Block, blocks, slot_label
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.replacing import replacing
 from klora_runtime.errors import KloraError, shown
 
 _COLUMNS = 1200
@@ -20,7 +21,7 @@ _INK = "#222222"
 _MAX_LABELS = 45
 
 
-def plot_schedule(fusion: Fusion, path: Path) -> None:
+def plot_schedule(fusion: Fusion, path: Path, *, overwrite: bool = False) -> None:
     """Draw the schedule as a heat map into an image file.
 
     Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
@@ -29,9 +30,11 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
 
     Args:
         path: the file; its ending chooses the format (``.png``, ``.pdf``, ``.svg``).
+        overwrite: replace an existing file.
 
     Raises:
-        KloraError: matplotlib is not installed, or the file cannot be written.
+        KloraError: matplotlib is not installed, the file exists and ``overwrite`` is false, or it
+            cannot be written; an old file is as it was.
     """
     try:
         from matplotlib.figure import Figure
@@ -51,10 +54,11 @@ def plot_schedule(fusion: Fusion, path: Path) -> None:
     draw_heat(heat, fusion, layers)
     _draw_blocks(heat, ratios, rows)
     _draw_titles(figure, heat, fusion, rows)
-    try:
-        figure.savefig(path, facecolor="white")
-    except (OSError, ValueError) as error:
-        raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
+    with replacing(path, overwrite=overwrite) as temporary:
+        try:
+            figure.savefig(temporary, facecolor="white")
+        except (OSError, ValueError) as error:
+            raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
 
 
 def draw_heat(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:

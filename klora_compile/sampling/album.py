@@ -10,7 +10,7 @@ from PIL import Image
 
 from klora_compile.sampling.pictures import Shot
 from klora_compile.sampling.sheet import Row, contact_sheet
-from klora_compile.writing import replacing
+from klora_runtime.artifact.replacing import replacing
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -47,21 +47,24 @@ def check_ending(path: Path, *, total: int, videos: bool) -> None:
     )
 
 
-def write_shots(shots: Sequence[Shot], path: Path) -> str:
+def write_shots(shots: Sequence[Shot], path: Path, *, overwrite: bool = False) -> str:
     """Write all shots into one file.
 
     Args:
         shots: by prompt, then by seed, as many seeds for each prompt.
+        path: the file.
+        overwrite: replace an existing file.
 
     Returns:
         What the file holds, in a few words.
 
     Raises:
-        KloraError: it cannot be written; an old file is as it was.
+        KloraError: the file exists and ``overwrite`` is false, or it cannot be written; an old
+            file is as it was.
     """
     ending = path.suffix.lower()
     first = shots[0]
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         try:
             if first.is_video and len(shots) == 1 and ending in ANIMATIONS:
                 first.frames[0].save(

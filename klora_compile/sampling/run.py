@@ -29,6 +29,8 @@ class How:
     dtype: str = "auto"
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Of a thin artifact: its LoRA files by name."""
+    overwrite: bool = False
+    """Replace an existing picture."""
 
 
 def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> str:
@@ -56,7 +58,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
             compile_denoiser(pipe, fusion)
         shots = list(sample(pipe, request))
         report = handle.report()
-    held = write_shots(shots, output)
+    held = write_shots(shots, output, overwrite=how.overwrite)
     return f"wrote {shown(output)}: {held}; mode {report.mode}: {report.why}; {_pace(shots)}"
 
 

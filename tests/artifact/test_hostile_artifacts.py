@@ -13,7 +13,8 @@ import pytest
 from support.golden_fusion import ATTENTION
 from support.lora_files import GOLDEN, Artifact
 
-from klora_runtime import load_fusion, schema
+from klora_runtime import load_fusion
+from klora_runtime.artifact import checks
 from klora_runtime.artifact.file import json_digest
 from klora_runtime.errors import ArtifactError
 
@@ -283,9 +284,9 @@ def test_the_list_of_problems_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", ["MAX_ENTRIES", "MAX_SEGMENTS", "MAX_SLOTS"])
 def test_limits_are_limits(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"MAX_ENTRIES": 7, "MAX_SEGMENTS": 2, "MAX_SLOTS": 2}
-    monkeypatch.setattr(schema, limit, sizes[limit])
+    monkeypatch.setattr(checks, limit, sizes[limit])
     load_fusion(GOLDEN)
-    monkeypatch.setattr(schema, limit, sizes[limit] - 1)
+    monkeypatch.setattr(checks, limit, sizes[limit] - 1)
     assert f"1 to {sizes[limit] - 1}" in str(refusal(GOLDEN))
 
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from support.golden_fusion import golden_fusion
 from support.lora_files import GOLDEN, ROOT, run_python
 
-from klora_runtime import artifact, load_fusion, save_fusion
+from klora_runtime import load_fusion, save_fusion
+from klora_runtime.artifact import file as artifact
 from klora_runtime.errors import ArtifactError
 
 OLD = b"an older artifact, dear to its owner"
@@ -29,7 +30,8 @@ LARGE = """
 import os, resource, signal, sys, torch
 from dataclasses import replace
 from support.golden_fusion import golden_fusion, switching_entry
-from klora_runtime import artifact, save_fusion
+from klora_runtime import save_fusion
+from klora_runtime.artifact import file as artifact
 from klora_runtime.artifact.delta import LowRank, Stored
 wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
 pair = {slot: Stored(1.0, LowRank(wide, torch.ones(3, 3))) for slot in ("content", "style")}
@@ -46,7 +48,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def test_an_existing_file_is_not_overwritten_unless_told(old: Path) -> None:
-    with pytest.raises(ArtifactError, match="exists already; overwrite it explicitly or rename"):
+    with pytest.raises(ArtifactError, match="exists already; add --force"):
         save_fusion(golden_fusion(), old)
     assert old.read_bytes() == OLD
     save_fusion(golden_fusion(), old, overwrite=True)
@@ -87,7 +89,7 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
             "klora_runtime.artifact.file.save_file",
             half_then(SafetensorError("No space left on device")),
         ),
-        ("klora_runtime.artifact.file.os.fsync", failing(FULL_DISK)),
+        ("klora_runtime.artifact.replacing.os.fsync", failing(FULL_DISK)),
         ("pathlib.Path.replace", failing(FULL_DISK)),
     ],
 )
@@ -161,9 +163,10 @@ def test_a_kill_leaves_the_old_file_whole(stage: str, old: Path) -> None:
 def test_a_kill_at_any_moment_leaves_one_whole_file(old: Path) -> None:
     """A real kill from outside as soon as a second file appears: the old bytes or all the new."""
     code = LARGE + "print('ready', flush=True)\nsave_fusion(fusion, sys.argv[1], overwrite=True)\n"
+    paths = (ROOT / "runtime", ROOT / "tests")
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(old)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
         stdout=subprocess.PIPE,
     )
     try:
@@ -192,7 +195,7 @@ def test_file_mode_follows_the_umask(umask: int, mode: int, tmp_path: Path) -> N
     [
         ("no/such/folder/a.klora.safetensors", "No such file or directory"),
         ("file/a.klora.safetensors", "Not a directory"),
-        ("x" * 300, "File name too long"),
+        ("x" * 300, "its name takes 300 bytes, more than the 255 allowed"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_clear_error(

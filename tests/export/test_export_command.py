@@ -16,6 +16,7 @@ from klora_compile.export.settings import ExportSettings
 from klora_runtime import save_fusion
 from klora_runtime.errors import ConfigError
 
+EXISTS = "exists already; add --force (overwrite=True in Python) to replace it."
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
 
 
@@ -90,8 +91,16 @@ def test_refusals_before_any_work(artifact: Path, tmp_path: Path) -> None:
     static, phases = ("export", artifact, "--static"), ("export", artifact, "--phases", 2)
     missing = tmp_path / "nowhere"
     for arguments, status, message in (
-        ((*static, "-o", out), 1, f"{out} exists already; add --force to overwrite it."),
-        ((*phases, "-o", folder), 1, f"{folder} exists already; add --force to overwrite it."),
+        (
+            (*static, "-o", out),
+            1,
+            f"{out} {EXISTS}",
+        ),
+        (
+            (*phases, "-o", folder),
+            1,
+            f"{folder} {EXISTS}",
+        ),
         (("export", artifact, "-o", out), 2, "name one of --static and --phases N."),
         ((*static, "--phases", 2, "-o", out), 2, "name one of --static and --phases N."),
         (
@@ -117,6 +126,16 @@ def test_refusals_before_any_work(artifact: Path, tmp_path: Path) -> None:
         assert error_of(klora(*arguments), status) == message
     assert out.read_bytes() == b"old"
     assert list(folder.iterdir()) == []
+    (folder / "holiday.jpg").write_bytes(b"1")
+    assert error_of(klora(*phases, "-o", folder, "--force"), 1) == (
+        f"{folder} holds files that klora did not write; name another folder.\n  - holiday.jpg"
+    )
+    long = tmp_path / ("n" * 256)
+    for arguments in (static, phases):
+        assert error_of(klora(*arguments, "-o", long), 1).endswith(
+            "cannot be written: its name takes 256 bytes, more than the 255 allowed. Name a "
+            "shorter one."
+        )
 
 
 def test_an_artifact_that_is_damaged_or_none_is_refused(artifact: Path, tmp_path: Path) -> None:

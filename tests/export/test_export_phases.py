@@ -18,7 +18,6 @@ from support.exports import (
 )
 from support.handmade import hand_entry, hand_fusion
 
-from klora_compile.export import folder as export_folder
 from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficients, phases
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
@@ -178,7 +177,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_old_export_is_replaced_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_phases(aligned(0.5), out, 3)
-    with pytest.raises(KloraError, match="exists already; overwrite it explicitly or rename"):
+    with pytest.raises(KloraError, match="exists already; add --force"):
         export_phases(aligned(0.5), out, 2)
     export_phases(aligned(0.5), out, 2, overwrite=True)
     assert set(contents(out)) == {
@@ -198,7 +197,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(tmp_path: Path) -> No
     with pytest.raises(KloraError) as refusal:
         export_phases(aligned(0.5), out, 2, overwrite=True)
     assert str(refusal.value) == (
-        f"{out} holds what klora export did not write, and is not replaced; name another folder."
+        f"{out} holds files that klora did not write; name another folder."
         "\n  - holiday.jpg\n  - phase-1-of-9.safetensors"
     )
     assert contents(out) == before
@@ -222,7 +221,7 @@ def test_a_failed_export_leaves_the_old_one_as_it_was(
         return rename(source, target)
 
     if fails == "rename":
-        monkeypatch.setattr(export_folder.Path, "rename", rename_to)
+        monkeypatch.setattr(Path, "rename", rename_to)
     else:
         monkeypatch.setattr(f"klora_compile.export.writing.{fails}", full)
     with pytest.raises(KloraError) as refusal:

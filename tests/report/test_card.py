@@ -219,13 +219,13 @@ def test_a_printed_card_is_the_written_one(stated_artifact: Path, tmp_path: Path
 def test_an_existing_card_needs_force(stated_artifact: Path, tmp_path: Path) -> None:
     card, picture = tmp_path / "README.md", tmp_path / "map.png"
     card.write_text("mine")
-    wanted = f"{card} exists already; add --force to overwrite it."
+    wanted = f"{card} exists already; add --force (overwrite=True in Python) to replace it."
     assert error_of(klora("card", stated_artifact, "-o", card, "--map", picture), 1) == wanted
     assert (card.read_text(), picture.exists()) == ("mine", False)
     assert klora("card", stated_artifact, "-o", card, "--force").exit_code == 0
     assert card.read_text().startswith("---\n")
     picture.write_bytes(b"mine")
-    wanted = f"{picture} exists already; add --force to overwrite it."
+    wanted = f"{picture} exists already; add --force (overwrite=True in Python) to replace it."
     assert (
         error_of(klora("card", stated_artifact, "-o", tmp_path / "a", "--map", picture), 1)
         == wanted

@@ -237,7 +237,7 @@ def test_a_failed_write_leaves_the_old_file(
     output = tmp_path / "fox.png"
     output.write_bytes(b"mine")
     with pytest.raises(KloraError) as caught:
-        write_shots([Shot(PROMPT, 0, frames(1), False, 1.0)], output)
+        write_shots([Shot(PROMPT, 0, frames(1), False, 1.0)], output, overwrite=True)
     assert str(caught.value) == f"{output} cannot be written: {words}."
     assert output.read_bytes() == b"mine"
     assert list(tmp_path.iterdir()) == [output]

@@ -122,7 +122,7 @@ def test_an_existing_file_needs_force(shipped: Shipped, tmp_path: Path, no_sampl
     output = tmp_path / "fox.png"
     output.write_bytes(b"mine")
     assert error_of(sampled(shipped, output), 1) == (
-        f"{output} exists already; add --force to overwrite it."
+        f"{output} exists already; add --force (overwrite=True in Python) to replace it."
     )
     assert output.read_bytes() == b"mine"
 

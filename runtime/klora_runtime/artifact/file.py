@@ -11,10 +11,8 @@ import base64
 import binascii
 import hashlib
 import os
-import secrets
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +31,7 @@ from klora_runtime.artifact.factors import factors_json, reference_json
 from klora_runtime.artifact.fusion import Entry, Fusion, Source
 from klora_runtime.artifact.q.packed import check_shape, pack_factors
 from klora_runtime.artifact.references import fill
+from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.safetensors_file import (
     MAX_HEADER_BYTES,
     SafetensorsFile,
@@ -123,40 +122,26 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
             fusion breaks the format.
     """
     place = Path(path)
-    if os.path.lexists(place) and not overwrite:
-        raise ArtifactError(f"{shown(place)} exists already; overwrite it explicitly or rename.")
-    place = Path(os.path.realpath(place))  # a link stays, what it leads to is replaced
-    if os.path.exists(place) and not os.path.isfile(place):
-        raise ArtifactError(f"{shown(place)} is not a regular file; name another.")
-    try:
-        document, tensors = _serialise(fusion)
-        metadata = {METADATA_KEY: _text(document, deflated=_is_small(fusion))}
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"the fusion cannot be written: {shown(error)}.") from error
-    temporary = place.with_name(f".klora-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode  # as the umask says; the library's files are private
-        save_file(tensors, str(temporary), metadata=metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-            size = file.seek(0, os.SEEK_END)
-        with SafetensorsFile(temporary, "new artifact") as written:
-            _checked(written)
-        temporary.replace(place)
-    except FileFormatError as error:
-        raise ArtifactError(
-            f"{shown(place)} was not written, because it could not be read:",
-            error.issues or [str(error)],
-        ) from error
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ArtifactError(f"{shown(place)} cannot be written: {shown(why)}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return size
+    with replacing(place, overwrite=overwrite, error=ArtifactError) as new:
+        try:
+            document, tensors = _serialise(fusion)
+            metadata = {METADATA_KEY: _text(document, deflated=_is_small(fusion))}
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"the fusion cannot be written: {shown(error)}.") from error
+        mode = new.stat().st_mode  # as the umask says; the library's files are private
+        try:
+            save_file(tensors, str(new), metadata=metadata)
+            new.chmod(mode)
+            with SafetensorsFile(new, "new artifact") as written:
+                _checked(written)
+        except SafetensorError as error:
+            raise ArtifactError(f"{shown(place)} cannot be written: {shown(error)}.") from error
+        except FileFormatError as error:
+            raise ArtifactError(
+                f"{shown(place)} was not written, because it could not be read:",
+                error.issues or [str(error)],
+            ) from error
+        return new.stat().st_size
 
 
 def tensor_name(tensor: torch.Tensor) -> str:
