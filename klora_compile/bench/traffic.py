@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from klora_compile.bench.timing import seconds_of
-from klora_runtime.layers.leaf import is_branched
+from klora_runtime.layers.leaf import branch_of, is_branched
 
 #: Bytes that are copied to measure a memory's speed: more than any cache holds.
 _COPY_BYTES = 2**28
@@ -48,7 +48,7 @@ def branch_work(model: nn.Module, sample: Callable[[], object]) -> BranchWork:
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal nbytes, operations
-        down, up = module._klora_down, module._klora_up
+        down, up, _ = branch_of(module)
         nbytes += inputs[0].nbytes + 2 * output.nbytes + down.nbytes + up.nbytes
         rank, out = up.shape
         inner = down.numel() // rank

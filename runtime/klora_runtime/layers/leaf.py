@@ -1,18 +1,19 @@
 """A leaf module that adds a gated low-rank branch to its own output.
 
-The module gets a class of its own kind: one cached subclass per base class, which overrides
+The module gets a class of its own kind (`subclass`): one for each base class, which overrides
 ``__call__``, so that whatever replaced the module's ``forward`` (offloading, casting, quantisers)
 still runs inside. Compilers see a class and three tensors; forward hooks they would ignore.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, linear
+
+from klora_runtime.layers.subclass import Overlay
 
 #: Plain attributes of a branched module; in ``vars(module)``, so neither in its state nor moved.
 _DOWN, _UP, _GATE = "_klora_down", "_klora_up", "_klora_gate"
@@ -28,40 +29,38 @@ def attach(module: nn.Module, down: torch.Tensor, up: torch.Tensor, gate: torch.
         gate: (rank,); read anew at each call, so it may be written in place.
     """
     vars(module).update({_DOWN: down, _UP: up, _GATE: gate})
-    if not is_branched(module):
-        module.__class__ = _branched(type(module))  # type: ignore[arg-type]
+    _BRANCHED.put_on(module)
 
 
 def detach(module: nn.Module) -> None:
     """Give ``module`` its class back; twice is once."""
-    if is_branched(module):
-        module.__class__ = type(module).__bases__[0]
+    _BRANCHED.take_off(module)
     for name in (_DOWN, _UP, _GATE):
         vars(module).pop(name, None)
 
 
 def is_branched(module: nn.Module) -> bool:
-    """Whether a branch is attached."""
-    return type(module) is _branched(type(module).__bases__[0])
+    """Whether a branch is attached, and nothing has changed the module's class since."""
+    return _BRANCHED.is_outermost(module)
 
 
-@functools.cache
-def _branched(plain: type[Any]) -> type[Any]:
+def branch_of(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """down, up and gate of a module that is branched; see :func:`attach`."""
+    own = vars(module)
+    return own[_DOWN], own[_UP], own[_GATE]
+
+
+def _methods(plain: Any) -> dict[str, Any]:
     add_branch = _add_convolution if issubclass(plain, nn.Conv2d) else _add_linear
 
     def call(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return add_branch(self, input, plain.__call__(self, input, *args, **kwargs))
 
-    return type(
-        plain.__name__,
-        (plain,),
-        {
-            "__module__": plain.__module__,
-            "__qualname__": plain.__qualname__,
-            "__doc__": plain.__doc__,
-            "__call__": call,
-        },
-    )
+    return {"__call__": call}
+
+
+#: One class over each class of leaf, for as long as the process: compiled code keeps to it.
+_BRANCHED = Overlay(_methods, makes_plain=False)
 
 
 def _add_linear(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:

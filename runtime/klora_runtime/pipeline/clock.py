@@ -7,7 +7,7 @@ denoiser, ``step`` after it. The timestep that a loop passes is a view of the sc
 view, its value is looked up if it is on the host, and then ``set_begin_index`` and counting
 take over.
 
-The scheduler instance gets a class of its own (`own_class`), so the shared class and the
+The scheduler instance gets a class of its own (`layers.subclass`), so the shared class and the
 instance's ``__dict__`` stay untouched and signatures stay true. A copy drives the same clock; one
 that was pickled does not.
 
@@ -25,8 +25,8 @@ from typing import Any
 
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.layers.subclass import Overlay, plain_twin
 from klora_runtime.pipeline.occupancy import Occupancy
-from klora_runtime.pipeline.subclass import Overlay, plain_twin, take_off
 from klora_runtime.pipeline.timesteps import (
     Reader,
     differ,
@@ -90,9 +90,7 @@ class Clock:
 
     def detach(self) -> None:
         """Stop for good, and give every scheduler that was seen its class back."""
-        self._overlay.active = False
-        for scheduler in list(self._index):
-            take_off(scheduler)
+        self._overlay.retire(list(self._index))
         self._index.clear()
         self._on_progress, self._on_begin = _ignore, _ignore
         self._told_by = self._begun_by = self._timestep = None

@@ -2,7 +2,7 @@
 
 Assignments to its components are seen, one generation runs at a time, and the methods that would
 make a wrong picture or a wrong file are refused by name (`refusals`). Only this instance is
-concerned: it gets a class of its own (`subclass`).
+concerned: it gets a class of its own (`layers.subclass`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from klora_runtime.errors import InUseError
+from klora_runtime.layers.subclass import Overlay
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
-from klora_runtime.pipeline.subclass import Overlay, take_off
 
 
 class Events(Protocol):
@@ -60,8 +60,7 @@ class PipelineWatch:
 
     def detach(self) -> None:
         """Stop for good, and give the pipeline its class back."""
-        self._overlay.active = False
-        take_off(self._pipe)
+        self._overlay.retire([self._pipe])
         self._pipe = self._events = None
 
     def _events_of(self, pipe: Any) -> Events | None:
