@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from klora_compile import Config, compile_fusion
-from klora_compile.report.palette import colours
 from klora_compile.report.plot import draw_heat
-from klora_compile.report.schedule_map import blocks
+from klora_runtime.artifact.blocks import blocks
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.palette import colours
 
 WEIGHTS = Path(__file__).parent / "drawings" / "weights"
 SHOWN: tuple[tuple[str, dict[str, Any]], ...] = (

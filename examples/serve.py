@@ -67,7 +67,7 @@ class Server:
     """
 
     def __init__(self, pipe: Any, budget: int, steps: int) -> None:
-        from klora_runtime.library import FusionLibrary
+        from klora_runtime import FusionLibrary
 
         self.library = FusionLibrary(budget, device=pipe.device)
         self._pipe, self._steps = pipe, steps

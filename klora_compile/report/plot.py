@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from klora_compile.extras import missing_library
-from klora_compile.report.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
-from klora_compile.report.schedule_map import Block, blocks, slot_label
+from klora_compile.report.schedule_map import slot_label
 from klora_compile.report.summary import gamma_of, rule_of
+from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.errors import KloraError, shown
 

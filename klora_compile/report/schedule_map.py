@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import cycle
 
 import click
 
-from klora_compile.report.palette import Rgb, colours, mixed, parts_of
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion, Slot
+from klora_runtime.artifact.blocks import Block, blocks
+from klora_runtime.artifact.fusion import Fusion, Slot
+from klora_runtime.artifact.palette import Rgb, colours, mixed
 from klora_runtime.errors import shown
 
 #: Share of the layers of a block that are on content, from none to all, in characters.
@@ -20,43 +19,6 @@ _SHADES = "░▒▓█"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALIKE = "="
 _ROUNDING = 1e-9
-
-#: Data flows through a model's blocks in this order; other names follow by name.
-_FLOW = (
-    "down_blocks",
-    "mid_block",
-    "up_blocks",
-    "transformer_blocks",
-    "single_transformer_blocks",
-)
-_INNER_LISTS = ("attentions", "resnets", "downsamplers", "upsamplers")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Layers of a model that belong together, in the order data flows."""
-
-    name: str
-    entries: tuple[Entry, ...]
-
-    def acting(self) -> Block:
-        """The block without the layers that never act."""
-        return Block(self.name, tuple(entry for entry in self.entries if entry.acts))
-
-    def parts(self, progress: float) -> dict[str, float]:
-        """Slot -> its mean part in the layers that act here; empty where none acts."""
-        rows = (entry.timeline.at(progress) for entry in self.entries if entry.acts)
-        acting = [parts for row in rows if (parts := parts_of(row))]
-        slots = {slot for parts in acting for slot in parts}
-        return {slot: sum(parts.get(slot, 0.0) for parts in acting) / len(acting) for slot in slots}
-
-
-def blocks(fusion: Fusion) -> list[Block]:
-    """The denoiser's layers by block, in the order data flows."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in sorted(_with_steps(fusion.entries), key=_flow_key):
-        groups.setdefault(f"{entry.component}.{_block_name(entry.module)}", []).append(entry)
-    return [Block(name, tuple(entries)) for name, entries in groups.items()]
 
 
 def text_map(fusion: Fusion, width: int) -> str:
@@ -114,25 +76,3 @@ def _mark(parts: Mapping[str, float], slots: tuple[str, ...]) -> str:
         return _ALIKE
     letter = _LETTERS[shares.index(max(shares)) % len(_LETTERS)]
     return letter if max(shares) >= 0.5 - _ROUNDING else letter.lower()
-
-
-def _with_steps(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.component not in TEXT_ENCODERS]
-
-
-def _block_name(module: str) -> str:
-    parts = module.split(".")
-    for position, part in enumerate(parts):
-        following = parts[position + 1 : position + 2]
-        if part.isdigit() and following and following[0] not in _INNER_LISTS:
-            return ".".join(parts[: position + 1])
-    return parts[0]
-
-
-def _flow_key(entry: Entry) -> tuple[object, ...]:
-    first = entry.module.split(".")[0]
-    place = _FLOW.index(first) if first in _FLOW else len(_FLOW)
-    natural = tuple(
-        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.]", entry.module)
-    )
-    return entry.component, place, natural

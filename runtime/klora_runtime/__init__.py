@@ -6,7 +6,7 @@
     image = pipe("a fox in ink").images[0]
     handle.remove()
 
-Importing this package is cheap; torch is imported with the first use of a name.
+Importing this package is cheap; torch is imported with the first use of a name that needs it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,43 @@ from klora_runtime.__about__ import __version__ as __version__
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.file import load_fusion, save_fusion
-    from klora_runtime.errors import KloraError
-    from klora_runtime.pipeline.handle import apply_fusion
+    from klora_runtime.artifact.fusion import Fusion
+    from klora_runtime.artifact.library import FusionLibrary
+    from klora_runtime.errors import (
+        ArtifactError,
+        ConfigError,
+        IncompatibleModelError,
+        InUseError,
+        KloraError,
+    )
+    from klora_runtime.pipeline.handle import FusionHandle, apply_fusion
+    from klora_runtime.pipeline.report import Report
 
-__all__ = ["KloraError", "apply_fusion", "load_fusion", "save_fusion"]
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "Fusion",
+    "FusionHandle",
+    "FusionLibrary",
+    "InUseError",
+    "IncompatibleModelError",
+    "KloraError",
+    "Report",
+    "apply_fusion",
+    "load_fusion",
+    "save_fusion",
+]
 
 _HOMES = {
+    "ArtifactError": "klora_runtime.errors",
+    "ConfigError": "klora_runtime.errors",
+    "Fusion": "klora_runtime.artifact.fusion",
+    "FusionHandle": "klora_runtime.pipeline.handle",
+    "FusionLibrary": "klora_runtime.artifact.library",
+    "InUseError": "klora_runtime.errors",
+    "IncompatibleModelError": "klora_runtime.errors",
     "KloraError": "klora_runtime.errors",
+    "Report": "klora_runtime.pipeline.report",
     "apply_fusion": "klora_runtime.pipeline.handle",
     "load_fusion": "klora_runtime.artifact.file",
     "save_fusion": "klora_runtime.artifact.file",

@@ -50,8 +50,10 @@ class IncompatibleModelError(KloraError):
 
 
 class InUseError(KloraError):
-    """The pipeline or its denoiser is held by something else: another fusion, another thread's
-    generation, or a change that would come between a fusion and its layers.
+    """The pipeline or its denoiser is in use.
+
+    Another fusion holds it, another thread is generating, or a change would come between a fusion
+    and its layers.
 
     Attributes:
         handle: the handle of the fusion that is in the way, where that is what is.

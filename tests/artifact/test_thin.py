@@ -19,11 +19,17 @@ from klora_compile import Config, compile_fusion, read_adapter, reschedule
 from klora_compile.cli import main
 from klora_compile.storing.thin import thin
 from klora_compile.verify import differences
-from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Fusion, Reference
+from klora_runtime import (
+    ArtifactError,
+    ConfigError,
+    Fusion,
+    FusionLibrary,
+    apply_fusion,
+    load_fusion,
+    save_fusion,
+)
+from klora_runtime.artifact.fusion import Reference
 from klora_runtime.artifact.references import complete
-from klora_runtime.errors import ArtifactError, ConfigError
-from klora_runtime.library import FusionLibrary
 
 
 def thinned(content: Path, style: Path, path: Path) -> Fusion:

@@ -268,3 +268,76 @@ def test_the_report_as_text(pipe: Any) -> None:
     assert re.fullmatch(rf"rounding: {small} of the delta, at most {small} \(unet\..*\)", lines[2])
     assert lines[3] == "memory: 0.05 MB base weights on cpu, 0.01 MB factors on cpu"
     assert str(handle.report()).startswith("mode merge (disabled): ")
+
+
+# In three lines.
+
+
+def test_the_handle_in_three_lines(apply: Apply, pipe: Any) -> None:
+    """What it is, how large, and what acts now."""
+    fusion = fusion_for(pipe, [TO_Q, TO_V, CONV, TEXT], switch=0.6)
+    handle = apply(pipe, fusion, components=["unet"])
+
+    def lines() -> list[str]:
+        return repr(handle).splitlines()
+
+    what, how_large, acting = lines()
+    assert what == "FusionHandle on StableDiffusionPipeline: Fusion of no files by rule by hand"
+    mode = handle.report().mode
+    size = sum(handle.report().nbytes.values()) / 1e6
+    assert how_large == f"3 layers in unet; mode {mode}, 3 switches a run, {size:.2f} MB kept"
+    both = "acting {}: content in {} layers, weight {}; style in {} layers, weight 1"
+    assert acting == both.format("before the first step", 3, 1, 0)
+
+    seen: list[str] = []
+
+    def look(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append(lines()[2])
+        return values
+
+    handle.set(content=0.8)
+    generate(pipe, TWO_STEPS, callback_on_step_end=look)
+    assert seen[0] == both.format("at progress 0.75", 0, 0.8, 3)
+    assert lines()[2] == both.format("at progress 0.75", 0, 0.8, 3)
+    handle.enabled = False
+    assert lines()[2] == "disabled: the bare model acts"
+    handle.remove()
+    assert lines() == [
+        "FusionHandle, removed: Fusion of no files by rule by hand",
+        *repr(fusion).splitlines()[1:2],
+        "nothing acts",
+    ]
+
+
+def test_the_handle_in_a_notebook(apply: Apply, pipe: Any) -> None:
+    """The lines, the layers that are applied, the weights, and where sampling is."""
+    fusion = fusion_for(pipe, [TO_Q, TEXT])
+    handle = apply(pipe, fusion, components=["text_encoder"])
+    assert repr(handle) in handle._repr_html_()
+    assert "No layer of the denoiser acts." in handle._repr_html_()
+    handle.remove()
+    assert "No layer" not in handle._repr_html_()
+
+    handle = apply(pipe, fusion, weights={"style": 0.0})
+    assert "progress now" not in handle._repr_html_()
+    generate(pipe, TWO_STEPS)
+    html = handle._repr_html_()
+    assert "progress now: 0.75" in html
+    drawn = re.findall(r'<path fill="(\S+)" d="(\S+ \S+)"', html)
+    assert drawn == [("#2667a8", "M0 0h240v1h-240z")]
+
+
+def test_the_report_in_three_lines(pipe: Any) -> None:
+    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, TO_V, CONV]), weights={"style": 0.5})
+    size = sum(handle.report().nbytes.values()) / 1e6
+    assert repr(handle.report()).splitlines()[:2] == [
+        "Report: mode merge, every weight is a plain float32 tensor",
+        f"3 layers in unet; 3 switches a run; {size:.2f} MB kept",
+    ]
+    lost = r"rounding \d\.\de-08 of the delta"
+    generate(pipe, TWO_STEPS)
+    last = repr(handle.report()).splitlines()[2]
+    assert re.fullmatch(rf"acting at progress 0\.75: content 1, style 0\.5; {lost}", last)
+    handle.enabled = False
+    last = repr(handle.report()).splitlines()[2]
+    assert re.fullmatch(rf"disabled: the bare model acts; {lost}", last)

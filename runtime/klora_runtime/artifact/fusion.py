@@ -7,18 +7,23 @@ apply them, the reports print them.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.errors import shown
 
 if TYPE_CHECKING:  # a schedule is read without torch
     from klora_runtime.artifact.delta import Stored
 
 #: Components whose layers have no step: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+
+#: Files that ``repr`` names at most, and characters of a name.
+_NAMES, _NAME = 4, 40
 
 #: Fates of layers of which nothing is stored.
 SILENT_FATES = ("zero", "dropped")
@@ -128,7 +133,7 @@ class Rule:
     """What the rule computed for the whole model, such as ``gamma`` per component."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fusion:
     """Two (or more) LoRAs and the schedule that fuses them; what an artifact holds."""
 
@@ -167,6 +172,31 @@ class Fusion:
             for tensor in stored.delta.tensors
         }
         return sum(seen.values())
+
+    def __repr__(self) -> str:
+        """Three lines: see :func:`summary`."""
+        return "\n".join(summary(self))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the three lines, and the map of the schedule."""
+        from klora_runtime.artifact.schedule_html import schedule_html
+
+        return schedule_html(self, repr(self))
+
+
+def summary(fusion: Fusion) -> tuple[str, str, str]:
+    """What a fusion is, how large, and what acts: a line each."""
+    files = [shown(source.file, _NAME) for source in fusion.sources.values()]
+    if len(files) > _NAMES:
+        files[_NAMES:] = [f"{len(files) - _NAMES} more"]
+    fits = "" if fusion.family is None else f", for {shown(fusion.family, _NAME)}"
+    fates = Counter(entry.fate for entry in fusion.entries if entry.acts)
+    held = "factors in its sources" if fusion.is_thin else f"{fusion.nbytes / 1e6:.2f} MB"
+    return (
+        f"Fusion of {' and '.join(files) or 'no files'} by rule {shown(fusion.rule.name)}{fits}",
+        f"{fates.total()} layers in {', '.join(map(shown, fusion.components))}; {held}",
+        f"acting: {', '.join(f'{count} {shown(fate)}' for fate, count in fates.items())}",
+    )
 
 
 def fingerprint(layers: Iterable[tuple[str, str, str, tuple[int, ...]]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from klora_runtime.artifact.file import load_fusion
-from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion, summary
 from klora_runtime.artifact.references import complete
 from klora_runtime.errors import ConfigError, InUseError
 from klora_runtime.layers.choice import MODES, choose, rounding_share
@@ -197,14 +198,13 @@ class FusionHandle:
             InUseError: the fusion was removed.
         """
         self._require_applied()
-        live, components = self._live, self._attachment.components
+        live = self._live
         rounding = list(live.mode.rounding(live.weights))
-        acting = [e for e in self.fusion.entries if e.acts and e.component in components]
         return Report(
             mode=live.mode.name,
             why=self._why,
-            layers=dict(Counter(entry.fate for entry in acting)),
-            components=components,
+            layers=dict(Counter(entry.fate for entry in self._acting())),
+            components=self._attachment.components,
             switches=live.mode.switches,
             weights={slot: live.weights.get(slot, 1.0) for slot in self.fusion.slots},
             enabled=live.enabled,
@@ -215,6 +215,46 @@ class FusionHandle:
             ),
             nbytes=live.mode.nbytes(),
         )
+
+    def __repr__(self) -> str:
+        """Three lines: what it is, how large, and what acts now."""
+        what, how_large, _ = summary(self.fusion)
+        pipe, live = self._attachment.pipe, self._live
+        if pipe is None:
+            return f"FusionHandle, removed: {what}\n{how_large}\nnothing acts"
+        acting = self._acting()
+        kept = sum(live.mode.nbytes().values()) / 1e6
+        return (
+            f"FusionHandle on {type(pipe).__name__}: {what}\n"
+            f"{len(acting)} layers in {', '.join(self._attachment.components)}; "
+            f"mode {live.mode.name}, {live.mode.switches} switches a run, {kept:.2f} MB kept\n"
+            + (self._acting_now(acting) if live.enabled else "disabled: the bare model acts")
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the three lines, and the map of the schedule as it acts here."""
+        from klora_runtime.artifact.schedule_html import schedule_html
+
+        if not self._is_applied:
+            return schedule_html(self.fusion, repr(self))
+        held = replace(self.fusion, entries=tuple(self._acting()))
+        return schedule_html(held, repr(self), self._live.weights, self._attachment.progress)
+
+    def _acting(self) -> list[Entry]:
+        """The layers that are applied."""
+        components = self._attachment.components
+        return [e for e in self.fusion.entries if e.acts and e.component in components]
+
+    def _acting_now(self, acting: Sequence[Entry]) -> str:
+        progress, weights = self._attachment.progress, self._live.weights
+        rows = [entry.timeline.at(progress or 0.0) for entry in acting]
+        counts = {slot: sum(1 for row in rows if row.get(slot)) for slot in self.fusion.slots}
+        parts = (
+            f"{slot} in {count} layers, weight {weights.get(slot, 1.0):g}"
+            for slot, count in counts.items()
+        )
+        place = "before the first step" if progress is None else f"at progress {progress:.3g}"
+        return f"acting {place}: {'; '.join(parts)}"
 
     @property
     def _is_applied(self) -> bool:

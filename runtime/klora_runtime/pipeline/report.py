@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What a handle holds and how good it is; ``str()`` makes a short text of it."""
+    """What a handle holds and how good it is; ``str()`` and ``repr()`` make a short text of it."""
 
     mode: str
     why: str
@@ -28,6 +28,19 @@ class Report:
     """The layer that rounds most, and how much."""
     nbytes: Mapping[str, int]
     """Purpose and place -> bytes that the handle keeps."""
+
+    def __repr__(self) -> str:
+        """Three lines: what it is, how large, and what acts."""
+        kept = sum(self.nbytes.values()) / 1e6
+        weights = ", ".join(f"{slot} {weight:g}" for slot, weight in self.weights.items())
+        place = "" if self.progress is None else f" at progress {self.progress:.3g}"
+        return (
+            f"Report: mode {self.mode}, {self.why}\n"
+            f"{sum(self.layers.values())} layers in {', '.join(self.components)}; "
+            f"{self.switches} switches a run; {kept:.2f} MB kept\n"
+            + (f"acting{place}: {weights}" if self.enabled else "disabled: the bare model acts")
+            + f"; rounding {self.rounding:.2g} of the delta"
+        )
 
     def __str__(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())

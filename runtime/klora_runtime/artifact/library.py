@@ -12,7 +12,6 @@ import torch
 
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.references import fill
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError
 
@@ -24,12 +23,12 @@ class FusionLibrary:
     """Loads artifacts and keeps those used last, up to a budget of memory. Threads may share it.
 
     Args:
-        budget: bytes of factors that may stay loaded, 0 or more. One fusion larger than all of it
-            is given out and not kept.
-        device: where they are kept; that of the pipelines spares sending them at each swap.
+        budget: bytes of factors that may stay loaded, 0 or more. A fusion that is larger is given
+            out and not kept.
+        device: where the factors are kept; on that of the pipelines, no swap has to send them.
 
     Raises:
-        ConfigError: the budget is no such number, or there is no such device.
+        ConfigError: the budget is not a whole number of 0 or more, or there is no such device.
     """
 
     def __init__(self, budget: int, *, device: str | torch.device = "cpu") -> None:
@@ -49,20 +48,20 @@ class FusionLibrary:
         """The fusion of an artifact, loaded if it is not at hand or its file was changed.
 
         Args:
+            path: a ``.klora.safetensors`` file.
             sources: of a thin artifact, see :func:`klora_runtime.load_fusion`; as their digests
                 decide, it does not matter later which files they were.
 
         Raises:
-            ArtifactError: see :func:`klora_runtime.load_fusion`.
+            ArtifactError: see :func:`klora_runtime.load_fusion`; nothing is kept of this file.
+            ConfigError: ``sources`` has a name that the artifact does not have, or it is not thin.
         """
         key = _key(path)
         with self._lock:
             if key is not None and key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        fusion = load_fusion(path, device=self.device)
-        if sources:
-            fusion = fill(fusion, sources, self.device)
+        fusion = load_fusion(path, device=self.device, sources=sources)
         if not fusion.is_thin and key is not None and key == _key(path):  # not replaced meanwhile
             self._keep(key, fusion)
         return fusion

@@ -1,0 +1,71 @@
+"""A fusion's layers by block, in the order data flows through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.artifact.palette import parts_of
+
+#: Data flows through a model's blocks in this order; other names follow by name.
+_FLOW = (
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "transformer_blocks",
+    "single_transformer_blocks",
+)
+_INNER_LISTS = ("attentions", "resnets", "downsamplers", "upsamplers")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers of a model that belong together, in the order data flows."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    def acting(self) -> Block:
+        """The block without the layers that never act."""
+        return Block(self.name, tuple(entry for entry in self.entries if entry.acts))
+
+    def parts(self, progress: float) -> dict[str, float]:
+        """Slot -> its mean part in the layers that act here; empty where none acts."""
+        rows = (entry.timeline.at(progress) for entry in self.entries if entry.acts)
+        acting = [parts for row in rows if (parts := parts_of(row))]
+        slots = {slot for parts in acting for slot in parts}
+        return {slot: sum(parts.get(slot, 0.0) for parts in acting) / len(acting) for slot in slots}
+
+
+def blocks(fusion: Fusion) -> list[Block]:
+    """The denoiser's layers by block, in the order data flows."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in sorted(_with_steps(fusion.entries), key=_flow_key):
+        groups.setdefault(f"{entry.component}.{_block_name(entry.module)}", []).append(entry)
+    return [Block(name, tuple(entries)) for name, entries in groups.items()]
+
+
+def _with_steps(entries: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.component not in TEXT_ENCODERS]
+
+
+def _block_name(module: str) -> str:
+    parts = module.split(".")
+    for position, part in enumerate(parts):
+        following = parts[position + 1 : position + 2]
+        if part.isdigit() and following and following[0] not in _INNER_LISTS:
+            return ".".join(parts[: position + 1])
+    return parts[0]
+
+
+def _flow_key(entry: Entry) -> tuple[object, ...]:
+    names = entry.module.split(".")
+    place = _FLOW.index(names[0]) if names[0] in _FLOW else len(_FLOW)
+    return entry.component, place, tuple(map(_natural, names))
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Numbers by size, however many digits they have, and after names."""
+    digits = name.lstrip("0")
+    return (len(digits), digits) if name.isdigit() else (-1, name)

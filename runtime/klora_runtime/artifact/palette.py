@@ -1,0 +1,54 @@
+"""A colour for each slot: blues for contents, oranges for styles, from dark to light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from klora_runtime.artifact.fusion import Slot
+
+Rgb = tuple[int, int, int]
+
+#: Colours of the two roles: a blue and an orange that stay apart in print and for colour-blind
+#: readers.
+CONTENT_RGB: Rgb = (38, 103, 168)
+STYLE_RGB: Rgb = (232, 133, 44)
+
+_WHITE: Rgb = (255, 255, 255)
+
+#: How far the last slot of a role is on its way to white.
+_LIGHTEST = 0.6
+
+
+def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
+    """Slot -> colour; contents first, then in the order of the LoRAs."""
+    ordered = sorted(slots.values(), key=_place)
+    found = {}
+    for slot in ordered:
+        kin = [other for other in ordered if other.role == slot.role]
+        share = _LIGHTEST * kin.index(slot) / max(1, len(kin) - 1)
+        base = CONTENT_RGB if slot.role == "content" else STYLE_RGB
+        found[slot.name] = mixed([(base, 1.0 - share), (_WHITE, share)])
+    return found
+
+
+def mixed(parts: Sequence[tuple[Rgb, float]]) -> Rgb:
+    """Colours mixed in these parts, which add up to 1."""
+    red, green, blue = (round(sum(share * colour[i] for colour, share in parts)) for i in range(3))
+    return red, green, blue
+
+
+def parts_of(row: Mapping[str, float]) -> dict[str, float]:
+    """Slot -> its part of all that acts, by the size of coefficients; empty where nothing acts."""
+    largest = max(map(abs, row.values()), default=0.0)
+    if not largest:
+        return {}
+    sizes = {slot: abs(value) / largest for slot, value in row.items() if value}
+    total = sum(sizes.values())
+    return {slot: size / total for slot, size in sizes.items()}
+
+
+def _place(slot: Slot) -> tuple[str, str, int, str]:
+    """``content.2`` before ``content.10``: numbers by length and digits, whatever their size."""
+    stem, _, number = slot.name.partition(".")
+    digits = number.lstrip("0")
+    return slot.role, stem, len(digits), digits
