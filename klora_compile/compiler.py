@@ -203,14 +203,15 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
 
 
 def _source(adapter: Adapter) -> Source:
+    found = adapter.survey
     return Source(
-        file=adapter.path.name.replace("\\", "_"),  # a path on some systems
+        file=found.path.name.replace("\\", "_"),  # a path on some systems
         sha256=adapter.sha256,
-        bytes=adapter.nbytes,
-        layout=adapter.layout,
+        bytes=found.nbytes,
+        layout=found.layout,
         ranks=adapter.ranks,
-        trigger_words=adapter.trigger_words,
-        license=adapter.license,
+        trigger_words=found.origin.trigger_words,
+        license=found.origin.license,
         notes=provenance(adapter),
     )
 
@@ -219,5 +220,5 @@ def _family(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> str | No
     """Of all LoRAs together; the layers that only one has may tell the others'."""
     weights = (layer for layer in layers if layer.parameter == "weight")
     found = family_of({(v.component, v.module): v.shape for v in weights})
-    stated = {adapter.family for adapter in sources.values()} - {None}
+    stated = {adapter.survey.family for adapter in sources.values()} - {None}
     return stated.pop() if found is None and len(stated) == 1 else found

@@ -44,7 +44,7 @@ def read_sources(
             else stack.enter_context(open_adapter(lora, options))
             for slot, lora in loras.items()
         }
-        check_loras(opened, rule)
+        check_loras({slot: each.survey for slot, each in opened.items()}, rule)
         return {
             slot: each if isinstance(each, Adapter) else each.read(on_module)
             for slot, each in opened.items()

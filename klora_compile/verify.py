@@ -87,7 +87,7 @@ def _compare_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterato
         elif source.sha256 != adapter.sha256:
             yield (
                 f"sources.{name}: it was compiled from {shown(source.file)} with sha256 "
-                f"{source.sha256}, {shown(adapter.path)} has {adapter.sha256}"
+                f"{source.sha256}, {shown(adapter.survey.path)} has {adapter.sha256}"
             )
 
 

@@ -41,7 +41,8 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
 
 
 def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
-    from klora_compile.reading.adapter import read_adapter, survey
+    from klora_compile.reading.adapter import read_adapter
+    from klora_compile.reading.survey import survey
     from klora_compile.report.lora import lora_json, lora_lines
     from klora_compile.report.summary import bytes_text, table
     from klora_runtime.errors import LoraError, shown
@@ -56,7 +57,7 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
     if as_json:
         click.echo(json.dumps(lora_json(found, adapter)))
     else:
-        size = bytes_text(found.path.stat().st_size)
+        size = bytes_text(found.nbytes)
         click.echo(table([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)]))
     if refusal is not None:
         raise refusal

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Protocol
 
-from klora_compile.reading.layers import Layer, LayerFacts
+from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.survey import Survey
 from klora_compile.rules.lookup import RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
@@ -14,21 +13,6 @@ from klora_compile.slots import ROLES, role_of
 from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families.catalogue import family_name
-
-
-class Described(Protocol):
-    """A LoRA whose header was read, at least."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def family(self) -> str | None: ...
-
-    @property
-    def known(self) -> Mapping[str, LayerFacts | Layer]:
-        """Layer name -> what is known of it beforehand, its shape for one."""
-        ...
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -63,28 +47,29 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
         raise ConfigError(misfit)
 
 
-def check_loras(loras: Mapping[str, Described], rule: Rule) -> None:
+def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     """See that LoRAs are of one base model.
 
     Args:
-        loras: slot -> LoRA.
+        loras: slot -> what the LoRA's header tells.
         rule: one of whole LoRAs asks for no common layer.
 
     Raises:
         PairingError: a layer has two shapes, or no denoiser layer is common, or families differ.
     """
     advice = _advice(loras)
-    known = {slot: lora.known for slot, lora in loras.items()}
-    issues = list(_issues_of_shapes(known))
+    layers = {slot: {v.name: v for v in lora.layers} for slot, lora in loras.items()}
+    issues = list(_issues_of_shapes(layers))
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
     families = {lora.family for lora in loras.values()} - {None}
     if rule.whole and len(families) > 1:
         raise PairingError(f"the LoRAs are for different models. {advice}")
-    common = set.intersection(*map(set, known.values()))
+    common = set.intersection(*map(set, layers.values()))
     if not rule.whole and all(name.startswith("text_encoder") for name in common):
         components = {
-            slot: sorted({layer.component for layer in own.values()}) for slot, own in known.items()
+            slot: sorted({layer.component for layer in own.values()})
+            for slot, own in layers.items()
         }
         raise PairingError(
             f"the LoRAs have no denoiser layer in common. {advice}",
@@ -92,15 +77,15 @@ def check_loras(loras: Mapping[str, Described], rule: Rule) -> None:
         )
 
 
-def _issues_of_shapes(known: Mapping[str, Mapping[str, LayerFacts | Layer]]) -> Iterator[str]:
-    for name in sorted({name for own in known.values() for name in own}):
-        shapes = {slot: own[name].shape for slot, own in known.items() if name in own}
+def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterator[str]:
+    for name in sorted({name for own in layers.values() for name in own}):
+        shapes = {slot: own[name].shape for slot, own in layers.items() if name in own}
         if len(set(shapes.values())) > 1:
             found = (f"{list(shape)} in {slot.upper()}" for slot, shape in shapes.items())
             yield f"{shown(name)}: {', '.join(found)}"
 
 
-def _advice(loras: Mapping[str, Described]) -> str:
+def _advice(loras: Mapping[str, Survey]) -> str:
     first, *others = (
         (f"{slot.upper()} {shown(lora.path)}", f"for {family_name(lora.family)}")
         for slot, lora in loras.items()

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import torch
 
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
-from klora_compile.reading.forms.dora import Axis, axes, common_axis
+from klora_compile.reading.forms.dora import Axis, axes
 from klora_compile.reading.forms.parts import Form, Part, Shape
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.names.account import Account, Module
 from klora_compile.reading.names.keys import UnplacedKey
 from klora_compile.reading.names.placing import placements, targets_of
+from klora_compile.reading.pieces import BASE_FORMS, Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
@@ -45,12 +45,8 @@ _DTYPES: Mapping[str, tuple[str, bool]] = {
     "BOOL": ("bool", False),
 }
 
-
 #: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
-
-#: Forms whose delta depends on the base model's weight.
-BASE_FORMS = ("dora", "value")
 
 #: An alpha's source where no alpha acts.
 NO_ALPHA = "none"
@@ -66,38 +62,44 @@ class Tensors(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One parameter of one module of a file, described."""
+class Description:
+    """What a module of a file is."""
 
-    facts: LayerFacts
-    """Of the whole module, under the file's name of it where a table places it."""
+    pieces: tuple[Piece, ...] = ()
+    """The parameters that it changes; none where it cannot be told."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with it, one sentence each."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A module whose tensors are known to belong together."""
+
     module: Module
+    component: str
+    """As the file has it; see :meth:`Account.place`."""
+    path: str
     form: Form | None
-    """None for a bias."""
-    part: Part | None
-    """The tensor of a bias."""
+    """Of the weight's delta; None where only a bias is changed."""
+    shapes: Mapping[Part, Shape]
     kernel: Shape
-    places: tuple[Placement, ...]
-    """The layers of diffusers that it is, and their rows."""
-    grows: bool = False
-    """Whether its delta becomes dense, if nothing is lost, and is not so in the file."""
-    axis: frozenset[Axis] = frozenset()
-    """Where it is DoRA's: what its magnitude may belong to."""
+    """The convolution's, where the tensors do not say it."""
 
     @property
-    def needs_base(self) -> bool:
-        """Whether the delta depends on the base model's weight."""
-        return self.facts.form in BASE_FORMS
+    def magnitude(self) -> Part | None:
+        """The part that is DoRA's magnitude."""
+        return next((part for part in MAGNITUDES if part in self.shapes), None)
 
-    @cached_property
-    def layers(self) -> tuple[LayerFacts, ...]:
-        """The layers that it becomes."""
-        return tuple(self._layer(place) for place in self.places)
 
-    def _layer(self, place: Placement) -> LayerFacts:
-        one = self.facts
-        rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
-        return replace(one, module=place.module, shape=(rows, *one.shape[1:]))
+@dataclass(frozen=True)
+class _Scale:
+    """What the file says of a module's scale."""
+
+    rank: int | None
+    """As declared; None where the form has none."""
+    alpha: float | None = None
+    source: str = NO_ALPHA
+    problems: tuple[str, ...] = ()
 
 
 class Describer:
@@ -116,53 +118,27 @@ class Describer:
         self._file, self._account = file, account
         self._scales, self._options = scales, options
 
-    def pieces(self, module: Module) -> Sequence[Piece | str]:
+    def describe(self, module: Module) -> Description:
         """The parameters that a module changes, and what is wrong with it."""
         component, path = self._account.place(module)
-        hindrance = self._scales.hindrance(component)
-        if hindrance is not None:
-            return [hindrance]
-        problems = [*self._dtype_problems(module)]
-        form = form_of(module.parts)
+        form = self._scales.hindrance(component) or form_of(module.parts)
         if isinstance(form, str):
-            return [form]
-        infos = self._file.tensors
-        shapes = {part: infos[key].shape for part, key in module.parts.items()}
+            return Description(problems=(form,))
+        shapes = {part: self._file.tensors[key].shape for part, key in module.parts.items()}
         kernel = folded_kernel(component, self._diffusers_path(module, path))
-        if form is not None:
-            problems += form.problems(shapes, kernel)
-        elif Part.UP_BIAS in module.parts:
-            problems.append("has a bias of up, and no up")
+        subject = _Subject(module, component, path, form, shapes, kernel)
+        problems = [*self._dtype_problems(module), *_form_problems(subject)]
         if problems:
-            return problems
-        rank = None if form is None else form.rank(shapes)
-        if form is not None and form.name == "lokr" and rank is None:
-            rank = self._scales.rank(component, path)
-        shape = None if form is None else form.shape(shapes, kernel)
-        whole = form is not None and form.rank(shapes) is None
-        value, source, conflict = self._alpha(module, component, path, rank, shape, whole)
-        pieces: list[Piece] = []
-        if form is not None and shape is not None:
-            axis = self._axes(module, shape)
-            name = "dora" if axis is not None else form.name
-            place = self._denoiser(component), path
-            facts = LayerFacts(*place, "weight", name, rank, value, source, shape)
-            grows = name in BASE_FORMS or form.is_dense(shapes, kernel)
-            piece = Piece(facts, module, form, None, kernel, (), grows, axis or frozenset())
-            if axis == frozenset():
-                problems.append(
-                    f"its magnitude {self._magnitude_shape(module)} has as many values as neither "
-                    f"rows nor columns of the weight {list(shape)}"
-                )
-            if axis is None and self._scales.is_dora(component) and name == "lora":
-                problems.append("is DoRA by its metadata, and has no magnitude")
-            pieces.append(piece)
-        pieces += self._biases(module, component, path, rank, value, source)
-        problems += self._size_problems(pieces)
+            return Description(problems=tuple(problems))
+        scale = self._scale(subject)
+        weights = [] if form is None else [self._weight(subject, form, scale)]
+        biases = list(self._biases(subject, scale))
+        problems = [p for weight in weights for p in self._magnitude_problems(subject, weight)]
+        problems += _size_problems(weights, biases)
         if problems:
-            return problems
-        placed = [self._placed(piece, shape) for piece in pieces]
-        return [*placed, *conflict]
+            return Description(problems=tuple(problems))
+        inner = next((w.facts.shape[1] for w in weights if len(w.facts.shape) > 1), None)
+        return self._placed([*weights, *biases], inner, scale.problems)
 
     def _denoiser(self, component: str) -> str:
         """The component of the pipeline, which the file may not know."""
@@ -173,62 +149,6 @@ class Describer:
             return path
         assert self._account.table is not None
         return targets_of(self._account.table, module.key.stem)[0]
-
-    def _biases(
-        self,
-        module: Module,
-        component: str,
-        path: str,
-        rank: int | None,
-        alpha: float | None,
-        source: str,
-    ) -> Iterator[Piece]:
-        for part, form in BIASES.items():
-            if part not in module.parts:
-                continue
-            shape = self._file.tensors[module.parts[part]].shape
-            scaled = part is Part.UP_BIAS
-            facts = LayerFacts(
-                self._denoiser(component),
-                path,
-                "bias",
-                form,
-                rank if scaled else None,
-                alpha if scaled else None,
-                source if scaled else NO_ALPHA,
-                shape,
-            )
-            yield Piece(facts, module, None, part, (), ())
-
-    def _size_problems(self, pieces: Sequence[Piece]) -> Iterator[str]:
-        for piece in pieces:
-            shape = piece.facts.shape
-            if math.prod(shape) > MAX_ELEMENTS:
-                yield (
-                    f"its delta {list(shape)} would have {math.prod(shape)} elements, at most "
-                    f"{MAX_ELEMENTS} are read"
-                )
-            if piece.facts.parameter == "bias" and len(shape) != 1:
-                yield f"its bias is {list(shape)}, expected one dimension"
-        weights = [piece.facts.shape[0] for piece in pieces if piece.facts.parameter == "weight"]
-        biases = [piece.facts.shape for piece in pieces if piece.facts.parameter == "bias"]
-        if len(biases) > 1:
-            yield "has two biases"
-        if weights and biases and biases[0] != (weights[0],):
-            yield f"its bias is {list(biases[0])}, expected [{weights[0]}] as its weight has rows"
-
-    def _placed(self, piece: Piece, weight: Shape | None) -> Piece | str:
-        """The piece with the layers of diffusers that it is."""
-        key, table = piece.module.key, self._account.table
-        if not isinstance(key, UnplacedKey):
-            places: tuple[Placement, ...] | str = (Placement(piece.facts.module, None),)
-        else:
-            assert table is not None
-            inner = weight[1] if weight is not None and len(weight) > 1 else None
-            places = placements(table, key.stem, piece.facts.shape[0], inner)
-        if isinstance(places, str):
-            return places
-        return replace(piece, places=places)
 
     def _dtype_problems(self, module: Module) -> Iterator[str]:
         for part, key in module.parts.items():
@@ -243,74 +163,144 @@ class Describer:
                     f"{part.value} is torch.{name}, expected float32, float16, bfloat16 or float8"
                 )
 
-    def _axes(self, module: Module, shape: Shape) -> frozenset[Axis] | None:
-        """What a DoRA's magnitude may belong to; None where it is none."""
-        found = [part for part in MAGNITUDES if part in module.parts]
-        if not found:
-            return None
-        magnitude = self._file.tensors[module.parts[found[0]]].shape
-        if len(shape) < 2:
-            return frozenset()
-        if found[0] is Part.ROW_MAGNITUDE:
-            return frozenset([Axis.OUTPUT] if math.prod(magnitude) == shape[0] else [])
-        return axes(magnitude, shape)
-
-    def _magnitude_shape(self, module: Module) -> list[int]:
-        part = next(part for part in MAGNITUDES if part in module.parts)
-        return list(self._file.tensors[module.parts[part]].shape)
-
-    def _alpha(
-        self,
-        module: Module,
-        component: str,
-        path: str,
-        rank: int | None,
-        shape: Shape | None,
-        whole: bool,
-    ) -> tuple[float | None, str, list[str]]:
-        """Alpha, where it is from, and what is wrong with it."""
-        if rank is None or shape is None:
-            return None, NO_ALPHA, []
+    def _scale(self, subject: _Subject) -> _Scale:
+        """Rank and alpha, and what is wrong with them."""
+        module, form = subject.module, subject.form
+        declared = None if form is None else form.rank(subject.shapes)
+        rank = declared
+        if form is not None and form.name == "lokr" and rank is None:
+            rank = self._scales.rank(subject.component, subject.path)
+        if form is None or rank is None:
+            return _Scale(rank)
         tensor = None
         if Part.ALPHA in module.parts:
             tensor = float(self._file.tensor(module.parts[Part.ALPHA]))
         layer = LayerScale(
-            component,
-            path,
+            subject.component,
+            subject.path,
             rank,
-            kernel=len(shape) > 2,
+            kernel=len(form.shape(subject.shapes, subject.kernel)) > 2,
             by_kohya=module.key.layout == "kohya",
-            whole=whole,
+            whole=declared is None,
             tensor=tensor,
         )
         alpha, other = self._scales.alpha(layer)
         if alpha.value and not MIN_ALPHA <= abs(alpha.value) <= MAX_ALPHA:
             expected = f"0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"
-            return None, alpha.source, [f"alpha is {alpha.value}, expected {expected}"]
-        problems = []
-        if other is not None and self._options.alpha_conflict == "error":
-            problems.append(
-                f"alpha is {alpha.value:g} by {alpha.source} and {other.value:g} by "
-                f"{other.source}; --alpha-conflict first takes the first"
+            problem = f"alpha is {alpha.value}, expected {expected}"
+            return _Scale(rank, None, alpha.source, (problem,))
+        if other is None or self._options.alpha_conflict == "first":
+            return _Scale(rank, alpha.value, alpha.source)
+        problem = (
+            f"alpha is {alpha.value:g} by {alpha.source} and {other.value:g} by "
+            f"{other.source}; --alpha-conflict first takes the first"
+        )
+        return _Scale(rank, alpha.value, alpha.source, (problem,))
+
+    def _weight(self, subject: _Subject, form: Form, scale: _Scale) -> Piece:
+        shape = form.shape(subject.shapes, subject.kernel)
+        name = form.name if subject.magnitude is None else "dora"
+        facts = LayerFacts(
+            component=self._denoiser(subject.component),
+            module=subject.path,
+            parameter="weight",
+            form=name,
+            rank=scale.rank,
+            alpha=scale.alpha,
+            alpha_source=scale.source,
+            shape=shape,
+        )
+        return Piece(
+            facts=facts,
+            module=subject.module,
+            form=form,
+            part=None,
+            kernel=subject.kernel,
+            grows=name in BASE_FORMS or form.is_dense(subject.shapes, subject.kernel),
+            axis=_axes(subject, shape),
+        )
+
+    def _biases(self, subject: _Subject, scale: _Scale) -> Iterator[Piece]:
+        for part, form in BIASES.items():
+            if part not in subject.shapes:
+                continue
+            scaled = part is Part.UP_BIAS  # up @ down + up's bias, all of it times alpha / rank
+            facts = LayerFacts(
+                component=self._denoiser(subject.component),
+                module=subject.path,
+                parameter="bias",
+                form=form,
+                rank=scale.rank if scaled else None,
+                alpha=scale.alpha if scaled else None,
+                alpha_source=scale.source if scaled else NO_ALPHA,
+                shape=subject.shapes[part],
             )
-        return alpha.value, alpha.source, problems
+            yield Piece(facts, subject.module, form=None, part=part)
+
+    def _magnitude_problems(self, subject: _Subject, weight: Piece) -> Iterator[str]:
+        if subject.magnitude is not None and not weight.axis:
+            yield (
+                f"its magnitude {list(subject.shapes[subject.magnitude])} has as many values as "
+                f"neither rows nor columns of the weight {list(weight.facts.shape)}"
+            )
+        if weight.facts.form == "lora" and self._scales.is_dora(subject.component):
+            yield "is DoRA by its metadata, and has no magnitude"
+
+    def _placed(
+        self, pieces: Sequence[Piece], inner: int | None, conflicts: Sequence[str]
+    ) -> Description:
+        """The pieces with the layers of diffusers that they are.
+
+        Args:
+            inner: columns of the module's weight; None where there is none.
+            conflicts: what is wrong with the scale, which hinders no placing.
+        """
+        placed, problems = [], []
+        for piece in pieces:
+            places = self._places(piece, inner)
+            if isinstance(places, str):
+                problems.append(places)
+            else:
+                placed.append(replace(piece, places=places))
+        return Description(tuple(placed), (*problems, *conflicts))
+
+    def _places(self, piece: Piece, inner: int | None) -> tuple[Placement, ...] | str:
+        key, table = piece.module.key, self._account.table
+        if not isinstance(key, UnplacedKey):
+            return (Placement(piece.facts.module, None),)
+        assert table is not None
+        return placements(table, key.stem, piece.facts.shape[0], inner)
 
 
-def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
-    """What the magnitudes of a file belong to, for which all of its layers speak.
+def _form_problems(subject: _Subject) -> list[str]:
+    if subject.form is not None:
+        return subject.form.problems(subject.shapes, subject.kernel)
+    return ["has a bias of up, and no up"] if Part.UP_BIAS in subject.shapes else []
 
-    Returns:
-        The axis, None where no layer is DoRA's, or what is wrong.
-    """
-    found = [piece.axis for piece in pieces if piece.axis]
-    if not found:
-        return None
-    axis = common_axis(found)
-    if axis is not None:
-        return axis
-    if any(len(each) == 1 for each in found):
-        return "some magnitudes belong to rows, others to columns"
-    return (
-        "its magnitudes are vectors and its weights are square: it cannot be told whether they "
-        "belong to rows or to columns; save it with magnitudes of (out, 1) or (1, in)"
-    )
+
+def _axes(subject: _Subject, shape: Shape) -> frozenset[Axis]:
+    """What a DoRA's magnitude may belong to; nothing where it fits neither or is none."""
+    if subject.magnitude is None or len(shape) < 2:
+        return frozenset()
+    magnitude = subject.shapes[subject.magnitude]
+    if subject.magnitude is Part.ROW_MAGNITUDE:
+        return frozenset([Axis.OUTPUT] if math.prod(magnitude) == shape[0] else [])
+    return axes(magnitude, shape)
+
+
+def _size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterator[str]:
+    for piece in (*weights, *biases):
+        shape = piece.facts.shape
+        if math.prod(shape) > MAX_ELEMENTS:
+            yield (
+                f"its delta {list(shape)} would have {math.prod(shape)} elements, at most "
+                f"{MAX_ELEMENTS} are read"
+            )
+        if piece.part is not None and len(shape) != 1:
+            yield f"its bias is {list(shape)}, expected one dimension"
+    if len(biases) > 1:
+        yield "has two biases"
+    if weights and biases and biases[0].facts.shape != weights[0].facts.shape[:1]:
+        rows = weights[0].facts.shape[0]
+        found = list(biases[0].facts.shape)
+        yield f"its bias is {found}, expected [{rows}] as its weight has rows"

@@ -8,13 +8,14 @@ from typing import Protocol
 
 import torch
 
-from klora_compile.reading.describing import Piece, Tensors
+from klora_compile.reading.describing import Tensors
 from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layers import Layer, LayerFacts, Pair
+from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
 from klora_runtime.families.rows import Placement
 
@@ -39,7 +40,7 @@ def evaluate(
 
     Args:
         base: the base model, for pieces that need it.
-        axis: of :func:`file_axis`.
+        axis: of :func:`~klora_compile.reading.pieces.file_axis`.
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
     """
     tensors = {part: _upcast(file.tensor(key)) for part, key in _numbers(piece)}

@@ -28,10 +28,11 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     error = max((layer.error for layer in adapter.layers.values()), default=0.0)
     if error > 0.0:
         notes["error"] = error
-    if adapter.needed_base and adapter.options.base is not None:
+    if adapter.survey.needs_base and adapter.options.base is not None:
         notes["base"] = adapter.options.base.resolve().name
-    if adapter.unused:
-        notes["unused"] = [{"key": each.key, "why": each.why} for each in adapter.unused]
+    unused = adapter.survey.unused
+    if unused:
+        notes["unused"] = [{"key": each.key, "why": each.why} for each in unused]
     return notes
 
 

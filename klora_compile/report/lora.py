@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from math import fsum, sqrt
 from typing import Any
 
-from klora_compile.reading.adapter import Adapter, Survey
+from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.survey import Survey
 from klora_compile.report.summary import ranks_text
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import family_name
@@ -31,7 +32,7 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
         "trainer": survey.origin.trainer,
         "license": survey.origin.license,
         "keys": survey.keys,
-        "used": survey.keys - len(survey.unused),
+        "used": survey.used,
         "unused": [{"key": each.key, "why": each.why} for each in survey.unused],
         "problems": list(survey.problems),
         "needs_base": survey.needs_base,
@@ -65,7 +66,7 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
     words = ", ".join(map(shown, origin.trigger_words))
     yield "trigger words", words or "none stated"
     yield "licence", shown(origin.license) if origin.license else "not stated"
-    yield "keys", f"{survey.keys - len(survey.unused)} of {survey.keys} used"
+    yield "keys", f"{survey.used} of {survey.keys} used"
     for each in survey.unused[:_LISTED]:
         yield "", f"  unused: {shown(each.key)}: {each.why}"
     if len(survey.unused) > _LISTED:

@@ -16,9 +16,9 @@ _LISTED = 3
 def reading_json(adapter: Adapter) -> dict[str, Any]:
     """One LoRA's account as JSON values."""
     return {
-        "keys": adapter.keys,
-        "used": adapter.used,
-        "unused": [{"key": each.key, "why": each.why} for each in adapter.unused],
+        "keys": adapter.survey.keys,
+        "used": adapter.survey.used,
+        "unused": [{"key": each.key, "why": each.why} for each in adapter.survey.unused],
         "forms": slot_kinds(adapter),
         "error": largest_error(adapter),
     }
@@ -27,12 +27,13 @@ def reading_json(adapter: Adapter) -> dict[str, Any]:
 def reading_lines(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, str]]:
     """Rows of (label, text) for a terminal, LoRA by role."""
     for position, (role, adapter) in enumerate(adapters.items()):
-        used = f"{adapter.used} of {adapter.keys} keys of {role.upper()} used"
+        found = adapter.survey
+        used = f"{found.used} of {found.keys} keys of {role.upper()} used"
         yield ("read" if position == 0 else "", used)
-        for each in adapter.unused[:_LISTED]:
+        for each in found.unused[:_LISTED]:
             yield "", f"  left out: {shown(each.key)}: {each.why}"
-        if len(adapter.unused) > _LISTED:
-            yield "", f"  … and {len(adapter.unused) - _LISTED} more; all of them with --json"
+        if len(found.unused) > _LISTED:
+            yield "", f"  … and {len(found.unused) - _LISTED} more; all of them with --json"
         if {layer.form for layer in adapter.layers.values()} != {"lora"}:
             yield "", f"  {forms_text(adapter)}"
 

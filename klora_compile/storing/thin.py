@@ -24,7 +24,9 @@ def thin(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Fusion:
         ConfigError: a slot is no pair of tensors of its file: its factors are computed, dense or
             compressed, or the file is not safetensors. ``issues`` names every layer and why.
     """
-    foreign = {name for name, adapter in adapters.items() if not _is_safetensors(adapter.path)}
+    foreign = {
+        name for name, adapter in adapters.items() if not _is_safetensors(adapter.survey.path)
+    }
     entries, issues = [], []
     for entry in fusion.entries:
         references = {}
@@ -53,7 +55,7 @@ def _reference(
         return f"it is computed ({shown(slot.derived)})"
     source = slot.sources[0]
     if source in foreign:
-        return f"{shown(adapters[source].path)} is not a safetensors file"
+        return f"{shown(adapters[source].survey.path)} is not a safetensors file"
     if stored.quantised is not None:
         return "it is compressed"
     layer: Layer = adapters[source].layers[entry.layer]

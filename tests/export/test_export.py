@@ -244,7 +244,7 @@ def test_metadata_say_what_tools_look_for_and_where_it_is_from(
     for source in fusion.sources.values():
         assert f'"sha256":"{source.sha256}"' in origin
     assert str(tmp_path.parent) not in origin
-    assert read_adapter(path).trigger_words == ("sks fox, in ink_wash style",)
+    assert read_adapter(path).survey.origin.trigger_words == ("sks fox, in ink_wash style",)
 
 
 EXPORT = """

@@ -65,7 +65,7 @@ def test_klora_reads_kohyas_names_of_every_family(family: str, tmp_path: Path) -
     ]
     fusion = hand_fusion(*entries, family=family)
     adapter = read_adapter(written(fusion, tmp_path))
-    assert adapter.family == family
+    assert adapter.survey.family == family
     assert set(adapter.layers) >= {entry.layer for entry in fusion.entries}
     for entry in fusion.entries:
         layer, stored = adapter.layers[entry.layer], entry.factors["content"]
@@ -98,7 +98,7 @@ def test_published_files_come_back_under_their_own_names(
         {key: torch.rand(shape) for key, shape in shapes.items()}, tmp_path / "in.safetensors"
     )
     adapter = read_adapter(tmp_path / "in.safetensors")
-    fusion = hand_fusion(*map(as_entry, adapter.layers.values()), family=adapter.family)
+    fusion = hand_fusion(*map(as_entry, adapter.layers.values()), family=adapter.survey.family)
     found = load_file(written(fusion, tmp_path, keys))
     assert {key: list(value.shape) for key, value in found.items()} == shapes
 

@@ -24,7 +24,7 @@ from support.layout_cells import Cell, lines, shape, values_of
 from support.lora_files import FORMATS, smaller, write_lora
 
 from klora_compile import Config, compile_fusion, read_adapter
-from klora_compile.reading.adapter import survey
+from klora_compile.reading.survey import survey
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.errors import LoraError
@@ -256,7 +256,7 @@ def test_real_key_lists_are_read_whole_against_a_base(
     tensors = fixture(name)
     path = write_lora(tmp_path / "a.safetensors", tensors)
     adapter = read_adapter(path, ReadOptions(base=whole_base(path, tmp_path / "base")))
-    assert adapter.used == adapter.keys == len(tensors)
+    assert adapter.survey.used == adapter.survey.keys == len(tensors)
     found = list(adapter.layers.values())
     assert {c: sum(v.component == c for v in found) for c in components} == components
     assert {f: sum(v.form == f for v in found) for f in forms} == forms

@@ -129,7 +129,9 @@ def check(cell: Cell, kind: str, form: Writer, folder: Path) -> Adapter:
     if kind == "norm":  # no file has norms alone, and their names tell little
         modules |= written(cell, "linear", LINEAR["LoRA"])
     adapter = read_adapter(file(cell, modules, folder / "lora.safetensors"))
-    assert adapter.used == adapter.keys
+    assert adapter.survey.used == adapter.survey.keys
+    told = {facts.name: (facts.shape, facts.form) for facts in adapter.survey.layers}
+    assert told == {name: (layer.shape, layer.form) for name, layer in adapter.layers.items()}
     assert_deltas(adapter, dict(expected(cell.layout, modules)))
     return adapter
 

@@ -21,8 +21,9 @@ from support.form_files import CONVOLUTIONS, LINEAR, NORMS, Source, Writer
 from support.lora_files import METADATA, read_raw, write_raw
 
 from klora_compile import read_adapter
-from klora_compile.reading.adapter import Adapter, survey
+from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
+from klora_compile.reading.survey import survey
 from klora_compile.report.lora import lora_json
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import KloraError
@@ -189,8 +190,12 @@ def test_a_changed_file_gives_an_error_or_an_adapter(
         shown = seen(path, options)
         assert shown is None or "NaN" not in shown
         return
-    assert adapter.used + len(adapter.unused) == adapter.keys == len(set(header) - {METADATA})
-    assert ignore_unknown or not adapter.unused
+    assert (
+        adapter.survey.used + len(adapter.survey.unused)
+        == adapter.survey.keys
+        == len(set(header) - {METADATA})
+    )
+    assert ignore_unknown or not adapter.survey.unused
     assert held(adapter) <= GROWTH * path.stat().st_size + SLACK
     for layer in adapter.layers.values():
         assert math.isfinite(layer.scaling)

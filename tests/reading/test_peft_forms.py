@@ -84,7 +84,7 @@ def test_deltas_are_those_that_peft_merges(case: str, tmp_path: Path) -> None:
     assert_same(adapter, added)
     forms = {layer.form for layer in adapter.layers.values() if layer.parameter == "weight"}
     assert forms == {FORM[case[:4]]}
-    assert adapter.origin.trainer == "PEFT"
+    assert adapter.survey.origin.trainer == "PEFT"
 
 
 @pytest.mark.parametrize("kind", ["OFT", "VERA", "IA3"])

@@ -57,9 +57,18 @@ def written(name: str, folder: Path) -> Path:
 def test_every_key_of_a_real_list_is_used(name: str, tmp_path: Path) -> None:
     path = written(name, tmp_path)
     adapter = read_adapter(path)
-    found = (adapter.layout, adapter.names, adapter.family, len(adapter.layers))
+    found = (
+        adapter.survey.layout,
+        adapter.survey.names,
+        adapter.survey.family,
+        len(adapter.layers),
+    )
     assert found == READ[name]
-    assert adapter.used == adapter.keys == len(json.loads((FORMATS / f"{name}.json").read_text()))
+    assert (
+        adapter.survey.used
+        == adapter.survey.keys
+        == len(json.loads((FORMATS / f"{name}.json").read_text()))
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -342,11 +351,11 @@ def test_authors_names_behind_the_name_of_a_component(prefix: str, tmp_path: Pat
     assert list(adapter.layers) == [
         f"transformer.transformer_blocks.0.attn.to_{name}" for name in "kqv"
     ]
-    assert adapter.names == "bfl"
+    assert adapter.survey.names == "bfl"
     unet = read(kohya({"unet.input_blocks.4.1.proj_in": (8, 8)}), tmp_path)
     assert list(unet.layers) == ["unet.down_blocks.1.attentions.0.proj_in"]
     plain = read(kohya({"transformer.transformer_blocks.0.attn.to_q": (8, 8)}), tmp_path)
-    assert (plain.names, list(plain.layers)) == (
+    assert (plain.survey.names, list(plain.layers)) == (
         "diffusers",
         ["transformer.transformer_blocks.0.attn.to_q"],
     )
@@ -366,11 +375,11 @@ def test_metadata_tells_what_names_do_not(metadata: dict[str, str], tmp_path: Pa
     )
     layer = "encoder.block.0.layer.0.SelfAttention.q"
     stated, silent = named(tensors, tmp_path, **metadata), named(tensors, tmp_path)
-    assert (stated.family, silent.family) == ("chroma", "flux.1")
+    assert (stated.survey.family, silent.survey.family) == ("chroma", "flux.1")
     assert f"text_encoder.{layer}" in stated.layers
     assert f"text_encoder_2.{layer}" in silent.layers
     wrong = named(tensors, tmp_path, ss_base_model_version="sdxl_base_v1-0")
-    assert wrong.family == "flux.1"  # names go before what is stated
+    assert wrong.survey.family == "flux.1"  # names go before what is stated
 
 
 def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> None:

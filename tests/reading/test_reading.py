@@ -129,7 +129,7 @@ def test_a_file_of_each_spelling_is_read(suffix: str, tmp_path: Path) -> None:
     assert list(adapter.layers) == [LAYER]
     assert torch.equal(layer.down, down)
     assert torch.equal(layer.up, up)
-    assert (layer.shape, layer.rank, layer.scaling, adapter.keys) == ((6, 4), 2, 1.0, 2)
+    assert (layer.shape, layer.rank, layer.scaling, adapter.survey.keys) == ((6, 4), 2, 1.0, 2)
 
 
 def test_dtypes_and_bytes_stay_as_they_are(tmp_path: Path) -> None:
@@ -168,9 +168,12 @@ def test_trigger_words_licence_and_size_are_carried(tmp_path: Path) -> None:
     metadata = {"modelspec.trigger_phrase": "a sks fox", "modelspec.license": "CC0"}
     save_file(peft_keys({LAYER: random_pair(6, 4, 2)}), str(path), metadata=metadata)
     adapter = read_adapter(path)
-    assert (adapter.trigger_words, adapter.license) == (("a sks fox",), "CC0")
-    assert adapter.nbytes == path.stat().st_size
-    assert adapter.path == path
+    assert (adapter.survey.origin.trigger_words, adapter.survey.origin.license) == (
+        ("a sks fox",),
+        "CC0",
+    )
+    assert adapter.survey.nbytes == path.stat().st_size
+    assert adapter.survey.path == path
 
 
 # --- what cannot be used is named -------------------------------------------------------------
@@ -317,8 +320,8 @@ def test_unknown_keys_can_be_left_out_and_are_recorded(tmp_path: Path) -> None:
     path = write_lora(tmp_path / "a.safetensors", good | unknown)
     adapter = read_adapter(path, ReadOptions(ignore_unknown=True))
     assert list(adapter.layers) == [LAYER]
-    assert (adapter.keys, adapter.used) == (4, 2)
-    assert [(each.key, each.why) for each in adapter.unused] == [
+    assert (adapter.survey.keys, adapter.survey.used) == (4, 2)
+    assert [(each.key, each.why) for each in adapter.survey.unused] == [
         ("state_step", "its ending is of no known LoRA form"),
         ("unet.x.oft_blocks", "is part of OFT, which klora does not read"),
     ]
@@ -355,11 +358,11 @@ def test_token_embeddings_are_refused_by_name(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sd2_character", "sd2_popart", "sd15_animation", "sd15_analog"])
 def test_kohya_and_peft_files_of_one_lora_are_one_adapter(name: str) -> None:
     peft, kohya = (read_adapter(real_lora(f"{name}.{layout}")) for layout in ("peft", "kohya"))
-    assert (peft.layout, kohya.layout) == ("peft", "kohya")
+    assert (peft.survey.layout, kohya.survey.layout) == ("peft", "kohya")
     assert list(peft.layers) == list(kohya.layers)
     assert len(peft.layers) >= 128
     assert peft.keys == 2 * len(peft.layers)
-    assert kohya.keys == 3 * len(kohya.layers)  # with an alpha each
+    assert kohya.survey.keys == 3 * len(kohya.layers)  # with an alpha each
     for one, other in zip(peft.layers.values(), kohya.layers.values(), strict=True):
         assert torch.equal(one.down, other.down)
         assert torch.equal(one.up, other.up)

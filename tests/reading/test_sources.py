@@ -78,6 +78,15 @@ def test_files_and_loras_that_were_read_give_one_artifact(
         assert saved(out, *pair, rule=rule, cache=tmp_path / "statistics") == expected
 
 
+def test_the_header_tells_all_of_a_layer_but_its_numbers(pair: tuple[Path, Path]) -> None:
+    adapter = read_adapter(pair[0])
+    assert [facts.name for facts in adapter.survey.layers] == list(adapter.layers)
+    for facts, layer in zip(adapter.survey.layers, adapter.layers.values(), strict=True):
+        for field in ("component", "module", "parameter", "form", "alpha", "alpha_source", "shape"):
+            assert getattr(facts, field) == getattr(layer, field)
+        assert facts.rank in (layer.rank, None)
+
+
 def test_each_number_is_read_once(pair: tuple[Path, Path], reads: list[tuple[str, str]]) -> None:
     compile_fusion(*pair, device="cpu")
     assert sorted(reads) == sorted((path.stem, key) for path in pair for key in tensors(1))

@@ -159,8 +159,13 @@ _LOADING_ERRORS = (
 _CONVERT = "Convert it to safetensors with the trainer that wrote it"
 
 
+def named(path: Path) -> str:
+    """How errors name a file."""
+    return f"LoRA file {shown(path)}"
+
+
 def _error(path: Path, problem: str, issues: list[str] | None = None) -> LoraError:
-    return LoraError(f"LoRA file {shown(path)}: {problem}.", issues or ())
+    return LoraError(f"{named(path)}: {problem}.", issues or ())
 
 
 def _is_zip(path: Path) -> bool:

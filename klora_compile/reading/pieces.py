@@ -1,0 +1,72 @@
+"""The parameters that a file changes, described: of which form they are, and where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from klora_compile.reading.forms.dora import Axis, common_axis
+from klora_compile.reading.forms.parts import Form, Part, Shape
+from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.names.account import Module
+from klora_runtime.families.rows import Placement
+
+#: Forms whose delta depends on the base model's weight.
+BASE_FORMS = ("dora", "value")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One parameter of one module of a file, described."""
+
+    facts: LayerFacts
+    """Of the whole module, under the file's name of it where a table places it."""
+    module: Module
+    form: Form | None
+    """None for a bias."""
+    part: Part | None
+    """The tensor of a bias."""
+    kernel: Shape = ()
+    """The convolution's, where the tensors do not say it."""
+    places: tuple[Placement, ...] = ()
+    """The layers of diffusers that it is, and their rows."""
+    grows: bool = False
+    """Whether its delta becomes dense, if nothing is lost, and is not so in the file."""
+    axis: frozenset[Axis] = frozenset()
+    """Where it is DoRA's: what its magnitude may belong to."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the delta depends on the base model's weight."""
+        return self.facts.form in BASE_FORMS
+
+    @cached_property
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """The layers that it becomes."""
+        return tuple(self._layer(place) for place in self.places)
+
+    def _layer(self, place: Placement) -> LayerFacts:
+        one = self.facts
+        rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
+        return replace(one, module=place.module, shape=(rows, *one.shape[1:]))
+
+
+def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
+    """What the magnitudes of a file belong to, for which all of its layers speak.
+
+    Returns:
+        The axis, None where no layer is DoRA's, or what is wrong.
+    """
+    found = [piece.axis for piece in pieces if piece.axis]
+    if not found:
+        return None
+    axis = common_axis(found)
+    if axis is not None:
+        return axis
+    if any(len(each) == 1 for each in found):
+        return "some magnitudes belong to rows, others to columns"
+    return (
+        "its magnitudes are vectors and its weights are square: it cannot be told whether they "
+        "belong to rows or to columns; save it with magnitudes of (out, 1) or (1, in)"
+    )

@@ -1,0 +1,163 @@
+"""What a LoRA file holds, told by its header: looked at whole before any number is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from klora_compile.families.telling import family_of_layers
+from klora_compile.reading.describing import Describer
+from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
+from klora_compile.reading.forms.dora import Axis
+from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.metadata import Origin, origin_of, stated_family
+from klora_compile.reading.names.account import UnusedKey, account_for
+from klora_compile.reading.pieces import Piece, file_axis
+from klora_compile.reading.scale.scale import Scales
+from klora_compile.settings.read_options import ReadOptions
+from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
+from klora_runtime.errors import LoraError, shown
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a LoRA file holds, told by its header; nothing is computed."""
+
+    path: Path
+    """The file with the weights."""
+    nbytes: int
+    """Of that whole file."""
+    layout: str
+    """``peft``, ``kohya`` or ``xlabs``; joined by ``+`` where mixed."""
+    names: str
+    """Whose names the denoiser's modules have: ``diffusers``, or its authors', as ``bfl``."""
+    family: str | None
+    """Base model family; None where layers and shapes tell none."""
+    origin: Origin
+    """What the file says about where it is from."""
+    keys: int
+    """Number of keys in the file."""
+    unused: tuple[UnusedKey, ...]
+    """Keys that klora cannot use."""
+    layers: tuple[LayerFacts, ...] = field(repr=False)
+    """Sorted by name; those of modules that can be read."""
+    pieces: tuple[Piece, ...] = field(repr=False)
+    """What the layers are computed from."""
+    axis: Axis | None
+    """What the magnitudes of DoRA layers belong to."""
+    problems: tuple[str, ...]
+    """What is wrong with the rest, one sentence each."""
+
+    @property
+    def used(self) -> int:
+        """Number of keys that klora uses."""
+        return self.keys - len(self.unused)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the file cannot be compiled without the base model's weights."""
+        return any(piece.needs_base for piece in self.pieces)
+
+
+def survey(
+    path: str | os.PathLike[str], options: ReadOptions | None = None
+) -> tuple[Survey, LoraError | None]:
+    """Look at a LoRA without computing it.
+
+    Returns:
+        What it holds, and why it could not be compiled with these options, if so.
+
+    Raises:
+        LoraError: the file cannot be opened, or holds nothing of a LoRA.
+    """
+    options = options or ReadOptions()
+    with open_lora(Path(path)) as file:
+        found = survey_of(file, options)
+        return found, refusal(found, options)
+
+
+def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
+    """What an open file holds; see :func:`survey`."""
+    where = named(file.path)
+    if ARTIFACT_KEY in file.metadata:
+        raise LoraError(
+            f"{where} is an artifact of klora already; compile the LoRAs it was made of, or "
+            "apply it as it is."
+        )
+    if not file.tensors:
+        raise LoraError(f"{where} holds no tensors.")
+    shapes = {key: info.shape for key, info in file.tensors.items()}
+    account = account_for(shapes, stated_family(file.metadata))
+    describer = Describer(file, account, Scales(file.metadata, file.config, where), options)
+    pieces: list[Piece] = []
+    problems = list(account.problems)
+    for module in account.modules:
+        described = describer.describe(module)
+        pieces += described.pieces
+        problems += [f"{shown(module.name)}: {problem}" for problem in described.problems]
+    layers: dict[str, LayerFacts] = {}
+    for piece in pieces:
+        for facts in piece.layers:
+            if facts.name in layers:
+                problems.append(
+                    f"{shown(piece.module.name)}: is {facts.name}, and so is another module"
+                )
+            layers[facts.name] = facts
+    axis = file_axis(pieces)
+    if isinstance(axis, str):
+        problems.append(axis)
+    return Survey(
+        path=file.path,
+        nbytes=file.size,
+        layout=account.layout,
+        names=account.names,
+        family=family_of_layers(layers.values(), account.families),
+        origin=origin_of(file),
+        keys=len(file.tensors),
+        unused=account.unused,
+        layers=tuple(layers[name] for name in sorted(layers)),
+        pieces=tuple(pieces),
+        axis=None if isinstance(axis, str) else axis,
+        problems=tuple(problems),
+    )
+
+
+def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
+    """Why a LoRA cannot be compiled with these options, or None if it can."""
+    where = named(found.path)
+    if found.unused and not (options.ignore_unknown and (found.layers or found.problems)):
+        return _unusable(where, found)
+    if found.problems:
+        return problematic(found.path, found.problems)
+    if not found.layers:
+        return LoraError(f"{where} changes no layer.")
+    if found.needs_base and options.base is None:
+        layers = [piece.module.name for piece in found.pieces if piece.needs_base]
+        return LoraError(
+            f"{where}: {_count(layers, 'module')} of it say what the weight becomes and not how "
+            "it differs (DoRA, or new values), which needs the base model's weights; name it with "
+            "--base PATH (a diffusers folder or one safetensors file).",
+            [shown(layer) for layer in layers],
+        )
+    return None
+
+
+def problematic(path: Path, problems: Sequence[str]) -> LoraError:
+    """The error of a file with these problems."""
+    count = _count(problems, "reason")
+    return LoraError(f"{named(path)}: cannot be used as it is, for {count}.", problems)
+
+
+def _unusable(where: str, found: Survey) -> LoraError:
+    return LoraError(
+        f"{where}: {len(found.unused)} of {found.keys} keys cannot be used, and klora reads a file "
+        "whole or not at all. Convert it to diffusers/PEFT keys, or leave them out with "
+        "--ignore-unknown.",
+        [f"{shown(each.key)}: {each.why}" for each in found.unused],
+    )
+
+
+def _count(things: Sequence[object], word: str) -> str:
+    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
