@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,21 +43,25 @@ def home(kind: type[Rule]) -> Path:
     return ROOT.joinpath(*kind.__module__.split(".")).with_suffix(".py")
 
 
-def mentions(source: str, kind: type[Rule]) -> Iterator[str]:
-    """Where a source names a rule: its class, or its name as a text or behind ``rule``."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        names = {getattr(node, key, None) for key in ("id", "attr", "name", "arg")}
-        if kind.__name__ in names:
-            yield f"{kind.__name__}"
-        if isinstance(node, ast.alias) and kind.__module__ == node.name:
-            yield node.name
-        if isinstance(node, ast.ImportFrom) and kind.__module__ == node.module:
-            yield kind.__module__
+@cache
+def words(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of a source, of modules that it imports too, and its texts."""
+    names, texts = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        names |= {getattr(node, key, None) for key in ("id", "attr", "name", "arg", "module")}
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            said = rf"(--rule|\brule) {re.escape(kind.name)}(?![\w+])|\b{kind.__module__}\b"
-            if node.value in (kind.name, kind.__name__) or re.search(said, node.value):
-                yield repr(node.value[:60])
+            texts.add(node.value)
+    return frozenset(filter(None, names)), frozenset(texts)
+
+
+def mentions(source: str, kind: type[Rule]) -> Iterator[str]:
+    """Where a source names a rule: its class or file, or its name as a text or behind ``rule``."""
+    names, texts = words(source)
+    yield from names & {kind.__name__, kind.__module__}
+    said = re.compile(rf"(--rule|\brule) {re.escape(kind.name)}(?![\w+])|\b{kind.__module__}\b")
+    for text in texts:
+        if text in (kind.name, kind.__name__) or said.search(text):
+            yield repr(text[:60])
 
 
 def test_every_file_of_the_room_is_a_rule_or_machinery() -> None:
