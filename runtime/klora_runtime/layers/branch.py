@@ -8,15 +8,12 @@ layers, which are views of one small tensor.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.timeline import Agenda
 from klora_runtime.layers.branch_factors import (
     buffer_shapes,
@@ -24,10 +21,12 @@ from klora_runtime.layers.branch_factors import (
     pairs_of,
     portions,
 )
-from klora_runtime.layers.execution import compute_dtype, execution_device, has_memory
+from klora_runtime.layers.execution import compute_dtype, execution_device
 from klora_runtime.layers.gates import Gates
+from klora_runtime.layers.hindrances import branch_hindrance, branch_hindrances, recheck
 from klora_runtime.layers.leaf import attach, detach, is_branched
-from klora_runtime.layers.targets import Target, recheck, refuse
+from klora_runtime.layers.rounding import Rounding, factor_rounding
+from klora_runtime.layers.targets import Target, refuse
 from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
 
 #: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
@@ -172,11 +171,10 @@ class Branch:
             places[f"gates on {device}"] += gates.nbytes
         return dict(places)
 
-    def rounding(self, weights: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
-        """See :meth:`Mode.rounding`: here of the factors and gates in the module's dtype."""
-        with torch.inference_mode():
-            for leaf in self._leaves:
-                yield leaf.target.layer, *_rounding(leaf, weights)
+    def rounding(self, weights: Mapping[str, float]) -> Iterator[Rounding]:
+        """See :meth:`Mode.rounding`."""
+        for leaf in self._leaves:
+            yield factor_rounding(leaf.target, leaf.down.dtype, weights)
 
     def _allocate(self) -> None:
         """Make buffers and gates where the modules compute; nothing is attached yet."""
@@ -263,36 +261,6 @@ class Branch:
                 gates.close()
 
 
-def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
-    """What keeps targets from being branched, one sentence each."""
-    problems = [(target, branch_hindrance(target)) for target in targets]
-    uses = Counter(id(target.module) for target, problem in problems if problem is None)
-    for target, problem in problems:
-        if problem is None and uses[id(target.module)] > 1:
-            problem = "the fusion changes its module more than once"
-        if problem is not None:
-            yield f"{target.layer}: {problem}"
-
-
-def branch_hindrance(target: Target) -> str | None:
-    """What keeps one target from being branched, or None; cheap enough for every run."""
-    module = target.module
-    if target.entry.parameter != "weight":
-        return f"its {target.entry.parameter} is changed, which only mode merge can do"
-    if any(isinstance(stored.delta, Dense) for stored in target.entry.acting.values()):
-        return "its delta is dense, which only mode merge can apply"
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        return f"it is a {type(module).__name__}, which only mode merge can change"
-    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
-        return "it is a convolution in groups or with padding other than zeros"
-    read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    if read or isinstance(target.lineage[-2], nn.TransformerEncoderLayer):
-        return "its weight is read without calling it"
-    if not has_memory(target):
-        return "its weight has no memory (meta device), and nothing loads it"
-    return None
-
-
 def _place(target: Target) -> _Place:
     return execution_device(target), compute_dtype(target)
 
@@ -327,31 +295,3 @@ def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int,
         (slot, delta.rank, target.entry.factors[slot].scale * weights.get(slot, 1.0))
         for slot, delta in low_rank(target).items()
     ]
-
-
-def _rounding(leaf: _Leaf, weights: Mapping[str, float]) -> tuple[float, float]:
-    """Squared Frobenius norms over all segments: of held - exact, and of exact."""
-    errors, norms = [], []
-    for _, row in leaf.target.entry.timeline.rows():
-        held = exact = None
-        for slot, delta in low_rank(leaf.target).items():
-            scale = leaf.target.entry.factors[slot].scale
-            gate = scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
-            if gate:
-                held = _add(held, _product(delta, gate, leaf.down.dtype))
-                exact = _add(exact, _product(delta, gate, torch.float64))
-        if held is not None and exact is not None:
-            errors.append(float((held - exact).square().sum()))
-            norms.append(float(exact.square().sum()))
-    return math.fsum(errors), math.fsum(norms)
-
-
-def _add(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    return other if one is None else one + other
-
-
-def _product(delta: LowRank, gate: float, dtype: torch.dtype) -> torch.Tensor:
-    """gate * up @ down in float64, each of the three rounded to ``dtype`` before."""
-    even = delta.to(dtype=torch.float32).balanced().flattened()
-    rounded = even.to(dtype=dtype).to(dtype=torch.float64)
-    return (rounded.up * torch.tensor(gate, dtype=dtype).double()) @ rounded.down

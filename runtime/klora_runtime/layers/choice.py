@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from klora_runtime.layers.branch import Branch, branch_hindrances
-from klora_runtime.layers.merge import Merge, merge_hindrances, merge_rounding
+from klora_runtime.layers.branch import Branch
+from klora_runtime.layers.hindrances import branch_hindrances, merge_hindrances
+from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.pristine import host_shortage
+from klora_runtime.layers.rounding import rounding_share, weight_rounding
 from klora_runtime.layers.targets import Target, refuse
 
 #: What ``apply_fusion`` takes as ``mode``.
@@ -55,12 +56,6 @@ def _merge_only(targets: Sequence[Target], why: str) -> tuple[Mode, str]:
     return Merge(targets), f"not every layer can be branched ({why}){also}"
 
 
-def rounding_share(parts: Sequence[tuple[str, float, float]]) -> float:
-    """||held - exact|| / ||exact|| from what modes report by layer; 0 where nothing acts."""
-    total = math.fsum(exact for _, _, exact in parts)
-    return math.sqrt(math.fsum(error for _, error, _ in parts) / total) if total else 0.0
-
-
 def _obstacle(targets: Sequence[Target]) -> str | None:
     """Why these targets are not to be merged into at all."""
     first = next(iter(merge_hindrances(targets)), None)
@@ -74,7 +69,9 @@ def _by_rounding(targets: Sequence[Target], weights: Mapping[str, float]) -> tup
     if not halves:
         return Merge(targets), "every weight is a plain float32 tensor"
     dtypes = " and ".join(sorted({str(t.parameter.dtype).removeprefix("torch.") for t in halves}))
-    lost = rounding_share(list(merge_rounding(halves, weights, rows=_ROWS)))
+    lost = rounding_share(
+        weight_rounding(target, target.parameter.data, weights, rows=_ROWS) for target in halves
+    )
     if lost > MAX_ROUNDING:
         return Branch(targets), f"{dtypes} weights would lose {lost:.0%} of the deltas"
     return Merge(targets), f"{dtypes} weights hold the deltas to {lost:.1%}"

@@ -6,7 +6,6 @@ is ever subtracted, so nothing drifts, and no pointer changes, so compiled graph
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from klora_runtime.artifact.timeline import Agenda, Timeline
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.precision import full_float32
 from klora_runtime.errors import InUseError
-from klora_runtime.layers.execution import COMPUTE_DTYPES, diffusers_hook, is_group_offloaded
 from klora_runtime.layers.groups import Group, Write, groups_of
-from klora_runtime.layers.module_tree import uses_of
+from klora_runtime.layers.hindrances import merge_hindrance, merge_hindrances, recheck
 from klora_runtime.layers.pristine import Pristine
-from klora_runtime.layers.targets import Target, recheck, refuse
+from klora_runtime.layers.rounding import Rounding, weight_rounding
+from klora_runtime.layers.targets import Target, refuse
 from klora_runtime.layers.terms import Term, terms_of
 
 
@@ -34,7 +33,6 @@ class _Layer:
     terms: list[Term]
     device: torch.device
     """Where the terms are."""
-    segment: int = 0
 
     @property
     def timeline(self) -> Timeline:
@@ -155,11 +153,10 @@ class Merge:
             places[f"scratch on {device}"] += buffer.nbytes
         return dict(places)
 
-    def rounding(self, weights: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
-        """See :meth:`Mode.rounding`: here of round(base + delta) - base."""
+    def rounding(self, weights: Mapping[str, float]) -> Iterator[Rounding]:
+        """See :meth:`Mode.rounding`."""
         for layer in self._layers:
-            base = self._pristine.of(layer.target)
-            yield layer.target.layer, *_rounding(layer.target, base, weights)
+            yield weight_rounding(layer.target, self._pristine.of(layer.target), weights)
 
     def check(self) -> None:
         """See :meth:`Mode.check`. All is written anew to a model that was converted."""
@@ -188,9 +185,8 @@ class Merge:
             writes: dict[int, Write] = {}
             for index in indices:
                 layer = self._layers[index]
-                layer.segment = layer.timeline.segment(progress)
                 live, base = layer.target.parameter.data, self._pristine.of(layer.target)
-                writes[index] = Write(live, base, _scaled(layer, layer.segment, weights))
+                writes[index] = Write(live, base, _scaled(layer, progress, weights))
             for group, members in self._groups:
                 own = [index for index in members if _groupable(writes.get(index))]
                 if own:
@@ -267,9 +263,11 @@ def _refuse_state(*_: Any) -> None:
     )
 
 
-def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[tuple[Term, float]]:
-    """The terms that act in ``segment``, each with scale * coefficient * weight."""
-    row = layer.timeline.row(segment)
+def _scaled(
+    layer: _Layer, progress: float, weights: Mapping[str, float]
+) -> list[tuple[Term, float]]:
+    """The terms that act at ``progress``, each with scale * coefficient * weight."""
+    row = layer.timeline.at(progress)
     scaled = [
         (term, term.scale * row.get(term.slot, 0.0) * weights.get(term.slot, 1.0))
         for term in layer.terms
@@ -280,107 +278,3 @@ def _scaled(layer: _Layer, segment: int, weights: Mapping[str, float]) -> list[t
 def _direct(live: torch.Tensor) -> bool:
     """Whether a product can be written straight into the tensor's storage as (rows, -1)."""
     return live.dtype == torch.float32 and live.is_contiguous()
-
-
-def merge_rounding(
-    targets: Iterable[Target], weights: Mapping[str, float], *, rows: int
-) -> Iterator[tuple[str, float, float]]:
-    """What :meth:`Merge.rounding` would give for targets whose weights are the base's now.
-
-    Args:
-        rows: how many rows of each layer to look at, evenly spread; an estimate from a part.
-    """
-    for target in targets:
-        yield target.layer, *_rounding(target, target.parameter.data, weights, rows)
-
-
-def _rounding(
-    target: Target, base: torch.Tensor, weights: Mapping[str, float], rows: int | None = None
-) -> tuple[float, float]:
-    """Squared Frobenius norms over all segments: of held - exact delta, and of exact delta."""
-    errors, norms = [], []
-    step = 1 if rows is None else -(-len(base) // rows)
-    device = target.parameter.device
-    with torch.inference_mode(), full_float32():
-        start = base[::step].to(device, torch.float64)
-        start = start.reshape(len(start), -1)
-        deltas = {
-            slot: stored.delta.rows([range(0, len(base), step)]).matrix(device=device)
-            for slot, stored in target.entry.acting.items()
-        }
-        for _, row in target.entry.timeline.rows():
-            delta = torch.zeros_like(start)
-            for slot, own in deltas.items():
-                scale = target.entry.factors[slot].scale
-                gate = scale * row.get(slot, 0.0) * weights.get(slot, 1.0)
-                delta.add_(own, alpha=gate)
-            held = (start + delta).to(base.dtype).double() - start
-            errors.append(float((held - delta).square().sum()))
-            norms.append(float(delta.square().sum()))
-    return math.fsum(errors), math.fsum(norms)
-
-
-def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
-    """What keeps targets from being merged into, one sentence each."""
-    models = {id(target.model): target.model for target in targets}.values()
-    owners = Counter(
-        _storage(parameter)
-        for model in models
-        for module in uses_of(model)
-        for parameter in module._parameters.values()
-        if parameter is not None
-    )
-    for target in targets:
-        problem = merge_hindrance(target)
-        if problem is None and owners[_storage(target.parameter)] > 1:
-            problem = f"it shares its {target.entry.parameter}'s memory with another layer"
-        if problem is not None:
-            yield f"{target.layer}: {problem}"
-
-
-def merge_hindrance(target: Target) -> str | None:
-    """What keeps one target from being written, or None; cheap enough for every run."""
-    parameter, its = target.parameter, f"its {target.entry.parameter}"
-    if type(parameter.data) is not torch.Tensor:
-        return f"{its} is a {type(parameter.data).__name__}, not a plain tensor"
-    if parameter.dtype not in COMPUTE_DTYPES:
-        return f"{its} is {parameter.dtype}{_reason(target.module)}"
-    if type(parameter) is not torch.nn.Parameter:
-        return f"{its} is a {type(parameter).__name__}, not a plain parameter"
-    if parameter.device.type == "meta":
-        return f"{its} has no memory (meta device): sequential offloading is on"
-    if parameter.layout is not torch.strided or not _dense(parameter):
-        return f"{its} is not a dense strided tensor"
-    if is_group_offloaded(target):
-        return "group offloading keeps its own copy of the weight; switch it off first"
-    return None
-
-
-def _reason(module: torch.nn.Module) -> str:
-    """What made a weight's dtype, in a few words, where that can be seen."""
-    if diffusers_hook(module, "layerwise_casting") is not None:
-        return ", by layerwise casting"
-    kind = type(module).__name__
-    return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
-
-
-def _storage(parameter: torch.Tensor) -> int:
-    if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
-        return id(parameter)
-    return parameter.untyped_storage().data_ptr()
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    """No two elements share memory, and there are no holes."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(
-        (stride, size)
-        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
-        if size > 1
-    ):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
+from klora_runtime.layers.rounding import Rounding
 from klora_runtime.layers.targets import Target
 
 
@@ -54,12 +55,8 @@ class Mode(Protocol):
     def release(self) -> None:
         """Give everything back to the bit, and drop all that was kept for it."""
 
-    def rounding(self, weights: Mapping[str, float]) -> Iterable[tuple[str, float, float]]:
-        """What the model's dtype costs, over all segments of each layer.
-
-        Returns:
-            layer, ||held delta - exact delta||_F squared, ||exact delta||_F squared.
-        """
+    def rounding(self, weights: Mapping[str, float]) -> Iterable[Rounding]:
+        """What the model's dtype costs each layer."""
 
     def nbytes(self) -> Mapping[str, int]:
         """Purpose and place, such as ``base weights on cpu`` -> bytes."""

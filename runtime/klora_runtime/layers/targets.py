@@ -1,12 +1,12 @@
 """From a fusion's layers to the live parameters of a pipeline: everything is checked here.
 
 :func:`find_targets` looks at every layer before anything is changed and reports all that is
-wrong in one error. What makes a model unfit for a *mode* is that mode's business (`merge`).
+wrong in one error. What makes a model unfit for a *mode* is looked at in `hindrances`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,33 +136,21 @@ def find_targets(
     return targets
 
 
-def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]) -> None:
-    """See that nothing has come between a fusion and its layers since it was applied.
-
-    Args:
-        hindrance: what keeps a mode from acting on a target, or None.
-
-    Raises:
-        InUseError: a layer was wrapped, replaced, fused or moved out of reach; nothing was changed.
-    """
-    issues = []
-    for target in targets:
-        problem = _displaced(target) or hindrance(target)
-        if problem is not None:
-            issues.append(f"{target.layer}: {problem}")
-    if issues:
-        raise InUseError(
-            f"{len(issues)} layers were changed by something else since the fusion was applied, "
-            "and it can neither act nor be removed; undo that first.",
-            issues,
-        )
-
-
 def refuse(issues: Iterable[str], headline: str) -> None:
     """Raise one :class:`IncompatibleModelError` where there are issues."""
     listed = tuple(issues)
     if listed:
         raise IncompatibleModelError(headline, listed)
+
+
+def unused_projection(parent: nn.Module, leaf: str) -> str | None:
+    """Why an attention does not use a projection of this name, or None."""
+    if leaf in _FUSIBLE and _projections_are_fused(parent):
+        return (
+            "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
+            "apply the fusion, and leave the projections apart"
+        )
+    return None
 
 
 def _component(pipe: Any, name: str, chosen: Sequence[str]) -> nn.Module:
@@ -195,26 +183,6 @@ def _refuse_marked(name: str, model: nn.Module, owner: object) -> None:
         )
 
 
-def _displaced(target: Target) -> str | None:
-    """Why a module is not where it was, or is not used."""
-    for parent, name, child in target.steps:
-        if parent._modules.get(name) is not child:
-            if not _leads_to(target):
-                return "was replaced or wrapped"
-            break
-    if target.module._parameters.get(target.entry.parameter) is None:
-        return f"has no parameter {target.entry.parameter} any more"
-    return _check_projections(target.lineage[-2], target.names[-1])
-
-
-def _leads_to(target: Target) -> bool:
-    """Whether a module is still there: a block between may be wrapped (torch.compile)."""
-    found: Any = target.model
-    for name in target.names:
-        found = getattr(found, name, None)
-    return found is target.module
-
-
 def _refuse_adapters(name: str, model: nn.Module) -> None:
     if not any(map(_is_adapter, modules_of(model))):
         return
@@ -244,7 +212,7 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     problem = (
         _check_type(module, entry)
         or _check_parameter(module, entry)
-        or _check_projections(lineage[-2], path.rpartition(".")[2])
+        or unused_projection(lineage[-2], path.rpartition(".")[2])
     )
     if problem is not None:
         return f"{name}: {problem}"
@@ -294,15 +262,6 @@ def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ..
     if packed and isinstance(module, nn.Linear) and parameter is module._parameters["weight"]:
         return module.out_features, module.in_features
     return tuple(parameter.shape)
-
-
-def _check_projections(parent: nn.Module, leaf: str) -> str | None:
-    if leaf in _FUSIBLE and _projections_are_fused(parent):
-        return (
-            "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
-            "apply the fusion, and leave the projections apart"
-        )
-    return None
 
 
 def _projections_are_fused(attention: nn.Module) -> bool:

@@ -16,8 +16,9 @@ from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion, summary
 from klora_runtime.artifact.references import complete
 from klora_runtime.errors import ConfigError, InUseError
-from klora_runtime.layers.choice import MODES, choose, rounding_share
+from klora_runtime.layers.choice import MODES, choose
 from klora_runtime.layers.live_fusion import LiveFusion, checked_weights
+from klora_runtime.layers.rounding import rounding_share
 from klora_runtime.pipeline.attachment import Attachment, layers_in
 from klora_runtime.pipeline.report import Report
 
@@ -199,7 +200,8 @@ class FusionHandle:
         """
         self._require_applied()
         live = self._live
-        rounding = list(live.mode.rounding(live.weights))
+        roundings = list(live.mode.rounding(live.weights))
+        worst = max(roundings, key=lambda each: each.share)
         return Report(
             mode=live.mode.name,
             why=self._why,
@@ -209,10 +211,8 @@ class FusionHandle:
             weights={slot: live.weights.get(slot, 1.0) for slot in self.fusion.slots},
             enabled=live.enabled,
             progress=self._attachment.progress,
-            rounding=rounding_share(rounding),
-            worst_rounding=max(
-                ((part[0], rounding_share([part])) for part in rounding), key=lambda pair: pair[1]
-            ),
+            rounding=rounding_share(roundings),
+            worst_rounding=(worst.layer, worst.share),
             nbytes=live.mode.nbytes(),
         )
 

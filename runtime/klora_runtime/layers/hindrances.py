@@ -1,0 +1,159 @@
+"""What keeps a fusion from its layers, in a sentence each: at first, and before it acts again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from klora_runtime.artifact.delta import Dense
+from klora_runtime.errors import InUseError
+from klora_runtime.layers.execution import (
+    COMPUTE_DTYPES,
+    diffusers_hook,
+    has_memory,
+    is_group_offloaded,
+)
+from klora_runtime.layers.module_tree import uses_of
+from klora_runtime.layers.targets import Target, unused_projection
+
+
+def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]) -> None:
+    """See that nothing has come between a fusion and its layers since it was applied.
+
+    Args:
+        hindrance: what keeps a mode from acting on a target, or None.
+
+    Raises:
+        InUseError: a layer was wrapped, replaced, fused or moved out of reach; nothing was changed.
+    """
+    issues = []
+    for target in targets:
+        problem = _displaced(target) or hindrance(target)
+        if problem is not None:
+            issues.append(f"{target.layer}: {problem}")
+    if issues:
+        raise InUseError(
+            f"{len(issues)} layers were changed by something else since the fusion was applied, "
+            "and it can neither act nor be removed; undo that first.",
+            issues,
+        )
+
+
+def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
+    """What keeps targets from being merged into, one sentence each."""
+    models = {id(target.model): target.model for target in targets}.values()
+    owners = Counter(
+        _storage(parameter)
+        for model in models
+        for module in uses_of(model)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    for target in targets:
+        problem = merge_hindrance(target)
+        if problem is None and owners[_storage(target.parameter)] > 1:
+            problem = f"it shares its {target.entry.parameter}'s memory with another layer"
+        if problem is not None:
+            yield f"{target.layer}: {problem}"
+
+
+def merge_hindrance(target: Target) -> str | None:
+    """What keeps one target from being written, or None; cheap enough for every run."""
+    parameter, its = target.parameter, f"its {target.entry.parameter}"
+    if type(parameter.data) is not torch.Tensor:
+        return f"{its} is a {type(parameter.data).__name__}, not a plain tensor"
+    if parameter.dtype not in COMPUTE_DTYPES:
+        return f"{its} is {parameter.dtype}{_reason(target.module)}"
+    if type(parameter) is not torch.nn.Parameter:
+        return f"{its} is a {type(parameter).__name__}, not a plain parameter"
+    if parameter.device.type == "meta":
+        return f"{its} has no memory (meta device): sequential offloading is on"
+    if parameter.layout is not torch.strided or not _dense(parameter):
+        return f"{its} is not a dense strided tensor"
+    if is_group_offloaded(target):
+        return "group offloading keeps its own copy of the weight; switch it off first"
+    return None
+
+
+def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
+    """What keeps targets from being branched, one sentence each."""
+    problems = [(target, branch_hindrance(target)) for target in targets]
+    uses = Counter(id(target.module) for target, problem in problems if problem is None)
+    for target, problem in problems:
+        if problem is None and uses[id(target.module)] > 1:
+            problem = "the fusion changes its module more than once"
+        if problem is not None:
+            yield f"{target.layer}: {problem}"
+
+
+def branch_hindrance(target: Target) -> str | None:
+    """What keeps one target from being branched, or None; cheap enough for every run."""
+    module = target.module
+    if target.entry.parameter != "weight":
+        return f"its {target.entry.parameter} is changed, which only mode merge can do"
+    if any(isinstance(stored.delta, Dense) for stored in target.entry.acting.values()):
+        return "its delta is dense, which only mode merge can apply"
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return f"it is a {type(module).__name__}, which only mode merge can change"
+    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
+        return "it is a convolution in groups or with padding other than zeros"
+    read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if read or isinstance(target.lineage[-2], nn.TransformerEncoderLayer):
+        return "its weight is read without calling it"
+    if not has_memory(target):
+        return "its weight has no memory (meta device), and nothing loads it"
+    return None
+
+
+def _reason(module: torch.nn.Module) -> str:
+    """What made a weight's dtype, in a few words, where that can be seen."""
+    if diffusers_hook(module, "layerwise_casting") is not None:
+        return ", by layerwise casting"
+    kind = type(module).__name__
+    return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
+
+
+def _storage(parameter: torch.Tensor) -> int:
+    if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr()
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """No two elements share memory, and there are no holes."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(
+        (stride, size)
+        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+        if size > 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _displaced(target: Target) -> str | None:
+    """Why a module is not where it was, or is not used."""
+    for parent, name, child in target.steps:
+        if parent._modules.get(name) is not child:
+            if not _leads_to(target):
+                return "was replaced or wrapped"
+            break
+    if target.module._parameters.get(target.entry.parameter) is None:
+        return f"has no parameter {target.entry.parameter} any more"
+    return unused_projection(target.lineage[-2], target.names[-1])
+
+
+def _leads_to(target: Target) -> bool:
+    """Whether a module is still there: a block between may be wrapped (torch.compile)."""
+    found: Any = target.model
+    for name in target.names:
+        found = getattr(found, name, None)
+    return found is target.module
