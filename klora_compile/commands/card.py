@@ -9,6 +9,7 @@ import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, HubId
+from klora_compile.commands.result import json_option, print_json
 
 _STDOUT = Path("-")
 
@@ -37,6 +38,7 @@ _STDOUT = Path("-")
     help="Draw the schedule as a heat map into this file too, and show it in the card.",
 )
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
+@json_option
 def card_command(
     file: Path,
     output: Path,
@@ -44,12 +46,15 @@ def card_command(
     licence: str | None,
     picture: Path | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Write a model card for the artifact FILE, as the Hugging Face Hub reads it.
 
     It says where both LoRAs come from, what acts when, and how to load the file. Equal input gives
     equal bytes.
     """
+    if output == _STDOUT and as_json:
+        raise click.UsageError("-o - prints the card, so --json has no place; name a file.")
     if output != _STDOUT:
         check_output(output, force, inputs=(file,))
     if picture is not None:
@@ -74,10 +79,15 @@ def card_command(
     card = model_card(fusion, facts)
     if picture is not None:
         plot_schedule(fusion, picture, overwrite=force)
-        click.echo(f"wrote {shown(picture)}", err=output == _STDOUT)
+        if not as_json:
+            click.echo(f"wrote {shown(picture)}", err=output == _STDOUT)
     if output == _STDOUT:
         click.echo(card, nl=False)
         return
     with replacing(output, overwrite=force) as temporary:
         temporary.write_bytes(card.encode())
+    if as_json:
+        drawn = None if picture is None else str(picture)
+        print_json("card", {"output": str(output), "bytes_out": len(card.encode()), "map": drawn})
+        return
     click.echo(f"wrote {shown(output)}")

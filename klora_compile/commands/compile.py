@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import click
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import LORA, Device, artifact_output
 from klora_compile.commands.progress import layer_bar
+from klora_compile.commands.result import json_option, print_result
 from klora_compile.commands.rule_options import RuleCommand, rule_option
 from klora_compile.commands.setting_options import given, reading_options, shared_options
 from klora_compile.rules.lookup import DEFAULT_RULE
@@ -21,7 +20,6 @@ from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import slot_names
 
 if TYPE_CHECKING:
-    from klora_compile.reading.adapter import Adapter
     from klora_runtime.artifact.fusion import Fusion
 
 
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     help="Store the schedule alone; applying it needs the LoRA files.",
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@json_option
 def compile_command(
     loras: tuple[Path, ...],
     content: tuple[Path, ...],
@@ -97,6 +95,7 @@ def compile_command(
     from klora_compile.compiler import compile_fusion
     from klora_compile.measuring.cache import cache_file
     from klora_compile.planning.pairing import check_slots
+    from klora_compile.report.compilation import Compilation
     from klora_compile.settings.config import Config
     from klora_compile.sources import read_sources
     from klora_runtime.artifact.file import save_fusion
@@ -126,49 +125,8 @@ def compile_command(
         fusion = thin(fusion, adapters)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
-    if as_json:
-        click.echo(json.dumps(_facts(fusion, adapters, output, size, seconds)))
-    else:
-        click.echo(_table(fusion, adapters, output, size, seconds))
-
-
-def _facts(
-    fusion: Fusion, adapters: Mapping[str, Adapter], output: Path, size: int, seconds: float
-) -> dict[str, Any]:
-    """What ``--json`` prints."""
-    from klora_compile.report.compression import compression_of
-    from klora_compile.report.reading import reading_json
-    from klora_compile.report.summary import summarise
-
-    found = compression_of(fusion)
-    return {
-        "output": str(output),
-        "bytes_out": size,
-        "seconds": seconds,
-        "reading": {role: reading_json(adapter) for role, adapter in adapters.items()},
-        "thin": fusion.is_thin,
-        "compression": None if found is None else found.json(),
-        **summarise(fusion).json(),
-    }
-
-
-def _table(
-    fusion: Fusion, adapters: Mapping[str, Adapter], output: Path, size: int, seconds: float
-) -> str:
-    """What is printed for people."""
-    from klora_compile.report.compression import storage_lines
-    from klora_compile.report.reading import reading_lines
-    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
-    from klora_runtime.errors import shown
-
-    summary = summarise(fusion)
-    rows = [("artifact", shown(output)), *reading_lines(adapters), *summary_lines(summary)]
-    rows += storage_lines(fusion)
-    read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())
-    share = size / sum(summary.bytes_in.values())
-    rows.append(("bytes", f"{read} in, {bytes_text(size)} out ({share:.1%})"))
-    rows.append(("seconds", f"{seconds:.1f}"))
-    return table(rows)
+    compilation = Compilation(fusion, adapters, output, size, seconds)
+    print_result(as_json, "compilation", compilation.json, compilation.text)
 
 
 def _compressed(fusion: Fusion, tolerance: float) -> Fusion:

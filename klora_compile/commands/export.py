@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, source_option
+from klora_compile.commands.result import json_option, print_json
 from klora_compile.export.schedule import is_export
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 
@@ -57,7 +57,7 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
 )
 @source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
+@json_option
 def export_command(
     file: Path,
     static: bool,
@@ -101,6 +101,6 @@ def export_command(
         folder = export_phases(fusion, output, phases, settings, overwrite=force)
         facts, rows = folder.json(), phase_lines(folder)
     if as_json:
-        click.echo(json.dumps({"output": str(output), **facts}))
+        print_json("export", {"output": str(output), **facts})
         return
     click.echo(table([("LoRA" if phases is None else "LoRAs", shown(output)), *rows]))

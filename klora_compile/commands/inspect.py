@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import click
 
 from klora_compile.commands.parameters import LORA
+from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import reading_options
 from klora_compile.settings.read_options import ReadOptions
 
 
 @click.command("inspect")
 @click.argument("file", type=LORA)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@json_option
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -55,7 +55,7 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
         except LoraError as error:
             refusal = error
     if as_json:
-        click.echo(json.dumps(lora_json(found, adapter)))
+        print_json("lora", lora_json(found, adapter))
     else:
         size = bytes_text(found.nbytes)
         click.echo(table([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)]))
@@ -77,7 +77,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
         plot_schedule(fusion, plot, overwrite=True)
         click.echo(f"wrote {plot}", err=True)
     if as_json:
-        click.echo(json.dumps(inspection(fusion)))
+        print_json("fusion", inspection(fusion))
         return
 
     from klora_compile.report.schedule_map import text_map

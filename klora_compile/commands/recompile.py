@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, artifact_output
+from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.rule_options import AllRulesCommand, rule_option
 from klora_compile.commands.setting_options import given, shared_options
 
@@ -21,7 +21,7 @@ from klora_compile.commands.setting_options import given, shared_options
 @rule_option(None)
 @shared_options("as FILE")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@json_option
 def recompile_command(
     file: Path, output: Path, rule: str | None, force: bool, as_json: bool, **settings: Any
 ) -> None:
@@ -46,7 +46,7 @@ def recompile_command(
     summary = summarise(fusion)
     if as_json:
         facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
-        click.echo(json.dumps(facts | summary.json()))
+        print_json("recompilation", facts | summary.json())
         return
     rows = [("artifact", f"{shown(output)}, {bytes_text(size)}"), *summary_lines(summary)]
     rows.append(("rescheduled", f"in {1e3 * seconds:.0f} ms"))

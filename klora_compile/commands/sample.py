@@ -9,6 +9,7 @@ import click
 
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
+from klora_compile.commands.result import json_option, print_result
 from klora_compile.extras import missing_library
 
 #: ``klora_runtime.layers.choice.MODES``, which is not imported for the help's sake.
@@ -110,6 +111,7 @@ _SIZE = click.IntRange(1, 2**20)
 )
 @source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@json_option
 def sample_command(
     file: Path,
     model: str,
@@ -125,6 +127,7 @@ def sample_command(
     output: Path,
     sources: tuple[tuple[str, Path], ...],
     force: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Make pictures with the artifact FILE.
@@ -144,4 +147,5 @@ def sample_command(
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
     how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources), force)
-    click.echo(sample_to_file(file, model, request, output, how))
+    made = sample_to_file(file, model, request, output, how)
+    print_result(as_json, "pictures", made.json, made.text)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from klora_compile.commands.parameters import ARTIFACT, LORA, Device
 from klora_compile.commands.progress import layer_bar
+from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import base_option
+from klora_compile.slots import CONTENT, in_order, role_of
+
+if TYPE_CHECKING:
+    from klora_compile.reading.adapter import Adapter
+    from klora_runtime.artifact.fusion import Fusion
 
 
 @click.command("verify")
@@ -24,8 +31,14 @@ from klora_compile.commands.setting_options import base_option
     "--device", type=Device(), default="auto", show_default=True, help="Where to measure."
 )
 @base_option
+@json_option
 def verify_command(
-    file: Path, loras: tuple[Path, ...], against: bool, device: str, base: Path | None
+    file: Path,
+    loras: tuple[Path, ...],
+    against: bool,
+    device: str,
+    base: Path | None,
+    as_json: bool,
 ) -> None:
     """Check the artifact FILE: structure, digests, every tensor.
 
@@ -37,36 +50,50 @@ def verify_command(
     if bool(loras) != against:
         raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
 
-    from klora_compile.reading.adapter import read_adapter
-    from klora_compile.settings.read_options import ReadOptions
-    from klora_compile.slots import CONTENT, in_order, role_of
+    from klora_compile.report.verification import Verification
     from klora_compile.verify import differences, keeps_other_sums
     from klora_runtime.artifact.file import load_fusion
-    from klora_runtime.errors import KloraError, shown
+    from klora_runtime.errors import ArtifactError
 
-    fusion = load_fusion(file, check="full")
-    if not against:
-        click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, structure and digests)")
-        return
+    try:
+        fusion = load_fusion(file, check="full")
+    except ArtifactError as unreadable:
+        if as_json:
+            print_json("verification", Verification(file, loras).json(unreadable))
+        raise
+    found: list[str] = []
+    if against:
+        adapters = _adapters(file, fusion, loras, base)
+        contents = [each for name, each in adapters.items() if role_of(name) == CONTENT]
+        styles = [each for name, each in adapters.items() if role_of(name) != CONTENT]
+        with layer_bar("comparing") as on_layer:
+            found = differences(fusion, contents, styles, device=device, on_layer=on_layer)
+    other_sums = against and keeps_other_sums(fusion)
+    verification = Verification(file, loras, fusion, tuple(found), other_sums)
+    error = verification.error()
+    if as_json:
+        print_json("verification", verification.json(error))
+    if error is not None:
+        raise error
+    if not as_json:
+        click.echo(verification.text())
+
+
+def _adapters(
+    file: Path, fusion: Fusion, loras: tuple[Path, ...], base: Path | None
+) -> dict[str, Adapter]:
+    """Slot -> the LoRA, read as it was read for the artifact."""
+    from klora_compile.reading.adapter import read_adapter
+    from klora_compile.settings.read_options import ReadOptions
+    from klora_runtime.errors import shown
+
     names = in_order(fusion.sources)
     if len(names) != len(loras):
         raise click.UsageError(
             f"{file} was compiled from {len(names)} LoRAs ({', '.join(map(shown, names))}), "
             f"{len(loras)} were named."
         )
-    adapters = {
+    return {
         name: read_adapter(path, ReadOptions.from_notes(fusion.sources[name].notes, base))
         for name, path in zip(names, loras, strict=True)
     }
-    contents = [each for name, each in adapters.items() if role_of(name) == CONTENT]
-    styles = [each for name, each in adapters.items() if role_of(name) != CONTENT]
-    with layer_bar("comparing") as on_layer:
-        found = differences(fusion, contents, styles, device=device, on_layer=on_layer)
-    if found:
-        given = " and ".join(shown(path) for path in loras)
-        raise KloraError(f"{shown(file)} is not what {given} give:", found)
-    small = any(f.quantised for entry in fusion.entries for f in entry.factors.values())
-    how = "as near to its sources as it states" if small else "equal to its sources"
-    if keeps_other_sums(fusion):
-        how += "; sums of an earlier rule, which this one does not go by, were not compared"
-    click.echo(f"{shown(file)}: good ({len(fusion.entries)} layers, {how})")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from klora_compile.report.compression import compression_of, stored_json
-from klora_compile.report.summary import gamma_of, near_ties
+from klora_compile.report.summary import summarise
 from klora_runtime.artifact.checks import FORMAT_VERSION
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot
 
@@ -21,22 +21,18 @@ def inspection(fusion: Fusion) -> dict[str, Any]:
     LoRA does not adapt the layer or the rule did not measure it, ``k`` and the Top-K sums
     also where only one does, ``ratio`` where nothing was compared.
     """
+    summary = summarise(fusion).json()
     compression, stored = compression_of(fusion), stored_json(fusion)
     return {
-        "kind": "fusion",
         "format_version": FORMAT_VERSION,
         "tool": fusion.tool,
-        "rule": {"name": fusion.rule.name, "parameters": dict(fusion.rule.parameters)},
-        "gamma": gamma_of(fusion),
-        "derived": dict(fusion.rule.derived),
-        "family": fusion.family,
+        **{name: summary[name] for name in ("rule", "gamma", "derived", "family", "near_ties")},
         "fingerprint": fusion.fingerprint,
         "factor_bytes": fusion.nbytes,
         "thin": fusion.is_thin,
         "compression": None if compression is None else compression.json(),
         "sources": {name: asdict(source) for name, source in fusion.sources.items()},
         "slots": {name: _slot(slot) for name, slot in fusion.slots.items()},
-        "near_ties": [{"layer": tie.layer, "why": tie.why} for tie in near_ties(fusion)],
         "layers": [_layer(fusion, entry, stored[entry.path]) for entry in fusion.entries],
     }
 

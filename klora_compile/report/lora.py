@@ -25,7 +25,6 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
     computed. Layers are those of diffusers' model.
     """
     return {
-        "kind": "lora",
         "family": survey.family,
         "layout": survey.layout,
         "names": survey.names,

@@ -48,7 +48,10 @@ class Summary:
 
     def json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        fields = asdict(self)
+        names = {"name": "rule", "parameters": "settings", "text": "rule_text"}
+        rule = {name: fields.pop(field) for name, field in names.items()}
+        return {"rule": rule, **fields}
 
 
 def summarise(fusion: Fusion) -> Summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from klora_compile.sampling.album import check_ending, write_shots
 from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
@@ -33,11 +34,43 @@ class How:
     """Replace an existing picture."""
 
 
-def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> str:
-    """Apply the artifact ``file`` to ``model``, make the pictures, write them into ``output``.
+@dataclass(frozen=True)
+class Made:
+    """What was written, in which mode, and how fast."""
 
-    Returns:
-        One line on what was written, in which mode, and how fast.
+    output: Path
+    holds: str
+    """What the file shows, in a few words."""
+    shots: Sequence[Shot]
+    mode: str
+    why: str
+    """Why that mode."""
+
+    def text(self) -> str:
+        """As one line."""
+        wrote = f"wrote {shown(self.output)}: {self.holds}"
+        return f"{wrote}; mode {self.mode}: {self.why}; {_pace(self.shots)}"
+
+    def json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "output": str(self.output),
+            "mode": self.mode,
+            "why": self.why,
+            "pictures": [
+                {
+                    "prompt": shot.prompt,
+                    "seed": shot.seed,
+                    "seconds": shot.seconds,
+                    "frames": len(shot.frames),
+                }
+                for shot in self.shots
+            ],
+        }
+
+
+def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> Made:
+    """Apply the artifact ``file`` to ``model``, make the pictures, write them into ``output``.
 
     Raises:
         KloraError: of any of the steps; ``output`` is as it was.
@@ -59,7 +92,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
         shots = list(sample(pipe, request))
         report = handle.report()
     held = write_shots(shots, output, overwrite=how.overwrite)
-    return f"wrote {shown(output)}: {held}; mode {report.mode}: {report.why}; {_pace(shots)}"
+    return Made(output, held, shots, report.mode, report.why)
 
 
 def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:

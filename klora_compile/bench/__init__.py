@@ -1,0 +1,1 @@
+"""What sampling with two LoRAs costs, each way to do it beside the others."""

@@ -1,0 +1,59 @@
+"""What ``klora verify`` found, for a terminal and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.errors import KloraError, shown
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An artifact, what it was compared with, and what is wrong."""
+
+    file: Path
+    against: tuple[Path, ...]
+    """LoRAs; none where the artifact was checked alone."""
+    fusion: Fusion | None = None
+    """None where the artifact cannot be read."""
+    differences: tuple[str, ...] = ()
+    """One sentence each; see :func:`klora_compile.verify.differences`."""
+    other_sums: bool = False
+    """Whether it holds sums of an earlier rule, which were not compared."""
+
+    def error(self) -> KloraError | None:
+        """What is wrong; None where nothing is."""
+        if not self.differences:
+            return None
+        given = " and ".join(shown(path) for path in self.against)
+        return KloraError(f"{shown(self.file)} is not what {given} give:", self.differences)
+
+    def json(self, error: KloraError | None) -> dict[str, Any]:
+        """As JSON values.
+
+        Args:
+            error: why the artifact is not good, or None.
+        """
+        problems = [] if error is None else list(error.issues) or [str(error)]
+        return {
+            "file": str(self.file),
+            "good": error is None,
+            "layers": None if self.fusion is None else len(self.fusion.entries),
+            "against": [str(path) for path in self.against],
+            "problems": problems,
+        }
+
+    def text(self) -> str:
+        """One line for people, where nothing is wrong."""
+        assert self.fusion is not None
+        how = "structure and digests"
+        if self.against:
+            entries = self.fusion.entries
+            small = any(each.quantised for entry in entries for each in entry.factors.values())
+            how = "as near to its sources as it states" if small else "equal to its sources"
+        if self.other_sums:
+            how += "; it also holds sums of an earlier rule, which were not compared"
+        return f"{shown(self.file)}: good ({len(self.fusion.entries)} layers, {how})"

@@ -1,0 +1,130 @@
+"""Every field that ``--json`` prints is documented, and every documented field is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.lora_files import ROOT
+from support.shipped import Shipped, klora
+
+from klora_compile.cli import main
+
+PAGE = (ROOT / "docs" / "reference" / "json.md").read_text()
+PAIR = ("fox.safetensors", "ink.safetensors")
+ARTIFACT = "fox-in-ink.klora.safetensors"
+PEFT = ("--keys", "peft")
+
+#: Kind -> runs that print objects of it, which have each of its fields between them.
+RUNS: dict[str, list[tuple[str, ...]]] = {
+    "compilation": [
+        ("compile", *PAIR, "-o", "whole.klora.safetensors"),
+        ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1"),
+    ],
+    "recompilation": [("recompile", ARTIFACT, "-o", "other.klora.safetensors")],
+    "fusion": [
+        ("inspect", ARTIFACT),
+        ("inspect", "small.klora.safetensors"),
+        ("inspect", "thin.klora.safetensors"),
+    ],
+    "lora": [("inspect", PAIR[0])],
+    "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
+    "export": [
+        ("export", ARTIFACT, "--static", "-o", "lora.safetensors", "--rank", "2", *PEFT),
+        ("export", ARTIFACT, "--phases", "2", "-o", "phases", *PEFT),
+    ],
+    "pictures": [
+        ("sample", ARTIFACT, "--model", "model", "--prompt", "a", "--steps", "1", "-o", "a.png")
+    ],
+    "card": [("card", ARTIFACT, "-o", "README.md")],
+}
+#: Values whose inner names are the rule's or the file's.
+OPEN = {
+    "derived.{name}",
+    "sources.{slot}.notes",
+    "layers[].stored.{slot}.rows",
+    "truncation_error",
+    "phases[].truncation_error",
+}
+
+
+def documented(kind: str) -> set[str]:
+    """The fields of one kind, those of the summary among them where it has them."""
+    section = PAGE.partition(f"{{ #{kind} }}")[2].partition("\n## ")[0]
+    fields = {"schema", "kind"}
+    for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+        fields |= set(re.findall(r"`([^`]+)`", cell))
+    if "[summary]" in section:
+        fields |= documented("summary")
+    if kind == "fusion":
+        shared = ("rule", "gamma", "derived", "family", "near_ties")
+        fields |= {each for each in documented("summary") if each.startswith(shared)}
+        compiled = documented("compilation")
+        fields |= {each for each in compiled if each.startswith(("thin", "compression"))}
+    return fields
+
+
+def paths(value: Any, path: str = "") -> Iterator[str]:
+    """``a.b[].c`` of every value of an object."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from paths(inner, f"{path}\0{name}" if path else name)
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from paths(inner, f"{path}[]")
+    else:
+        yield path + ("[]" if value == [] else "")
+
+
+def fits(field: str, path: str) -> bool:
+    """Whether a path is of a documented field; of an empty list, or of what is open, in part."""
+    open_end = "(\0.*)?" if field in OPEN else ""
+    shorter = [field[: end.end()] for end in re.finditer(r"\[\]", field)]
+    return bool(re.fullmatch(shape(field) + open_end, path)) or (
+        path.endswith("[]") and any(re.fullmatch(shape(each), path) for each in shorter)
+    )
+
+
+def shape(field: str) -> str:
+    """What the paths of a documented field look like."""
+    return re.sub(r"\\\{\w+\\\}", "[^\0]+?", re.escape(field.replace(".", "\0")))
+
+
+@pytest.fixture(scope="module")
+def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    for name in (*PAIR, ARTIFACT):
+        shutil.copy(shipped.artifact.with_name(name), folder)
+    (folder / "model").symlink_to(shipped.model)
+    files = [folder / name for name in PAIR]
+    for name, option in (("small", ("--compress", "0.1")), ("thin", ("--thin",))):
+        made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
+        assert made.exit_code == 0
+    return folder
+
+
+def test_every_command_is_documented() -> None:
+    assert {run[0] for runs in RUNS.values() for run in runs} == set(main.list_commands(None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_what_is_printed_is_what_is_documented(
+    kind: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
+    fields = documented(kind)
+    assert len(fields) > 3
+    met = set()
+    for run in RUNS[kind]:
+        printed = json.loads(klora(*run, "--json").stdout)
+        assert (printed["schema"], printed["kind"]) == (1, kind)
+        for path in paths(printed):
+            fitting = {field for field in fields if fits(field, path)}
+            assert fitting, path.replace("\0", ".")
+            met |= fitting
+    assert fields == met
