@@ -7,19 +7,19 @@ that is no product of two factors, nor for a bias that loaders read.
 from __future__ import annotations
 
 from klora_compile.export.targets import Piece, Spelling, Target
+from klora_compile.families.convolutions import is_pointwise
 from klora_compile.reading.forms.parts import Part
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.families.backwards import Backwards
-from klora_runtime.families.text_encoders import CLIP_INSIDE
-from klora_runtime.families.unet import is_pointwise
+from klora_runtime.families.text_encoders import CLIP
 
 _ENDINGS = {Part.DOWN: ".lora_A.weight", Part.UP: ".lora_B.weight"}
 
-#: Wan 2.2's two transformers have one file each, with the same names; the loader is told which.
+#: Two transformers of one model have a file each, with the same names; the loader is told which.
 _COMPONENTS = {"transformer_2": "transformer"}
 
 #: Files have ``text_model.`` in CLIP's paths, whatever transformers' version.
-_CLIP = Backwards(CLIP_INSIDE)
+_CLIP = Backwards(CLIP.written)
 
 
 def peft_spelling(fusion: Fusion) -> Spelling:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from klora_runtime.families import text_encoders, unet
+from klora_compile.families.tables import WHOLE
 from klora_runtime.families.rows import Layout
 
 
@@ -42,21 +42,12 @@ class Vocabulary:
         return ".".join(parts) if whole else None
 
 
-def _names(layouts: Iterable[Layout]) -> Vocabulary:
+def vocabulary(layouts: Iterable[Layout]) -> Vocabulary:
     """The names between the dots of all module paths of some tables."""
     paths = [row.source.split(".") for layout in layouts for row in layout.rows]
     names = frozenset(name for path in paths for name in path) - {"{}"}
     return Vocabulary(names, frozenset(path[0] for path in paths))
 
 
-UNET = _names(layout.in_diffusers_names() for layout in (unet.SD1, unet.SD2, unet.SDXL))
-CLIP = _names((text_encoders.CLIP, text_encoders.CLIP_INSIDE))
-T5 = _names((text_encoders.T5,))
-DECODER = _names(
-    (
-        text_encoders.QWEN3,
-        text_encoders.QWEN3_INSIDE,
-        text_encoders.GEMMA2,
-        text_encoders.GEMMA2_INSIDE,
-    )
-)
+#: Names of UNets, in diffusers' names.
+UNET = vocabulary(layout.in_diffusers_names() for layout in WHOLE if layout.component == "unet")

@@ -1,71 +1,50 @@
-"""All layouts: the denoisers' in their authors' names and in diffusers', and the text encoders'."""
+"""The tables by which files are read, made from the base models' records."""
 
 from __future__ import annotations
 
-from klora_runtime.families import (
-    anima,
-    auraflow,
-    chroma,
-    flux1,
-    flux2,
-    hunyuan_video,
-    krea2,
-    ltx,
-    lumina2,
-    qwen_image,
-    sd3,
-    text_encoders,
-    unet,
-    wan,
-    z_image,
-)
+from collections.abc import Iterator
+from dataclasses import replace
+
+from klora_runtime.families.catalogue import FAMILIES
+from klora_runtime.families.family import Family
 from klora_runtime.families.rows import Layout
 
-#: One table per family that names every module of its denoiser.
-WHOLE: tuple[Layout, ...] = (
-    unet.SD1,
-    unet.SD2,
-    unet.SDXL,
-    unet.SDXL_REFINER,
-    sd3.MMDIT,
-    flux1.BFL,
-    chroma.BFL,
-    flux2.BFL,
-    qwen_image.DIFFUSERS,
-    z_image.COMFY,
-    wan.ORIGINAL,
-    hunyuan_video.ORIGINAL,
-    ltx.ORIGINAL,
-    lumina2.ORIGINAL,
-    anima.COSMOS,
-    anima.LLM_ADAPTER,
-    krea2.ORIGINAL,
-    auraflow.ORIGINAL,
-)
+
+def _together(family: Family) -> Iterator[Layout]:
+    """Tables of one name for several components, as one."""
+    for name in dict.fromkeys(layout.name for layout in family.layouts):
+        own = [layout for layout in family.layouts if layout.name == name]
+        if len(own) > 1:
+            rows = [replace(r, component=other.component) for other in own[1:] for r in other.rows]
+            yield replace(own[0], rows=(*own[0].rows, *rows))
+
+
+def _text_encoders() -> Iterator[Layout]:
+    """Every kind of text encoder in every component that it is for some family."""
+    encoders = [encoder for family in FAMILIES.values() for encoder in family.text_encoders]
+    for encoder in {(e.model.title, e.component): e for e in encoders}.values():
+        for layout in encoder.model.layouts:
+            yield replace(layout, component=encoder.component)
+
+
+_LAYOUTS = tuple(layout for family in FAMILIES.values() for layout in family.layouts)
+
+#: For every component of every family one table, or more, that name every module.
+WHOLE: tuple[Layout, ...] = tuple(layout for layout in _LAYOUTS if layout.is_whole)
 
 #: Tables of some modules, or of modules that another table names too.
-FURTHER: tuple[Layout, ...] = (flux1.XLABS, z_image.MIXED)
+FURTHER: tuple[Layout, ...] = tuple(layout for layout in _LAYOUTS if not layout.is_whole)
 
 #: Files that hold modules of several components under one prefix: their tables as one.
-TOGETHER: tuple[Layout, ...] = (anima.TOGETHER,)
-
-TEXT_ENCODERS: tuple[Layout, ...] = (
-    text_encoders.CLIP,
-    text_encoders.CLIP_INSIDE,
-    text_encoders.CLIP_2,
-    text_encoders.CLIP_2_INSIDE,
-    text_encoders.T5,
-    text_encoders.T5_2,
-    text_encoders.T5_3,
-    text_encoders.QWEN3,
-    text_encoders.QWEN3_INSIDE,
-    text_encoders.GEMMA2,
-    text_encoders.GEMMA2_INSIDE,
+TOGETHER: tuple[Layout, ...] = tuple(
+    layout for family in FAMILIES.values() for layout in _together(family)
 )
 
 #: Files in diffusers' names, whose modules are those of the tables above.
 IN_DIFFUSERS_NAMES: tuple[Layout, ...] = tuple(
     layout.in_diffusers_names() for layout in WHOLE if layout.name != "diffusers"
 )
+
+TEXT_ENCODERS: tuple[Layout, ...] = tuple(_text_encoders())
 
 ALL: tuple[Layout, ...] = (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TEXT_ENCODERS)

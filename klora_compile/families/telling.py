@@ -12,23 +12,20 @@ from collections.abc import Collection, Iterable, Mapping
 from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layers import LayerFacts
 from klora_runtime.artifact.fusion import TEXT_ENCODERS
-from klora_runtime.families.catalogue import family_of
+from klora_runtime.families.catalogue import FAMILIES, family_of
+from klora_runtime.families.family import Family
 from klora_runtime.families.rows import Layout
 
-#: Family -> first name of its blocks -> how many there are. Only of families that share names.
-_DEPTHS: Mapping[str, Mapping[str, int]] = {
-    "flux.1": {"transformer_blocks": 19, "single_transformer_blocks": 38},
-    "chroma": {"transformer_blocks": 19, "single_transformer_blocks": 38},
-    "hunyuan-video": {"transformer_blocks": 20, "single_transformer_blocks": 40},
-    "flux.2": {"transformer_blocks": 8, "single_transformer_blocks": 48},
+#: Family -> its tables in diffusers' names, one for each component.
+_TABLES: Mapping[str, tuple[Layout, ...]] = {
+    key: tuple(
+        table
+        for table in (*WHOLE, *IN_DIFFUSERS_NAMES)
+        if table.family == key and table.name == "diffusers"
+    )
+    for key in FAMILIES
 }
-
-#: A family whose models were trained from those of another one: LoRAs of layers that both have are
-#: the other one's.
-_TRAINED_FROM: Mapping[str, str] = {"chroma": "flux.1"}
-
-_TABLES = (*(table for table in WHOLE if table.name == "diffusers"), *IN_DIFFUSERS_NAMES)
-_BLOCK = re.compile(r"([A-Za-z_]+)\.(\d+)\.")
+_BLOCK = re.compile(r"([A-Za-z_.]+?)\.(\d+)\.")
 
 
 def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> str | None:
@@ -48,22 +45,28 @@ def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) ->
     if not denoiser or {layer.component for layer in denoiser} == {"unet"}:
         return None
     fitting = set(families) or {
-        table.family for table in _TABLES if all(_has(table, layer) for layer in denoiser)
+        key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in denoiser)
     }
     found = _by_depth(fitting, [layer.module for layer in denoiser])
-    found -= {family for family in found if _TRAINED_FROM.get(family) in found}
+    found -= {key for key in found if _parent(key) in found}
     return found.pop() if len(found) == 1 else None
 
 
-def _has(table: Layout, layer: LayerFacts) -> bool:
-    component = "transformer" if layer.component == "transformer_2" else layer.component
-    if component != table.component:
-        return False
-    match = table.match(layer.module, flat=False)
-    if match is None:
-        return False
-    ratio = match[0].ratio
-    return ratio is None or len(layer.shape) < 2 or layer.shape[0] == ratio * layer.shape[1]
+def _parent(key: str) -> str | None:
+    """The family whose models this one's were trained from."""
+    parent = FAMILIES[key].trained_from if key in FAMILIES else None
+    return None if parent is None else parent.key
+
+
+def _has(family: Family, layer: LayerFacts) -> bool:
+    """Whether a layer may be one of a family's."""
+    first = family.denoisers[0] if layer.component in family.denoisers else layer.component
+    for table in _TABLES[family.key]:
+        match = table.match(layer.module, flat=False) if table.component == first else None
+        if match is not None:
+            ratio = match[0].ratio
+            return ratio is None or len(layer.shape) < 2 or layer.shape[0] == ratio * layer.shape[1]
+    return False
 
 
 def _by_depth(families: Collection[str], modules: Iterable[str]) -> set[str]:
@@ -73,15 +76,15 @@ def _by_depth(families: Collection[str], modules: Iterable[str]) -> set[str]:
         block = _BLOCK.match(module)
         if block is not None:
             depths[block[1]] = max(depths.get(block[1], 0), int(block[2]) + 1)
-    known = {family: _DEPTHS.get(family, depths) for family in families}
+    known = {key: FAMILIES[key].blocks if key in FAMILIES else {} for key in families}
     possible = {
-        family
-        for family, own in known.items()
-        if all(depth <= own.get(name, depth) for name, depth in depths.items())
+        key
+        for key, blocks in known.items()
+        if all(depth <= blocks.get(name, depth) for name, depth in depths.items())
     }
     whole = {
-        family
-        for family in possible
-        if family in _DEPTHS and all(d == known[family].get(n) for n, d in depths.items())
+        key
+        for key in possible
+        if depths and all(depth == known[key].get(name) for name, depth in depths.items())
     }
     return whole or possible

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
 from klora_compile.reading.forms.dora import Axis, axes
 from klora_compile.reading.forms.parts import Form, Part, Shape
@@ -27,7 +28,6 @@ from klora_compile.reading.scale.scale import MIN_ALPHA, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
-from klora_runtime.families.unet import folded_kernel
 
 #: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
 _DTYPES: Mapping[str, tuple[str, bool]] = {

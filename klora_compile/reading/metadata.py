@@ -10,54 +10,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from klora_compile.families.stating import trainers
+from klora_runtime.families.family import MUSUBI_TUNER, SD_SCRIPTS
+
 #: Metadata keys that hold a trigger phrase or a licence, as written by the common trainers.
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_words", "trigger_word", "instance_prompt")
 _LICENSE_KEYS = ("modelspec.license", "license", "source_licence")
 
-#: Metadata keys with the base model, and beginnings of what they say -> the family.
-_FAMILY_KEYS = ("modelspec.architecture", "ss_base_model_version")
-_FAMILIES: Mapping[str, str] = {
-    "chroma": "chroma",
-    "flux-2": "flux.2",
-    "flux2": "flux.2",
-    "flux": "flux.1",
-    "hunyuan": "hunyuan-video",
-    "lumina": "lumina2",
-    "z-image": "z-image",
-    "zimage": "z-image",
-    "anima": "anima",
-    "stable-diffusion-v1": "sd1",
-    "stable-diffusion-v2": "sd2",
-    "stable-diffusion-xl-v1-refiner": "sdxl-refiner",
-    "stable-diffusion-xl": "sdxl",
-    "sdxl": "sdxl",
-}
-
 #: At most so many tags of kohya's statistics are taken for trigger words.
 _MAX_TAGS = 8
 
-#: Beginning of ``ss_network_module`` -> the trainer.
+#: Beginning of ``ss_network_module`` -> the trainer: of base models that have a record, of others
+#: and of forms that musubi-tuner has modules for; sd-scripts' and others' begin alike.
 _NETWORK_MODULES: Mapping[str, str] = {
     "lycoris": "LyCORIS",
-    "networks.lora_wan": "musubi-tuner",
-    "networks.lora_hv": "musubi-tuner",
-    "networks.lora_framepack": "musubi-tuner",
-    "networks.lora_flux_2": "musubi-tuner",
-    "networks.lora_qwen": "musubi-tuner",
-    "networks.lora_zimage": "musubi-tuner",
-    "networks.lora_krea2": "musubi-tuner",
-    "networks.lora_kandinsky": "musubi-tuner",
-    "networks.lora_ideogram": "musubi-tuner",
-    "networks.lora_hidream": "musubi-tuner",
-    "networks.loha": "musubi-tuner",
-    "networks.lokr": "musubi-tuner",
-    "networks.": "sd-scripts",
+    **trainers(),
+    "networks.lora_framepack": MUSUBI_TUNER,
+    "networks.lora_hidream": MUSUBI_TUNER,
+    "networks.lora_hv": MUSUBI_TUNER,
+    "networks.lora_ideogram": MUSUBI_TUNER,
+    "networks.lora_kandinsky": MUSUBI_TUNER,
+    "networks.loha": MUSUBI_TUNER,
+    "networks.lokr": MUSUBI_TUNER,
+    "networks.": SD_SCRIPTS,
 }
 #: Metadata key -> the trainer that writes it.
 _MARKS: Mapping[str, str] = {
     "ot_config": "OneTrainer",
     "ot_revision": "OneTrainer",
-    "ss_sd_scripts_commit_hash": "sd-scripts",
+    "ss_sd_scripts_commit_hash": SD_SCRIPTS,
     "lora_adapter_metadata": "PEFT",
 }
 
@@ -89,20 +70,6 @@ def origin_of(file: _File) -> Origin:
         trainer=_trainer(file.metadata) or (None if file.config is None else "PEFT"),
         trigger_words=_trigger_words(file),
         license=_first(file.metadata, _LICENSE_KEYS),
-    )
-
-
-def stated_family(metadata: Mapping[str, str]) -> str | None:
-    """The base model family that trainers write down, as far as it tells more than names do."""
-    stated = [metadata.get(key, "").lower() for key in _FAMILY_KEYS]
-    return next(
-        (
-            family
-            for text in stated
-            for beginning, family in _FAMILIES.items()
-            if text.startswith(beginning)
-        ),
-        None,
     )
 
 

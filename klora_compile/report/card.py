@@ -22,31 +22,15 @@ from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.fusion import Fusion, Source
-from klora_runtime.families.catalogue import family_name
+from klora_runtime.families.catalogue import FAMILIES, family_name
+from klora_runtime.families.family import Family, Task
 
 _MAP_WIDTH = 60
 
-#: Family -> the pipeline class of diffusers that samples with it.
-_PIPELINES = {
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux.2": "Flux2Pipeline",
-    "qwen-image": "QwenImagePipeline",
-    "z-image": "ZImagePipeline",
-    "wan": "WanPipeline",
-    "ltx": "LTXPipeline",
-    "hunyuan-video": "HunyuanVideoPipeline",
-}
-_TAGS = {
-    "sd1": "stable-diffusion",
-    "sd2": "stable-diffusion",
-    "sdxl": "stable-diffusion-xl",
-    "sdxl-refiner": "stable-diffusion-xl",
-    "sd3": "sd3",
-}
-_VIDEO_FAMILIES = ("wan", "ltx", "hunyuan-video")
+#: What is said where the family is not known.
+_ANY_TASK: Task = "text-to-image"
+_ANY_PIPELINE = "DiffusionPipeline"
+_BASE_MODEL = "BASE-MODEL"
 
 
 @dataclass(frozen=True)
@@ -99,9 +83,10 @@ def _title(name: str) -> str:
 
 
 def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
-    task = "text-to-video" if fusion.family in _VIDEO_FAMILIES else "text-to-image"
+    family = FAMILIES.get(fusion.family or "")
+    task = _ANY_TASK if family is None else family.task
     tags = ["lora", "klora", "diffusers", task]
-    tags += [_TAGS[fusion.family]] if fusion.family in _TAGS else []
+    tags += [] if family is None or family.tag is None else [family.tag]
     lines = ["---", "library_name: diffusers", f"pipeline_tag: {task}", "tags:"]
     lines += [f"- {tag}" for tag in tags]
     if facts.base_model is not None:
@@ -238,37 +223,63 @@ def _value(value: object) -> str:
 
 
 def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
-    pipeline = _PIPELINES.get(fusion.family or "", "DiffusionPipeline")
-    base = facts.base_model or "BASE-MODEL"
-    prompt = _trigger_words(fusion) or "a prompt"
-    video = fusion.family in _VIDEO_FAMILIES
-    result, output = ("frames", "video.gif") if video else ("image", "picture.png")
-    name = printable(facts.name)
-    needed = _sources_needed(fusion)
-    keywords = f", sources={json.dumps(needed, ensure_ascii=False)}" if needed else ""
-    code = (
-        f"from diffusers import {pipeline}\n"
-        "from klora_runtime import apply_fusion\n\n"
-        f'pipe = {pipeline}.from_pretrained({_literal(base)})  # .to("cuda")\n'
-        f"handle = apply_fusion(pipe, {_literal(name)}{keywords})\n"
-        f"{result} = pipe({_literal(prompt)}, num_inference_steps=30)"
-        f".{'frames' if video else 'images'}[0]\n"
-        "handle.remove()  # every weight back to the bit"
-    )
-    file = f"./{name}" if name.startswith("-") else name
-    words = ["klora", "sample", file, "--model", base, "--prompt", prompt, "-o", output]
-    words += [word for pair in needed.items() for word in ("--source", "=".join(pair))]
+    family = FAMILIES.get(fusion.family or "")
     where = "" if REPOSITORY is None else f" ([repository]({REPOSITORY}))"
-    hint = "" if facts.base_model else " BASE-MODEL stands for the folder or the id of yours."
+    hint = ""
+    if facts.base_model is None:
+        such = "" if family is None else f", such as `{family.hub}`"
+        hint = f" {_BASE_MODEL} stands for the folder or the id of yours{such}."
+    command = _command(fusion, facts, family)
     return "\n\n".join(
         [
             f"Install klora, in its source folder{where}:",
             fenced(INSTALL, "sh"),
-            f"Then use Python or the command line.{hint}",
-            fenced(code, "python"),
-            fenced(" ".join(map(shlex.quote, words)), "sh"),
+            f"Then use Python{' or the command line' if command else ''}.{hint}",
+            fenced(_python(fusion, facts, family), "python"),
+            *([fenced(command, "sh")] if command else []),
         ]
     )
+
+
+def _python(fusion: Fusion, facts: CardFacts, family: Family | None) -> str:
+    """Lines that load the base model, apply the artifact and sample."""
+    pipeline = _ANY_PIPELINE if family is None else family.pipeline
+    task = _ANY_TASK if family is None else family.task
+    one, many = ("frames", "frames") if task.endswith("video") else ("image", "images")
+    model = f"pipe = {pipeline}.from_pretrained({_literal(facts.base_model or _BASE_MODEL)})"
+    if family is not None and family.is_modular:
+        model += "\npipe.load_components()"
+    needed = _sources_needed(fusion)
+    sources = f", sources={json.dumps(needed, ensure_ascii=False)}" if needed else ""
+    imports, given = "", ""
+    if task.startswith("image"):
+        imports, given = "from diffusers.utils import load_image\n", 'image=load_image("in.png"), '
+    return (
+        f"from diffusers import {pipeline}\n{imports}"
+        "from klora_runtime import apply_fusion\n\n"
+        f'{model}  # .to("cuda")\n'
+        f"handle = apply_fusion(pipe, {_literal(printable(facts.name))}{sources})\n"
+        f"{one} = pipe(prompt={_literal(_prompt(fusion))}, {given}num_inference_steps=30)"
+        f".{many}[0]\n"
+        "handle.remove()  # every weight back to the bit"
+    )
+
+
+def _command(fusion: Fusion, facts: CardFacts, family: Family | None) -> str | None:
+    """The same as a command; None where that cannot do it."""
+    task = _ANY_TASK if family is None else family.task
+    if task.startswith("image") or (family is not None and family.is_modular):
+        return None
+    name = printable(facts.name)
+    words = ["klora", "sample", f"./{name}" if name.startswith("-") else name]
+    words += ["--model", facts.base_model or _BASE_MODEL, "--prompt", _prompt(fusion)]
+    words += ["-o", "video.gif" if task.endswith("video") else "picture.png"]
+    words += [w for pair in _sources_needed(fusion).items() for w in ("--source", "=".join(pair))]
+    return " ".join(map(shlex.quote, words))
+
+
+def _prompt(fusion: Fusion) -> str:
+    return _trigger_words(fusion) or "a prompt"
 
 
 def _sources_needed(fusion: Fusion) -> dict[str, str]:

@@ -55,8 +55,9 @@ class ReadOptions:
     denoiser: Denoiser | None = field(
         default=None,
         metadata=setting(
-            "The LoRAs are for this component, which their files do not say: Wan 2.2's second "
-            "transformer (low noise). Apply its artifact beside that of the first.",
+            "The LoRAs are for this component, which their files do not say: the second "
+            "transformer (low noise) of a base model with two. Apply its artifact beside the "
+            "first's.",
             Word(get_args(Denoiser)),
         ),
     )

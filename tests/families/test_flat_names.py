@@ -12,9 +12,11 @@ from support.lora_files import needs_real_loras, read_raw, real_lora
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from klora_compile.families.flat_names import CLIP, UNET, Vocabulary
+from klora_compile.families.flat_names import UNET, Vocabulary, vocabulary
 from klora_compile.reading.names.keys import ParsedKey, parse_key
+from klora_runtime.families import text_encoders
 
+CLIP = vocabulary(text_encoders.CLIP.layouts)
 LEAVES = (nn.Linear, nn.Conv2d)
 
 

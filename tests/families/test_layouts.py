@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
+from support.layout_cells import encoder_inside, encoder_names
 from support.layout_models import DENOISERS, weights
 
 from klora_compile.families.tables import (
@@ -28,7 +29,7 @@ from klora_compile.families.tables import (
     TEXT_ENCODERS,
     WHOLE,
 )
-from klora_runtime.families import anima, flux1, krea2, qwen_image, text_encoders, unet
+from klora_runtime.families import anima, flux1, krea2, qwen_image, sd1, sdxl
 from klora_runtime.families.rows import (
     Layout,
     Placement,
@@ -41,6 +42,7 @@ from klora_runtime.families.rows import (
     swapped_where_two,
     thirds,
 )
+from klora_runtime.families.text_encoders import CLIP, T5
 
 #: Modules that no row names, and why.
 NOT_NAMED: Mapping[str, Mapping[str, str]] = {
@@ -215,8 +217,8 @@ FILES: Mapping[str, Mapping[str, tuple[Layout, bool]]] = {
     "flux_control_lora_format": {"": (flux1.BFL, False)},
     "flux_dora_onetrainer_format": {
         "lora_transformer_": (FLUX_DIFFUSERS, True),
-        "lora_te1_": (text_encoders.CLIP_INSIDE, True),
-        "lora_te2_": (text_encoders.T5_2, True),
+        "lora_te1_": (encoder_inside(CLIP), True),
+        "lora_te2_": (encoder_names(T5, "text_encoder_2"), True),
     },
     "flux_lokr_bfl_format": BFL_PEFT,
     "flux_lora_aitoolkit_format": BFL_PEFT,
@@ -229,9 +231,9 @@ FILES: Mapping[str, Mapping[str, tuple[Layout, bool]]] = {
     "krea2_lora_kohya_format": {"lora_unet_": (krea2.ORIGINAL, True)},
     "qwen_image_lora_diffusers_format": {"": (qwen_image.DIFFUSERS, False)},
     "sdxl_lora_kohya_te1_te2_alien_style": {
-        "lora_unet_": (unet.SDXL, True),
-        "lora_te1_": (text_encoders.CLIP_INSIDE, True),
-        "lora_te2_": (text_encoders.CLIP_2_INSIDE, True),
+        "lora_unet_": (sdxl.LDM, True),
+        "lora_te1_": (encoder_inside(CLIP), True),
+        "lora_te2_": (encoder_inside(CLIP, "text_encoder_2"), True),
     },
 }
 #: (file, module path) -> shape that is not the model's: a control LoRA's, which sees the picture
@@ -283,8 +285,8 @@ def test_every_key_list_is_read() -> None:
 
 
 def test_names_of_sd1_and_sdxl_mean_the_same_where_both_have_them() -> None:
-    targets = {row.source: row.targets for row in unet.SDXL.rows}
-    common = [row for row in unet.SD1.rows if row.source in targets]
+    targets = {row.source: row.targets for row in sdxl.LDM.rows}
+    common = [row for row in sd1.LDM.rows if row.source in targets]
     assert len(common) > 200
     assert all(targets[row.source] == row.targets for row in common)
 
@@ -292,12 +294,12 @@ def test_names_of_sd1_and_sdxl_mean_the_same_where_both_have_them() -> None:
 @pytest.mark.parametrize(
     ("layout", "stem", "flat"),
     [
-        (unet.SDXL, "input_blocks_4_1_transformer_blocks_2_attn1_to_q", True),
-        (unet.SDXL, "input_blocks.1.1.proj_in", False),
-        (unet.SD1, "input_blocks.4.1.transformer_blocks.1.attn1.to_q", False),
-        (unet.SD1, "input_blocks_04_1_proj_in", True),
-        (unet.SD1, "input_blocks.4.1.proj_in", True),
-        (unet.SD1, "input_blocks_4_1_proj_in", False),
+        (sdxl.LDM, "input_blocks_4_1_transformer_blocks_2_attn1_to_q", True),
+        (sdxl.LDM, "input_blocks.1.1.proj_in", False),
+        (sd1.LDM, "input_blocks.4.1.transformer_blocks.1.attn1.to_q", False),
+        (sd1.LDM, "input_blocks_04_1_proj_in", True),
+        (sd1.LDM, "input_blocks.4.1.proj_in", True),
+        (sd1.LDM, "input_blocks_4_1_proj_in", False),
         (flux1.BFL, "double_blocks.0.img_mlp.1", False),
         (flux1.BFL, "double_blocks.0.img_mlp.0.0", False),
         (flux1.BFL, "double_blocks.{}.img_mlp.0", False),

@@ -14,7 +14,7 @@ from tiny_pipeline import tiny_pipeline
 
 from klora_compile.reading.files.base import BaseModel
 from klora_runtime.errors import LoraError
-from klora_runtime.families import flux1, unet
+from klora_runtime.families import flux1, sdxl
 from klora_runtime.families.rows import Layout
 
 
@@ -70,8 +70,8 @@ def checkpoint(layout: Layout, model: torch.nn.Module, prefix: str) -> dict[str,
 @pytest.mark.parametrize(
     ("family", "component", "layout"),
     [
-        ("sdxl", "unet", unet.SDXL),
-        ("sdxl", "unet", unet.SDXL.in_diffusers_names()),
+        ("sdxl", "unet", sdxl.LDM),
+        ("sdxl", "unet", sdxl.LDM.in_diffusers_names()),
         ("flux", "transformer", flux1.BFL),
     ],
 )

@@ -28,10 +28,10 @@ from klora_compile.reading.survey import survey
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.errors import LoraError
-from klora_runtime.families import flux1, unet
+from klora_runtime.families import flux1, sd1
 from klora_runtime.families.rows import Row
 
-KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux1.BFL, unet.SD1))
+KOHYA_FLUX, KOHYA_SD1 = (Cell(t, "underscores", "lora_unet_") for t in (flux1.BFL, sd1.LDM))
 AXES = {"rows": 0, "columns": 1}
 
 

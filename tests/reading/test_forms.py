@@ -19,7 +19,14 @@ from support.form_files import (
     dora,
     magnitude_shape,
 )
-from support.layout_cells import Cell, lines, shape, values_of
+from support.layout_cells import (
+    Cell,
+    encoder_inside,
+    encoder_names,
+    lines,
+    shape,
+    values_of,
+)
 from support.lora_files import ROOT, write_lora
 
 from klora_compile import read_adapter
@@ -27,9 +34,9 @@ from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.names.spelling import REFUSED_FORMS
 from klora_compile.settings.read_options import ReadOptions
-from klora_runtime.families import text_encoders
-from klora_runtime.families.catalogue import FAMILY_NAMES
+from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.rows import Layout, Row
+from klora_runtime.families.text_encoders import CLIP, GEMMA2, LLAMA, QWEN3, T5
 
 ROWS = 10
 
@@ -46,19 +53,20 @@ def denoiser_cells() -> Iterator[Cell]:
 
 CELLS = [
     *denoiser_cells(),
-    Cell(text_encoders.CLIP, "dots", "text_encoder."),
-    Cell(text_encoders.CLIP_INSIDE, "dots", "text_encoder."),
-    Cell(text_encoders.CLIP_INSIDE, "dots", "text_encoders.clip_l.transformer."),
-    Cell(text_encoders.CLIP_INSIDE, "underscores", "lora_te_"),
-    Cell(text_encoders.CLIP_INSIDE, "underscores", "lora_te1_"),
-    Cell(text_encoders.CLIP_2_INSIDE, "dots", "text_encoder_2."),
-    Cell(text_encoders.CLIP_2_INSIDE, "underscores", "lora_te2_"),
-    Cell(text_encoders.T5_2, "underscores", "lora_te2_"),
-    Cell(text_encoders.T5_3, "dots", "text_encoder_3."),
-    Cell(text_encoders.T5_3, "dots", "text_encoders.t5xxl.transformer."),
-    Cell(text_encoders.T5_3, "underscores", "lora_te3_"),
-    Cell(text_encoders.QWEN3, "underscores", "lora_te_"),
-    Cell(text_encoders.GEMMA2, "underscores", "lora_te_"),
+    Cell(encoder_names(CLIP), "dots", "text_encoder."),
+    Cell(encoder_inside(CLIP), "dots", "text_encoder."),
+    Cell(encoder_inside(CLIP), "dots", "text_encoders.clip_l.transformer."),
+    Cell(encoder_inside(CLIP), "underscores", "lora_te_"),
+    Cell(encoder_inside(CLIP), "underscores", "lora_te1_"),
+    Cell(encoder_inside(CLIP, "text_encoder_2"), "dots", "text_encoder_2."),
+    Cell(encoder_inside(CLIP, "text_encoder_2"), "underscores", "lora_te2_"),
+    Cell(encoder_names(T5, "text_encoder_2"), "underscores", "lora_te2_"),
+    Cell(encoder_names(T5, "text_encoder_3"), "dots", "text_encoder_3."),
+    Cell(encoder_names(T5, "text_encoder_3"), "dots", "text_encoders.t5xxl.transformer."),
+    Cell(encoder_names(T5, "text_encoder_3"), "underscores", "lora_te3_"),
+    Cell(encoder_names(QWEN3), "underscores", "lora_te_"),
+    Cell(encoder_names(GEMMA2), "underscores", "lora_te_"),
+    Cell(encoder_names(LLAMA), "underscores", "lora_te1_"),
 ]
 UNETS = [cell for cell in CELLS if cell.layout.component == "unet"]
 
@@ -185,7 +193,7 @@ def test_dora(cell: Cell, axis: int, tmp_path: Path) -> None:
 
 PAGE = ROOT / "docs" / "reference" / "compatibility.md"
 BEGIN, END = "<!-- forms: begin -->\n", "<!-- forms: end -->"
-TEXT = {"clip": "CLIP", "t5": "T5", "qwen3": "Qwen 3", "gemma2": "Gemma 2"}
+TEXT = {model.names.family: model.title for model in (CLIP, T5, QWEN3, GEMMA2, LLAMA)}
 REFUSED = sorted({form for form in REFUSED_FORMS.values() if form.isidentifier()})
 
 
@@ -205,7 +213,7 @@ def rows_of_the_table() -> Iterator[str]:
             "| "
             + " | ".join(
                 [
-                    FAMILY_NAMES.get(family) or TEXT[family],
+                    FAMILIES[family].title if family in FAMILIES else TEXT[family],
                     names,
                     spelling,
                     *linear,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 import shlex
@@ -17,6 +18,7 @@ from support.shipped import Shipped, error_of, klora, pixels
 from klora_compile.report.card import CardFacts, model_card
 from klora_compile.report.licences import licence_fields
 from klora_runtime import load_fusion
+from klora_runtime.families.catalogue import FAMILIES, family_name
 
 BASE = "stabilityai/stable-diffusion-2-1"
 
@@ -78,30 +80,77 @@ def test_licences(
     assert licence_fields(given, sources) == fields
 
 
-def test_the_family_gives_the_tag_and_the_pipeline(stated_artifact: Path) -> None:
-    facts = CardFacts("a.klora.safetensors", 1, "0" * 64)
-    told = {
-        "sd1": ("stable-diffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x: any model"),
-        "sd2": ("stable-diffusion", "StableDiffusionPipeline", "Stable Diffusion 2.x: any model"),
-        "sdxl": ("stable-diffusion-xl", "StableDiffusionXLPipeline", "Stable Diffusion XL: any"),
-        "next": (None, "DiffusionPipeline", "next: any model"),
+#: Family -> class of diffusers that samples with it, what of what, tag on the Hub.
+CARDS: dict[str | None, tuple[str, str, str | None]] = {
+    "sd1": ("StableDiffusionPipeline", "text-to-image", "stable-diffusion"),
+    "sd2": ("StableDiffusionPipeline", "text-to-image", "stable-diffusion"),
+    "sdxl": ("StableDiffusionXLPipeline", "text-to-image", "stable-diffusion-xl"),
+    "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", "image-to-image", "stable-diffusion-xl"),
+    "sd3": ("StableDiffusion3Pipeline", "text-to-image", "sd3"),
+    "flux.1": ("FluxPipeline", "text-to-image", "flux"),
+    "chroma": ("ChromaPipeline", "text-to-image", None),
+    "flux.2": ("Flux2Pipeline", "text-to-image", "flux2"),
+    "qwen-image": ("QwenImagePipeline", "text-to-image", "qwen-image"),
+    "z-image": ("ZImagePipeline", "text-to-image", "z-image"),
+    "wan": ("WanPipeline", "text-to-video", None),
+    "hunyuan-video": ("HunyuanVideoPipeline", "text-to-video", None),
+    "ltx": ("LTXPipeline", "text-to-video", None),
+    "lumina2": ("Lumina2Pipeline", "text-to-image", "lumina2"),
+    "anima": ("AnimaModularPipeline", "text-to-image", None),
+    "krea-2": ("Krea2Pipeline", "text-to-image", "krea2"),
+    "auraflow": ("AuraFlowPipeline", "text-to-image", None),
+    None: ("DiffusionPipeline", "text-to-image", None),
+    "next": ("DiffusionPipeline", "text-to-image", None),
+}
+
+
+def family_card(artifact: Path, family: str | None) -> tuple[dict[str, Any], str]:
+    fusion = replace(load_fusion(artifact), family=family)
+    return split(model_card(fusion, CardFacts("a.klora.safetensors", 1, "0" * 64)))
+
+
+@pytest.mark.parametrize("family", CARDS)
+def test_the_family_gives_the_task_the_tag_and_the_pipeline(
+    family: str | None, stated_artifact: Path
+) -> None:
+    pipeline, task, tag = CARDS[family]
+    front, body = family_card(stated_artifact, family)
+    assert front["pipeline_tag"] == task
+    assert front["tags"][3:] == [task, *([tag] if tag else [])]
+    assert f"from diffusers import {pipeline}\n" in body
+    named = section(body, "Base model")
+    assert named.startswith("Not stated." if family is None else f"{family_name(family)}: any")
+
+
+def test_no_family_is_without_a_card() -> None:
+    assert set(CARDS) - {None, "next"} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", CARDS)
+def test_the_lines_of_a_card_are_python(family: str | None, stated_artifact: Path) -> None:
+    """They name what is there: the pipeline's arguments, a model of the family."""
+    body = family_card(stated_artifact, family)[1]
+    (lines,) = (token.content for token in tokens(body) if token.info == "python")
+    called = {
+        ast.unparse(node.func): {word.arg for word in node.keywords}
+        for node in ast.walk(ast.parse(lines))
+        if isinstance(node, ast.Call)
     }
-    for family, (tag, pipeline, words) in told.items():
-        fusion = replace(load_fusion(stated_artifact), family=family)
-        front, body = split(model_card(fusion, facts))
-        assert front["tags"][4:] == ([tag] if tag else [])
-        assert f"from diffusers import {pipeline}\n" in body
-        assert section(body, "Base model").startswith(words)
+    takes_image = CARDS[family][1] == "image-to-image"
+    expected = {"prompt", "num_inference_steps"} | ({"image"} if takes_image else set())
+    assert called["pipe"] == expected
+    assert ("load_image" in called) == takes_image
+    assert ("pipe.load_components" in called) == (family == "anima")
+    if family in FAMILIES:
+        assert f"such as `{FAMILIES[family].hub}`." in body
+    is_command = any(token.content.startswith("klora sample") for token in tokens(body))
+    assert is_command == (family not in ("sdxl-refiner", "anima"))
 
 
 def test_a_video_family_makes_videos(stated_artifact: Path) -> None:
-    fusion = replace(load_fusion(stated_artifact), family="wan")
-    front, body = split(model_card(fusion, CardFacts.of(stated_artifact)))
-
-    assert front["pipeline_tag"] == "text-to-video"
+    front, body = family_card(stated_artifact, "wan")
     assert "text-to-video" in front["tags"]
     loading = section(body, "How to load")
-    assert "from diffusers import WanPipeline\n" in loading
     assert ".frames[0]\n" in loading
     assert "-o video.gif\n" in loading
 

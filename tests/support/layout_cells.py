@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from support.form_files import Array
 
 from klora_compile.reading.layers import Layer
 from klora_runtime.families.rows import Layout, Row
+from klora_runtime.families.text_encoders import TextModel
 
 WIDTH = 16
 
@@ -47,3 +48,14 @@ def lines(values: Array, rows: tuple[range, ...] | None) -> Array:
 
 def values_of(layer: Layer) -> Array:
     return layer.scaling * layer.delta.matrix().reshape(layer.shape).numpy()
+
+
+def encoder_names(model: TextModel, component: str = "text_encoder") -> Layout:
+    """klora's names of a text encoder."""
+    return replace(model.names, component=component)
+
+
+def encoder_inside(model: TextModel, component: str = "text_encoder") -> Layout:
+    """Its names with that of the module in front that holds it."""
+    assert model.inside is not None
+    return replace(model.inside, component=component)

@@ -126,6 +126,14 @@ GEMMA2_2B: dict[str, Any] = {
     "num_hidden_layers": 26,
     "num_key_value_heads": 4,
 }
+#: Llama 3 8B, which HunyuanVideo has, of its `config.json`.
+LLAMA_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+}
 
 
 def _clip(component: str) -> nn.Module:
@@ -138,6 +146,7 @@ TEXT_ENCODERS: Mapping[str, Callable[[str], nn.Module]] = {
     "clip": _clip,
     "t5": lambda _: transformers.T5EncoderModel(transformers.T5Config(**T5_XXL)),
     "qwen3": lambda _: transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3_06B)),
+    "llama": lambda _: transformers.LlamaModel(transformers.LlamaConfig(**LLAMA_8B)),
     "gemma2": lambda _: transformers.Gemma2Model(transformers.Gemma2Config(**GEMMA2_2B)),
 }
 

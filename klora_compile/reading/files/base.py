@@ -17,9 +17,9 @@ from types import TracebackType
 import torch
 
 from klora_compile.reading.names.placing import Stem, choose, component_of, placements
-from klora_compile.reading.names.spelling import CLIP_PREFIX
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
+from klora_runtime.families.text_encoders import CLIP_PREFIX
 
 _VARIANT = ".fp16"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

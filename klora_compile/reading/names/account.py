@@ -16,8 +16,8 @@ from klora_compile.reading.names.placing import (
     fits,
     in_authors_names,
 )
-from klora_compile.reading.names.spelling import T5_COMPONENTS
 from klora_runtime.errors import shown
+from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.rows import Layout
 
 _Key = ParsedKey | UnplacedKey
@@ -66,9 +66,9 @@ class Account:
 
     @property
     def layout(self) -> str:
-        """``peft`` or ``kohya``, for the spelling, or ``xlabs``; joined by ``+`` where mixed."""
-        if self.table is not None and self.table.name == "xlabs":
-            return self.table.name
+        """``peft`` or ``kohya``, joined by ``+`` where mixed; or what the table calls its files."""
+        if self.table is not None and self.table.spelling is not None:
+            return self.table.spelling
         return "+".join(sorted({module.key.layout for module in self.modules}))
 
     @property
@@ -81,10 +81,15 @@ class Account:
         if isinstance(module.key, UnplacedKey):
             assert self.table is not None
             return component_of(self.table, module.key.stem), module.key.stem.name
-        component = module.key.component
-        if self.table is not None and module.key.is_t5:
-            component = T5_COMPONENTS.get(self.table.family, component)
-        return component, module.key.module
+        return self._text_encoder(module.key) or module.key.component, module.key.module
+
+    def _text_encoder(self, key: ParsedKey) -> str | None:
+        """The component that a key's prefix stands for in the family of the table."""
+        family = None if self.table is None else FAMILIES.get(self.table.family)
+        if family is None or key.prefix is None:
+            return None
+        encoder = family.encoder(key.prefix)
+        return None if encoder is None else encoder.component
 
 
 def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Account:

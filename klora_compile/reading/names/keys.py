@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.names.placing import Stem
 from klora_compile.reading.names.spelling import (
-    CLIP_PREFIX,
     COMFY_PREFIX,
     COMPONENTS,
     FLAT_PREFIXES,
@@ -22,9 +21,9 @@ from klora_compile.reading.names.spelling import (
     PROCESSORS,
     REFUSED_FORMS,
     ROOTS,
-    T5_COMPONENT,
     TEXT_PREFIXES,
 )
+from klora_runtime.families.text_encoders import CLIP_PREFIX
 
 #: PEFT's name of an adapter between a part and ``weight``.
 _ADAPTER = re.compile(
@@ -47,8 +46,9 @@ class ParsedKey:
     part: Part
     stem: Stem | None = field(default=None, compare=False)
     """The module as the file has it, where a model's authors may have one of the same name."""
-    is_t5: bool = field(default=False, compare=False)
-    """Whether the component is that of T5 in the pipeline, whichever that is in the family."""
+    prefix: str | None = field(default=None, compare=False)
+    """What stands before the module where that names a text encoder; which component that is in the
+    pipeline follows from the family."""
     stated: bool = field(default=False, compare=False)
     """Whether the file names the component; then the module is in diffusers' names as a rule."""
     raw: str = field(default="", compare=False)
@@ -113,7 +113,7 @@ def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
         module,
         PARTS[suffix],
         place.stem,
-        place.is_t5,
+        place.prefix,
         place.stated,
         raw,
     )
@@ -127,7 +127,7 @@ class _Place:
     module: tuple[str, str] | None = None
     """Component and path in diffusers' names."""
     stem: Stem | None = None
-    is_t5: bool = False
+    prefix: str | None = None
     stated: bool = False
 
 
@@ -143,12 +143,12 @@ def _place(path: str) -> _Place | str:
                 "kohya",
                 None if module is None else (row.component, module),
                 Stem(flat, flat=True) if row.denoiser else None,
-                is_t5=row.component == T5_COMPONENT,
+                prefix=None if row.denoiser else row.prefix,
             )
     for prefix, component in TEXT_PREFIXES.items():
         if path.startswith(prefix) and _PATH.fullmatch(path.removeprefix(prefix)):
             module = path.removeprefix(prefix)
-            return _Place("peft", (component, module), is_t5=component == T5_COMPONENT)
+            return _Place("peft", (component, module), prefix=prefix)
     return _dotted_place(path)
 
 

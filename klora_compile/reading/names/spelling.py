@@ -6,11 +6,15 @@ A key is a *prefix* that says which component, a *module path* in dots or unders
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from klora_compile.families.flat_names import CLIP, DECODER, T5, UNET, Vocabulary
+from klora_compile.families.flat_names import UNET, Vocabulary, vocabulary
 from klora_compile.reading.forms.parts import Part
+from klora_runtime.families.catalogue import FAMILIES
+from klora_runtime.families.family import DENOISER_PREFIX, TextEncoder
+
+_ENCODERS = tuple(encoder for family in FAMILIES.values() for encoder in family.text_encoders)
 
 #: Suffix -> part. The longest suffix that fits is taken. PEFT's name of an adapter, as in
 #: ``.lora_A.default.weight``, is left out before.
@@ -68,14 +72,8 @@ REFUSED_FORMS: Mapping[str, str] = {
 }
 
 #: Components a dotted key may name.
-COMPONENTS = (
-    "unet",
-    "transformer",
-    "transformer_2",
-    "text_conditioner",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
+COMPONENTS: frozenset[str] = frozenset(
+    component for family in FAMILIES.values() for component in family.components
 )
 
 #: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
@@ -84,11 +82,19 @@ PEFT_PREFIX = "base_model.model."
 #: Prefix that ComfyUI's names put before the denoiser's.
 COMFY_PREFIX = "diffusion_model."
 
-#: ComfyUI's and ai-toolkit's prefixes of text encoders -> component; T5's is as ``lora_te3_``.
+#: What stands before the modules of a text encoder -> those that it may be, most likely first.
+#: ``lora_te3_`` and ComfyUI's ``t5xxl`` name a model and not a component, which the family tells.
+_TEXT_ENCODERS: Mapping[str, tuple[TextEncoder, ...]] = {
+    prefix: tuple(other for other in _ENCODERS if prefix in other.prefixes)
+    for encoder in _ENCODERS
+    for prefix in encoder.prefixes
+}
+
+#: ComfyUI's prefixes of text encoders, before dots -> component.
 TEXT_PREFIXES: Mapping[str, str] = {
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_3",
+    prefix: encoders[0].component
+    for prefix, encoders in _TEXT_ENCODERS.items()
+    if prefix.endswith(".")
 }
 
 #: First names of a path that says no component -> the component whose models have them.
@@ -118,29 +124,27 @@ class FlatPrefix:
     """Whether the names may also be those of a denoiser's authors."""
 
 
+def _vocabularies(encoders: Iterable[TextEncoder]) -> tuple[Vocabulary, ...]:
+    """One for each kind of text encoder."""
+    models = {encoder.model.title: encoder.model for encoder in encoders}
+    return tuple(vocabulary(model.layouts) for model in models.values())
+
+
 #: kohya's sd-scripts and musubi-tuner; LyCORIS' own wrapper (SimpleTuner); OneTrainer
 #: (``lora_transformer_``).
 FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
-    FlatPrefix("lora_unet_", "unet", (UNET,), denoiser=True),
+    FlatPrefix(DENOISER_PREFIX, "unet", (UNET,), denoiser=True),
     FlatPrefix("lycoris_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
-    FlatPrefix("lora_te_", "text_encoder", (CLIP, DECODER, T5)),
-    FlatPrefix("lora_te1_", "text_encoder", (CLIP, DECODER)),
-    FlatPrefix("lora_te2_", "text_encoder_2", (CLIP, T5)),
-    FlatPrefix("lora_te3_", "text_encoder_3", (T5,)),
+    *(
+        FlatPrefix(prefix, encoders[0].component, _vocabularies(encoders))
+        for prefix, encoders in _TEXT_ENCODERS.items()
+        if prefix.endswith("_")
+    ),
 )
-
-#: The component of prefixes that say T5 and no component.
-T5_COMPONENT = "text_encoder_3"
-
-#: Family -> the component that T5 is, where it is not the third text encoder. ``lora_te3_`` is T5.
-T5_COMPONENTS: Mapping[str, str] = {"flux.1": "text_encoder_2", "chroma": "text_encoder"}
 
 #: What the old attention processors of diffusers called their layers -> the layer they stand for.
 PROCESSORS: Mapping[str, str] = {
     **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
     ".processor.to_out_lora": ".to_out.0",
 }
-
-#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
-CLIP_PREFIX = "text_model."

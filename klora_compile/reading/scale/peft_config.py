@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from klora_compile.reading.names.spelling import CLIP_PREFIX
 from klora_runtime.artifact.safetensors_file import parse_json
 from klora_runtime.errors import LoraError, shown
+from klora_runtime.families.text_encoders import CLIP_PREFIX
 
 #: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
 MAX_ALPHA, MAX_RANK = 1e12, 2**20

@@ -58,8 +58,8 @@ class Training:
     def is_same_scale(self, alpha: float, rank: int, *, kernel: bool) -> bool:
         """Whether a layer's alpha / rank is that of the training, its rank being another one.
 
-        musubi-tuner's converter of Z-Image joins three layers into one of three times the rank and
-        three times the alpha.
+        One of musubi-tuner's converters joins query, key and value into one layer of three times
+        the rank and three times the alpha.
         """
         own = self.conv_alpha if kernel else self.alpha
         if own is None or self.rank is None or kernel:

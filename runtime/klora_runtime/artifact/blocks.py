@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.artifact.palette import parts_of
+from klora_runtime.families.catalogue import FAMILIES
 
-#: Data flows through a model's blocks in this order; other names follow by name.
-_FLOW = (
-    "down_blocks",
-    "mid_block",
-    "up_blocks",
-    "transformer_blocks",
-    "single_transformer_blocks",
-)
+#: Lists of blocks in the order in which data flows, of models that are not known.
+_ANY_BLOCKS = tuple(dict.fromkeys(name for each in FAMILIES.values() for name in each.blocks))
 _INNER_LISTS = ("attentions", "resnets", "downsamplers", "upsamplers")
 
 
@@ -41,7 +36,9 @@ class Block:
 def blocks(fusion: Fusion) -> list[Block]:
     """The denoiser's layers by block, in the order data flows."""
     groups: dict[str, list[Entry]] = {}
-    for entry in sorted(_with_steps(fusion.entries), key=_flow_key):
+    family = FAMILIES.get(fusion.family or "")
+    flow = _ANY_BLOCKS if family is None else tuple(family.blocks)
+    for entry in sorted(_with_steps(fusion.entries), key=lambda entry: _flow_key(entry, flow)):
         groups.setdefault(f"{entry.component}.{_block_name(entry.module)}", []).append(entry)
     return [Block(name, tuple(entries)) for name, entries in groups.items()]
 
@@ -59,10 +56,11 @@ def _block_name(module: str) -> str:
     return parts[0]
 
 
-def _flow_key(entry: Entry) -> tuple[object, ...]:
-    names = entry.module.split(".")
-    place = _FLOW.index(names[0]) if names[0] in _FLOW else len(_FLOW)
-    return entry.component, place, tuple(map(_natural, names))
+def _flow_key(entry: Entry, flow: Sequence[str]) -> tuple[object, ...]:
+    """Blocks in the order of ``flow``, then the other layers by name."""
+    path = f"{entry.module}."
+    place = next((i for i, name in enumerate(flow) if path.startswith(f"{name}.")), len(flow))
+    return entry.component, place, tuple(map(_natural, entry.module.split(".")))
 
 
 def _natural(name: str) -> tuple[int, str]:

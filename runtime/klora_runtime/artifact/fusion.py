@@ -141,7 +141,7 @@ class Fusion:
     slots: Mapping[str, Slot]
     rule: Rule
     family: str | None
-    """Base model family, such as ``sd2``; None where the layer shapes tell none."""
+    """Key of the base model's record in ``families``; None where the layers do not tell it."""
     entries: tuple[Entry, ...]
     """Sorted by component, module and parameter."""
     tool: str

@@ -11,9 +11,9 @@ in its ``loaders/single_file_utils.py`` and of ``scripts/convert_anima_to_diffus
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from klora_runtime.families.family import SD_SCRIPTS, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import Layout, Row, renamed
+from klora_runtime.families.text_encoders import QWEN3
 
 _BLOCK, _TARGET = "blocks.{}", "transformer_blocks.{}"
 _ATTENTION = {
@@ -71,10 +71,22 @@ LLM_ADAPTER = Layout(
     ),
 )
 
-TOGETHER = replace(
-    COSMOS,
-    rows=(
-        *COSMOS.rows,
-        *(replace(row, component=LLM_ADAPTER.component) for row in LLM_ADAPTER.rows),
+FAMILY = Family(
+    key="anima",
+    title="Anima",
+    pipeline="AnimaModularPipeline",
+    hub="circlestone-labs/Anima-Base-v1.0-Diffusers",
+    is_modular=True,
+    layouts=(COSMOS, LLM_ADAPTER),
+    blocks={"transformer_blocks": 28, "blocks": 6},
+    # The transformer's layers are Cosmos-Predict2's: only the adapter is Anima's own.
+    marks=(Mark(r"^blocks\.\d+\.(self|cross)_attn\.[qkv]_proj$", (1024,), LLM_ADAPTER.component),),
+    stated=r"anima",
+    script=Script("networks.lora_anima", SD_SCRIPTS),
+    kohya=Kohya(
+        (COSMOS, LLM_ADAPTER),
+        {"ss_base_model_version": "anima", "modelspec.architecture": "anima-preview/lora"},
     ),
+    text_encoders=(TextEncoder("text_encoder", QWEN3, kohya="lora_te_"),),
+    missing={"tag": "diffusers has no trainer for it"},
 )

@@ -7,6 +7,7 @@ modules.
 
 from __future__ import annotations
 
+from klora_runtime.families.family import Family, Mark
 from klora_runtime.families.rows import Layout, Row, renamed, swapped_halves
 
 _DOUBLE, _JOINT = "double_layers.{}", "joint_transformer_blocks.{}"
@@ -39,4 +40,21 @@ ORIGINAL = Layout(
         Row("final_linear", ("proj_out",)),
         Row("modF.1", ("norm_out.linear",), swapped_halves),
     ),
+)
+
+FAMILY = Family(
+    key="auraflow",
+    title="AuraFlow",
+    pipeline="AuraFlowPipeline",
+    hub="fal/AuraFlow",
+    layouts=(ORIGINAL,),
+    blocks={"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
+    marks=(Mark(r"^joint_transformer_blocks\.", (3072,)),),
+    stated=r"auraflow",
+    missing={
+        "tag": "diffusers has no trainer for it",
+        "script": "none of kohya's trainers trains it",
+        "kohya": "none of kohya's trainers trains it",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
 )

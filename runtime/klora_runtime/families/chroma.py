@@ -11,7 +11,9 @@ names is that of ``convert_chroma_transformer_checkpoint_to_diffusers`` in its
 from __future__ import annotations
 
 from klora_runtime.families import flux1
+from klora_runtime.families.family import Family, Kohya, Mark, TextEncoder
 from klora_runtime.families.rows import Layout, renamed, same
+from klora_runtime.families.text_encoders import T5
 
 _NOT_IN_CHROMA = (
     "double_blocks.{}.img_mod.",
@@ -37,4 +39,30 @@ BFL = Layout(
             {"in_layer": "linear_1", "out_layer": "linear_2"},
         ),
     ),
+)
+
+FAMILY = Family(
+    key="chroma",
+    title="Chroma",
+    pipeline="ChromaPipeline",
+    hub="lodestones/Chroma1-HD",
+    layouts=(BFL,),
+    blocks={**flux1.FAMILY.blocks, f"{_APPROXIMATOR}.layers": 5},
+    marks=(Mark(rf"^{_APPROXIMATOR}\.in_proj$", (64,)),),
+    stated=r"chroma1?",
+    script=flux1.FAMILY.script,
+    kohya=Kohya(
+        (BFL,), {"ss_base_model_version": "chroma", "modelspec.architecture": "chroma/lora"}
+    ),
+    text_encoders=(
+        TextEncoder(
+            "text_encoder",
+            T5,
+            kohya="lora_te3_",
+            others=("lora_te_", "lora_te1_"),
+            comfy="t5xxl",
+        ),
+    ),
+    trained_from=flux1.FAMILY,
+    missing={"tag": "diffusers has no trainer for it"},
 )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from itertools import chain
 
+from klora_runtime.families.family import SD_SCRIPTS, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -18,6 +19,7 @@ from klora_runtime.families.rows import (
     thirds,
     with_ratios,
 )
+from klora_runtime.families.text_encoders import CLIP, T5
 
 _DOUBLE, _SINGLE = "double_blocks.{}", "single_blocks.{}"
 _JOINT, _ONE = "transformer_blocks.{}", "single_transformer_blocks.{}"
@@ -102,5 +104,29 @@ XLABS = Layout(
         Row(f"{_DOUBLE}.processor.proj_lora2", (f"{_JOINT}.attn.to_add_out",)),
         Row(f"{_SINGLE}.processor.qkv_lora", _LINEAR1[:3], thirds),
         Row(f"{_SINGLE}.processor.proj_lora", (f"{_ONE}.proj_out",)),
+    ),
+    is_whole=False,
+    spelling="xlabs",
+)
+
+FAMILY = Family(
+    key="flux.1",
+    title="FLUX.1",
+    pipeline="FluxPipeline",
+    hub="black-forest-labs/FLUX.1-dev",
+    tag="flux",
+    layouts=(BFL, XLABS),
+    blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
+    # Blocks of these names and widths other models have too.
+    marks=(Mark(r"^time_text_embed\.text_embedder\.linear_1$", (768,)),),
+    stated=r"flux(-?1)?",
+    script=Script("networks.lora_flux", SD_SCRIPTS),
+    kohya=Kohya(
+        (BFL,),
+        {"ss_base_model_version": "flux1", "modelspec.architecture": "flux-1-dev/lora"},
+    ),
+    text_encoders=(
+        TextEncoder("text_encoder", CLIP, kohya="lora_te1_", comfy="clip_l"),
+        TextEncoder("text_encoder_2", T5, kohya="lora_te3_", others=("lora_te2_",), comfy="t5xxl"),
     ),
 )

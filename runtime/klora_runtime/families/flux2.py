@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -84,4 +85,23 @@ BFL = Layout(
     family="flux.2",
     component="transformer",
     rows=tuple(with_ratios(_ROWS, _RATIOS)),
+)
+
+FAMILY = Family(
+    key="flux.2",
+    title="FLUX.2",
+    pipeline="Flux2Pipeline",
+    hub="black-forest-labs/FLUX.2-dev",
+    tag="flux2",
+    layouts=(BFL,),
+    blocks={"transformer_blocks": 8, "single_transformer_blocks": 48},
+    # Widths of dev, and of klein with 4 and 9 billion weights, whose other names FLUX.1 has too.
+    marks=(
+        Mark(r"\.attn\.add_[qkv]_proj$", (6144,)),
+        Mark(r"\.attn\.to_qkv_mlp_proj$", (6144, 3072, 4096)),
+    ),
+    stated=r"flux-?2",
+    script=Script("networks.lora_flux_2", MUSUBI_TUNER),
+    kohya=Kohya((BFL,), {"modelspec.architecture": "Flux.2/lora"}),
+    missing={"text_encoders": "none of the trainers whose files klora reads adapts its own"},
 )

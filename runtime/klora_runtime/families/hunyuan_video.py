@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from itertools import chain
 
+from klora_runtime.families import flux1
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Mark, Script, TextEncoder
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -22,6 +24,7 @@ from klora_runtime.families.rows import (
     swapped_halves,
     thirds,
 )
+from klora_runtime.families.text_encoders import CLIP, LLAMA
 
 _DOUBLE, _SINGLE = "double_blocks.{}", "single_blocks.{}"
 _JOINT, _ONE = "transformer_blocks.{}", "single_transformer_blocks.{}"
@@ -116,4 +119,31 @@ ORIGINAL = Layout(
         Row("final_layer.linear", ("proj_out",)),
         Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
     ),
+)
+
+FAMILY = Family(
+    key="hunyuan-video",
+    title="HunyuanVideo",
+    pipeline="HunyuanVideoPipeline",
+    hub="hunyuanvideo-community/HunyuanVideo",
+    task="text-to-video",
+    layouts=(ORIGINAL,),
+    blocks={
+        "context_embedder.token_refiner.refiner_blocks": 2,
+        "transformer_blocks": 20,
+        "single_transformer_blocks": 40,
+    },
+    marks=(Mark(r"^context_embedder\.token_refiner\.", (3072,)),),
+    shares_marks_of=(flux1.FAMILY,),
+    # HunyuanVideo 1.5 is another model.
+    stated=r"hunyuan-video(?!-1-5)",
+    script=Script("networks.lora", MUSUBI_TUNER),
+    text_encoders=(
+        TextEncoder("text_encoder", LLAMA, others=("lora_te1_",)),
+        TextEncoder("text_encoder_2", CLIP, others=("lora_te2_",), comfy="clip_l"),
+    ),
+    missing={
+        "tag": "diffusers has no trainer for it",
+        "kohya": "ComfyUI reads them after musubi-tuner's converter alone",
+    },
 )

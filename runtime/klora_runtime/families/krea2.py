@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Mark, Script
 from klora_runtime.families.rows import Layout, Row, renamed
 
 _NAMES = {
@@ -55,4 +56,25 @@ ORIGINAL = Layout(
     family="krea-2",
     component="transformer",
     rows=tuple(_rows()),
+)
+
+FAMILY = Family(
+    key="krea-2",
+    title="Krea 2",
+    pipeline="Krea2Pipeline",
+    hub="krea/Krea-2-Raw",
+    tag="krea2",
+    layouts=(ORIGINAL,),
+    blocks={
+        "text_fusion.layerwise_blocks": 2,
+        "text_fusion.refiner_blocks": 2,
+        "transformer_blocks": 28,
+    },
+    marks=(Mark(r"^transformer_blocks\.\d+\.(attn\.to_gate|ff\.(gate|up))$", (6144,)),),
+    stated=r"krea-?2",
+    script=Script("networks.lora_krea2", MUSUBI_TUNER),
+    missing={
+        "kohya": "no tool is known here to read them",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
 )

@@ -6,6 +6,7 @@ The way into diffusers' names is that of ``convert_ltx_transformer_checkpoint_to
 
 from __future__ import annotations
 
+from klora_runtime.families.family import Family, Mark
 from klora_runtime.families.rows import Layout, Row, renamed, same
 
 _BLOCK = "transformer_blocks.{}"
@@ -43,4 +44,23 @@ ORIGINAL = Layout(
         ),
         Row("patchify_proj", ("proj_in",)),
     ),
+)
+
+FAMILY = Family(
+    key="ltx",
+    title="LTX-Video 2B",
+    pipeline="LTXPipeline",
+    hub="Lightricks/LTX-Video",
+    task="text-to-video",
+    layouts=(ORIGINAL,),
+    blocks={"transformer_blocks": 28},
+    # The first attention of these names and widths Cosmos-Predict2 2B has too.
+    marks=(Mark(r"^transformer_blocks\.\d+\.attn2\.to_[kv]$", (2048,)),),
+    missing={
+        "tag": "diffusers has no trainer for it",
+        "stated": "none of the trainers whose files klora reads states it",
+        "script": "none of kohya's trainers trains it",
+        "kohya": "none of kohya's trainers trains it",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
 )

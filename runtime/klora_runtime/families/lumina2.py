@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+from klora_runtime.families.family import SD_SCRIPTS, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -19,6 +20,7 @@ from klora_runtime.families.rows import (
     square_and_halves,
     with_ratios,
 )
+from klora_runtime.families.text_encoders import GEMMA2
 
 _MODULATED = ("layers.{}", "noise_refiner.{}")
 _PLAIN = "context_refiner.{}"
@@ -70,4 +72,22 @@ ORIGINAL = Layout(
     family="lumina2",
     component="transformer",
     rows=tuple(with_ratios(_rows(), _RATIOS)),
+)
+
+FAMILY = Family(
+    key="lumina2",
+    title="Lumina 2",
+    pipeline="Lumina2Pipeline",
+    hub="Alpha-VLLM/Lumina-Image-2.0",
+    tag="lumina2",
+    layouts=(ORIGINAL,),
+    blocks={"context_refiner": 2, "noise_refiner": 2, "layers": 26},
+    marks=(Mark(r"^layers\.\d+\.attn\.to_[qkv]$", (2304,)),),
+    stated=r"lumina(-?2)?",
+    script=Script("networks.lora_lumina", SD_SCRIPTS),
+    kohya=Kohya(
+        (ORIGINAL,),
+        {"ss_base_model_version": "lumina2", "modelspec.architecture": "lumina-2/lora"},
+    ),
+    text_encoders=(TextEncoder("text_encoder", GEMMA2, kohya="lora_te_"),),
 )

@@ -8,6 +8,7 @@ are those of diffusers' ``models/transformers/transformer_qwenimage.py``.
 
 from __future__ import annotations
 
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
 from klora_runtime.families.rows import Layout, same
 
 _BLOCK = "transformer_blocks.{}"
@@ -49,4 +50,22 @@ DIFFUSERS = Layout(
             "proj_out",
         ),
     ),
+)
+
+FAMILY = Family(
+    key="qwen-image",
+    title="Qwen-Image",
+    pipeline="QwenImagePipeline",
+    hub="Qwen/Qwen-Image",
+    tag="qwen-image",
+    layouts=(DIFFUSERS,),
+    blocks={"transformer_blocks": 60},
+    marks=(Mark(r"^transformer_blocks\.\d+\.(img|txt)_(mod\.1|mlp\.net\.0\.proj)$", (3072,)),),
+    stated=r"qwen-image",
+    script=Script("networks.lora_qwen_image", MUSUBI_TUNER),
+    kohya=Kohya(
+        (DIFFUSERS,),
+        {"ss_base_model_version": "qwen_image", "modelspec.architecture": "Qwen-Image/lora"},
+    ),
+    missing={"text_encoders": "there is no table of the names of Qwen 2.5 VL"},
 )

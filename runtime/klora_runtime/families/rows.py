@@ -83,9 +83,13 @@ class Layout:
     name: str
     """Whose names these are, such as ``bfl`` or ``ldm``."""
     family: str
-    """Base model family as in ``catalogue``, or a word for it where that has none."""
+    """Key of the base model's record, or a word for the text encoder."""
     component: str
     rows: tuple[Row, ...]
+    is_whole: bool = True
+    """Whether every module of the component is named that has a weight."""
+    spelling: str | None = None
+    """What reports call its files, where ``peft`` and ``kohya`` do not say enough."""
 
     def match(self, stem: str, *, flat: bool) -> tuple[Row, tuple[str, ...]] | None:
         """The row of a module and the numbers in its name, or None.

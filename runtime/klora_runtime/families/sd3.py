@@ -12,6 +12,7 @@ The way into diffusers' names is that of ``convert_sd3_transformer_checkpoint_to
 
 from __future__ import annotations
 
+from klora_runtime.families.family import SD_SCRIPTS, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -20,6 +21,7 @@ from klora_runtime.families.rows import (
     swapped_where_two,
     thirds,
 )
+from klora_runtime.families.text_encoders import CLIP, T5
 
 _IMAGE, _TEXT = "joint_blocks.{}.x_block", "joint_blocks.{}.context_block"
 _JOINT = "transformer_blocks.{}"
@@ -78,5 +80,26 @@ MMDIT = Layout(
         Row("x_embedder.proj", ("pos_embed.proj",)),
         Row("final_layer.linear", ("proj_out",)),
         Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
+    ),
+)
+
+FAMILY = Family(
+    key="sd3",
+    title="Stable Diffusion 3",
+    pipeline="StableDiffusion3Pipeline",
+    hub="stabilityai/stable-diffusion-3.5-large",
+    tag="sd3",
+    layouts=(MMDIT,),
+    blocks={"transformer_blocks": 38},
+    # Widths of the released SD3 and SD3.5 medium, and of SD3.5 large.
+    marks=(Mark(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (1536, 2432)),),
+    stated=r"stable-diffusion-v?3|sd-3",
+    script=Script("networks.lora_sd3", SD_SCRIPTS),
+    # The architecture that its trainer states has the model's size in it, which nothing tells.
+    kohya=Kohya((MMDIT,)),
+    text_encoders=(
+        TextEncoder("text_encoder", CLIP, kohya="lora_te1_", comfy="clip_l"),
+        TextEncoder("text_encoder_2", CLIP, kohya="lora_te2_", comfy="clip_g"),
+        TextEncoder("text_encoder_3", T5, kohya="lora_te3_", comfy="t5xxl"),
     ),
 )

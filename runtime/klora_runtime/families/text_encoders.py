@@ -3,29 +3,15 @@
 The tables serve to turn underscores back into dots and to take ``text_model.`` or ``model.`` off,
 which a class of transformers has in front or not, by its version and whether it has a head.
 klora's names of CLIP have none (as in transformers 5), T5's and the language models' are those of
-the class that the pipeline holds.
-
-======================  =====================  ========================  ==========================
-family                  component              model                     trained by, with the prefix
-======================  =====================  ========================  ==========================
-sd1, sd2                ``text_encoder``       CLIP                      kohya ``lora_te_``
-sdxl, sd3               ``text_encoder``, _2   CLIP                      kohya ``lora_te1_``, ``2_``
-sd3                     ``text_encoder_3``     T5                        kohya ``lora_te3_``
-flux.1                  ``text_encoder``       CLIP                      kohya ``lora_te1_``
-flux.1                  ``text_encoder_2``     T5                        kohya ``lora_te3_``,
-                                                                         OneTrainer ``lora_te2_``
-chroma                  ``text_encoder``       T5                        kohya ``lora_te3_``
-lumina2                 ``text_encoder``       Gemma 2                   kohya ``lora_te_``
-anima                   ``text_encoder``       Qwen 3                    kohya ``lora_te_``
-======================  =====================  ========================  ==========================
-
-So ``lora_te3_`` names a model, T5, and not a component: which it is follows from the family.
-Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a real file.
+the class that the pipeline holds. Which of a pipeline's components one is, and what trainers write
+before its modules, each base model's record says.
+Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a real file, and its
+converters of keys in ``modules/util/convert/lora``.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from klora_runtime.families.rows import Layout, Row
 
@@ -67,9 +53,33 @@ _GEMMA2 = (
 )
 
 
-def _layout(family: str, names: tuple[str, ...]) -> Layout:
+@dataclass(frozen=True)
+class TextModel:
+    """One kind of text encoder."""
+
+    title: str
+    """As people call it."""
+    names: Layout
+    """In klora's names, which its class of transformers has in a pipeline."""
+    inside: Layout | None = None
+    """The same where files have the name of the module in front that holds the model."""
+    is_written_inside: bool = False
+    """Whether trainers write that name."""
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """All names that files have for its modules."""
+        return (self.names,) if self.inside is None else (self.names, self.inside)
+
+    @property
+    def written(self) -> Layout:
+        """The names that trainers write."""
+        return self.inside if self.is_written_inside and self.inside is not None else self.names
+
+
+def _names(key: str, names: tuple[str, ...]) -> Layout:
     rows = tuple(Row(name, (name,)) for name in names)
-    return Layout("transformers", family, component="text_encoder", rows=rows)
+    return Layout("transformers", key, component="text_encoder", rows=rows)
 
 
 def _inside(prefix: str, layout: Layout) -> Layout:
@@ -81,14 +91,16 @@ def _inside(prefix: str, layout: Layout) -> Layout:
     return replace(layout, name=prefix, rows=rows)
 
 
-CLIP = _layout("clip", (*_CLIP, _CLIP_HEAD))
-CLIP_INSIDE = _inside("text_model", CLIP)
-CLIP_2 = replace(CLIP, component="text_encoder_2")
-CLIP_2_INSIDE = replace(CLIP_INSIDE, component="text_encoder_2")
-T5 = _layout("t5", _T5)
-T5_2 = replace(T5, component="text_encoder_2")
-T5_3 = replace(T5, component="text_encoder_3")
-QWEN3 = _layout("qwen3", _QWEN3)
-QWEN3_INSIDE = _inside("model", QWEN3)
-GEMMA2 = _layout("gemma2", _GEMMA2)
-GEMMA2_INSIDE = _inside("model", GEMMA2)
+_CLIP_NAMES = _names("clip", (*_CLIP, _CLIP_HEAD))
+_QWEN3_NAMES = _names("qwen3", _QWEN3)
+_GEMMA2_NAMES = _names("gemma2", _GEMMA2)
+_LLAMA_NAMES = _names("llama", _DECODER)
+
+CLIP = TextModel("CLIP", _CLIP_NAMES, _inside("text_model", _CLIP_NAMES), is_written_inside=True)
+T5 = TextModel("T5", _names("t5", _T5))
+QWEN3 = TextModel("Qwen 3", _QWEN3_NAMES, _inside("model", _QWEN3_NAMES))
+GEMMA2 = TextModel("Gemma 2", _GEMMA2_NAMES, _inside("model", _GEMMA2_NAMES))
+LLAMA = TextModel("Llama", _LLAMA_NAMES, _inside("model", _LLAMA_NAMES))
+
+#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
+CLIP_PREFIX = "text_model."

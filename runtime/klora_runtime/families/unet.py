@@ -15,7 +15,7 @@ is built like SD 1.x without its finest attentions, with four transformer blocks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -51,8 +51,13 @@ _SIZE_AND_CROP = {
 }
 
 
-#: Last names of the modules that are convolutions of 3x3, in diffusers' names.
-_CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out")
+#: Last names of the convolutions of 3x3, in diffusers' names -> the kernel's size.
+KERNELS: Mapping[str, tuple[int, ...]] = dict.fromkeys(
+    ("conv", "conv1", "conv2", "conv_in", "conv_out"), (3, 3)
+)
+
+#: Last names of the convolutions of 1x1 that every UNet has.
+POINTWISE = ("conv_shortcut",)
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,24 @@ class UNetStructure:
     layers: int = 2
     """Residual blocks of each block on the way down; one more on the way up."""
 
-    def rows(self) -> Iterator[Row]:
-        """All modules, norms included."""
+    @property
+    def blocks(self) -> Mapping[str, int]:
+        """Lists of blocks, in the order in which data flows -> how many."""
+        return {
+            "down_blocks": len(self.transformers),
+            "mid_block": 1,
+            "up_blocks": len(self.transformers),
+        }
+
+    def layout(self, family: str) -> Layout:
+        """All modules, norms included.
+
+        Args:
+            family: key of the base model's record.
+        """
+        return Layout("ldm", family, "unet", tuple(self._rows()))
+
+    def _rows(self) -> Iterator[Row]:
         yield from (Row(source, (target,)) for source, target in _TOP.items())
         if self.size_and_crop:
             yield from (Row(source, (target,)) for source, target in _SIZE_AND_CROP.items())
@@ -119,38 +140,3 @@ def _attention(source: str, target: str, depth: int) -> Iterator[Row]:
             for name in _TRANSFORMER
         }
         yield from renamed(source, target, inner)
-
-
-def _layout(family: str, structure: UNetStructure) -> Layout:
-    return Layout(name="ldm", family=family, component="unet", rows=tuple(structure.rows()))
-
-
-_FIRST = UNetStructure((1, 2, 4, 4), transformers=(1, 1, 1, 0), middle=1, size_and_crop=False)
-_XL = UNetStructure((1, 2, 4), transformers=(0, 2, 10), middle=10, size_and_crop=True)
-_REFINER = UNetStructure((1, 2, 4, 4), transformers=(0, 4, 4, 0), middle=4, size_and_crop=True)
-
-SD1 = _layout("sd1", _FIRST)
-SD2 = _layout("sd2", _FIRST)
-SDXL = _layout("sdxl", _XL)
-SDXL_REFINER = _layout("sdxl-refiner", _REFINER)
-
-
-def folded_kernel(component: str, module: str) -> tuple[int, ...]:
-    """The kernel of a layer whose tensors may be matrices that do not say it; () for none.
-
-    Args:
-        module: in diffusers' names.
-    """
-    is_conv = component == "unet" and module.rpartition(".")[2] in _CONVOLUTIONS
-    return (3, 3) if is_conv else ()
-
-
-def is_pointwise(family: str | None, component: str, module: str) -> bool:
-    """Whether a layer of two dimensions is a 1x1 convolution; SD 1.x has more of them.
-
-    Args:
-        module: in diffusers' names.
-    """
-    name = module.rpartition(".")[2]
-    in_first = family == "sd1" and name in ("proj_in", "proj_out")
-    return component == "unet" and (name == "conv_shortcut" or in_first)

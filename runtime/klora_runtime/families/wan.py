@@ -10,6 +10,7 @@ Wan 2.2's first or second transformer; the component here is the first.
 
 from __future__ import annotations
 
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
 from klora_runtime.families.rows import Layout, Row, renamed, same
 
 _BLOCK = "blocks.{}"
@@ -41,4 +42,26 @@ ORIGINAL = Layout(
         Row("head.head", ("proj_out",)),
         *same("patch_embedding"),
     ),
+)
+
+FAMILY = Family(
+    key="wan",
+    title="Wan",
+    pipeline="WanPipeline",
+    hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    task="text-to-video",
+    denoisers=("transformer", "transformer_2"),
+    layouts=(ORIGINAL,),
+    blocks={"blocks": 40},
+    # Models of 1.3, 5 and 14 billion weights.
+    marks=(Mark(r"^blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 3072, 5120)),),
+    stated=r"wan(-?2-[12])?",
+    script=Script("networks.lora_wan", MUSUBI_TUNER),
+    kohya=Kohya(
+        (ORIGINAL,), {"ss_base_model_version": "wan", "modelspec.architecture": "wan2.1/lora"}
+    ),
+    missing={
+        "tag": "diffusers has no trainer for it",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
 )

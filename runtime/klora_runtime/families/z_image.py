@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
 from klora_runtime.families.rows import Layout, Row, renamed, same, thirds, with_ratios
 
 _BLOCKS = ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
@@ -46,9 +47,9 @@ def _rest() -> Iterator[Row]:
     yield Row("final_layer.adaLN_modulation.1", ("all_final_layer.2-1.adaLN_modulation.1",))
 
 
-def _layout(name: str, attention: Iterator[Row]) -> Layout:
+def _layout(name: str, attention: Iterator[Row], *, is_whole: bool) -> Layout:
     rows = tuple(with_ratios((*attention, *_rest()), _RATIOS))
-    return Layout(name, family="z-image", component="transformer", rows=rows)
+    return Layout(name, "z-image", "transformer", rows, is_whole)
 
 
 COMFY = _layout(
@@ -57,5 +58,27 @@ COMFY = _layout(
         Row(f"{block}.attention.qkv", tuple(f"{block}.attention.{n}" for n in _QKV), thirds)
         for block in _BLOCKS
     ),
+    is_whole=True,
 )
-MIXED = _layout("mixed", same(*(f"{block}.attention.{n}" for block in _BLOCKS for n in _QKV)))
+MIXED = _layout(
+    "mixed",
+    same(*(f"{block}.attention.{n}" for block in _BLOCKS for n in _QKV)),
+    is_whole=False,
+)
+
+FAMILY = Family(
+    key="z-image",
+    title="Z-Image",
+    pipeline="ZImagePipeline",
+    hub="Tongyi-MAI/Z-Image-Turbo",
+    tag="z-image",
+    layouts=(COMFY, MIXED),
+    blocks={"noise_refiner": 2, "context_refiner": 2, "layers": 30},
+    marks=(Mark(r"^layers\.\d+\.attention\.to_[qkv]$", (3840,)),),
+    stated=r"z-?image",
+    script=Script("networks.lora_zimage", MUSUBI_TUNER),
+    kohya=Kohya(
+        (COMFY,), {"ss_base_model_version": "z_image", "modelspec.architecture": "Z-Image/lora"}
+    ),
+    missing={"text_encoders": "none of the trainers whose files klora reads adapts its own"},
+)

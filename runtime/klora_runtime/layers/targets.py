@@ -17,7 +17,6 @@ from torch import nn
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
-from klora_runtime.families.catalogue import family_name, family_of
 from klora_runtime.layers.module_tree import modules_of
 
 #: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
@@ -283,6 +282,9 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _misfit(
     fusion: Fusion, models: dict[str, nn.Module], entries: list[Entry], issues: list[str]
 ) -> IncompatibleModelError:
+    # All records, which only this needs.
+    from klora_runtime.families.catalogue import family_name, family_of
+
     classes = ", ".join(sorted(type(model).__name__ for model in models.values()))
     shapes = {
         (component, path): tuple(module.weight.shape)

@@ -1,0 +1,32 @@
+"""Which layers are convolutions, where neither their tensors nor their names in a file say it."""
+
+from __future__ import annotations
+
+from klora_runtime.families.catalogue import FAMILIES
+
+
+def folded_kernel(component: str, module: str) -> tuple[int, ...]:
+    """The kernel of a layer whose tensors may be matrices that do not say it; () for none.
+
+    Args:
+        module: in diffusers' names.
+    """
+    name = module.rpartition(".")[2]
+    kernels = (family.kernels for family in FAMILIES.values() if component in family.denoisers)
+    return next((own[name] for own in kernels if name in own), ())
+
+
+def is_pointwise(family: str | None, component: str, module: str) -> bool:
+    """Whether a layer of two dimensions is a 1x1 convolution.
+
+    Args:
+        family: where it is not known, what all families with this component say.
+        module: in diffusers' names.
+    """
+    fitting = [
+        record
+        for key, record in FAMILIES.items()
+        if component in record.denoisers and (family not in FAMILIES or key == family)
+    ]
+    name = module.rpartition(".")[2]
+    return bool(fitting) and all(name in record.pointwise for record in fitting)

@@ -1,0 +1,76 @@
+"""A base model is told by what its LoRA's layers are, where that tells one of several alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from klora_compile.families.telling import family_of_layers
+from klora_compile.reading.layers import LayerFacts
+
+
+def told(layers: Iterable[tuple[str, tuple[int, int]]], *families: str) -> str | None:
+    facts = [
+        LayerFacts(*name.split(".", 1), "weight", "lora", 1, 1.0, "rank", shape)
+        for name, shape in layers
+    ]
+    return family_of_layers(facts, families)
+
+
+def blocks(path: str, count: int, width: int) -> list[tuple[str, tuple[int, int]]]:
+    """One square layer in each of so many blocks; `path` has `{}` for the block."""
+    return [(path.format(i), (width, width)) for i in range(count)]
+
+
+DOUBLE, SINGLE = (
+    "transformer.transformer_blocks.{}.attn.to_q",
+    "single_transformer_blocks.{}.attn.to_k",
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "family"), [(19, "flux.1"), (20, "hunyuan-video"), (60, "qwen-image"), (61, None)]
+)
+def test_attention_that_many_families_have_is_told_by_its_depth(
+    count: int, family: str | None
+) -> None:
+    """All are 3072 wide; Chroma's layers, as many as FLUX.1's, are FLUX.1's."""
+    assert told(blocks(DOUBLE, count, 3072)) == family
+
+
+def test_some_blocks_of_attention_tell_nothing() -> None:
+    assert told(blocks(DOUBLE, 3, 3072)) is None
+
+
+def test_widths_go_before_the_depth() -> None:
+    assert told(blocks(DOUBLE, 19, 1536)) == "sd3"
+
+
+def test_single_blocks_tell_flux_from_auraflow() -> None:
+    assert told(blocks(f"transformer.{SINGLE}", 38, 3072)) == "flux.1"
+    assert told(blocks(f"transformer.{SINGLE}", 32, 3072)) == "auraflow"
+
+
+SELF = "transformer.transformer_blocks.{}.attn1.to_q"
+CROSS = "transformer.transformer_blocks.{}.attn2.to_k"
+ADAPTER = "text_conditioner.blocks.{}.self_attn.q_proj"
+
+
+def test_cosmos_layers_may_be_of_two_families() -> None:
+    """LTX-Video 2B and Anima have 28 blocks of 2048 that are called alike."""
+    layers = blocks(SELF, 28, 2048)
+    assert told(layers) is None
+    assert told([*layers, *blocks(CROSS, 28, 2048)]) == "ltx"
+    assert told([*layers, *blocks(ADAPTER, 6, 1024)]) == "anima"
+    assert told(layers, "anima") == "anima"
+
+
+def test_all_components_of_a_family_are_its_own() -> None:
+    """At a sixteenth of the width, where no mark is: the names alone tell."""
+    assert told([*blocks(SELF, 3, 128), *blocks(ADAPTER, 2, 64)]) == "anima"
+
+
+def test_a_second_denoiser_has_the_names_of_the_first() -> None:
+    assert told(blocks("transformer_2.blocks.{}.attn1.to_q", 3, 64)) == "wan"
+    assert told(blocks("transformer_2.layers.{}.attention.to_q", 3, 64)) is None
