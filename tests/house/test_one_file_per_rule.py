@@ -17,10 +17,7 @@ from klora_compile.rules.rule import Rule
 
 ROOM = ROOT / "klora_compile" / "rules"
 SOURCES = sorted(
-    path
-    for folder in ("klora_compile", "runtime")
-    for path in (ROOT / folder).rglob("*.py")
-    if path.parent.name != "bench"  # measures K-LoRA; no part of the product
+    path for folder in ("klora_compile", "runtime") for path in (ROOT / folder).rglob("*.py")
 )
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 #: What lies beside the files of rules.
