@@ -9,7 +9,7 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 
-.PHONY: demo test test-all mutate lint types docs wheel clean
+.PHONY: demo test test-all mutate bench lint types docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
@@ -28,6 +28,13 @@ mutate: $(VENV)/.dev
 # The documentation, as pages in out/site. Every warning is an error.
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# What the documents print of speed and size: an hour. One part alone: make bench-race, bench-attach,
+# bench-measuring, bench-size, bench-reading; with options of its own: make bench-race ARGS="--device cuda".
+bench: bench-race bench-attach bench-measuring bench-size bench-reading
+
+bench-%: $(VENV)/.bench
+	PYTHONPATH=examples:tests $(BIN)/python -m benchmark $(if $(ARGS),$* $(ARGS),published $*)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

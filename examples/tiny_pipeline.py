@@ -25,7 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from random_loras import random_lora
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -110,26 +110,18 @@ def tiny_lora(
 
     Args:
         modules: ends of the names of the layers to adapt, linear or convolution.
-        strength: norm of each delta relative to the norm of its weight; layers vary around it
-            by a factor of up to 3 either way, so that some lean to one LoRA and some to another.
+        strength: norm of each delta relative to the norm of its weight, around which layers vary.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    for component in COMPONENTS:
-        model = getattr(pipe, component, None)
-        for name, module in model.named_modules() if model is not None else ():
-            if not name.endswith(modules) or not isinstance(module, nn.Linear | nn.Conv2d):
-                continue
-            weight = module.weight.detach()
-            down = torch.randn(rank, *weight.shape[1:], generator=generator)
-            up = torch.randn(weight.shape[0], rank, *(1,) * (weight.dim() - 2), generator=generator)
-            product = up.flatten(1) @ down.flatten(1)
-            variation = 3 ** float(2 * torch.rand((), generator=generator) - 1)
-            up *= strength * variation * float(weight.norm() / product.norm())
-            tensors[f"{component}.{name}.lora_A.weight"] = down
-            tensors[f"{component}.{name}.lora_B.weight"] = up
-    save_file(tensors, str(path))
-    return Path(path)
+    models = {
+        component: model
+        for component in COMPONENTS
+        if isinstance(model := getattr(pipe, component, None), nn.Module)
+    }
+
+    def adapts(name: str) -> bool:
+        return name.endswith(modules)
+
+    return random_lora(models, Path(path), adapts, seed=seed, rank=rank, strength=strength)
 
 
 def _unet(family: Family, in_channels: int) -> UNet2DConditionModel:

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from klora_compile.commands.bench import bench_command
 from klora_compile.commands.card import card_command
 from klora_compile.commands.compile import compile_command
 from klora_compile.commands.export import export_command
@@ -43,7 +42,6 @@ for _command in (
     verify_command,
     sample_command,
     card_command,
-    bench_command,
     export_command,
 ):
     main.add_command(_command)

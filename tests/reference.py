@@ -1,7 +1,8 @@
 """K-LoRA as the paper states it (arXiv 2502.18461): dense, literal, recomputed at each step.
 
 Nothing of the product is used here. A layer is a key prefix of a LoRA file, component in front;
-its weight is looked up in the pipeline under that very name. Everything is float64.
+its weight is looked up in the pipeline under that very name. Everything is float64, where no other
+dtype is asked for: `examples/benchmark` times the same rule in float32, on any device.
 """
 
 from __future__ import annotations
@@ -24,8 +25,16 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 class Lora:
     """The pairs of one file with keys as PEFT writes them, optionally with alpha tensors."""
 
-    def __init__(self, path: Path, *, ignore_alpha: bool) -> None:
-        self._tensors = load_file(str(path))
+    def __init__(
+        self,
+        path: Path,
+        *,
+        ignore_alpha: bool,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        tensors = load_file(str(path))
+        self._tensors = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
         self._ignore_alpha = ignore_alpha
         self.layers = [
             key.removesuffix(".lora_A.weight")
@@ -36,12 +45,15 @@ class Lora:
     def rank(self, layer: str) -> int:
         return self._tensors[f"{layer}.lora_A.weight"].shape[0]
 
-    def delta(self, layer: str) -> torch.Tensor:
-        down = self._tensors[f"{layer}.lora_A.weight"].double()
-        up = self._tensors[f"{layer}.lora_B.weight"].double()
+    def factors(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Down, and up with the scaling in it."""
+        down, up = (self._tensors[f"{layer}.lora_{part}.weight"] for part in "AB")
         alpha = float(self._tensors.get(f"{layer}.alpha", self.rank(layer)))
         scaling = 1.0 if self._ignore_alpha else alpha / self.rank(layer)
-        return (scaling * (up.flatten(1) @ down.flatten(1))).reshape(-1, *down.shape[1:])
+        return down, scaling * up
+
+    def delta(self, layer: str) -> torch.Tensor:
+        return product(*self.factors(layer))
 
 
 @dataclass
@@ -54,11 +66,19 @@ class KLora:
     semantics: Literal["paper", "authors"] = "paper"
     content_weight: float = 1.0
     style_weight: float = 1.0
+    dtype: torch.dtype = torch.float64
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        ignore_alpha = self.semantics == "authors"
-        self._content = Lora(self.content, ignore_alpha=ignore_alpha)
-        self._style = Lora(self.style, ignore_alpha=ignore_alpha)
+        self._content, self._style = (
+            Lora(
+                path,
+                ignore_alpha=self.semantics == "authors",
+                dtype=self.dtype,
+                device=self.device,
+            )
+            for path in (self.content, self.style)
+        )
 
     @property
     def layers(self) -> list[str]:
@@ -80,10 +100,7 @@ class KLora:
     def gamma(self, denoiser: str) -> float:
         """Equation 9; or the authors' mean of ratios, without those of 3 times the mean."""
         sums = [
-            (
-                float(self._content.delta(layer).abs().sum()),
-                float(self._style.delta(layer).abs().sum()),
-            )
+            (l1(self._content.delta(layer)), l1(self._style.delta(layer)))
             for layer in self.pairs(denoiser)
         ]
         if self.semantics == "paper":
@@ -100,16 +117,24 @@ class KLora:
             return "content"
         if not delta_c.any():
             return "style"
-        k = min(self._content.rank(layer) * self._style.rank(layer), delta_c.numel())
-        s_c = float(delta_c.abs().flatten().topk(k).values.sum())
-        s_s = float(delta_s.abs().flatten().topk(k).values.sum())
+        k = self.k(layer)
+        s_c, s_s = float(top_k_sum(delta_c, k)), float(top_k_sum(delta_s, k))
         if self.semantics == "paper":
             return "content" if s_c >= gamma * self.s(t) * s_s else "style"
         return "content" if s_c > gamma * self.s(t) * s_s else "style"
 
+    def k(self, layer: str) -> int:
+        """How many of the largest values count."""
+        down, up = self._content.factors(layer)
+        ranks = self._content.rank(layer) * self._style.rank(layer)
+        return min(ranks, len(up) * down[0].numel())
+
+    def lora(self, role: Choice) -> Lora:
+        return self._content if role == "content" else self._style
+
     def delta(self, layer: str, role: Choice) -> torch.Tensor:
         """What one of the LoRAs adds to a layer."""
-        return self._content.delta(layer) if role == "content" else self._style.delta(layer)
+        return self.lora(role).delta(layer)
 
     def deltas(self, t: float) -> dict[str, torch.Tensor]:
         """What every layer of the denoisers and the text encoders gets at progress t."""
@@ -163,6 +188,20 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
         for layer, weight in weights.items():
             weight.data.copy_(base[layer])
     assert not to_come, f"{len(to_come)} of {len(progress)} evaluations did not happen"
+
+
+def product(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """up @ down in the shape of the weight."""
+    return (up.flatten(1) @ down.flatten(1)).reshape(-1, *down.shape[1:])
+
+
+def top_k_sum(delta: torch.Tensor, k: int) -> torch.Tensor:
+    """The sum of the k largest absolute values; 0-dimensional."""
+    return delta.abs().flatten().topk(k).values.sum()
+
+
+def l1(delta: torch.Tensor) -> float:
+    return float(delta.abs().sum(dtype=torch.float64))
 
 
 def _component(layer: str) -> str:

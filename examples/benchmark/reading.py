@@ -1,8 +1,7 @@
 """How much of a compile is reading, from a warm disk and from slow ones.
 
-    cd examples
-    python -m benchmark.reading
-    python -m benchmark.reading --share 1 --rounds 3 --disk 500
+    make bench-reading
+    make bench-reading ARGS="--share 1 --rounds 3 --disk 500"
 
 Two random LoRAs are read, measured and written, one step after the other. A slow disk is simulated:
 each part of a file takes its time when it is read first and is in memory afterwards, as the system
@@ -26,9 +25,10 @@ from unittest.mock import patch
 
 import click
 import torch
-from measure_speed import layer_shapes, lora
 from safetensors.torch import save_file
 
+from benchmark.measuring import layer_shapes, lora
+from benchmark.models import MODELS
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.files.lora_file import LoraFile
@@ -56,7 +56,7 @@ Steps = tuple[float, float, float]
 )
 def main(model: str, rank: int, rounds: int, share: float, disks: tuple[float, ...]) -> None:
     """Print seconds and shares."""
-    component = {"sdxl": "unet", "flux": "transformer"}[model]
+    component = MODELS[model].component
     shapes = layer_shapes(model, share)
     with tempfile.TemporaryDirectory() as name:
         paths = [Path(name) / f"{seed}.safetensors" for seed in range(2)]
@@ -129,7 +129,3 @@ def simulated_disk(rate: float) -> Iterator[None]:
     sha256.__set_name__(LoraFile, "sha256")
     with patch.object(LoraFile, "tensor", slow_tensor), patch.object(LoraFile, "sha256", sha256):
         yield
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bare_pipelines import bare_pipeline, noise
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -122,10 +123,6 @@ def latents_of(pipe: Any, **arguments: Any) -> Sequence[torch.Tensor]:
     return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def prompts(*, pooled: bool = False, negative: bool = True) -> dict[str, torch.Tensor]:
     """Embeddings of a prompt and a negative prompt."""
     embeddings = {}
@@ -141,18 +138,13 @@ def masks(*names: str) -> dict[str, torch.Tensor]:
     return {name: torch.ones(1, TOKENS, dtype=torch.long) for name in names}
 
 
-def no_text_encoders(count: int = 1) -> dict[str, None]:
-    """That a pipeline has none of its text encoders and tokenizers."""
-    suffixes = ("", "_2", "_3")[:count]
-    return {f"{part}{end}": None for part in ("text_encoder", "tokenizer") for end in suffixes}
-
-
 def assembled(
     pipeline: Any, transformer: Any, scheduler: Any, text_encoders: int = 1, **parts: Any
 ) -> Any:
     """A pipeline that has a denoiser and little else: it takes embeddings and gives latents."""
-    parts = {"vae": None, **no_text_encoders(text_encoders), **parts}
-    return pipeline(transformer=transformer, scheduler=scheduler, **parts)
+    return bare_pipeline(
+        pipeline, text_encoders, transformer=transformer, scheduler=scheduler, **parts
+    )
 
 
 def flow_scheduler(**settings: Any) -> FlowMatchEulerDiscreteScheduler:

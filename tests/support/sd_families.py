@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from bare_pipelines import no_text_encoders, noise
 from diffusers import (
     ControlNetModel,
     EulerDiscreteScheduler,
@@ -22,8 +23,6 @@ from support.families import (
     STEPS,
     FamilyCase,
     latents_of,
-    no_text_encoders,
-    noise,
     square,
 )
 from tiny_pipeline import SD_BETAS, tiny_pipeline

@@ -1,9 +1,8 @@
 """How long measuring a LoRA takes, beside the matrix products that it cannot do without.
 
-    python examples/measure_speed.py                 # rows beside each other
-    python examples/measure_speed.py --cache         # a second pair with the same subject
-    python examples/measure_speed.py --files         # what reading and writing add
-    python examples/measure_speed.py --device cuda --model flux --share 1
+    make bench-measuring                      # as the documents print it
+    make bench-measuring ARGS="--cache"       # a second pair with the same subject
+    make bench-measuring ARGS="--device cuda --model flux --share 1"
 
 LoRAs are random, of the linear layers in the transformer blocks of SDXL (722) or FLUX.1 (494).
 Each row does all layers of one LoRA. The rounds take turns, so that a machine that slows down slows
@@ -22,21 +21,17 @@ from pathlib import Path
 
 import click
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from klora_compile.bench.models import MODELS
-from klora_compile.bench.timing import seconds_of
-from klora_compile.compiler import compile_fusion
+from benchmark.models import MODELS
+from benchmark.timing import seconds_of
 from klora_compile.measuring.batches import ELEMENTS
 from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import measure
 from klora_compile.measuring.tiles import TILE_ELEMENTS
-from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.threads import single_threads
-from klora_runtime import save_fusion
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
 from klora_runtime.devices.precision import full_float32
@@ -56,20 +51,13 @@ Work = Callable[[], object]
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--share", default=0.1, show_default=True, help="Of the layers, to save time.")
 @click.option("--cache", is_flag=True, help="Time pairs with a cache of statistics instead.")
-@click.option("--files", is_flag=True, help="Time the steps of compiling two files instead.")
-def main(
-    model: str, device: str, rank: int, rounds: int, share: float, cache: bool, files: bool
-) -> None:
+def main(model: str, device: str, rank: int, rounds: int, share: float, cache: bool) -> None:
     """Print seconds and ratios."""
     where = as_device(device)
     shapes = layer_shapes(model, share)
-    name = type_of(where).describe(where)
-    threads = torch.get_num_threads()
-    click.echo(f"{model}: {len(shapes)} layers, rank {rank}; {name}, {threads} threads")
+    click.echo(f"{model}: {len(shapes)} layers, rank {rank}; {type_of(where).describe(where)}")
     if cache:
         compare_pairs(shapes, rank, where)
-    elif files:
-        compare_steps(MODELS[model].component, shapes, rank, rounds, where)
     else:
         compare_ways(lora(shapes, rank, 0), rank, rounds, where)
 
@@ -224,7 +212,7 @@ def bounds(layers: Sequence[Layer], rank: int, device: torch.device) -> str:
     )
 
 
-# --- pairs and files -----------------------------------------------------------------------------
+# --- pairs ---------------------------------------------------------------------------------------
 
 
 def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
@@ -245,39 +233,3 @@ def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
             seconds = time.perf_counter() - begin
             first = first or seconds
             click.echo(f"{name:36} {seconds:7.2f} s   {seconds / first:6.2f} x")
-
-
-def compare_steps(
-    component: str, shapes: Shapes, rank: int, rounds: int, device: torch.device
-) -> None:
-    """Reading, measuring and writing of a pair; the files were just written, so no disk is slow."""
-    steps: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        paths = [folder / f"{seed}.safetensors" for seed in range(2)]
-        for seed, path in enumerate(paths):
-            tensors = {}
-            for layer in lora(shapes, rank, seed):
-                tensors[f"{component}.{layer.module}.lora_A.weight"] = layer.down
-                tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
-            save_file(tensors, str(path))
-        click.echo(f"two files of {paths[0].stat().st_size / 2**20:.0f} MiB")
-        for _ in tqdm(range(rounds), desc="rounds"):
-            moments = [time.perf_counter()]
-            pair = [read_adapter(path) for path in paths]
-            moments.append(time.perf_counter())
-            fusion = compile_fusion(*pair, device=str(device))
-            moments.append(time.perf_counter())
-            save_fusion(fusion, folder / "fused.klora.safetensors", overwrite=True)
-            moments.append(time.perf_counter())
-            for step, begin, end in zip(
-                ("reading", "measuring", "writing"), moments[:-1], moments[1:], strict=True
-            ):
-                steps[step].append(end - begin)
-    medians = {step: statistics.median(seconds) for step, seconds in steps.items()}
-    for step, seconds in medians.items():
-        click.echo(f"{step:36} {seconds:7.2f} s   {seconds / sum(medians.values()):6.1%}")
-
-
-if __name__ == "__main__":
-    main()

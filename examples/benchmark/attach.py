@@ -1,7 +1,7 @@
 """How long it takes until a pipeline samples with a fusion, and to change to another one.
 
-    python examples/measure_attach.py
-    python examples/measure_attach.py --model sdxl --device cuda
+    make bench-attach
+    make bench-attach ARGS="--model sdxl --device cuda"
 
 Random weights, nothing is downloaded. Beside each time stands what it cannot do without, done by
 plain torch in the same round: reading the file's bytes, copying the weights that will be changed,
@@ -21,12 +21,13 @@ import click
 import torch
 from tqdm import tqdm
 
-from klora_compile.bench.loras import Files, all_switching, write_files
-from klora_compile.bench.models import MODELS
-from klora_compile.bench.timing import seconds_of
+from benchmark.loras import Files, all_switching, write_files
+from benchmark.models import MODELS
+from benchmark.timing import seconds_of
 from klora_runtime import apply_fusion, load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.names import as_device
 from klora_runtime.devices.precision import full_float32
 
 #: One product of a layer: the live weight, the base, down, up.
@@ -115,7 +116,7 @@ class Subject:
 @click.option("--rounds", default=9, show_default=True)
 def main(model: str, device: str, rank: int, rounds: int) -> None:
     """Print milliseconds and ratios, medians over the rounds."""
-    where = torch.empty(0, device=device).device
+    where = as_device(device)
     chosen = MODELS[model]
     denoiser = chosen.denoiser(where)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +144,3 @@ def row(name: str, times: list[tuple[float, float | None]]) -> str:
         return text
     ratio = statistics.median(time / floor for time, floor in needed)
     return f"{text}{1000 * statistics.median(floor for _, floor in needed):>9.1f}{ratio:>7.2f}"
-
-
-if __name__ == "__main__":
-    main()

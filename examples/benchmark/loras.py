@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+from random_loras import random_lora
 from torch import nn
 
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.slots import CONTENT, STYLE
-from klora_runtime.artifact.delta import LowRank, Stored
+from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import Timeline
@@ -21,16 +20,17 @@ from klora_runtime.artifact.timeline import Timeline
 #: Linear layers of attention and feed-forward, of UNets and of FLUX's two kinds of blocks.
 _ADAPTED = re.compile(r".*\.(attn\d?|ff|ff_context)\..+|single_.*\.(proj_mlp|proj_out)")
 
-#: Norm of a delta relative to its weight's. Layers vary around it by up to 3 times either way, so
-#: that most ratios lie within S's range, 0.5 to 2, and switch.
+#: Norm of a delta relative to its weight's. As layers vary around it, most ratios lie within S's
+#: range, 0.5 to 2, and switch.
 _STRENGTH = 0.1
-_VARIATION = 3.0
 
 
 @dataclass(frozen=True)
 class Files:
     """What a user has on disk."""
 
+    component: str
+    """Of the pipeline, that they are for."""
     content: Path
     style: Path
     artifact: Path
@@ -56,29 +56,16 @@ def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) ->
     """
     content, style = (folder / f"{name}.safetensors" for name in (CONTENT, STYLE))
     for seed, path in enumerate((content, style), start=1):
-        _write_lora(denoiser, component, path, rank, seed)
+        random_lora({component: denoiser}, path, adapts, seed=seed, rank=rank, strength=_STRENGTH)
     device = next(denoiser.parameters()).device
     artifact = folder / "fused.klora.safetensors"
     save_fusion(compile_fusion(content, style, device=str(device)), artifact)
-    return Files(content, style, artifact)
+    return Files(component, content, style, artifact)
 
 
-def _write_lora(model: nn.Module, component: str, path: Path, rank: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not _ADAPTED.fullmatch(name):
-            continue
-        out, inner = module.weight.shape
-        down = torch.randn(rank, inner, generator=generator)
-        up = torch.randn(out, rank, generator=generator)
-        norm = LowRank(down, up).norm()
-        variation = _VARIATION ** float(2 * torch.rand((), generator=generator) - 1)
-        up *= _STRENGTH * variation * float(module.weight.float().norm()) / norm
-        dtype = module.weight.dtype
-        tensors[f"{component}.{name}.lora_A.weight"] = down.to(dtype)
-        tensors[f"{component}.{name}.lora_B.weight"] = up.to(dtype)
-    save_file(tensors, str(path))
+def adapts(name: str) -> bool:
+    """Whether a layer is of attention or feed-forward."""
+    return _ADAPTED.fullmatch(name) is not None
 
 
 def all_switching(fusion: Fusion, files: Files) -> Fusion:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from klora_compile.bench.timing import seconds_of
+from benchmark.timing import seconds_of
 from klora_runtime.layers.leaf import branch_of, is_branched
 
 #: Bytes that are copied to measure a memory's speed: more than any cache holds.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from klora_compile.bench.contestants import KINDS
-from klora_compile.bench.race import Result, Row
+from benchmark.contestants import KINDS
+from benchmark.race import Result, Row
 from klora_compile.report.summary import bytes_text
 
 _HEADINGS = (

@@ -1,33 +1,46 @@
-"""``klora bench``: what sampling with two LoRAs costs, each way beside the others."""
+"""``python -m benchmark PART``, with `examples` and `tests` on the path: see ``make bench``."""
 
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from typing import Any
 
 import click
+from diffusers.utils import logging
+from tqdm import tqdm
 
-from klora_compile.commands.parameters import Device
-from klora_runtime.__about__ import install_command
+from benchmark import attach, measuring, reading, size
+from benchmark.contestants import KINDS
+from benchmark.models import MODELS, default_model
+from benchmark.published import published_command
+from benchmark.race import Race, run
+from benchmark.table import markdown_table
+from klora_runtime.devices.names import as_device
 from klora_runtime.errors import KloraError
 
-#: Names of ``klora_compile.bench.models.MODELS`` and ``.contestants.KINDS``, which are not imported
-#: for the help's sake.
-MODELS = ("sd1", "sdxl", "flux", "sd1-small", "sdxl-small", "flux-small", "sd1-tiny", "flux-tiny")
-ROWS = ("bare", "peft-active", "peft-fused", "peft-callback", "literal", "merge", "branch")
 
-_NEEDED = ("diffusers", "transformers", "accelerate", "peft")
+class _Parts(click.Group):
+    """Turns klora's errors into one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KloraError as error:
+            raise click.ClickException(str(error)) from error
 
 
-@click.command("bench")
+@click.group(cls=_Parts)
+def main() -> None:
+    """Measure klora. Weights are random, and nothing is downloaded."""
+
+
+@main.command("race")
 @click.option(
     "--model",
-    type=click.Choice(MODELS),
-    help="Sizes of a real model, or reduced; the weights are random.  "
-    "[default: sdxl on a GPU, else sdxl-small]",
+    type=click.Choice(list(MODELS)),
+    help="Sizes of a real model, or reduced.  [default: sdxl on a GPU, else sdxl-small]",
 )
-@click.option("--device", type=Device(), default="auto", show_default=True, help="Where to sample.")
+@click.option("--device", default="cpu", show_default=True, help="Where to sample.")
 @click.option("--steps", type=click.IntRange(2, 1000), help="Steps.  [default: the model's]")
 @click.option("--resolution", type=click.IntRange(16, 4096), help="Pixels.  [default: the model's]")
 @click.option(
@@ -47,7 +60,7 @@ _NEEDED = ("diffusers", "transformers", "accelerate", "peft")
 @click.option(
     "--row",
     "kinds",
-    type=click.Choice(ROWS),
+    type=click.Choice(list(KINDS)),
     multiple=True,
     help="Only this one beside bare; repeat it for more.  [default: all]",
 )
@@ -58,7 +71,7 @@ _NEEDED = ("diffusers", "transformers", "accelerate", "peft")
     help="Each row under torch.compile too, on a GPU with CUDA graphs.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def bench_command(
+def race_command(
     model: str | None,
     device: str,
     steps: int | None,
@@ -72,27 +85,11 @@ def bench_command(
     """Time the ways to sample with two LoRAs side by side.
 
     The bare model, PEFT, K-LoRA recomputed in every layer call, and klora make the same image in
-    turns, with random weights and two random LoRAs. Nothing is downloaded.
+    turns.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise KloraError(
-            f"klora bench needs {', '.join(missing)}, which is not installed. Run this in "
-            f"klora's source folder: {install_command('bench')}"
-        )
-
-    from diffusers.utils import logging
-    from tqdm import tqdm
-
-    from klora_compile.bench.models import MODELS as CONFIGURATIONS
-    from klora_compile.bench.models import default_model
-    from klora_compile.bench.race import Race, run
-    from klora_compile.bench.table import markdown_table
-    from klora_runtime.devices.names import as_device
-
     logging.set_verbosity_error()  # PEFT's rows look for text encoders that are not there
     where = as_device(device)
-    chosen = CONFIGURATIONS[model or default_model(where)]
+    chosen = MODELS[model or default_model(where)]
     race = Race(
         model=chosen,
         device=where,
@@ -101,7 +98,7 @@ def bench_command(
         rank=rank,
         rounds=rounds,
         compiled=compiled,
-        kinds=kinds or ROWS,
+        kinds=kinds or tuple(KINDS),
     )
     with tqdm(unit="part", disable=None, leave=False) as bar:
 
@@ -110,5 +107,15 @@ def bench_command(
             bar.set_description(what)
             bar.update()
 
-        result: Any = run(race, on_progress)
+        result = run(race, on_progress)
     click.echo(json.dumps(result.json()) if as_json else markdown_table(result))
+
+
+main.add_command(attach.main, "attach")
+main.add_command(measuring.main, "measuring")
+main.add_command(reading.main, "reading")
+main.add_command(size.main, "size")
+main.add_command(published_command, "published")
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmark")

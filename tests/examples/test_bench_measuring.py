@@ -1,18 +1,18 @@
-"""The example that times measuring: it runs, and measures the layers it says."""
+"""The part of the workshop that times measuring: it runs, and measures the layers it says."""
 
 from __future__ import annotations
 
-import measure_speed
 import pytest
 import torch
+from benchmark import measuring
 from click.testing import CliRunner
 
 
 @pytest.mark.parametrize(("model", "count"), [("sdxl", 722), ("flux", 494)])
 def test_layers_of_the_real_models(model: str, count: int) -> None:
-    shapes = measure_speed.layer_shapes(model, 1.0)
+    shapes = measuring.layer_shapes(model, 1.0)
     assert len(shapes) == count
-    few = measure_speed.layer_shapes(model, 0.01)
+    few = measuring.layer_shapes(model, 0.01)
     assert set(few.values()) == set(shapes.values())
     assert len(few) < count / 20
 
@@ -22,12 +22,11 @@ def test_layers_of_the_real_models(model: str, count: int) -> None:
     [
         ([], ["products, a thread for each layer", "products + torch.topk", "klora", "bounds: "]),
         (["--cache"], ["a pair", "the same subject, another style", "the first pair again"]),
-        (["--files"], ["two files of", "reading", "measuring", "writing"]),
     ],
 )
 def test_it_runs(options: list[str], rows: list[str]) -> None:
     command = ["--share", "0.001", "--rounds", "1", "--rank", "2", *options]
-    result = CliRunner().invoke(measure_speed.main, command, catch_exceptions=False)
+    result = CliRunner().invoke(measuring.main, command, catch_exceptions=False)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0].startswith("sdxl: 8 layers, rank 2; CPU, ")
@@ -37,6 +36,6 @@ def test_it_runs(options: list[str], rows: list[str]) -> None:
 
 def test_products_of_a_gpu_are_those_of_all_layers() -> None:
     """Seen on a CPU: the same stacks."""
-    layers = measure_speed.lora({"a": (6, 4), "b": (3, 5), "c": (6, 4)}, 2, 0)
-    (work,) = measure_speed.gpu_products(layers, torch.device("cpu")).values()
+    layers = measuring.lora({"a": (6, 4), "b": (3, 5), "c": (6, 4)}, 2, 0)
+    (work,) = measuring.gpu_products(layers, torch.device("cpu")).values()
     work()

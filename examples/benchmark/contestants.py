@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from klora_compile.bench.literal import Literal
-from klora_compile.bench.loras import Files, all_switching
-from klora_compile.bench.timing import seconds_of
-from klora_compile.reading.adapter import read_adapter
+import torch
+from reference import KLora
+
+from benchmark.literal import Literal
+from benchmark.loras import Files, all_switching
+from benchmark.timing import seconds_of
 from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.timeline import progress_of_step
@@ -93,9 +95,9 @@ class LiteralKLora(Bare):
 
     def __init__(self, pipe: Any, files: Files) -> None:
         super().__init__(pipe, files)
-        content, style = read_adapter(files.content), read_adapter(files.style)
-        denoiser = getattr(pipe, next(iter(content.layers.values())).component)
-        self._klora = Literal(denoiser, content, style)
+        denoiser = getattr(pipe, files.component)
+        klora = KLora(files.content, files.style, dtype=torch.float32, device=pipe.device)
+        self._klora = Literal(denoiser, files.component, klora)
 
     def before_step(self, index: int, steps: int) -> None:
         self._klora.at(progress_of_step(index, steps))

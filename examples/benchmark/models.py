@@ -15,13 +15,13 @@ from typing import Any
 
 import diffusers
 import torch
+from bare_pipelines import bare_pipeline, noise
+from tiny_pipeline import OUTPUT_SCALE, SD_BETAS
 from torch import nn
 
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.errors import ConfigError
 
-#: An untrained network amplifies what it is given; its last layer is scaled down by this.
-_OUTPUT_SCALE = 0.2
 _PIXELS_PER_LATENT = 8
 _TOKENS = 77
 _FLUX_TOKENS = 512
@@ -63,7 +63,7 @@ class BenchModel:
         last: Any = model.proj_out if self.family == "flux" else model.conv_out
         with torch.no_grad():
             for parameter in last.parameters():
-                parameter.mul_(_OUTPUT_SCALE)
+                parameter.mul_(OUTPUT_SCALE)
         return _still(model)
 
     def twin(self, denoiser: nn.Module, *, own_weights: bool) -> nn.Module:
@@ -144,16 +144,12 @@ def _still(model: nn.Module) -> nn.Module:
 
 
 def _euler() -> Any:
-    return _DIFFUSERS.EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-    )
+    return _DIFFUSERS.EulerDiscreteScheduler(**SD_BETAS, steps_offset=1)
 
 
 def _sd1_pipeline(unet: nn.Module) -> Any:
-    return _DIFFUSERS.StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
+    return bare_pipeline(
+        _DIFFUSERS.StableDiffusionPipeline,
         unet=unet,
         scheduler=_euler(),
         safety_checker=None,
@@ -163,12 +159,9 @@ def _sd1_pipeline(unet: nn.Module) -> Any:
 
 
 def _sdxl_pipeline(unet: nn.Module) -> Any:
-    return _DIFFUSERS.StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
+    return bare_pipeline(
+        _DIFFUSERS.StableDiffusionXLPipeline,
+        2,
         unet=unet,
         scheduler=_euler(),
         add_watermarker=False,
@@ -176,26 +169,15 @@ def _sdxl_pipeline(unet: nn.Module) -> Any:
 
 
 def _flux_pipeline(transformer: nn.Module) -> Any:
-    return _DIFFUSERS.FluxPipeline(
-        scheduler=_DIFFUSERS.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-
-
-def _noise(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    scheduler = _DIFFUSERS.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return bare_pipeline(_DIFFUSERS.FluxPipeline, 2, transformer=transformer, scheduler=scheduler)
 
 
 def _sd1_prompt(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     width = config["cross_attention_dim"]
     return {
-        "prompt_embeds": _noise(1, _TOKENS, width, seed=1),
-        "negative_prompt_embeds": _noise(1, _TOKENS, width, seed=2),
+        "prompt_embeds": noise(1, _TOKENS, width, seed=1),
+        "negative_prompt_embeds": noise(1, _TOKENS, width, seed=2),
     }
 
 
@@ -203,15 +185,15 @@ def _sdxl_prompt(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     times = 6 * config["addition_time_embed_dim"]
     pooled = config["projection_class_embeddings_input_dim"] - times
     return _sd1_prompt(config) | {
-        "pooled_prompt_embeds": _noise(1, pooled, seed=3),
-        "negative_pooled_prompt_embeds": _noise(1, pooled, seed=4),
+        "pooled_prompt_embeds": noise(1, pooled, seed=3),
+        "negative_pooled_prompt_embeds": noise(1, pooled, seed=4),
     }
 
 
 def _flux_prompt(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {
-        "prompt_embeds": _noise(1, _FLUX_TOKENS, config["joint_attention_dim"], seed=1),
-        "pooled_prompt_embeds": _noise(1, config["pooled_projection_dim"], seed=3),
+        "prompt_embeds": noise(1, _FLUX_TOKENS, config["joint_attention_dim"], seed=1),
+        "pooled_prompt_embeds": noise(1, config["pooled_projection_dim"], seed=3),
     }
 
 

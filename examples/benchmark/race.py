@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_pipeline import relative_difference
 from torch import nn
 
-from klora_compile.bench.contestants import KINDS, Contestant, Kind
-from klora_compile.bench.loras import Files, write_files
-from klora_compile.bench.memory import Peak
-from klora_compile.bench.models import BenchModel
-from klora_compile.bench.timing import Interval, ratios, seconds_of, turns
-from klora_compile.bench.traffic import BranchWork, branch_work, memory_bandwidth
+from benchmark.contestants import KINDS, Contestant, Kind
+from benchmark.loras import Files, write_files
+from benchmark.memory import Peak
+from benchmark.models import BenchModel
+from benchmark.timing import Interval, ratios, seconds_of, turns
+from benchmark.traffic import BranchWork, branch_work, memory_bandwidth
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.devices.device_types import type_of
 
@@ -275,7 +276,7 @@ def _result(
             first_image_seconds=runner.first_image_seconds,
             switch_seconds=switch,
             bytes_on_disk=runner.kind.on_disk(files),
-            difference=None if truth is None else _difference(runner.latents, truth),
+            difference=None if truth is None else relative_difference(runner.latents, truth),
         )
         rows.append(row)
     entries = load_fusion(files.artifact).entries
@@ -294,10 +295,6 @@ def _result(
         branch_bytes=None if branches is None else branches.nbytes,
         branch_share=None if branches is None else branches.share,
     )
-
-
-def _difference(latents: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((latents.double() - truth.double()).norm() / truth.double().norm())
 
 
 def _nbytes(model: nn.Module) -> int:

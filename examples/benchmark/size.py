@@ -1,7 +1,7 @@
 """How small a fusion becomes, and what its pictures lose: ``--compress`` and ``--thin`` in a table.
 
-    python examples/compression.py                     # the demo's LoRAs, drawn with its model
-    python examples/compression.py CONTENT STYLE       # any two LoRAs; bytes and errors only
+    make bench-size                             # the demo's LoRAs, drawn with its model
+    make bench-size ARGS="CONTENT STYLE"        # any two LoRAs; bytes and errors only
 
 The bound is the least that any code needs for independent Gaussian numbers of the same spectra, by
 rate and distortion (reverse water-filling), without headers.
@@ -34,7 +34,7 @@ from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
 
-WEIGHTS = Path(__file__).parent / "drawings" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "drawings" / "weights"
 PAIR = ("frog", "ink")
 TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
 HEADS = (
@@ -184,7 +184,3 @@ def compared(drawn: torch.Tensor, whole: torch.Tensor) -> tuple[str, str]:
         return "0", "equal"
     share = math.sqrt(lost / float(whole.square().mean()))
     return f"{share:.2%}", f"{-10 * math.log10(lost):.1f} dB"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,51 @@
+"""LoRAs with random weights that act on a model about as trained ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from klora_runtime.artifact.delta import LowRank
+
+#: Layers vary around the strength by up to this factor either way, so that some lean to one LoRA
+#: and some to another.
+VARIATION = 3.0
+
+
+def random_lora(
+    models: Mapping[str, nn.Module],
+    path: Path,
+    adapts: Callable[[str], bool],
+    *,
+    seed: int,
+    rank: int,
+    strength: float,
+) -> Path:
+    """Write a LoRA in diffusers/PEFT keys, in the dtype of the weights.
+
+    Args:
+        models: component of the pipeline -> its model.
+        adapts: whether the linear layer or convolution of a name, in its model, is adapted.
+        seed: of the numbers.
+        rank: of every layer.
+        strength: norm of each delta relative to the norm of its weight, before layers vary.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for component, model in models.items():
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.Linear | nn.Conv2d) or not adapts(name):
+                continue
+            weight = module.weight.detach()
+            down = torch.randn(rank, *weight.shape[1:], generator=generator)
+            up = torch.randn(weight.shape[0], rank, *(1,) * (weight.dim() - 2), generator=generator)
+            variation = VARIATION ** float(2 * torch.rand((), generator=generator) - 1)
+            up *= strength * variation * float(weight.float().norm()) / LowRank(down, up).norm()
+            tensors[f"{component}.{name}.lora_A.weight"] = down.to(weight.dtype)
+            tensors[f"{component}.{name}.lora_B.weight"] = up.to(weight.dtype)
+    save_file(tensors, str(path))
+    return path

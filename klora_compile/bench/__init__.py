@@ -1,1 +1,0 @@
-"""What sampling with two LoRAs costs, each way to do it beside the others."""

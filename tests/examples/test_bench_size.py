@@ -1,0 +1,19 @@
+"""The part of the workshop that shows how small an artifact becomes: a row for every form."""
+
+from __future__ import annotations
+
+import pytest
+from benchmark import size
+from click.testing import CliRunner
+
+
+def test_the_example_prints_a_row_for_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(size, "TOLERANCES", (0.1,))
+    result = CliRunner().invoke(size.main, ["--steps", "2", "--pictures", "1"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert names[2:] == ["as it was", "--compress 0.1", "--thin", "the bare model, without LoRAs"]
+    assert rows[4][-1] == "equal |"
+    small, bare = (float(row[-1].removesuffix(" dB |")) for row in (rows[3], rows[5]))
+    assert small > bare + 10
