@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from klora_compile.families.stating import stated_family
-from klora_compile.families.telling import family_of_layers
 from klora_compile.reading.describing import Describer
 from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
 from klora_compile.reading.forms.dora import Axis
@@ -17,6 +16,7 @@ from klora_compile.reading.metadata import Origin, origin_of
 from klora_compile.reading.names.account import UnusedKey, account_for
 from klora_compile.reading.pieces import Piece, file_axis
 from klora_compile.reading.scale.scale import Scales
+from klora_compile.reading.telling import family_of_layers
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown

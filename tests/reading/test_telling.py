@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from klora_compile.families.telling import family_of_layers
 from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.telling import family_of_layers
 
 
 def told(layers: Iterable[tuple[str, tuple[int, int]]], *families: str) -> str | None:
