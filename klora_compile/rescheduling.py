@@ -120,8 +120,9 @@ def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rul
         return
     if any(getattr(side, name) is None for side in owners for name in rule.needs):
         raise ConfigError(
-            f"rule {rule.name} goes by {' and '.join(rule.needs)} of each layer, which rule "
-            f"{before} did not measure; compile the sources with --rule {rule.name}."
+            f"rule {rule.name} needs {' and '.join(rule.needs)} of each layer, and this artifact "
+            f"was compiled with rule {before}, which did not measure them; compile the sources "
+            f"with --rule {rule.name}."
         )
     k = rule.count([side.rank for side in owners], math.prod(entry.shape))
     if k is not None and k != layer.k:

@@ -273,8 +273,8 @@ class Klora(Rule):
         if len(slots) == 2 or gamma == "paper":
             return None
         return (
-            f"gamma: expected paper for more than two LoRAs, found {gamma!r}; each LoRA is weighed "
-            "by its own sum."
+            f"gamma: expected paper for more than two LoRAs, found {gamma!r}. Each LoRA is then "
+            "weighed by its own sum; leave out gamma, and semantics where it is authors."
         )
 
     def count(self, ranks: Sequence[int], numel: int) -> int | None:

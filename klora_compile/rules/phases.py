@@ -75,7 +75,7 @@ class Phases(Rule):
         strange = [slot for slot in self.slot_phases if slot not in slots]
         if not strange:
             return None
-        return f"slot_phases: there is no LoRA {strange[0]!r}, only {', '.join(slots)}."
+        return f"slot_phases: there is no LoRA {strange[0]!r}; name one of {', '.join(slots)}."
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
         points = {slot: self._points(slot) for slot in layer.present}

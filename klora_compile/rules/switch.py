@@ -43,8 +43,8 @@ class Switch(Rule):
         super().__post_init__()
         if self.steps > MAX_SEGMENTS * self.tau:
             raise ConfigError(
-                f"tau: {self.steps} steps in turns of {self.tau} are more than {MAX_SEGMENTS} "
-                "turns; take longer ones."
+                f"tau: {self.steps} steps in turns of {self.tau} make more than {MAX_SEGMENTS} "
+                f"turns; set tau to {-(-self.steps // MAX_SEGMENTS)} or more."
             )
 
     @property
@@ -56,9 +56,8 @@ class Switch(Rule):
         if turns >= len(slots):
             return None
         return (
-            f"tau: {self.steps} steps in turns of {self.tau} are {turns}, so that "
-            f"{', '.join(slots[turns:])} would never act; take tau "
-            f"{self.steps // len(slots) or 1} or less."
+            f"tau: {self.steps} steps in turns of {self.tau} end before the turn of "
+            f"{', '.join(slots[turns:])}; set tau to {self.steps // len(slots) or 1} or less."
         )
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:

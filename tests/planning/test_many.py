@@ -189,7 +189,7 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         (
             "phases",
             {"slot_phases": {"x": "0:1"}},
-            "slot_phases: there is no LoRA 'x', only content",
+            "slot_phases: there is no LoRA 'x'; name one of content",
         ),
     ],
 )
@@ -297,7 +297,7 @@ def test_maps_and_pictures_show_every_slot(paths: dict[str, Path], tmp_path: Pat
         assert mark in drawn.splitlines()[0].split()[1]
         for name in ("A content.1", "B content.2", "C style"):
             assert name in drawn
-        plot_schedule(fusion, tmp_path / "map.png")
+        plot_schedule(fusion, tmp_path / "map.png", overwrite=True)
         assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -356,7 +356,7 @@ def test_settings_of_one_lora_leave_the_others_as_they_were(paths: dict[str, Pat
 def test_turns_that_leave_a_lora_out_are_refused(paths: dict[str, Path]) -> None:
     with pytest.raises(
         ConfigError,
-        match="tau: 10 steps in turns of 5 are 2, so that style would never act; take tau 3 or",
+        match="tau: 10 steps in turns of 5 end before the turn of style; set tau to 3 or",
     ):
         three(paths, "switch", steps=10)
     assert three(paths, "switch", steps=10, tau=3).rule.parameters["tau"] == 3

@@ -180,11 +180,16 @@ def test_factors_are_the_same_tensors_and_a_handle_swaps_to_them(pair: tuple[Pat
             "alpha would be ignored, and this artifact",
         ),
         (("klora", {"semantics": "authors"}), "direct", {}, "alpha would be applied, and this"),
-        (("est", {}), "klora", {}, "rule klora goes by l1 and top_k of each layer, which rule est"),
+        (
+            ("est", {}),
+            "klora",
+            {},
+            "rule klora needs l1 and top_k of each layer, and this",
+        ),
         (("np", {}), None, {"mu": 1.0}, "(NP-LoRA, mu = 0.5), rule np with these settings needs"),
         (("np", {}), "direct", {}, "rule direct with these settings needs the LoRA as given"),
         (("klora", {}), "np", {}, "slot content is the LoRA as given, rule np with these settings"),
-        (("np", {}), "np+klora", {}, "rule np+klora goes by l1 and top_k"),
+        (("np", {}), "np+klora", {}, "rule np+klora needs l1 and top_k"),
         (("klora", {}), None, {"tau": 3}, "tau: rule klora has no such setting"),
         (("klora", {}), "later", {}, "rule: expected one of klora, est"),
         (("klora", {}), None, {"bias": 2}, "bias: expected a number from -1 to 1"),
@@ -240,7 +245,7 @@ def test_artifacts_without_what_is_needed_are_refused(pair: tuple[Path, Path]) -
         return {**scores, **sides}
 
     assert reschedule(with_scores(older), bias=0.5).rule.parameters["bias"] == 0.5
-    with pytest.raises(ConfigError, match="rule est goes by frobenius of each layer"):
+    with pytest.raises(ConfigError, match="rule est needs frobenius of each layer"):
         reschedule(with_scores(older), "est")
     for strange in ({"content": 3, "style": None}, {"content": {"l1": 1.0}, "style": None}):
         with pytest.raises(KloraError, match="has no usable scores of rule klora; compile"):
@@ -256,7 +261,8 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
     result = klora("recompile", first, "-o", second, "--bias", 0.2, "--alpha", 1.2, "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
-    assert (facts["settings"]["bias"], facts["settings"]["alpha"]) == (0.2, 1.2)
+    parameters = facts["rule"]["parameters"]
+    assert (parameters["bias"], parameters["alpha"]) == (0.2, 1.2)
     wanted = compiled(pair, bias=0.2, alpha=1.2, **ALL)
     assert second.read_bytes() == bytes_of(wanted, tmp_path)
     refused = klora("recompile", first, "-o", second, "--rule", "direct")
@@ -320,7 +326,7 @@ def test_energies_that_vanish_are_no_crash() -> None:
 
 def test_what_was_not_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "direct.klora.safetensors"
-    text = "sums of an earlier rule, which this one does not go by, were not compared"
+    text = "sums of an earlier rule, which were not compared"
     for fusion, said in (
         (compiled(pair, "direct", **ALL), False),
         (reschedule(compiled(pair, **ALL), "direct"), True),

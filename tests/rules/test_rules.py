@@ -437,7 +437,11 @@ def test_a_rule_is_a_typed_record() -> None:
         ("switch", {}, "steps: rule switch needs the number of steps of your runs; name it"),
         ("switch", {"steps": 0}, "steps: expected a whole number from 1 to 100000, found 0"),
         ("switch", {"steps": 9, "tau": 0}, "tau: expected a whole number from 1 to 100000"),
-        ("switch", {"steps": 99999, "tau": 1}, "tau: 99999 steps in turns of 1 are more than 4096"),
+        (
+            "switch",
+            {"steps": 99999, "tau": 1},
+            "tau: 99999 steps in turns of 1 make more than 4096 turns; set tau to 25",
+        ),
         ("direct", {"weights": {"style": 101}}, "weight of style: expected a number from -100"),
         ("direct", {"weights": [1]}, "weights: expected slots with a number each, found [1]"),
         ("phases", {"slot_phases": [1]}, "slot_phases: expected slots with progress:weight, such"),
