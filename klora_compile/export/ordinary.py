@@ -23,9 +23,10 @@ from klora_compile.reading.forms.parts import Part
 from klora_compile.threads import single_thread
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import canonical_json
 from klora_runtime.errors import KloraError, shown
+from klora_runtime.families.catalogue import FAMILIES
 
 #: The metadata key that says what an export is of.
 PROVENANCE_KEY = "klora_export"
@@ -34,7 +35,8 @@ _SPELLINGS: Mapping[Keys, Callable[[Fusion], Spelling]] = {
     "kohya": kohya_spelling,
     "peft": peft_spelling,
 }
-_NO_DENOISER = (*TEXT_ENCODERS, "text_conditioner")
+#: Components of which an ordinary LoRA adapts one.
+_DENOISERS = {name for family in FAMILIES.values() for name in family.denoisers}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
     Raises:
         KloraError: the fusion is for two denoisers, or has something that the keys cannot say.
     """
-    denoisers = [name for name in fusion.components if name not in _NO_DENOISER]
+    denoisers = [name for name in fusion.components if name in _DENOISERS]
     if len(denoisers) > 1:
         raise KloraError(
             f"an ordinary LoRA is for one denoiser, and this artifact changes "

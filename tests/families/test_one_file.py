@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import tokenize
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from support.lora_files import ROOT
+from support.lora_files import ROOT, random_pair, run_python, write_lora
 
 from klora_runtime.families import catalogue
 from klora_runtime.families.catalogue import FAMILIES
 
 RECORDS = ROOT / "runtime" / "klora_runtime" / "families"
 PACKAGES = (ROOT / "klora_compile", ROOT / "runtime" / "klora_runtime")
-SOURCES = {
-    path: path.read_text()
-    for folder in PACKAGES
-    for path in sorted(folder.rglob("*.py"))
-    if "bench" not in str(path.relative_to(ROOT))
-}
+SOURCES = {path: path.read_text() for folder in PACKAGES for path in sorted(folder.rglob("*.py"))}
 
 #: Key -> the file of its record, without its ending.
 FILE_OF = dict(zip(FAMILIES, catalogue._FILES, strict=True))
@@ -75,3 +72,90 @@ def test_the_search_finds_what_it_is_for() -> None:
     assert not mentions("wanted = 'wander, Wanda'", "wan")
     assert mentions('x = ("flux.1",)', "flux.1")
     assert not mentions("x = 'as FLUX.2 does'", "flux.1")
+
+
+RECORD = '''
+"""A base model of tomorrow, in the names of its authors."""
+
+from __future__ import annotations
+
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
+from klora_runtime.families.rows import Layout, Row, renamed, thirds
+
+_QKV = tuple(f"units.{{}}.attn.{name}" for name in ("to_q", "to_k", "to_v"))
+AUTHORS = Layout(
+    "morrow",
+    "tomorrow",
+    "transformer",
+    (
+        Row("stack.{}.qkv", _QKV, thirds),
+        *renamed("stack.{}", "units.{}", {"up": "ff.net.0.proj", "down": "ff.net.2"}),
+    ),
+)
+
+FAMILY = Family(
+    key="tomorrow",
+    title="Tomorrow 1",
+    pipeline="TomorrowPipeline",
+    hub="authors/tomorrow",
+    layouts=(AUTHORS,),
+    blocks={"units": 7},
+    marks=(Mark(r"^units\\.\\d+\\.attn\\.to_[qkv]$", (24,)),),
+    stated=r"tomorrow",
+    script=Script("networks.lora_tomorrow", MUSUBI_TUNER),
+    kohya=Kohya((AUTHORS,), {"modelspec.architecture": "Tomorrow/lora"}),
+    missing={
+        "tag": "diffusers has no trainer for it",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
+)
+'''
+
+USE = """
+import json
+import sys
+from click.testing import CliRunner
+from klora_compile.cli import main
+
+def klora(*arguments):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+folder = sys.argv[1]
+content, style, artifact, lora = (
+    f"{folder}/{name}.safetensors" for name in ("1", "2", "a.klora", "lora"))
+klora("compile", content, style, "-o", artifact, "--no-cache")
+facts = json.loads(klora("inspect", artifact, "--json"))
+assert facts["family"] == "tomorrow", facts["family"]
+assert "transformer.units.0" in klora("inspect", artifact)
+card = klora("card", artifact, "-o", "-")
+assert "from diffusers import TomorrowPipeline" in card
+assert "Tomorrow 1: any model" in card
+assert "such as `authors/tomorrow`" in card
+klora("export", artifact, "--static", "-o", lora)
+facts = json.loads(klora("inspect", lora, "--json"))
+assert (facts["family"], facts["layout"], facts["names"]) == ("tomorrow", "kohya", "morrow")
+assert facts["trainer"] == "klora"
+"""
+
+
+def test_one_file_and_one_line_add_a_base_model(tmp_path: Path) -> None:
+    """In a copy of the runtime: reading, report, card and export know it."""
+    runtime = tmp_path / "product" / "klora_runtime"
+    shutil.copytree(ROOT / "runtime" / "klora_runtime", runtime)
+    (runtime / "families" / "tomorrow.py").write_text(RECORD.lstrip())
+    assert len(RECORD.splitlines()) <= 40
+    catalogue = runtime / "families" / "catalogue.py"
+    catalogue.write_text(catalogue.read_text().replace("_FILES = (", '_FILES = (\n    "tomorrow",'))
+    for seed in (1, 2):
+        shapes = {"qkv": (72, 24), "up": (96, 24), "down": (24, 96)}
+        tensors = {}
+        for name, (out, inner) in shapes.items():
+            down, up = random_pair(out, inner, 2, seed=seed)
+            tensors[f"diffusion_model.stack.0.{name}.lora_A.weight"] = down
+            tensors[f"diffusion_model.stack.0.{name}.lora_B.weight"] = up
+        write_lora(tmp_path / f"{seed}.safetensors", tensors)
+    code = f"import sys; sys.path.insert(0, {str(runtime.parent)!r})\n{USE}"
+    result = run_python(code, tmp_path)
+    assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -13,9 +14,11 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
 from support.layout_models import DENOISERS, weights
+from support.lora_files import ROOT, run_python
 from torch import nn
 
 from klora_compile.families.convolutions import folded_kernel, is_pointwise
+from klora_runtime.artifact.fusion import TEXT_ENCODERS
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family
 
@@ -133,6 +136,22 @@ def test_what_all_unets_say_holds_for_an_unknown_one() -> None:
         assert not is_pointwise(family, "text_encoder", "conv_shortcut")
 
 
+def test_text_encoders_have_no_steps() -> None:
+    components = {e.component for family in FAMILIES.values() for e in family.text_encoders}
+    assert components <= set(TEXT_ENCODERS)
+    denoisers = {name for family in FAMILIES.values() for name in family.denoisers}
+    assert not denoisers & set(TEXT_ENCODERS)
+
+
+def test_records_need_nothing_but_each_other() -> None:
+    for path in (ROOT / "runtime/klora_runtime/families").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                top = (node.module or "").partition(".")[0]
+                own = (node.module or "").startswith("klora_runtime.families")
+                assert own or top in sys.stdlib_module_names, (path.name, node.module)
+
+
 def test_prefixes_stand_for_one_text_encoder_of_a_family() -> None:
     for family in FAMILIES.values():
         prefixes = [prefix for encoder in family.text_encoders for prefix in encoder.prefixes]
@@ -143,7 +162,5 @@ def test_prefixes_stand_for_one_text_encoder_of_a_family() -> None:
 
 
 def test_what_the_records_say_is_known_without_torch() -> None:
-    from support.lora_files import run_python
-
     code = "import sys, klora_runtime.families.catalogue; print('torch' in sys.modules)"
     assert run_python(code).stdout.strip() == "False"

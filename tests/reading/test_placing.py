@@ -214,13 +214,19 @@ def test_sdxl_in_its_authors_names_with_both_text_encoders(tmp_path: Path) -> No
     [
         ("double_blocks_0_img_mod_lin", "text_encoder_2"),
         ("joint_blocks_0_x_block_mlp_fc1", "text_encoder_3"),
+        ("distilled_guidance_layer_in_proj", "text_encoder"),
     ],
 )
+@pytest.mark.parametrize("dotted", [False, True])
 def test_which_text_encoder_t5_is_follows_from_the_family(
-    denoiser: str, component: str, tmp_path: Path
+    denoiser: str, component: str, dotted: bool, tmp_path: Path
 ) -> None:
+    """In kohya's spelling, and in ComfyUI's, which OneTrainer writes too."""
     t5 = "encoder_block_0_layer_0_SelfAttention_q"
-    tensors = kohya({f"lora_unet_{denoiser}": (8, 8), f"lora_te3_{t5}": (8, 8)})
+    key = f"lora_te3_{t5}"
+    if dotted:
+        key = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
+    tensors = kohya({f"lora_unet_{denoiser}": (8, 8), key: (8, 8)})
     (encoder,) = (
         layer
         for layer in read(tensors, tmp_path).layers.values()
@@ -230,6 +236,18 @@ def test_which_text_encoder_t5_is_follows_from_the_family(
         component,
         "encoder.block.0.layer.0.SelfAttention.q",
     )
+
+
+def test_clip_of_hunyuan_video_is_its_second_text_encoder(tmp_path: Path) -> None:
+    """ComfyUI's name of it is that of the first one of other models."""
+    clip = "text_model.encoder.layers.3.mlp.fc1"
+    tensors = kohya(
+        {
+            "lora_unet_double_blocks_0_img_mlp_fc1": (8, 8),
+            f"text_encoders.clip_l.transformer.{clip}": (8, 8),
+        }
+    )
+    assert "text_encoder_2.encoder.layers.3.mlp.fc1" in read(tensors, tmp_path).layers
 
 
 def test_onetrainers_files_in_diffusers_names(tmp_path: Path) -> None:
@@ -400,10 +418,16 @@ def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> N
     [
         ("lycoris_double_blocks_0_img_attn_proj", "transformer.transformer_blocks.0.attn.to_out.0"),
         ("lora_te_encoder_block_0_layer_1_DenseReluDense_wo", None),
+        ("lora_te1_encoder_block_0_layer_1_DenseReluDense_wo", None),
         ("lora_te1_layers_3_mlp_gate_proj", "text_encoder.layers.3.mlp.gate_proj"),
+        (
+            "text_encoders.clip_h.transformer.text_model.encoder.layers.3.mlp.fc1",
+            "text_encoder.encoder.layers.3.mlp.fc1",
+        ),
     ],
 )
 def test_prefixes_of_other_trainers(key: str, layer: str | None, tmp_path: Path) -> None:
-    """LyCORIS' own wrapper; OneTrainer's T5 of Chroma and language model of HunyuanVideo."""
+    """LyCORIS' own wrapper; OneTrainer's T5 of Chroma, before and now, language model of
+    HunyuanVideo, and text encoder of SD 2."""
     expected = layer or "text_encoder.encoder.block.0.layer.1.DenseReluDense.wo"
     assert list(read(kohya({key: (8, 8)}), tmp_path).layers) == [expected]
