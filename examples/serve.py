@@ -20,6 +20,8 @@ from typing import Any
 import click
 import numpy as np
 
+from klora_compile.report.table import text_table
+
 PROMPTS = ("a fox", "a fox by the sea", "a fox at night", "portrait of a fox")
 PERCENTILES = (50, 90, 99)
 
@@ -105,11 +107,12 @@ def table(latencies: Sequence[Latency]) -> str:
         "image": lambda each: each.image,
         "whole request": lambda each: each.whole,
     }
-    rows = [f"{'milliseconds':<16}" + "".join(f"{f'p{p}':>10}" for p in PERCENTILES)]
+    rows = []
     for name, part in parts.items():
         values = np.percentile([1000 * part(each) for each in latencies], PERCENTILES)
-        rows.append(f"{name:<16}" + "".join(f"{value:>10.2f}" for value in values))
-    return "\n".join(rows)
+        rows.append([name, *(f"{value:.2f}" for value in values)])
+    heads = ["milliseconds", *(f"p{percentile}" for percentile in PERCENTILES)]
+    return text_table(rows, heads=heads, numbers=True)
 
 
 def tiny(folder: Path, count: int = 4) -> tuple[Any, list[Path]]:

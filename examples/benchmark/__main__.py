@@ -14,7 +14,7 @@ from benchmark.contestants import KINDS
 from benchmark.models import MODELS, default_model
 from benchmark.published import published_command
 from benchmark.race import Race, run
-from benchmark.table import markdown_table
+from benchmark.table import race_table
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import KloraError
 
@@ -108,7 +108,7 @@ def race_command(
             bar.update()
 
         result = run(race, on_progress)
-    click.echo(json.dumps(result.json()) if as_json else markdown_table(result))
+    click.echo(json.dumps(result.json()) if as_json else race_table(result))
 
 
 main.add_command(attach.main, "attach")

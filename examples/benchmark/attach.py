@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmark.loras import Files, all_switching, write_files
 from benchmark.models import MODELS
 from benchmark.timing import seconds_of
+from klora_compile.report.table import text_table
 from klora_runtime import apply_fusion, load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.device_types import type_of
@@ -130,17 +131,18 @@ def main(model: str, device: str, rank: int, rounds: int) -> None:
             subject = Subject(chosen.pipeline(denoiser), files, mode, where)
             subject.round()  # warms up
             found = [subject.round() for _ in tqdm(range(rounds), mode, leave=False)]
-            click.echo(f"\n{f'mode {mode}':<20}{'ms':>9}{'needed':>9}{'ratio':>7}")
-            for name in found[0]:
-                click.echo(row(name, [each[name] for each in found]))
+            rows = [row(name, [each[name] for each in found]) for name in found[0]]
+            heads = (f"mode {mode}", "ms", "needed", "ratio")
+            click.echo(f"\n{text_table(rows, heads=heads, numbers=True)}")
 
 
-def row(name: str, times: list[tuple[float, float | None]]) -> str:
-    """One line of the table."""
+def row(name: str, times: list[tuple[float, float | None]]) -> list[str]:
+    """One line of the table; without what is needed where nothing is."""
     own = statistics.median(time for time, _ in times)
-    text = f"{name:<20}{1000 * own:>9.1f}"
+    cells = [name, f"{1000 * own:.1f}"]
     needed = [(time, floor) for time, floor in times if floor is not None]
-    if not needed:
-        return text
-    ratio = statistics.median(time / floor for time, floor in needed)
-    return f"{text}{1000 * statistics.median(floor for _, floor in needed):>9.1f}{ratio:>7.2f}"
+    if needed:
+        ratio = statistics.median(time / floor for time, floor in needed)
+        least = statistics.median(floor for _, floor in needed)
+        cells += [f"{1000 * least:.1f}", f"{ratio:.2f}"]
+    return cells

@@ -31,6 +31,7 @@ from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import measure
 from klora_compile.measuring.tiles import TILE_ELEMENTS
 from klora_compile.reading.layers import Layer
+from klora_compile.report.table import text_table
 from klora_compile.threads import single_threads
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
@@ -122,10 +123,13 @@ def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.devi
                 peaks[name] = 0 if known.is_host else known.module.max_memory_allocated(device)
     products = [times for name, times in seconds.items() if name.startswith("products,")]
     fastest = [min(times) for times in zip(*products, strict=True)]
+    rows = []
     for name, times in seconds.items():
         ratio = statistics.median(one / base for one, base in zip(times, fastest, strict=True))
-        peak = f"   {peaks[name] / 2**20:6.0f} MiB on the device" if peaks[name] else ""
-        click.echo(f"{name:36} {statistics.median(times):7.2f} s   {ratio:6.2f} x{peak}")
+        rows.append([name, f"{statistics.median(times):.2f}", f"{ratio:.2f}"])
+        rows[-1] += [] if known.is_host else [f"{peaks[name] / 2**20:.0f}"]
+    heads = ["one LoRA", "seconds", "ratio", *([] if known.is_host else ["MiB on the device"])]
+    click.echo(text_table(rows, heads=heads, numbers=True))
     click.echo(bounds(layers, rank, device))
 
 
@@ -219,7 +223,7 @@ def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
     """Two pairs with one subject, and one of them again, with statistics that are kept."""
     subject, *styles = (lora(shapes, rank, seed) for seed in range(3))
     ks = {layer.name: (rank * rank,) for layer in subject}
-    first = 0.0
+    times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "statistics.sqlite3"
         for name, style in (
@@ -230,6 +234,7 @@ def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
             begin = time.perf_counter()
             for layers in (subject, style):
                 measure_once(layers, ks, device=device, file=file)
-            seconds = time.perf_counter() - begin
-            first = first or seconds
-            click.echo(f"{name:36} {seconds:7.2f} s   {seconds / first:6.2f} x")
+            times[name] = time.perf_counter() - begin
+    first = next(iter(times.values()))
+    rows = [[name, f"{seconds:.2f}", f"{seconds / first:.2f}"] for name, seconds in times.items()]
+    click.echo(text_table(rows, heads=("measured", "seconds", "of the first"), numbers=True))

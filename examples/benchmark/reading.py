@@ -32,9 +32,12 @@ from benchmark.models import MODELS
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.files.lora_file import LoraFile
+from klora_compile.report.table import text_table
 from klora_runtime import save_fusion
 
 _BLOCK = 2**20
+
+HEADS = ("disk", "reading", "measuring", "writing", "hidden at most")
 
 #: Reading, measuring and writing, in seconds.
 Steps = tuple[float, float, float]
@@ -70,14 +73,16 @@ def main(model: str, rank: int, rounds: int, share: float, disks: tuple[float, .
             f"{model}: {len(shapes)} layers, rank {rank}, two files of "
             f"{paths[0].stat().st_size / 1e6:.0f} MB; CPU, {torch.get_num_threads()} threads"
         )
-        click.echo(f"{'disk':10} {'reading':>9} {'measuring':>11} {'writing':>9} {'hidden':>9}")
         runs: dict[float, list[Steps]] = {disk: [] for disk in (math.inf, *disks)}
         for _ in range(rounds):
             for disk, seconds in runs.items():
                 with simulated_disk(1e6 * disk):
                     seconds.append(steps(paths))
-        for disk, seconds in runs.items():
-            click.echo(row("warm" if math.isinf(disk) else f"{disk:g} MB/s", seconds))
+        rows = [
+            row("warm" if math.isinf(disk) else f"{disk:g} MB/s", seconds)
+            for disk, seconds in runs.items()
+        ]
+        click.echo(text_table(rows, heads=HEADS, numbers=True))
 
 
 def steps(paths: list[Path]) -> Steps:
@@ -93,11 +98,13 @@ def steps(paths: list[Path]) -> Steps:
     return reading, measuring, writing
 
 
-def row(name: str, runs: list[Steps]) -> str:
+def row(name: str, runs: list[Steps]) -> list[str]:
     """The fastest of each step: what else the machine does only adds to it."""
-    reading, measuring, writing = (min(times) for times in zip(*runs, strict=True))
-    hidden = min(reading, measuring) / (reading + measuring + writing)
-    return f"{name:10} {reading:7.2f} s {measuring:9.2f} s {writing:7.2f} s {hidden:8.1%} at most"
+    fastest = [min(times) for times in zip(*runs, strict=True)]
+    reading, measuring, _ = fastest
+    hidden = min(reading, measuring) / sum(fastest)
+    steps = (f"{seconds:.2f} s ({seconds / sum(fastest):.0%})" for seconds in fastest)
+    return [name, *steps, f"{hidden:.1%}"]
 
 
 @contextmanager

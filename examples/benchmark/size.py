@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from klora_compile import compile_fusion, read_adapter
 from klora_compile.report.compression import compression_of
-from klora_compile.report.markdown import table
+from klora_compile.report.table import markdown_table
 from klora_compile.storing.compress import compress
 from klora_compile.storing.thin import thin
 from klora_runtime import apply_fusion, load_fusion, save_fusion
@@ -86,7 +86,7 @@ def main(files: Sequence[Path], steps: int, pictures: int) -> None:
         bare = draw(pipe, None, steps, pictures)
         rows.append(["the bare model, without LoRAs", *("–" for _ in HEADS[1:])])
         rows[-1] += compared(bare, whole)
-    click.echo(table(HEADS if pipe is None else (*HEADS, *PICTURE_HEADS), rows))
+    click.echo(markdown_table(HEADS if pipe is None else (*HEADS, *PICTURE_HEADS), rows))
 
 
 def forms(content: Path, style: Path) -> Iterator[Form]:

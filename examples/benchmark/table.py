@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmark.contestants import KINDS
 from benchmark.race import Result, Row
 from klora_compile.report.summary import bytes_text
+from klora_compile.report.table import markdown_table
 
 _HEADINGS = (
     "",
@@ -19,16 +20,14 @@ _HEADINGS = (
 )
 
 
-def markdown_table(result: Result) -> str:
+def race_table(result: Result) -> str:
     """What was timed, the table, and how to read it."""
     lines = [
         f"{result.model}, {result.dtype}, {result.resolution} x {result.resolution} pixels, "
         f"{result.steps} steps, rank {result.rank}, {result.switching} of {result.layers} layers "
         f"switch; {result.device}; {result.rounds} rounds in turns",
         "",
-        _line(_HEADINGS),
-        _line(["---"] * len(_HEADINGS)),
-        *(_line(_cells(row)) for row in result.rows),
+        markdown_table(_HEADINGS, map(_cells, result.rows)),
         "",
         "Medians with 95 % bootstrap intervals; ratios are taken within each round, to the bare "
         "model equally compiled; of processor time too, for others may use the machine. First "
@@ -71,7 +70,3 @@ def _interval(ratio: float | None, ends: tuple[float, float] | None) -> str:
     if ratio is None or ends is None:
         return "–"
     return f"{ratio:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
-
-
-def _line(cells: tuple[str, ...] | list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

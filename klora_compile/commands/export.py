@@ -88,7 +88,7 @@ def export_command(
 
     from klora_compile.export.writing import export_phases, export_static
     from klora_compile.report.exported import phase_lines, static_lines
-    from klora_compile.report.summary import table
+    from klora_compile.report.table import labelled
     from klora_runtime.artifact.file import load_fusion
     from klora_runtime.artifact.references import complete
     from klora_runtime.errors import shown
@@ -103,4 +103,4 @@ def export_command(
     if as_json:
         print_json("export", {"output": str(output), **facts})
         return
-    click.echo(table([("LoRA" if phases is None else "LoRAs", shown(output)), *rows]))
+    click.echo(labelled([("LoRA" if phases is None else "LoRAs", shown(output)), *rows]))

@@ -44,7 +44,8 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
     from klora_compile.reading.adapter import read_adapter
     from klora_compile.reading.survey import survey
     from klora_compile.report.lora import lora_json, lora_lines
-    from klora_compile.report.summary import bytes_text, table
+    from klora_compile.report.summary import bytes_text
+    from klora_compile.report.table import labelled
     from klora_runtime.errors import LoraError, shown
 
     found, refusal = survey(file, options)
@@ -58,7 +59,9 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
         print_json("lora", lora_json(found, adapter))
     else:
         size = bytes_text(found.nbytes)
-        click.echo(table([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)]))
+        click.echo(
+            labelled([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)])
+        )
     if refusal is not None:
         raise refusal
 
@@ -66,7 +69,8 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
 def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
     from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
-    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_compile.report.summary import bytes_text, summarise, summary_lines
+    from klora_compile.report.table import labelled
     from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import shown
 
@@ -90,7 +94,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
         facts += [f"trigger words: {words}"] if words else []
         facts += _notes(source)
         rows.append((shown(name), ", ".join(facts)))
-    click.echo(table(rows + summary_lines(summarise(fusion)) + storage_lines(fusion)))
+    click.echo(labelled(rows + summary_lines(summarise(fusion)) + storage_lines(fusion)))
     click.echo()
     columns = shutil.get_terminal_size((100, 24)).columns
     click.echo(text_map(fusion, width=max(20, min(60, columns - 48))))

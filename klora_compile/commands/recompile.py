@@ -33,7 +33,8 @@ def recompile_command(
     """
     check_output(output, force, inputs=(file,))
 
-    from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+    from klora_compile.report.summary import bytes_text, summarise, summary_lines
+    from klora_compile.report.table import labelled
     from klora_compile.rescheduling import reschedule
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import shown
@@ -50,4 +51,4 @@ def recompile_command(
         return
     rows = [("artifact", f"{shown(output)}, {bytes_text(size)}"), *summary_lines(summary)]
     rows.append(("rescheduled", f"in {1e3 * seconds:.0f} ms"))
-    click.echo(table(rows))
+    click.echo(labelled(rows))

@@ -15,9 +15,10 @@ import click
 
 from klora_compile.report.fates import MEANINGS
 from klora_compile.report.licences import licence_fields
-from klora_compile.report.markdown import fenced, plain, printable, table, yaml_string
+from klora_compile.report.markdown import fenced, plain, printable, yaml_string
 from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, rule_of, summarise
+from klora_compile.report.table import markdown_table
 from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
@@ -155,7 +156,7 @@ def _base_model(fusion: Fusion, facts: CardFacts) -> str:
 def _sources(fusion: Fusion) -> str:
     heads = ["Role", "File", "Bytes", "Keys", "Ranks", "Licence", "Trigger words", "SHA-256"]
     rows = [_source_row(fusion, name, source) for name, source in fusion.sources.items()]
-    return table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def _source_row(fusion: Fusion, name: str, source: Source) -> list[str]:
@@ -209,8 +210,8 @@ def _schedule(fusion: Fusion, facts: CardFacts) -> str:
         words = "The schedule as a heat map: layers by progress of sampling"
         picture = [f"![{words}]({quote(os.fsencode(facts.picture))})"]
     parts = [
-        table(["Setting", "Value"], settings),
-        table([f"Layers ({total})", "Fate", "Which LoRA acts"], fates),
+        markdown_table(["Setting", "Value"], settings),
+        markdown_table([f"Layers ({total})", "Fate", "Which LoRA acts"], fates),
         *picture,
         "By block of the denoiser, progress of sampling from left to right:",
         fenced(click.unstyle(text_map(fusion, _MAP_WIDTH)), "text"),
@@ -297,7 +298,7 @@ def _file(fusion: Fusion, facts: CardFacts) -> str:
         ["Fits layers", f"`{fusion.fingerprint}`"],
         ["Written by", plain(fusion.tool)],
     ]
-    return table(["Property", "Value"], rows)
+    return markdown_table(["Property", "Value"], rows)
 
 
 def _trigger_words(fusion: Fusion) -> str:

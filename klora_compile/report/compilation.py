@@ -10,7 +10,8 @@ from typing import Any
 from klora_compile.reading.adapter import Adapter
 from klora_compile.report.compression import compression_of, storage_lines
 from klora_compile.report.reading import reading_json, reading_lines
-from klora_compile.report.summary import bytes_text, summarise, summary_lines, table
+from klora_compile.report.summary import bytes_text, summarise, summary_lines
+from klora_compile.report.table import labelled
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import shown
 
@@ -49,4 +50,4 @@ class Compilation:
         share = self.size / sum(summary.bytes_in.values())
         rows.append(("bytes", f"{read} in, {bytes_text(self.size)} out ({share:.1%})"))
         rows.append(("seconds", f"{self.seconds:.1f}"))
-        return table(rows)
+        return labelled(rows)

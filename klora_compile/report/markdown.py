@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 
 from klora_runtime.errors import shown
 
@@ -35,13 +34,6 @@ def fenced(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; its cells are Markdown already."""
-    heads = list(heads)
-    lines = [heads, ["---"] * len(heads), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def yaml_string(text: object) -> str:

@@ -137,12 +137,6 @@ def bytes_text(count: int) -> str:
     return f"{count} B"
 
 
-def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Rows of (label, text), the labels in one column."""
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"  {label:<{width}}  {text}" for label, text in rows)
-
-
 def gamma_text(gamma: Any) -> str:
     """gamma, or another number of the whole model, for people; made safe for a terminal."""
     if isinstance(gamma, Mapping):

@@ -17,7 +17,7 @@ from benchmark.loras import Files, all_switching, write_files
 from benchmark.memory import Peak
 from benchmark.models import MODELS
 from benchmark.race import Race, Result, compile_for, run
-from benchmark.table import markdown_table
+from benchmark.table import race_table
 from benchmark.timing import Interval, turns
 from benchmark.traffic import branch_work, memory_bandwidth
 from click.testing import CliRunner
@@ -95,7 +95,7 @@ def test_every_row_is_in_the_json_and_in_the_table(result: Result) -> None:
     assert [row["name"] for row in facts["rows"]] == list(KINDS)
     assert all(set(row) >= ROW_KEYS for row in facts["rows"])
     slow = replace(result.rows[-1], seconds=1e3, ratio=99.0, peak_bytes=None)
-    table = markdown_table(replace(result, rows=(*result.rows[:-1], slow)))
+    table = race_table(replace(result, rows=(*result.rows[:-1], slow)))
     lines = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(KINDS)
     for kind, line in zip(KINDS.values(), lines[2:], strict=True):
@@ -121,11 +121,11 @@ def test_the_floor_of_mode_branch(result: Result) -> None:
     known = replace(result, branch_bytes=30, branch_share=0.123, bandwidth=10.0)
     bare = known.rows[0].seconds
     assert known.branch_floor == pytest.approx(1 + 3 / bare)
-    assert f"its ratio is {known.branch_floor:.3f} at least" in markdown_table(known)
-    assert "Branch multiplies 12.3% more than the bare model." in markdown_table(known)
+    assert f"its ratio is {known.branch_floor:.3f} at least" in race_table(known)
+    assert "Branch multiplies 12.3% more than the bare model." in race_table(known)
     without = replace(result, branch_bytes=None)
     assert without.branch_floor is None
-    assert "more through memory" not in markdown_table(without)
+    assert "more through memory" not in race_table(without)
 
 
 def test_what_has_no_meaning_is_null(result: Result) -> None:
@@ -137,7 +137,7 @@ def test_what_has_no_meaning_is_null(result: Result) -> None:
     assert rows["bare"].ratio == rows["bare"].work_ratio == 1.0
     assert all(row.work_interval is not None for row in rows.values())
     on_a_gpu = replace(result, rows=(replace(rows["bare"], work_ratio=None, work_interval=None),))
-    assert "| 1.000 (1.000 to 1.000) | – |" in markdown_table(on_a_gpu)
+    assert "| 1.000 (1.000 to 1.000) | – |" in race_table(on_a_gpu)
 
 
 def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) 
     ]
     assert [row.work_ratio for row in result.rows] == [1.0, 2.25, 1.0, 0.25]
     assert len(compiled) == 2
-    assert markdown_table(result).count(", compiled |") == 2
+    assert race_table(result).count(", compiled |") == 2
     assert all(row.difference is None for row in result.rows)  # nothing literal to compare with
 
 

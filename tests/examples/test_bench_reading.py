@@ -24,7 +24,8 @@ def test_it_runs() -> None:
     title, *rows = result.stdout.splitlines()
     assert re.fullmatch(r"sdxl: 8 layers, rank 2, two files of \d+ MB; CPU, \d+ threads", title)
     assert [row.split("  ")[0] for row in rows] == ["disk", "warm", "100 MB/s"]
-    assert all(row.endswith("% at most") for row in rows[1:])
+    assert rows[0].endswith("hidden at most")
+    assert all(re.search(r"\d s \(\d+%\) +\d+\.\d%$", row) for row in rows[1:])
 
 
 def test_each_part_of_a_file_is_waited_for_once(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from drawings.evaluation.scores import Interval, bootstrap
+from klora_compile.report.table import markdown_table
 
 #: One rule's verdicts: "subject, style" -> one verdict per seed, as JSON.
 Verdicts = Mapping[str, Sequence[Mapping[str, float]]]
@@ -69,7 +69,7 @@ def markdown(rules: Mapping[str, Verdicts], reference: str) -> str:
         reference: the rule that all are compared with in the last column.
     """
     heads = ["rule", *(measure.heading for measure in MEASURES), f"both, minus {reference}"]
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    rows = []
     for name, verdicts in rules.items():
         cells = [name]
         for measure in MEASURES:
@@ -77,14 +77,10 @@ def markdown(rules: Mapping[str, Verdicts], reference: str) -> str:
             cells.append(_cell(found, measure.text))
         apart = difference(verdicts, rules[reference], "both")
         cells.append("" if name == reference else _cell(apart, "{:+.2f}".format))
-        lines.append(_line(cells))
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown_table(heads, rows) + "\n"
 
 
 def _cell(found: Interval, text: Callable[[float], str]) -> str:
     low, high = text(found.low).removesuffix(" %"), text(found.high)
     return f"{text(found.mean)} ({low} to {high})"
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
