@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from klora_compile.cli import main
 from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion
 
+FLAGS = re.DOTALL | re.MULTILINE
 README = ROOT / "README.md"
 PAGES = sorted([README, *ROOT.glob("CONTRIBUTING.md"), *(ROOT / "docs").rglob("*.md")])
 ARTIFACT = "fox-in-ink.klora.safetensors"
@@ -126,10 +128,30 @@ def test_every_option_named_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_make_target_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rules = re.findall(r"^[a-z-]+:[a-z -]*", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = {word for rule in rules for word in rule.replace(":", " ").split()}
     text = "\n".join([*re.findall(r"`(make [^`]*)`", page.read_text()), *blocks(page, "sh")])
     for line in re.findall(r"^make ([a-z -]+)", text, re.MULTILINE):
         assert set(line.split()) <= targets, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_code_with_a_title_is_in_that_file(page: Path) -> None:
+    for file, code in re.findall(r"^```python title=\"(.*?)\"\n(.*?)^```", page.read_text(), FLAGS):
+        assert code in (ROOT / file).read_text()
+
+
+def test_commits_that_pages_name_are_in_the_history() -> None:
+    told = re.compile(r"^The commit `(\w+)`,\s\*(.*?)\*,", FLAGS)
+    commits = [pair for page in PAGES for pair in told.findall(page.read_text())]
+    assert len(commits) == 5
+    for commit, subject in commits:
+        command = ["git", "-C", str(ROOT), "log", "-1", "--format=%s", commit]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("the history of the repository is absent")
+        assert found.stdout.strip() == subject
 
 
 def test_every_rule_has_its_lines() -> None:
