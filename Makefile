@@ -30,10 +30,13 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What the documents print of speed and size: an hour. One part alone: make bench-race, bench-attach,
-# bench-measuring, bench-size, bench-reading; with options of its own: make bench-race ARGS="--device cuda".
-bench: bench-race bench-attach bench-measuring bench-size bench-reading
+# bench-measuring, bench-reading, bench-size; with options of its own: make bench-race ARGS="--device cuda".
+PARTS := $(addprefix bench-,race attach measuring reading size)
+.PHONY: $(PARTS)
 
-bench-%: $(VENV)/.bench
+bench: $(PARTS)
+
+$(PARTS): bench-%: $(VENV)/.bench
 	PYTHONPATH=examples:tests $(BIN)/python -m benchmark $(if $(ARGS),$* $(ARGS),published $*)
 
 lint: $(VENV)/.dev
