@@ -225,6 +225,22 @@ def test_a_swap_whose_write_fails_keeps_the_fusion_that_was_there(
     assert State.of(pipe) == original
 
 
+def test_a_swap_that_fails_gives_back_what_only_the_other_fusion_has(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers are bare again, and the components that only the first one has are still held."""
+    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, TEXT]))
+    before = State.of(pipe)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1, times=1)
+        with pytest.raises(MemoryError):
+            handle.swap(fusion_for(pipe, [TO_K, TO_Q]))
+
+    assert State.of(pipe) == before
+    with pytest.raises(InUseError, match="text_encoder of this pipeline already carries a fusion"):
+        apply_fusion(pipe, fusion_for(pipe, [TEXT]))
+
+
 def fail_after(patch: pytest.MonkeyPatch, writes: int, times: int = 1000) -> None:
     """Let writing a layer fail after some layers, so many times."""
     original, count, failures = Merge._write_alone, iter(range(writes)), iter(range(times))
