@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from support.handmade import (
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.layers import branch
 from klora_runtime.layers.merge import Merge
 
 TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
@@ -225,20 +227,36 @@ def test_a_swap_whose_write_fails_keeps_the_fusion_that_was_there(
     assert State.of(pipe) == original
 
 
+@pytest.mark.parametrize("mode", ["merge", "branch"])
 def test_a_swap_that_fails_gives_back_what_only_the_other_fusion_has(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch
+    mode: str, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its layers are bare again, and the components that only the first one has are still held."""
-    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, TEXT]))
+    handle = apply_fusion(pipe, fusion_for(pipe, [TO_Q, TEXT]), mode)
     before = State.of(pipe)
     with monkeypatch.context() as patch:
-        fail_after(patch, 1, times=1)
+        if mode == "merge":
+            fail_after(patch, 1, times=1)
+        else:
+            patch.setattr(branch, "attach", failing_once(branch.attach, 1))
         with pytest.raises(MemoryError):
             handle.swap(fusion_for(pipe, [TO_K, TO_Q]))
 
     assert State.of(pipe) == before
     with pytest.raises(InUseError, match="text_encoder of this pipeline already carries a fusion"):
         apply_fusion(pipe, fusion_for(pipe, [TEXT]))
+
+
+def failing_once(act: Callable[..., None], times: int) -> Callable[..., None]:
+    """``act``, which fails once after it was done some times."""
+    outcomes = iter([False] * times + [True])
+
+    def acting(*args: Any) -> None:
+        if next(outcomes, False):
+            raise MemoryError
+        act(*args)
+
+    return acting
 
 
 def fail_after(patch: pytest.MonkeyPatch, writes: int, times: int = 1000) -> None:

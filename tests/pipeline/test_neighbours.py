@@ -22,7 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from support.applying import Apply, live_of
-from support.generation import TWO_STEPS, build, generate
+from support.generation import TWO_STEPS, Case, build, generate
 from support.handmade import State, fusion_for, weight_of
 from tiny_pipeline import parameters, tiny_lora
 
@@ -121,6 +121,24 @@ def test_a_wrapped_layer_is_noticed(apply: Apply, pipe: Any, fusion: Fusion) -> 
     pipe.unet.unload_lora()
     generate(pipe, TWO_STEPS)
     handle.remove()
+
+
+def test_a_second_loop_of_a_call_is_checked_anew(apply: Apply, pipe: Any, fusion: Fusion) -> None:
+    """The check at the beginning of the call holds for its first loop only."""
+    apply(pipe, fusion)
+    attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    to_q, refused = attention.to_q, []
+
+    def replace(_pipe: Any, _index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        attention.to_q = torch.nn.Linear(32, 32)
+        with pytest.raises(InUseError, match="was replaced or wrapped") as error:
+            pipe.scheduler.set_timesteps(2)
+        refused.append(error.value)
+        attention.to_q = to_q
+        return values
+
+    generate(pipe, Case(1), callback_on_step_end=replace)
+    assert len(refused) == 1
 
 
 def test_saving_saves_the_bare_model(
