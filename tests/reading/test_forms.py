@@ -28,6 +28,7 @@ from support.layout_cells import (
     values_of,
 )
 from support.lora_files import ROOT, write_lora
+from support.pairs import some_pairs
 
 from klora_compile import read_adapter
 from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
@@ -147,26 +148,22 @@ def check(cell: Cell, kind: str, form: Writer, folder: Path) -> Adapter:
 NORMED = [cell for cell in CELLS if chosen(cell.layout, "norm")]
 
 
-@pytest.mark.parametrize("form", LINEAR)
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize(("cell", "form"), some_pairs(CELLS, LINEAR), ids=str)
 def test_linear_layers(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "linear", LINEAR[form], tmp_path)
 
 
-@pytest.mark.parametrize("form", CONVOLUTIONS)
-@pytest.mark.parametrize("cell", UNETS, ids=str)
+@pytest.mark.parametrize(("cell", "form"), some_pairs(UNETS, CONVOLUTIONS), ids=str)
 def test_convolutions(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "convolution", CONVOLUTIONS[form], tmp_path)
 
 
-@pytest.mark.parametrize("form", NORMS)
-@pytest.mark.parametrize("cell", NORMED, ids=str)
+@pytest.mark.parametrize(("cell", "form"), some_pairs(NORMED, NORMS), ids=str)
 def test_norms(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "norm", NORMS[form], tmp_path)
 
 
-@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize(("cell", "axis"), some_pairs(CELLS, (0, 1)), ids=str)
 def test_dora(cell: Cell, axis: int, tmp_path: Path) -> None:
     """A column's norm is that of the whole weight in the file, through fused rows."""
     modules = written(cell, "linear", LINEAR["LoRA"])

@@ -29,6 +29,7 @@ UNET, CLIP, T5, DIT = (
 )
 
 #: What stands before a module path, with the component and path it makes of it.
+FLAT_UNET = UNET.replace(".", "_")
 DOTTED: dict[str, tuple[str, str]] = {
     "unet.": ("unet", UNET),
     "unet.base_model.model.": ("unet", UNET),
@@ -64,14 +65,61 @@ FLAT: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", PARTS)
+#: What a suffix says, written down a second time.
+SUFFIXES: dict[Part, str] = {
+    Part.ALPHA: ".alpha",
+    Part.DOWN: ".lora_A.weight .lora.down.weight .lora_down.weight .down.weight "
+    ".lora_linear_layer.down.weight",
+    Part.UP: ".lora_B.weight .lora.up.weight .lora_up.weight .up.weight "
+    ".lora_linear_layer.up.weight",
+    Part.MID: ".lora_mid.weight",
+    Part.UP_BIAS: ".lora_B.bias .lora_up.bias",
+    Part.HADA_W1_A: ".hada_w1_a",
+    Part.HADA_W1_B: ".hada_w1_b",
+    Part.HADA_W2_A: ".hada_w2_a",
+    Part.HADA_W2_B: ".hada_w2_b",
+    Part.HADA_T1: ".hada_t1",
+    Part.HADA_T2: ".hada_t2",
+    Part.LOKR_W1: ".lokr_w1",
+    Part.LOKR_W1_A: ".lokr_w1_a",
+    Part.LOKR_W1_B: ".lokr_w1_b",
+    Part.LOKR_W2: ".lokr_w2",
+    Part.LOKR_W2_A: ".lokr_w2_a",
+    Part.LOKR_W2_B: ".lokr_w2_b",
+    Part.LOKR_T2: ".lokr_t2",
+    Part.DIFF: ".diff",
+    Part.DIFF_BIAS: ".diff_b",
+    Part.NORM_WEIGHT: ".w_norm",
+    Part.NORM_BIAS: ".b_norm",
+    Part.VALUE: ".scale .set_weight",
+    Part.MAGNITUDE: ".dora_scale",
+    Part.ROW_MAGNITUDE: ".lora_magnitude_vector .lora_magnitude_vector.weight",
+}
+
+
 @pytest.mark.parametrize("prefix", [*DOTTED, *FLAT])
-def test_every_prefix_with_every_suffix(prefix: str, suffix: str) -> None:
+def test_every_prefix(prefix: str) -> None:
     component, module = (DOTTED | FLAT)[prefix]
     path = module if prefix in DOTTED else module.replace(".", "_")
     layout = "peft" if prefix in DOTTED else "kohya"
-    expected = ParsedKey(layout, component, module, PARTS[suffix])
-    assert parse_key(f"{prefix}{path}{suffix}") == expected
+    for suffix, part in ((".lora_A.weight", Part.DOWN), (".lokr_w2_b", Part.LOKR_W2_B)):
+        expected = ParsedKey(layout, component, module, part)
+        assert parse_key(f"{prefix}{path}{suffix}") == expected
+
+
+@pytest.mark.parametrize("part", Part)
+def test_every_suffix(part: Part) -> None:
+    for suffix in SUFFIXES[part].split():
+        dotted, flat = (
+            parse_key(f"unet.{UNET}{suffix}"),
+            parse_key(f"lora_unet_{FLAT_UNET}{suffix}"),
+        )
+        assert dotted == ParsedKey("peft", "unet", UNET, part)
+        assert flat == ParsedKey("kohya", "unet", UNET, part)
+
+
+def test_the_suffixes_above_are_all_there_are() -> None:
+    assert {suffix for row in SUFFIXES.values() for suffix in row.split()} == set(PARTS)
 
 
 def test_the_prefixes_above_are_all_there_are() -> None:
