@@ -12,8 +12,9 @@ import click
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from klora_compile import Config, compile_fusion
+from klora_compile import compile_fusion
 from klora_compile.report.plot import draw_heat
+from klora_compile.rules.lookup import RULES
 from klora_runtime.artifact.blocks import blocks
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.palette import colours
@@ -43,7 +44,7 @@ def main(picture: Path, subject: str, style: str) -> None:
     axes = figure.subplots(1, len(SHOWN), sharey=True)
     fusion = None
     for place, (rule, options) in zip(axes, SHOWN, strict=True):
-        fusion = compile_fusion(*loras, Config.named(rule, **options))
+        fusion = compile_fusion(*loras, RULES[rule](**options))
         draw(place, fusion, "\n".join([rule, *(f"{k} {v}" for k, v in options.items())]))
     assert fusion is not None
     names = {"content": subject, "style": style}

@@ -16,12 +16,10 @@ tiny_lora(pipe, folder / "fox.safetensors", seed=1)
 tiny_lora(pipe, folder / "ink.safetensors", seed=2)
 
 # README: begin
-from klora_compile import Config, compile_fusion  # noqa: E402
+from klora_compile import Klora, compile_fusion  # noqa: E402
 from klora_runtime import apply_fusion, save_fusion  # noqa: E402
 
-fusion = compile_fusion(
-    folder / "fox.safetensors", folder / "ink.safetensors", Config.named("klora", pattern="s")
-)
+fusion = compile_fusion(folder / "fox.safetensors", folder / "ink.safetensors", Klora(pattern="s"))
 save_fusion(fusion, folder / "fox-in-ink.klora.safetensors")  # ship this one file
 
 handle = apply_fusion(pipe, folder / "fox-in-ink.klora.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import OnLayer, Statistics, measure
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.planning.deriving import layers_of_slots
-from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
@@ -22,8 +20,9 @@ from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import role_of, slot_names
-from klora_compile.sources import Lora, read_sources
+from klora_compile.settings.shared import Settings
+from klora_compile.slots import role_of
+from klora_compile.sources import Lora, by_slot, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
@@ -38,7 +37,8 @@ LayersOfSlots = Mapping[str, Mapping[str, Layer]]
 def compile_fusion(
     content: Lora | Sequence[Lora],
     style: Lora | Sequence[Lora],
-    config: Config | None = None,
+    rule: Rule | None = None,
+    settings: Settings | None = None,
     *,
     options: ReadOptions | None = None,
     device: str = "auto",
@@ -51,11 +51,12 @@ def compile_fusion(
         content: the LoRA of a subject: a file or folder, or an adapter that was read already; or
             several of them, for rules that take more than two LoRAs.
         style: the LoRA of a style, or several.
-        config: the rule and its settings; K-LoRA as published by default.
+        rule: what fuses them, with its settings; K-LoRA as published by default.
+        settings: what all rules share.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
-        cache: a file that keeps statistics, so that a LoRA is measured once;
-            :func:`klora_compile.measuring.cache.cache_file` names the user's.
+        cache: a file that keeps statistics, so that a LoRA is measured once; it is made if it is
+            missing. By default nothing is kept.
         on_layer: called after each layer that was measured with its name, how many are done
             and how many there are over all LoRAs.
 
@@ -68,18 +69,39 @@ def compile_fusion(
         PairingError: the LoRAs are for different models, or share no denoiser layer.
         ConfigError: an unknown device, or a rule that does not take these LoRAs.
     """
-    config = config or Config()
-    where = as_device(device)
-    contents, styles = _several(content), _several(style)
-    slots = slot_names(len(contents), len(styles))
-    check_slots(slots, config.rule, config.settings)
-    loras = dict(zip(slots, [*contents, *styles], strict=True))
-    sources = read_sources(loras, config.rule, options)
-    layers = layers_of_slots(sources, config.rule)
-    ks = layer_ks(layers, config.rule)
-    sides = _sides(layers, ks, config.rule, where, cache, on_layer)
+    config, where = Config.of(rule, settings), as_device(device)
+    adapters = read_sources(by_slot(content, style), config, options)
+    return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
+
+
+def compile_sources(
+    adapters: Mapping[str, Adapter],
+    config: Config,
+    *,
+    device: torch.device,
+    cache: Path | None = None,
+    on_layer: OnLayer | None = None,
+) -> Fusion:
+    """Compile LoRAs that were read; see :func:`compile_fusion`.
+
+    Args:
+        adapters: slot -> LoRA, which belong together and fit the config, as
+            :func:`~klora_compile.sources.read_sources` sees to.
+        config: what fuses them.
+        device: where to measure.
+        cache: see :func:`compile_fusion`.
+        on_layer: see :func:`compile_fusion`.
+
+    Raises:
+        LoraError: the values of a layer cannot be measured.
+        PairingError: layers that only one LoRA adapts, if the settings do not allow them.
+    """
+    rule = config.rule
+    layers = layers_of_slots(adapters, rule)
+    ks = layer_ks(layers, rule)
+    sides = _sides(layers, ks, rule, device, cache, on_layer)
     plan = make_plan(_numbers(layers, sides, ks), config)
-    return _fusion(sources, layers, plan, config)
+    return _fusion(adapters, layers, plan, config)
 
 
 def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
@@ -91,10 +113,6 @@ def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
         if len(found) > 1 and k is not None:
             ks[name] = k
     return ks
-
-
-def _several(loras: Lora | Sequence[Lora]) -> list[Lora]:
-    return [loras] if isinstance(loras, str | os.PathLike | Adapter) else list(loras)
 
 
 def _sides(

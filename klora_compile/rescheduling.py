@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
@@ -13,6 +12,7 @@ from klora_compile.reading.layers import layer_name
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
+from klora_compile.settings.shared import Settings
 from klora_compile.slots import in_order
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import Entry, Fusion
@@ -20,28 +20,34 @@ from klora_runtime.artifact.fusion import Rule as StatedRule
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 
-def reschedule(fusion: Fusion, rule: str | None = None, /, **changes: Any) -> Fusion:
-    """The fusion that its sources give under other settings, in milliseconds.
+def reschedule(
+    fusion: Fusion, rule: Rule | None = None, settings: Settings | None = None
+) -> Fusion:
+    """Give a fusion the schedule that its sources have under other settings, in milliseconds.
 
     The factors are the same tensors, so a handle swaps to it without loading any. Sweep from one
     fusion, not from result to result: what a schedule never uses is left out of the new one, unless
     ``keep_all_slots`` was set.
 
+    To change one setting of a rule, begin with what the fusion states:
+    ``replace(Klora.from_parameters(fusion.rule.parameters), bias=0.2)``.
+
     Args:
         fusion: compiled or loaded.
-        rule: another rule; by default the fusion's own.
-        changes: settings that change; see :class:`~klora_compile.settings.config.Config`. The
-            others stay, the rule's own only where the rule stays.
+        rule: the rule with its settings; by default the fusion's own.
+        settings: what all rules share; by default the fusion's own.
 
     Returns:
         What :func:`~klora_compile.compiler.compile_fusion` gives with these settings.
 
     Raises:
-        ConfigError: a setting is unknown, out of its range, or needs the sources.
+        ConfigError: a setting needs the sources, or does not fit these LoRAs.
         KloraError: the fusion lacks slots that the schedule would use; ``issues`` names them.
     """
     before = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
-    config = before.changed(rule, **changes)
+    config = Config(
+        before.rule if rule is None else rule, before.settings if settings is None else settings
+    )
     slots = in_order(fusion.slots)
     check_slots(slots, config.rule, config.settings)
     _refuse_other_factors(fusion, before.rule, config.rule)

@@ -1,32 +1,48 @@
-"""The LoRAs of a fusion, read together: all headers are checked before any number is read."""
+"""The LoRAs of a fusion by slot: read together for the first time, or again as they were read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
-from klora_compile.planning.pairing import check_loras
-from klora_compile.reading.adapter import Adapter, OnModule, open_adapter
-from klora_compile.rules.rule import Rule
+from klora_compile.planning.pairing import check_loras, check_slots
+from klora_compile.reading.adapter import Adapter, OnModule, open_adapter, read_adapter
+from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
+from klora_compile.slots import in_order, slot_names
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.errors import shown
 
 #: A LoRA as a user names it: a file, a folder, or one that was read already.
 Lora = str | os.PathLike[str] | Adapter
 
 
+def by_slot(content: Lora | Sequence[Lora], style: Lora | Sequence[Lora]) -> dict[str, Lora]:
+    """Slot -> LoRA, contents first, each role in the order given."""
+    contents, styles = (
+        [given] if isinstance(given, str | os.PathLike | Adapter) else list(given)
+        for given in (content, style)
+    )
+    slots = slot_names(len(contents), len(styles))
+    return dict(zip(slots, [*contents, *styles], strict=True))
+
+
 def read_sources(
     loras: Mapping[str, Lora],
-    rule: Rule,
+    config: Config,
     options: ReadOptions | None = None,
     *,
     on_module: OnModule | None = None,
 ) -> dict[str, Adapter]:
     """Read LoRAs, once it is seen that each can be read and that they belong together.
 
+    All headers are checked before any number is read.
+
     Args:
-        loras: slot -> LoRA.
-        rule: what fuses them.
+        loras: of :func:`by_slot`.
+        config: what fuses them.
         options: how to read files.
         on_module: called after each module.
 
@@ -34,9 +50,11 @@ def read_sources(
         Slot -> adapter.
 
     Raises:
+        ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`.
         LoraError: a file cannot be read completely.
         PairingError: see :func:`~klora_compile.planning.pairing.check_loras`.
     """
+    check_slots(tuple(loras), config.rule, config.settings)
     with ExitStack() as stack:
         opened = {
             slot: lora
@@ -44,8 +62,50 @@ def read_sources(
             else stack.enter_context(open_adapter(lora, options))
             for slot, lora in loras.items()
         }
-        check_loras({slot: each.survey for slot, each in opened.items()}, rule)
+        check_loras({slot: each.survey for slot, each in opened.items()}, config.rule)
         return {
             slot: each if isinstance(each, Adapter) else each.read(on_module)
             for slot, each in opened.items()
         }
+
+
+def read_again(
+    fusion: Fusion, loras: Mapping[str, Lora], base: Path | None = None
+) -> dict[str, Adapter]:
+    """Read the LoRAs of a fusion as they were read when it was compiled.
+
+    Args:
+        fusion: which states how.
+        loras: slot -> LoRA.
+        base: the base model, for LoRAs that need its weights.
+
+    Returns:
+        Slot -> adapter, in the order of compiling.
+
+    Raises:
+        ConfigError: the fusion states options of reading that are out of their range.
+        LoraError: a file cannot be read completely.
+    """
+    adapters = {}
+    for slot in in_order(loras):
+        lora, source = loras[slot], fusion.sources.get(slot)
+        if not isinstance(lora, Adapter):
+            notes = {} if source is None else source.notes
+            lora = read_adapter(lora, ReadOptions.from_notes(notes, base))
+        adapters[slot] = lora
+    return adapters
+
+
+def other_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:
+    """What is not as in the fusion's sources: a sentence for each LoRA that is none of them."""
+    for name in sorted(fusion.sources.keys() - adapters.keys()):
+        yield f"sources.{name}: no LoRA was given for it"
+    for name, adapter in adapters.items():
+        source = fusion.sources.get(name)
+        if source is None:
+            yield f"sources: the artifact has no source {name}"
+        elif source.sha256 != adapter.sha256:
+            yield (
+                f"sources.{name}: it was compiled from {shown(source.file)} with sha256 "
+                f"{source.sha256}, {shown(adapter.survey.path)} has {adapter.sha256}"
+            )

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from klora_compile.compiler import compile_fusion
+from klora_compile.compiler import compile_sources
 from klora_compile.measuring.measure import OnLayer
-from klora_compile.planning.pairing import check_slots
-from klora_compile.reading.adapter import Adapter
+from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.rules.lookup import RULES
 from klora_compile.settings.config import Config
-from klora_compile.slots import slot_names
+from klora_compile.sources import Lora, other_sources, read_again
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
 from klora_runtime.artifact.delta import Delta
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 #: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
@@ -30,20 +31,21 @@ TOLERANCE = 1e-6
 ERROR_TOLERANCE = 6e-4
 
 
-def differences(
+def verify_fusion(
     fusion: Fusion,
-    content: Adapter | Sequence[Adapter],
-    style: Adapter | Sequence[Adapter],
+    sources: Mapping[str, Lora],
     *,
+    base: Path | None = None,
     device: str = "auto",
     on_layer: OnLayer | None = None,
 ) -> list[str]:
-    """Compile the LoRAs with the fusion's own settings and compare everything.
+    """Compile a fusion's LoRAs again with its own settings and compare everything.
 
     Args:
         fusion: any rule's.
-        content: its content LoRA, or several in their order.
-        style: its style LoRA, or several.
+        sources: slot (``content``, ``style``, of several ``content.1`` and so on) -> LoRA, which is
+            read as it was for the fusion.
+        base: the base model, for LoRAs that need its weights.
         device: where to measure.
         on_layer: see :func:`~klora_compile.compiler.compile_fusion`.
 
@@ -55,40 +57,28 @@ def differences(
         compared.
 
     Raises:
+        LoraError: a file cannot be read completely.
+        PairingError: the LoRAs do not belong together.
+        ConfigError: an unknown device.
         KloraError: the fusion was made by a rule or with settings that this klora does not know.
     """
-    contents, styles = (
-        [given] if isinstance(given, Adapter) else list(given) for given in (content, style)
-    )
-    slots = slot_names(len(contents), len(styles))
-    wrong = list(_compare_sources(fusion, dict(zip(slots, [*contents, *styles], strict=True))))
+    where = as_device(device)
+    adapters = read_again(fusion, sources, base)
+    wrong = list(other_sources(fusion, adapters))
     if wrong:
         return wrong
     if fusion.rule.name not in RULES:
         raise KloraError(f"rule {shown(fusion.rule.name)} is unknown to this klora; update it.")
     try:
         config = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
-        check_slots(slots, config.rule, config.settings)
+        check_slots(tuple(adapters), config.rule, config.settings)
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]
-    again = compile_fusion(contents, styles, config, device=device, on_layer=on_layer)
+    check_loras({slot: adapter.survey for slot, adapter in adapters.items()}, config.rule)
+    again = compile_sources(adapters, config, device=where, on_layer=on_layer)
     if fusion.is_thin:
-        again = thin(again, dict(zip(slots, [*contents, *styles], strict=True)))
+        again = thin(again, adapters)
     return list(_compare(fusion, again))
-
-
-def _compare_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:
-    for name in sorted(fusion.sources.keys() - adapters.keys()):
-        yield f"sources.{name}: no LoRA was given for it"
-    for name, adapter in adapters.items():
-        source = fusion.sources.get(name)
-        if source is None:
-            yield f"sources: the artifact has no source {name}"
-        elif source.sha256 != adapter.sha256:
-            yield (
-                f"sources.{name}: it was compiled from {shown(source.file)} with sha256 "
-                f"{source.sha256}, {shown(adapter.survey.path)} has {adapter.sha256}"
-            )
 
 
 def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
@@ -109,7 +99,7 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
 
 
 def keeps_other_sums(fusion: Fusion) -> bool:
-    """Whether a fusion has scores of an earlier rule, which :func:`differences` passes over."""
+    """Whether a fusion has scores of an earlier rule, which :func:`verify_fusion` passes over."""
     if fusion.rule.name not in RULES or "top_k" in RULES[fusion.rule.name].needs:
         return False
     return any(

@@ -17,7 +17,6 @@ from klora_compile.commands.rule_options import RuleCommand, rule_option
 from klora_compile.commands.setting_options import given, reading_options, shared_options
 from klora_compile.rules.lookup import DEFAULT_RULE
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import slot_names
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.fusion import Fusion
@@ -92,31 +91,21 @@ def compile_command(
             raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
     check_output(output, force, inputs=(*contents, *styles))
 
-    from klora_compile.compiler import compile_fusion
+    from klora_compile.compiler import compile_sources
     from klora_compile.measuring.cache import cache_file
-    from klora_compile.planning.pairing import check_slots
     from klora_compile.report.compilation import Compilation
     from klora_compile.settings.config import Config
-    from klora_compile.sources import read_sources
+    from klora_compile.sources import by_slot, read_sources
     from klora_runtime.artifact.file import save_fusion
+    from klora_runtime.devices.names import as_device
 
     config = Config.named(rule, **given(settings))
-    slots = slot_names(len(contents), len(styles))
-    check_slots(slots, config.rule, config.settings)
-    begin = time.perf_counter()
-    paths = dict(zip(slots, (*contents, *styles), strict=True))
+    where, begin = as_device(device), time.perf_counter()
     with layer_bar("reading") as on_module:
-        adapters = read_sources(paths, config.rule, reading, on_module=on_module)
+        adapters = read_sources(by_slot(contents, styles), config, reading, on_module=on_module)
     with layer_bar("measuring") as on_layer:
-        every = list(adapters.values())
-        fusion = compile_fusion(
-            every[: len(contents)],
-            every[len(contents) :],
-            config,
-            device=device,
-            cache=None if no_cache else cache_file(),
-            on_layer=on_layer,
-        )
+        cache = None if no_cache else cache_file()
+        fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:

@@ -36,12 +36,15 @@ def recompile_command(
     from klora_compile.report.summary import bytes_text, summarise, summary_lines
     from klora_compile.report.table import labelled
     from klora_compile.rescheduling import reschedule
+    from klora_compile.settings.config import Config
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import shown
 
     before = load_fusion(file)
     begin = time.perf_counter()
-    fusion = reschedule(before, rule, **given(settings))
+    stated = Config.from_parameters(before.rule.name, before.rule.parameters)
+    config = stated.changed(rule, **given(settings))
+    fusion = reschedule(before, config.rule, config.settings)
     seconds = time.perf_counter() - begin
     size = save_fusion(fusion, output, overwrite=force)
     summary = summarise(fusion)

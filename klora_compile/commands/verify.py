@@ -11,10 +11,9 @@ from klora_compile.commands.parameters import ARTIFACT, LORA, Device
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import base_option
-from klora_compile.slots import CONTENT, in_order, role_of
+from klora_compile.slots import in_order
 
 if TYPE_CHECKING:
-    from klora_compile.reading.adapter import Adapter
     from klora_runtime.artifact.fusion import Fusion
 
 
@@ -51,7 +50,7 @@ def verify_command(
         raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
 
     from klora_compile.report.verification import Verification
-    from klora_compile.verify import differences, keeps_other_sums
+    from klora_compile.verify import keeps_other_sums, verify_fusion
     from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import ArtifactError
 
@@ -63,11 +62,9 @@ def verify_command(
         raise
     found: list[str] = []
     if against:
-        adapters = _adapters(file, fusion, loras, base)
-        contents = [each for name, each in adapters.items() if role_of(name) == CONTENT]
-        styles = [each for name, each in adapters.items() if role_of(name) != CONTENT]
+        sources = _by_slot(file, fusion, loras)
         with layer_bar("comparing") as on_layer:
-            found = differences(fusion, contents, styles, device=device, on_layer=on_layer)
+            found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
     other_sums = against and keeps_other_sums(fusion)
     verification = Verification(file, loras, fusion, tuple(found), other_sums)
     error = verification.error()
@@ -79,12 +76,8 @@ def verify_command(
         click.echo(verification.text())
 
 
-def _adapters(
-    file: Path, fusion: Fusion, loras: tuple[Path, ...], base: Path | None
-) -> dict[str, Adapter]:
-    """Slot -> the LoRA, read as it was read for the artifact."""
-    from klora_compile.reading.adapter import read_adapter
-    from klora_compile.settings.read_options import ReadOptions
+def _by_slot(file: Path, fusion: Fusion, loras: tuple[Path, ...]) -> dict[str, Path]:
+    """The LoRAs in the order of the artifact's slots."""
     from klora_runtime.errors import shown
 
     names = in_order(fusion.sources)
@@ -93,7 +86,4 @@ def _adapters(
             f"{file} was compiled from {len(names)} LoRAs ({', '.join(map(shown, names))}), "
             f"{len(loras)} were named."
         )
-    return {
-        name: read_adapter(path, ReadOptions.from_notes(fusion.sources[name].notes, base))
-        for name, path in zip(names, loras, strict=True)
-    }
+    return dict(zip(names, loras, strict=True))

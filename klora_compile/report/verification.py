@@ -20,7 +20,7 @@ class Verification:
     fusion: Fusion | None = None
     """None where the artifact cannot be read."""
     differences: tuple[str, ...] = ()
-    """One sentence each; see :func:`klora_compile.verify.differences`."""
+    """One sentence each; see :func:`klora_compile.verify.verify_fusion`."""
     other_sums: bool = False
     """Whether it holds sums of an earlier rule, which were not compared."""
 

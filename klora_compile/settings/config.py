@@ -20,6 +20,23 @@ class Config:
     """A rule of :mod:`klora_compile.rules`; its fields are its own settings."""
     settings: Settings = field(default_factory=Settings)
 
+    def __post_init__(self) -> None:
+        """See that a rule was given as an object, not by its name."""
+        if not isinstance(self.rule, Rule):
+            example = rule_class(DEFAULT_RULE).__name__
+            raise ConfigError(f"rule: expected a rule such as {example}(), found {self.rule!r}.")
+        if not isinstance(self.settings, Settings):
+            raise ConfigError(f"settings: expected Settings(...), found {self.settings!r}.")
+
+    @classmethod
+    def of(cls, rule: Rule | None, settings: Settings | None) -> Self:
+        """The config of these two; what is None is as by default."""
+        default = cls()
+        return cls(
+            default.rule if rule is None else rule,
+            default.settings if settings is None else settings,
+        )
+
     @classmethod
     def named(cls, rule: str, /, **settings: Any) -> Self:
         """The config that a command line states: a rule by its name, all settings by theirs.

@@ -76,7 +76,7 @@ class Settings:
         check_settings(self)
 
     def weight(self, slot: str) -> float:
-        """The factor on one slot's deltas."""
+        """The factor on the deltas of ``slot``."""
         role = self.content_weight if role_of(slot) == CONTENT else self.style_weight
         return role * self.weights.get(slot, 1.0)
 

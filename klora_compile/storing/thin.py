@@ -8,22 +8,30 @@ from pathlib import Path
 
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
+from klora_compile.sources import Lora, other_sources, read_again
 from klora_runtime.artifact.fusion import Entry, Fusion, Reference
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import ConfigError, FileFormatError, shown
 
 
-def thin(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Fusion:
-    """A fusion without its factors, which whoever applies it takes from the source files.
+def thin(fusion: Fusion, sources: Mapping[str, Lora]) -> Fusion:
+    """Leave the factors of a fusion out; whoever applies it takes them from the source files.
 
     Args:
-        fusion: as compiled from these adapters, not compressed.
-        adapters: source name -> the LoRA that was read.
+        fusion: as compiled, not compressed.
+        sources: slot (``content``, ``style``, of several ``content.1`` and so on) -> the LoRA that
+            it was compiled from.
 
     Raises:
-        ConfigError: a slot is no pair of tensors of its file: its factors are computed, dense or
-            compressed, or the file is not safetensors. ``issues`` names every layer and why.
+        ConfigError: a LoRA is not the one that the fusion was compiled from; or a slot is no pair
+            of tensors of its file: its factors are computed, dense or compressed, or the file is
+            not safetensors. ``issues`` names every layer and why.
+        LoraError: a file cannot be read completely.
     """
+    adapters = read_again(fusion, sources)
+    others = list(other_sources(fusion, adapters))
+    if others:
+        raise ConfigError("these are not the LoRAs that the fusion was compiled from:", others)
     foreign = {
         name for name, adapter in adapters.items() if not _is_safetensors(adapter.survey.path)
     }

@@ -15,10 +15,18 @@ from support.lora_files import GOLDEN, peft_keys, random_pair, write_lora
 from support.shipped import Shipped
 from tiny_pipeline import Family
 
-from klora_compile import Config, compile_fusion, read_adapter, reschedule
+from klora_compile import (
+    Direct,
+    Klora,
+    Settings,
+    compile_fusion,
+    read_adapter,
+    reschedule,
+    verify_fusion,
+)
 from klora_compile.cli import main
+from klora_compile.sources import by_slot
 from klora_compile.storing.thin import thin
-from klora_compile.verify import differences
 from klora_runtime import (
     ArtifactError,
     ConfigError,
@@ -382,22 +390,21 @@ def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path)
     entries[index] = replace(entry, references={**entry.references, "content": lie})
     changed = replace(held, entries=tuple(entries))
     adapters = [read_adapter(path) for path in (pair.content, pair.style)]
-    assert differences(held, *adapters, device="cpu") == []
-    assert differences(changed, *adapters, device="cpu") == [
+    assert verify_fusion(held, by_slot(*adapters), device="cpu") == []
+    assert verify_fusion(changed, by_slot(*adapters), device="cpu") == [
         f"{entry.path}: where its factors lie differs"
     ]
 
 
 def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: Path) -> None:
     adapters = {"content": read_adapter(pair.content), "style": read_adapter(pair.style)}
-    whole = compile_fusion(
-        *adapters.values(), Config.named("klora", keep_all_slots=True), device="cpu"
-    )
+    whole = compile_fusion(*adapters.values(), Klora(), Settings(keep_all_slots=True), device="cpu")
     save_fusion(thin(whole, adapters), path)
     other = tmp_path / "other"
-    save_fusion(reschedule(load_fusion(path), "direct", content_weight=0.5), other)
+    half = Direct(), Settings(content_weight=0.5, keep_all_slots=True)
+    save_fusion(reschedule(load_fusion(path), *half), other)
     filled = load_fusion(other, sources={"content": pair.content, "style": pair.style})
-    assert_equal(filled, reschedule(whole, "direct", content_weight=0.5))
+    assert_equal(filled, reschedule(whole, *half))
 
 
 def test_export_takes_the_sources(
@@ -423,8 +430,22 @@ def test_every_slot_of_several_is_named(path: Path, tmp_path: Path) -> None:
         pairs = peft_keys({layer: random_pair(8, 8, 2, seed=index)})
         adapters[name] = read_adapter(write_lora(tmp_path / f"{name}.safetensors", pairs))
     contents = [adapters["content.1"], adapters["content.2"]]
-    fusion = compile_fusion(contents, adapters["style"], Config.named("direct"), device="cpu")
+    fusion = compile_fusion(contents, adapters["style"], Direct(), device="cpu")
     save_fusion(thin(fusion, adapters), path)
     with pytest.raises(ArtifactError, match=r'\{"content.1": PATH, "content.2": PATH, "sty'):
         complete(load_fusion(path))
     assert load_fusion(path, sources={}).is_thin
+
+
+def test_only_the_loras_that_it_was_compiled_from_stand_for_its_factors(
+    pair: LoraPair, whole: Fusion
+) -> None:
+    content, style = pair.content, pair.style
+    assert thin(whole, {"content": content, "style": style}).is_thin
+    with pytest.raises(ConfigError, match="not the LoRAs that the fusion was compiled") as caught:
+        thin(whole, {"content": style, "style": style})
+    (issue,) = caught.value.issues
+    assert issue.startswith("sources.content: it was compiled from sd1-content.safetensors with")
+    with pytest.raises(ConfigError) as caught:
+        thin(whole, {"content": content})
+    assert caught.value.issues == ("sources.style: no LoRA was given for it",)

@@ -136,6 +136,7 @@ def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_pa
         "np": (["--mu", "3"], {"mu": 3.0}),
         "np+klora": (["--mu", "3", "--pattern", "s*"], {"mu": 3.0, "pattern": "s*", "beta": 1.3}),
         "direct": (["--weight", "style=0.5"], {"weights": {"style": 0.5}}),
+        "level": (["--style-weight", "0.5"], {"style_weight": 0.5}),
         "switch": (["--steps", "20", "--tau", "4"], {"steps": 20, "tau": 4}),
         "phases": (
             ["--content-phases", "0:1,0.4:0.2", "--phases", "style=0:0.5"],

@@ -21,7 +21,7 @@ from support.video_families import VIDEOS
 from tiny_pipeline import relative_difference
 from torch import nn
 
-from klora_compile import Config, compile_fusion
+from klora_compile import Klora, compile_fusion
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
@@ -112,9 +112,7 @@ def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:
     """Generate as the reference does and with a fusion, and leave the pipeline as it was."""
     pipe = case.pipeline()
     content, style = lora_files(pipe, case, folder)
-    fusion = compile_fusion(
-        content, style, Config.named("klora", pattern=case.pattern), device="cpu"
-    )
+    fusion = compile_fusion(content, style, Klora(pattern=case.pattern), device="cpu")
     save_fusion(fusion, folder / "a.klora.safetensors")
     assert switching(fusion, case) == set(case.ran)
     bare = case.generate(pipe)  # leaves attributes on pipelines and schedulers

@@ -16,7 +16,7 @@ from klora_compile import compile_fusion
 from klora_compile.measuring.batches import ELEMENTS, _batches, _Courier, measure_batches
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.adapter import read_adapter
-from klora_compile.verify import differences
+from klora_compile.verify import verify_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.delta import LowRank
 
@@ -37,7 +37,7 @@ def test_decisions_do_not_depend_on_the_device(lora_pairs: dict[Family, LoraPair
     loras = lora_pairs["sdxl"]
     there = compile_fusion(loras.content, loras.style, device=DEVICE)
     content, style = read_adapter(loras.content), read_adapter(loras.style)
-    assert differences(there, content, style, device="cpu") == []
+    assert verify_fusion(there, {"content": content, "style": style}, device="cpu") == []
     here = compile_fusion(loras.content, loras.style, device="cpu")
     for steps in (4, 20, 50, 100):
         for index in range(steps):

@@ -12,7 +12,7 @@ from support.applying import Apply
 from support.generation import Case, build, evaluations, generate
 from tiny_pipeline import relative_difference, tiny_lora
 
-from klora_compile import Config, compile_fusion
+from klora_compile import Direct, Settings, Switch, compile_fusion
 
 CASE = Case(12)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -33,8 +33,8 @@ def test_direct_is_what_peft_makes_of_two_active_adapters(
     loras: tuple[Path, Path, Path], apply: Apply
 ) -> None:
     content, style, _ = loras
-    weights = {"content_weight": 0.8, "style_weight": 1.3}
-    fusion = compile_fusion(content, style, Config.named("direct", **weights), device="cpu")
+    weights = Settings(content_weight=0.8, style_weight=1.3)
+    fusion = compile_fusion(content, style, Direct(), weights, device="cpu")
     pipe = build(CASE)
     bare = generate(pipe, CASE)
     with apply(pipe, fusion):
@@ -53,8 +53,7 @@ def test_switch_is_loras_that_take_turns(
 ) -> None:
     """The weights are written anew before each step, with the LoRA whose turn it is."""
     contents, style = loras[: count - 1], loras[count - 1]
-    config = Config.named("switch", steps=CASE.steps, tau=2)
-    fusion = compile_fusion(contents, style, config, device="cpu")
+    fusion = compile_fusion(contents, style, Switch(steps=CASE.steps, tau=2), device="cpu")
     pipe = build(CASE)
     with apply(pipe, fusion):
         ours = generate(pipe, CASE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.lora_files import peft_keys, random_pair, write_lora
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import Klora, Settings, compile_fusion, read_adapter, reschedule
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, LoraError, PairingError
@@ -69,7 +70,7 @@ def test_layers_meet_by_path_and_not_by_order(content: Path, style: Path) -> Non
 
 def test_k_is_the_product_of_the_ranks_or_as_set(content: Path, style: Path) -> None:
     def ks(top_k: int | None) -> dict[str, int | None]:
-        fusion = compile_fusion(content, style, Config.named("klora", top_k=top_k), device="cpu")
+        fusion = compile_fusion(content, style, Klora(top_k=top_k), device="cpu")
         return {name: entry.scores["klora"]["k"] for name, entry in entries(fusion).items()}
 
     assert ks(None) == {QUERY: 6, KEY: 6, VALUE: None, TEXT: None}
@@ -79,9 +80,7 @@ def test_k_is_the_product_of_the_ranks_or_as_set(content: Path, style: Path) -> 
 def test_alpha_is_applied_or_ignored_as_the_semantics_say(content: Path, style: Path) -> None:
     """alpha / rank is 1/2 and 2; it scales L1, Top-K and the factors, or nothing at all."""
     paper = entries(compile_fusion(content, style, device="cpu"))
-    authors = entries(
-        compile_fusion(content, style, Config.named("klora", semantics="authors"), device="cpu")
-    )
+    authors = entries(compile_fusion(content, style, Klora(semantics="authors"), device="cpu"))
     scalings = {"content": 0.5, "style": 2.0}
     for name in (QUERY, KEY):
         for slot, scaling in scalings.items():
@@ -117,8 +116,8 @@ def test_a_weight_of_zero_makes_an_artifact_without_that_slot(
     content: Path, style: Path, tmp_path: Path
 ) -> None:
     """The choice stays what it was, so a layer may be the content's and have nothing stored."""
-    config = Config.named("klora", content_weight=0.0, gamma=1e-9)
-    save_fusion(compile_fusion(content, style, config, device="cpu"), tmp_path / "a")
+    rule, settings = Klora(gamma=1e-9), Settings(content_weight=0.0)
+    save_fusion(compile_fusion(content, style, rule, settings, device="cpu"), tmp_path / "a")
     found = entries(load_fusion(tmp_path / "a"))
     assert found[QUERY].fate == "always content"
     assert not found[QUERY].acts
@@ -148,17 +147,14 @@ def test_roles_are_not_exchangeable(content: Path, style: Path) -> None:
 
 
 def test_provenance_of_both_files_is_recorded(content: Path, style: Path) -> None:
-    fusion = compile_fusion(content, style, Config.named("klora", pattern="s*"), device="cpu")
+    fusion = compile_fusion(content, style, Klora(pattern="s*"), device="cpu")
     for slot, path in (("content", content), ("style", style)):
         source = fusion.sources[slot]
         assert (source.file, source.bytes) == (path.name, path.stat().st_size)
         assert source.layout == "peft"
         assert fusion.slots[slot].role == slot
     assert fusion.sources["content"].ranks == (1, 2)
-    assert (
-        Config.from_parameters(fusion.rule.name, fusion.rule.parameters).parameters()["pattern"]
-        == "s*"
-    )
+    assert Klora.from_parameters(fusion.rule.parameters) == Klora(pattern="s*")
     assert fusion.tool.startswith("klora ")
 
 
@@ -236,3 +232,25 @@ def test_errors_come_before_anything_is_measured(content: Path, style: Path) -> 
     with pytest.raises(LoraError, match="No such file"):
         compile_fusion(content, "none.safetensors", on_layer=lambda *args: seen.append(args))
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        ("klora", None, "rule: expected a rule such as Klora(), found 'klora'."),
+        (
+            None,
+            {"unpaired": "drop"},
+            "settings: expected Settings(...), found {'unpaired': 'drop'}",
+        ),
+    ],
+)
+def test_a_rule_is_given_as_an_object(
+    rule: Any, settings: Any, message: str, content: Path, style: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compile_fusion(content, style, rule, settings, device="cpu")
+    assert message in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        reschedule(compile_fusion(content, style, device="cpu"), rule, settings)
+    assert message in str(caught.value)

@@ -12,17 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.compiling import compiled, rescheduled
 from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import klora
 
-from klora_compile import Config, compile_fusion, read_adapter, reschedule
+from klora_compile import Direct, Klora, Settings, compile_fusion, read_adapter, verify_fusion
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import make_plan
 from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.settings.config import Config
 from klora_compile.slots import in_order, slot_names
-from klora_compile.verify import differences
+from klora_compile.sources import by_slot
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import progress_of_step
@@ -49,7 +51,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def three(paths: dict[str, Path], rule: str = "klora", **options: Any) -> Fusion:
     contents = [paths["content.1"], paths["content.2"]]
-    return compile_fusion(contents, paths["style"], Config.named(rule, **options), device="cpu")
+    return compiled(contents, paths["style"], rule, **options)
 
 
 def dense(paths: dict[str, Path]) -> dict[str, dict[str, torch.Tensor]]:
@@ -116,7 +118,7 @@ def test_a_third_that_never_wins_leaves_the_duel_of_the_paper(
     rows: list[tuple[float, float, float, float]], pattern: Any, bias: float
 ) -> None:
     """Two of three are the two-LoRA rule to the last bit: breakpoints, ratios, ties."""
-    config = Config.named("klora", pattern=pattern, bias=bias)
+    config = Config(Klora(pattern=pattern, bias=bias))
     two = make_plan(sides("content", "style", rows=rows), config)
     numbers = {
         name: LayerNumbers(
@@ -149,7 +151,7 @@ def equal_layer(*slots: str) -> dict[str, LayerNumbers]:
 def test_ties_go_to_the_role_that_the_semantics_say_and_then_to_the_first(
     semantics: Any, role: str
 ) -> None:
-    config = Config.named("klora", semantics=semantics, alpha=0.0, beta=1.0, gamma="paper")
+    config = Config(Klora(semantics=semantics, alpha=0.0, beta=1.0, gamma="paper"))
     slots = slot_names(2, 2)
     timeline = make_plan(equal_layer(*slots), config).layers["unet.x"].timeline
     assert [slot for slot in slots if timeline.uses(slot)] == [f"{role}.1"]
@@ -177,7 +179,7 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         (
             "est",
             {},
-            "rule est takes 2 LoRAs, found 3; rules for more: klora, direct, switch, phases",
+            "rule est takes 2 LoRAs, found 3; rules for more: klora, direct, level, switch, phases",
         ),
         ("np", {}, "rule np takes 2 LoRAs, found 3"),
         ("np+klora", {}, "rule np+klora takes 2 LoRAs, found 3"),
@@ -206,15 +208,15 @@ def test_roles_that_a_rule_needs(paths: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"needs a content and a style, found content\.1"):
         compile_fusion(contents, [], device="cpu")
     with pytest.raises(ConfigError, match="of two LoRAs or more, found 1"):
-        compile_fusion(contents[:1], [], Config.named("direct"), device="cpu")
-    fusion = compile_fusion(contents, [], Config.named("direct"), device="cpu")
+        compile_fusion(contents[:1], [], Direct(), device="cpu")
+    fusion = compile_fusion(contents, [], Direct(), device="cpu")
     assert set(fusion.slots) == {"content.1", "content.2"}
 
 
 def test_whole_loras_need_no_common_layer_but_one_family(tmp_path: Path) -> None:
     one = write_lora(tmp_path / "a.safetensors", peft_keys({NAMES[0]: random_pair(8, 6, 2)}))
     two = write_lora(tmp_path / "b.safetensors", peft_keys({NAMES[1]: random_pair(8, 6, 2)}))
-    fusion = compile_fusion(one, two, Config.named("direct"), device="cpu")
+    fusion = compile_fusion(one, two, Direct(), device="cpu")
     assert [set(entry.factors) for entry in fusion.entries] == [{"style"}, {"content"}]
     flux, wan = (
         {f"{name}.lora_down.weight": torch.ones(2, 16), f"{name}.lora_up.weight": torch.ones(16, 2)}
@@ -228,7 +230,7 @@ def test_whole_loras_need_no_common_layer_but_one_family(tmp_path: Path) -> None
     files = [write_lora(tmp_path / f"{i}", t) for i, t in enumerate((flux, wan))]
     files = [path.rename(path.with_suffix(".safetensors")) for path in files]
     with pytest.raises(PairingError, match=r"for different models.* is for FLUX\.1, STYLE"):
-        compile_fusion(*files, Config.named("direct"), device="cpu")
+        compile_fusion(*files, Direct(), device="cpu")
 
 
 # --- the other rules --------------------------------------------------------------------------
@@ -278,11 +280,12 @@ def test_three_survive_a_file_and_are_verified(paths: dict[str, Path], tmp_path:
         "style": "style",
     }
     adapters = [read_adapter(path) for path in paths.values()]
-    assert differences(read, adapters[:2], adapters[2]) == []
+    assert verify_fusion(read, by_slot(adapters[:2], adapters[2])) == []
     for wrong in permutations(adapters):
         if wrong != tuple(adapters):
-            assert differences(read, wrong[:2], wrong[2]) != []
-    assert differences(read, adapters[0], adapters[2])[0].startswith("sources.content.1: no LoRA")
+            assert verify_fusion(read, by_slot(wrong[:2], wrong[2])) != []
+    missing, *_ = verify_fusion(read, by_slot(adapters[0], adapters[2]))
+    assert missing.startswith("sources.content.1: no LoRA")
 
 
 def test_maps_and_pictures_show_every_slot(paths: dict[str, Path], tmp_path: Path) -> None:
@@ -347,9 +350,9 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
 
 def test_settings_of_one_lora_leave_the_others_as_they_were(paths: dict[str, Path]) -> None:
     fusion = three(paths, "phases", keep_all_slots=True, weights={"content.1": 0.5})
-    other = reschedule(fusion, weights={"content.2": 0.3}, slot_phases={"style": "0:0.2"})
+    other = rescheduled(fusion, weights={"content.2": 0.3}, slot_phases={"style": "0:0.2"})
     assert other.rule.parameters["weights"] == {"content.1": 0.5, "content.2": 0.3}
-    last = reschedule(other, slot_phases={"content.1": "0:0.7"})
+    last = rescheduled(other, slot_phases={"content.1": "0:0.7"})
     assert set(last.rule.parameters["slot_phases"]) == {"style", "content.1"}
 
 
@@ -364,4 +367,4 @@ def test_turns_that_leave_a_lora_out_are_refused(paths: dict[str, Path]) -> None
 
 def test_more_loras_than_an_artifact_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="a fusion is of at most 64 LoRAs, found 65"):
-        check_slots(slot_names(64, 1), Config.named("direct").rule, Config.named("direct").settings)
+        check_slots(slot_names(64, 1), Direct(), Settings())

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from klora_compile import Config
 from klora_compile.planning.fates import FATES, IDLE
 from klora_compile.planning.plan import LayerPlan, Plan, make_plan
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.klora import Klora
+from klora_compile.settings.config import Config
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ConfigError, PairingError
 

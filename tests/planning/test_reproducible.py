@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,22 @@ from support.lora_files import (
     write_lora,
 )
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import Klora, compile_fusion, read_adapter
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.reading.layers import Layer
 from klora_compile.rules.klora import Inequality
+from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion, save_fusion
 
 COMPILE = """
 import sys, torch
-from klora_compile import Config, compile_fusion
+from klora_compile import compile_fusion
+from klora_compile.rules.lookup import RULES
 from klora_runtime import save_fusion
 content, style, out, threads, *rules = sys.argv[1:]
 torch.set_num_threads(int(threads))
 for rule in rules:
-    fusion = compile_fusion(content, style, Config.named(rule, pattern="s*"), device="cpu")
+    fusion = compile_fusion(content, style, RULES[rule](pattern="s*"), device="cpu")
     save_fusion(fusion, f"{out}.{rule}")
 """
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -55,7 +58,7 @@ def lora(path: Path, *, seed: int, rank: int, dtype: torch.dtype) -> Path:
 
 def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path, *rules: str) -> None:
     for rule in rules:
-        fusion = compile_fusion(content, style, Config.named(rule, pattern="s*"), device="cpu")
+        fusion = compile_fusion(content, style, RULES[rule](pattern="s*"), device="cpu")
         assert any(entry.timeline.switches for entry in fusion.entries)
         save_fusion(fusion, folder / f"here.{rule}")
     for threads in (1, 2, 4):
@@ -104,7 +107,7 @@ def test_factors_are_the_bytes_of_the_sources_and_only_what_acts_is_stored(tmp_p
     """Lossless, in the dtype of each file; a slot that never acts leaves no bytes behind."""
     content = lora(tmp_path / "content.safetensors", seed=1, rank=5, dtype=torch.float32)
     style = lora(tmp_path / "style.safetensors", seed=50, rank=4, dtype=torch.bfloat16)
-    fusion = compile_fusion(content, style, Config.named("klora", gamma=1e-9), device="cpu")
+    fusion = compile_fusion(content, style, Klora(gamma=1e-9), device="cpu")
     save_fusion(fusion, tmp_path / "a.klora.safetensors")
     read = load_fusion(tmp_path / "a.klora.safetensors", check="full")
     adapters = {"content": read_adapter(content), "style": read_adapter(style)}
@@ -127,9 +130,9 @@ def test_scores_are_enough_to_choose_again_without_the_sources(
     """Also of slots that were dropped: another schedule needs no second measurement."""
     content = lora(tmp_path / "content.safetensors", seed=1, rank=5, dtype=torch.float32)
     style = lora(tmp_path / "style.safetensors", seed=50, rank=4, dtype=torch.float32)
-    semantics = Config.named("klora", semantics="authors") if ignored else Config()
-    other = semantics.changed(pattern="s*")
-    fusion = compile_fusion(content, style, semantics, device="cpu")
+    first = Klora(semantics="authors" if ignored else "paper")
+    other = replace(first, pattern="s*")
+    fusion = compile_fusion(content, style, first, device="cpu")
     wanted = compile_fusion(content, style, other, device="cpu")
     parameters = other.parameters()
     rule = Inequality("s*", parameters["alpha"], parameters["beta"], parameters["tie"])

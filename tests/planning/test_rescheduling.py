@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.compiling import compiled, rescheduled
 from support.generation import TWO_STEPS, build, generate
 from support.lora_files import GOLDEN, peft_keys, random_pair, write_lora
 from support.shipped import klora
 
-from klora_compile import Config, compile_fusion, read_adapter, reschedule
+from klora_compile import verify_fusion
 from klora_compile.planning.plan import IDLE
 from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
-from klora_compile.verify import differences
+from klora_compile.sources import by_slot
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
@@ -42,10 +43,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             tensors[f"{LAYERS[1]}.lora_B.weight"].zero_()
         found.append(write_lora(folder / f"{slot}.safetensors", tensors))
     return found[0], found[1]
-
-
-def compiled(pair: tuple[Path, Path], rule: str = "klora", **options: Any) -> Fusion:
-    return compile_fusion(*pair, Config.named(rule, **options), device="cpu")
 
 
 def bytes_of(fusion: Fusion, folder: Path) -> bytes:
@@ -83,16 +80,16 @@ def test_the_bytes_are_those_of_compiling_anew(
 ) -> None:
     """Where all slots are kept; and where the new schedule needs none that was dropped."""
     options = ALL if kept else {}
-    save_fusion(compiled(pair, **before, **options), tmp_path / "first.klora.safetensors")
+    save_fusion(compiled(*pair, **before, **options), tmp_path / "first.klora.safetensors")
     loaded = load_fusion(tmp_path / "first.klora.safetensors")
-    wanted = compiled(pair, **(before | changes | options))
+    wanted = compiled(*pair, **(before | changes | options))
     stored = {e.path: set(e.factors) for e in loaded.entries}
     if all(set(entry.factors) <= stored[entry.path] for entry in wanted.entries):
-        assert bytes_of(reschedule(loaded, **changes), tmp_path) == bytes_of(wanted, tmp_path)
+        assert bytes_of(rescheduled(loaded, **changes), tmp_path) == bytes_of(wanted, tmp_path)
     else:
         assert not kept
         with pytest.raises(KloraError, match="would need a LoRA that this artifact dropped"):
-            reschedule(loaded, **changes)
+            rescheduled(loaded, **changes)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +104,19 @@ def test_the_bytes_are_those_of_compiling_anew(
 def test_another_rule_is_compiling_anew_with_it_and_the_way_back_is_exact(
     pair: tuple[Path, Path], rule: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    first = compiled(pair, **ALL)
-    again, wanted = reschedule(first, rule, **options), compiled(pair, rule, **options, **ALL)
+    first = compiled(*pair, **ALL)
+    again, wanted = rescheduled(first, rule, **options), compiled(*pair, rule, **options, **ALL)
     assert again.rule == wanted.rule
     for one, other in zip(again.entries, wanted.entries, strict=True):
         assert (one.fate, set(one.factors)) == (other.fate, set(other.factors))
         assert one.timeline.starts == pytest.approx(other.timeline.starts, rel=1e-9)
         assert one.timeline.coefficients == other.timeline.coefficients
-    assert differences(again, *map(read_adapter, pair)) == []
-    assert bytes_of(reschedule(again, "klora"), tmp_path) == bytes_of(first, tmp_path)
+    assert verify_fusion(again, by_slot(*pair)) == []
+    assert bytes_of(rescheduled(again, "klora"), tmp_path) == bytes_of(first, tmp_path)
 
 
 def test_all_slots_that_are_not_zero_are_kept(pair: tuple[Path, Path]) -> None:
-    fusion = compiled(pair, text_encoder="none", unpaired="drop", gamma=1e-9, **ALL)
+    fusion = compiled(*pair, text_encoder="none", unpaired="drop", gamma=1e-9, **ALL)
     for entry in fusion.entries:
         sides = entry.scores["klora"]
         there = {s for s in ("content", "style") if sides[s] and sides[s]["frobenius"] > 0}
@@ -135,7 +132,7 @@ def test_what_is_stored_and_idle_changes_no_model(pair: tuple[Path, Path]) -> No
     """In both modes a fusion that keeps all slots samples as one that keeps what acts."""
     options = {"text_encoder": "none", "unpaired": "drop", "content_weight": 2.0}
     latents = []
-    for fusion in (compiled(pair, **options), compiled(pair, **options, **ALL)):
+    for fusion in (compiled(*pair, **options), compiled(*pair, **options, **ALL)):
         for mode in ("merge", "branch"):
             pipe = build(TWO_STEPS)
             with apply_fusion(pipe, fusion, mode=mode) as handle:
@@ -146,13 +143,13 @@ def test_what_is_stored_and_idle_changes_no_model(pair: tuple[Path, Path]) -> No
 
 
 def test_factors_are_the_same_tensors_and_a_handle_swaps_to_them(pair: tuple[Path, Path]) -> None:
-    first = compiled(pair, **ALL)
-    other = reschedule(first, "direct", style_weight=0.5)
+    first = compiled(*pair, **ALL)
+    other = rescheduled(first, "direct", style_weight=0.5)
     for one, two in zip(first.entries, other.entries, strict=True):
         for slot, factors in two.factors.items():
             assert factors is one.factors[slot]
     wanted = build(TWO_STEPS)
-    with apply_fusion(wanted, compiled(pair, "direct", style_weight=0.5), mode="merge"):
+    with apply_fusion(wanted, compiled(*pair, "direct", style_weight=0.5), mode="merge"):
         expected = generate(wanted, TWO_STEPS)
     pipe = build(TWO_STEPS)
     with apply_fusion(pipe, first, mode="merge") as handle:
@@ -202,24 +199,24 @@ def test_what_needs_the_sources_is_refused_by_name(
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    fusion = compiled(pair, before[0], **before[1], **ALL)
+    fusion = compiled(*pair, before[0], **before[1], **ALL)
     with pytest.raises(ConfigError) as caught:
-        reschedule(fusion, rule, **changes)
+        rescheduled(fusion, rule, **changes)
     assert message in str(caught.value)
 
 
 def test_np_klora_may_change_its_schedule(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    first = compiled(pair, "np+klora", mu=2.0, **ALL)
-    wanted = compiled(pair, "np+klora", mu=2.0, bias=0.5, pattern="s*", **ALL)
-    again = reschedule(first, bias=0.5, pattern="s*")
+    first = compiled(*pair, "np+klora", mu=2.0, **ALL)
+    wanted = compiled(*pair, "np+klora", mu=2.0, bias=0.5, pattern="s*", **ALL)
+    again = rescheduled(first, bias=0.5, pattern="s*")
     assert bytes_of(again, tmp_path) == bytes_of(wanted, tmp_path)
-    assert reschedule(first, "np", mu=2.0).rule.name == "np"
+    assert rescheduled(first, "np", mu=2.0).rule.name == "np"
 
 
 def test_missing_slots_are_all_named(pair: tuple[Path, Path]) -> None:
-    fusion = compiled(pair, gamma=1e-9)
+    fusion = compiled(*pair, gamma=1e-9)
     with pytest.raises(KloraError) as caught:
-        reschedule(fusion, "direct")
+        rescheduled(fusion, "direct")
     assert caught.value.issues == tuple(
         f"{name}: style" for name in (LAYERS[0], f"{BLOCK.replace('attn1', 'attn2')}.to_q")
     )
@@ -230,8 +227,8 @@ def test_missing_slots_are_all_named(pair: tuple[Path, Path]) -> None:
 def test_artifacts_without_what_is_needed_are_refused(pair: tuple[Path, Path]) -> None:
     """Older ones lack Frobenius norms; others may state anything as scores."""
     with pytest.raises(ConfigError, match="the rule's parameters lack semantics, top_k"):
-        reschedule(load_fusion(GOLDEN), bias=0.5)
-    fusion = compiled(pair, **ALL)
+        rescheduled(load_fusion(GOLDEN), bias=0.5)
+    fusion = compiled(*pair, **ALL)
 
     def with_scores(change: Any) -> Fusion:
         entries = [replace(e, scores={"klora": change(e.scores["klora"])}) for e in fusion.entries]
@@ -244,15 +241,15 @@ def test_artifacts_without_what_is_needed_are_refused(pair: tuple[Path, Path]) -
                 side.pop("frobenius", None)
         return {**scores, **sides}
 
-    assert reschedule(with_scores(older), bias=0.5).rule.parameters["bias"] == 0.5
+    assert rescheduled(with_scores(older), bias=0.5).rule.parameters["bias"] == 0.5
     with pytest.raises(ConfigError, match="rule est needs frobenius of each layer"):
-        reschedule(with_scores(older), "est")
+        rescheduled(with_scores(older), "est")
     for strange in ({"content": 3, "style": None}, {"content": {"l1": 1.0}, "style": None}):
         with pytest.raises(KloraError, match="has no usable scores of rule klora; compile"):
-            reschedule(with_scores(lambda _, strange=strange: strange), bias=0.5)
+            rescheduled(with_scores(lambda _, strange=strange: strange), bias=0.5)
     bare = replace(fusion, entries=tuple(replace(e, scores={}) for e in fusion.entries))
     with pytest.raises(KloraError, match="has no usable scores of rule klora; compile"):
-        reschedule(bare, bias=0.5)
+        rescheduled(bare, bias=0.5)
 
 
 def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -263,7 +260,7 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
     facts = json.loads(result.stdout)
     parameters = facts["rule"]["parameters"]
     assert (parameters["bias"], parameters["alpha"]) == (0.2, 1.2)
-    wanted = compiled(pair, bias=0.2, alpha=1.2, **ALL)
+    wanted = compiled(*pair, bias=0.2, alpha=1.2, **ALL)
     assert second.read_bytes() == bytes_of(wanted, tmp_path)
     refused = klora("recompile", first, "-o", second, "--rule", "direct")
     assert "add --force" in refused.stderr
@@ -281,7 +278,7 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
 def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
     """Nor do they decide anything: an idle dense slot does not keep a layer from branching."""
     options = {"gamma": 1e-9, "content_weight": 2.0, "text_encoder": "none"}
-    lean, whole = compiled(pair, **options), compiled(pair, **options, **ALL)
+    lean, whole = compiled(*pair, **options), compiled(*pair, **options, **ALL)
     dense = []
     for entry in whole.entries:
         factors = dict(entry.factors)
@@ -306,7 +303,7 @@ def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
 def test_scores_that_no_measure_gives_are_refused(
     name: str, value: Any, pair: tuple[Path, Path]
 ) -> None:
-    fusion = compiled(pair, **ALL)
+    fusion = compiled(*pair, **ALL)
     entries = []
     for entry in fusion.entries:
         scores = dict(entry.scores["klora"])
@@ -315,7 +312,7 @@ def test_scores_that_no_measure_gives_are_refused(
         entries.append(replace(entry, scores={"klora": scores}))
     assert any(entry.fate == "switching" for entry in entries)
     with pytest.raises(KloraError, match="has no usable scores of rule klora; compile"):
-        reschedule(replace(fusion, entries=tuple(entries)), bias=0.1)
+        rescheduled(replace(fusion, entries=tuple(entries)), bias=0.1)
 
 
 def test_energies_that_vanish_are_no_crash() -> None:
@@ -328,8 +325,8 @@ def test_what_was_not_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) 
     path = tmp_path / "direct.klora.safetensors"
     text = "sums of an earlier rule, which were not compared"
     for fusion, said in (
-        (compiled(pair, "direct", **ALL), False),
-        (reschedule(compiled(pair, **ALL), "direct"), True),
+        (compiled(*pair, "direct", **ALL), False),
+        (rescheduled(compiled(*pair, **ALL), "direct"), True),
     ):
         save_fusion(fusion, path, overwrite=True)
         result = klora("verify", path, "--against", *pair)

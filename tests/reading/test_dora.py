@@ -23,7 +23,7 @@ from support.form_files import (
 from support.layout_cells import Cell, lines, shape, values_of
 from support.lora_files import FORMATS, smaller, write_lora
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import compile_fusion, read_adapter
 from klora_compile.reading.survey import survey
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.delta import LowRank
@@ -164,7 +164,7 @@ def test_a_base_of_another_shape_is_named(tmp_path: Path) -> None:
 def test_the_artifact_says_against_which_base(tmp_path: Path) -> None:
     path, base = small_dora(tmp_path)
     options = ReadOptions(base=base, max_error=0.5)
-    fusion = compile_fusion(path, read_adapter(path, options), Config(), options=options)
+    fusion = compile_fusion(path, read_adapter(path, options), options=options)
     notes = fusion.sources["content"].notes
     assert notes == fusion.sources["style"].notes
     assert notes["base"] == "base"

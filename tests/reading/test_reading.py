@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from support.lora_files import needs_real_loras, peft_keys, random_pair, real_lora, write_lora
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import Klora, compile_fusion, read_adapter
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.names import spelling
 from klora_compile.reading.names.keys import ParsedKey, parse_key
@@ -428,7 +428,7 @@ def test_kohya_and_peft_files_compile_to_the_same_decisions(content: str, style:
         compile_fusion(
             real_lora(f"{content}.{c}"),
             real_lora(f"{style}.{s}"),
-            Config.named("klora", pattern="s*"),
+            Klora(pattern="s*"),
         )
         for c, s in layouts
     ]

@@ -11,9 +11,10 @@ from support import form_files
 from support.form_files import Source, norm
 from support.lora_files import random_pair
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import compile_fusion, read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.files.lora_file import LoraFile
+from klora_compile.rules.lookup import RULES
 from klora_runtime import save_fusion
 from klora_runtime.errors import LoraError, PairingError
 
@@ -61,7 +62,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def saved(path: Path, *loras: Path | Adapter, rule: str, cache: Path | None = None) -> bytes:
-    fusion = compile_fusion(*loras, Config.named(rule), device="cpu", cache=cache)
+    fusion = compile_fusion(*loras, RULES[rule](), device="cpu", cache=cache)
     save_fusion(fusion, path, overwrite=True)
     return path.read_bytes()
 

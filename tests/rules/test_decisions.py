@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.lora_files import SHARED_DATA, needs_decisions, needs_real_loras
 
-from klora_compile import Config, compile_fusion, compiler, read_adapter
+from klora_compile import Klora, Settings, compile_fusion, compiler, read_adapter
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.measure import Statistics
 from klora_compile.reading.adapter import Adapter
@@ -64,9 +64,8 @@ def fused(content: str, style: str, gamma: Any, pattern: Any) -> tuple[Mapping[s
     fusion = compile_fusion(
         adapter(wanted["content"]["file"]),
         adapter(wanted["style"]["file"]),
-        Config.named(
-            "klora", semantics="authors", gamma=gamma, pattern=pattern, text_encoder="none"
-        ),
+        Klora(semantics="authors", gamma=gamma, pattern=pattern),
+        Settings(text_encoder="none"),
         device="cpu",
     )
     assert fusion.sources["content"].sha256 == wanted["content"]["sha256"]

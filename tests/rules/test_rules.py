@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.compiling import compiled
 from support.lora_files import peft_keys, random_pair, write_lora
 
-from klora_compile import Config, compile_fusion
+from klora_compile import compile_fusion
 from klora_compile.fields import is_required, setting_of
 from klora_compile.planning.fates import FATES
 from klora_compile.rules.est import Est
@@ -23,6 +24,7 @@ from klora_compile.rules.lookup import RULES, known_rule
 from klora_compile.rules.np_lora import input_directions, project
 from klora_compile.rules.phases import Phases, points_of, points_text
 from klora_compile.rules.switch import Switch
+from klora_compile.settings.config import Config
 from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import progress_of_step
@@ -77,7 +79,7 @@ def entries(fusion: Fusion) -> dict[str, Entry]:
 
 
 def fused(files: Files, rule: str, **options: Any) -> Fusion:
-    return compile_fusion(files.content, files.style, Config.named(rule, **options), device="cpu")
+    return compiled(files.content, files.style, rule, **options)
 
 
 def delta(entry: Entry, slot: str) -> torch.Tensor:
@@ -267,8 +269,7 @@ def test_level_leaves_alone_what_cannot_be_compared(tmp_path: Path) -> None:
         up = up if slot == "full" else up * 0
         pairs[slot] = write_lora(tmp_path / f"{slot}.safetensors", peft_keys({QUERY: (down, up)}))
     for content, style in (("full", "empty"), ("empty", "full")):
-        config = Config.named("level")
-        (entry,) = compile_fusion(pairs[content], pairs[style], config, device="cpu").entries
+        (entry,) = compiled(pairs[content], pairs[style], "level").entries
         wanted = (1.0, 0.0) if content == "full" else (0.0, 1.0)
         assert row(entry, 0.5) == wanted
 
@@ -325,7 +326,7 @@ def test_points_and_their_text_are_the_same(starts: set[float], weights: list[fl
 )
 def test_points_that_make_no_schedule_are_named(text: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Config.named("phases", content_phases=text)
+        Phases(content_phases=text)
     assert message in str(caught.value)
 
 
@@ -374,7 +375,7 @@ def test_parameters_in_the_artifact_are_enough_to_compile_again(files: Files, ru
     fusion = fused(files, rule, unpaired="drop", **EXAMPLES[rule])
     again = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
     assert again.parameters() == fusion.rule.parameters
-    other = compile_fusion(files.content, files.style, again, device="cpu")
+    other = compile_fusion(files.content, files.style, again.rule, again.settings, device="cpu")
     assert other.rule == fusion.rule
     assert [e.timeline for e in other.entries] == [e.timeline for e in fusion.entries]
     assert known_rule(fusion.rule.name, fusion.rule.parameters) == again.rule

@@ -23,12 +23,11 @@ from support.lora_files import (
 )
 from tiny_pipeline import Family
 
-from klora_compile import compile_fusion, read_adapter
+from klora_compile import compile_fusion, compress, read_adapter, verify_fusion
 from klora_compile.cli import main
 from klora_compile.report.compression import compression_of
-from klora_compile.storing.compress import compress
+from klora_compile.sources import by_slot
 from klora_compile.storing.loss import relative_error
-from klora_compile.verify import differences
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
@@ -239,7 +238,6 @@ import sys, torch
 from dataclasses import replace
 from support.golden_fusion import golden_fusion, switching_entry
 from support.lora_files import random_pair
-from klora_compile.storing.compress import compress
 from klora_runtime import save_fusion
 from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.timeline import Timeline
@@ -311,7 +309,7 @@ def test_commands_tell_what_was_lost(tmp_path: Path) -> None:
 def test_verify_notices_an_error_that_is_not_the_stated_one(demo: Fusion) -> None:
     small = compress(demo, 0.03)  # errors below it lose more by rounding than those below 0.01
     adapters = [read_adapter(path) for path in DEMO]
-    assert differences(small, *adapters, device="cpu") == []
+    assert verify_fusion(small, by_slot(*adapters), device="cpu") == []
     index = next(i for i, each in enumerate(small.entries) if "content" in each.factors)
     entry = small.entries[index]
     factors = entry.factors["content"]
@@ -319,7 +317,7 @@ def test_verify_notices_an_error_that_is_not_the_stated_one(demo: Fusion) -> Non
     lie = replace(factors, quantised=replace(factors.quantised, error=0.001))
     entry = replace(entry, factors={**entry.factors, "content": lie})
     entries = [*small.entries[:index], entry, *small.entries[index + 1 :]]
-    (found,) = differences(replace(small, entries=tuple(entries)), *adapters, device="cpu")
+    (found,) = verify_fusion(replace(small, entries=tuple(entries)), by_slot(*adapters))
     assert found.startswith(f"{entry.path}: error of compressed content (stated 0.001, found 0.0")
     assert found.endswith(" differs")
 

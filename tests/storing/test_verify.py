@@ -7,14 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from support.lora_files import peft_keys, random_pair, write_lora
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
-from klora_compile import Config, compile_fusion, read_adapter
+from klora_compile import (
+    Klora,
+    ReadOptions,
+    Rule,
+    Settings,
+    compile_fusion,
+    read_adapter,
+    verify_fusion,
+)
 from klora_compile.reading.adapter import Adapter
-from klora_compile.verify import differences
-from klora_runtime.artifact.fusion import Entry, Fusion, Rule
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Rule as StatedRule
 from klora_runtime.artifact.timeline import Timeline
-from klora_runtime.errors import KloraError
+from klora_runtime.errors import KloraError, LoraError
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +39,22 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter
     )
 
 
+def verified(fusion: Fusion, content: Adapter, style: Adapter) -> list[str]:
+    return verify_fusion(fusion, {"content": content, "style": style})
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("rule", "settings"),
     [
-        Config(),
-        Config.named("klora", semantics="authors", pattern="s*", top_k=7),
-        Config.named("klora", gamma=2.0, style_weight=0.5),
+        (None, None),
+        (Klora(semantics="authors", pattern="s*", top_k=7), None),
+        (Klora(gamma=2.0), Settings(style_weight=0.5)),
     ],
 )
-def test_a_fusion_equals_its_sources(adapters: tuple[Adapter, Adapter], config: Config) -> None:
-    assert differences(compile_fusion(*adapters, config), *adapters) == []
+def test_a_fusion_equals_its_sources(
+    adapters: tuple[Adapter, Adapter], rule: Rule | None, settings: Settings | None
+) -> None:
+    assert verified(compile_fusion(*adapters, rule, settings), *adapters) == []
 
 
 def first_switching(fusion: Fusion) -> int:
@@ -89,14 +107,14 @@ def test_an_altered_layer_is_named(
 ) -> None:
     fusion = compile_fusion(*adapters)
     layer = fusion.entries[first_switching(fusion)].layer
-    assert differences(with_entry(fusion, change), *adapters) == [f"{layer}.weight: {text}"]
+    assert verified(with_entry(fusion, change), *adapters) == [f"{layer}.weight: {text}"]
 
 
 def test_a_missing_and_an_extra_layer_are_named(adapters: tuple[Adapter, Adapter]) -> None:
     fusion = compile_fusion(*adapters)
     first, *rest = fusion.entries
     renamed = replace(first, module="elsewhere")
-    assert differences(replace(fusion, entries=(renamed, *rest)), *adapters) == [
+    assert verified(replace(fusion, entries=(renamed, *rest)), *adapters) == [
         f"{first.component}.elsewhere.weight: is in no source",
         f"{first.layer}.weight: is missing",
     ]
@@ -104,22 +122,22 @@ def test_a_missing_and_an_extra_layer_are_named(adapters: tuple[Adapter, Adapter
 
 def test_another_gamma_is_noticed(adapters: tuple[Adapter, Adapter]) -> None:
     fusion = compile_fusion(*adapters)
-    rule = Rule(fusion.rule.name, fusion.rule.parameters, {"gamma": {"unet": 9.0}})
-    found = differences(replace(fusion, rule=rule), *adapters)
+    rule = StatedRule(fusion.rule.name, fusion.rule.parameters, {"gamma": {"unet": 9.0}})
+    found = verified(replace(fusion, rule=rule), *adapters)
     assert found == ["rule.derived: stated and computed values differ"]
 
 
 def test_parameters_that_are_no_config(adapters: tuple[Adapter, Adapter]) -> None:
     fusion = compile_fusion(*adapters)
-    rule = Rule("klora", {**fusion.rule.parameters, "pattern": "z"}, fusion.rule.derived)
-    (found,) = differences(replace(fusion, rule=rule), *adapters)
+    rule = StatedRule("klora", {**fusion.rule.parameters, "pattern": "z"}, fusion.rule.derived)
+    (found,) = verified(replace(fusion, rule=rule), *adapters)
     assert "pattern: expected one of s, s*" in found
 
 
 def test_an_unknown_rule_is_an_error(adapters: tuple[Adapter, Adapter]) -> None:
     fusion = compile_fusion(*adapters)
     with pytest.raises(KloraError, match="rule later is unknown to this klora"):
-        differences(replace(fusion, rule=Rule("later", {}, {})), *adapters)
+        verified(replace(fusion, rule=StatedRule("later", {}, {})), *adapters)
 
 
 def test_other_files_are_named_before_any_work(
@@ -127,5 +145,19 @@ def test_other_files_are_named_before_any_work(
 ) -> None:
     fusion = compile_fusion(*adapters)
     content, style = adapters
-    found = differences(fusion, style, content)
+    found = verified(fusion, style, content)
     assert [text.split(":")[0] for text in found] == ["sources.content", "sources.style"]
+
+
+def test_files_are_read_as_they_were_for_the_fusion(tmp_path: Path) -> None:
+    """The options of reading are in the artifact; whoever verifies names the files alone."""
+    options = ReadOptions(ignore_unknown=True)
+    files = {}
+    for seed, slot in enumerate(("content", "style")):
+        tensors = peft_keys({LAYER: random_pair(8, 6, 2, seed=seed)}) | {"more": torch.ones(1)}
+        files[slot] = write_lora(tmp_path / f"{slot}.safetensors", tensors)
+    fusion = compile_fusion(files["content"], files["style"], options=options, device="cpu")
+    backwards = dict(reversed(files.items()))
+    assert verify_fusion(fusion, backwards, device="cpu") == []
+    with pytest.raises(LoraError, match="1 of 3 keys cannot be used"):
+        compile_fusion(files["content"], files["style"], device="cpu")

@@ -22,9 +22,9 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
 )
 from reference import KLora
+from support.compiling import compiled
 from tiny_pipeline import SD_BETAS, Family, tiny_pipeline
 
-from klora_compile import Config, compile_fusion
 from klora_runtime.artifact.fusion import Fusion
 
 Kind = Literal["sd1", "sd2", "sdxl", "img2img", "inpaint", "sdxl-split"]
@@ -81,8 +81,8 @@ class LoraPair:
     style: Path
 
     def fusion(self, case: Case, **settings: Any) -> Fusion:
-        config = Config.named("klora", pattern=case.pattern, semantics=case.semantics, **settings)
-        return compile_fusion(self.content, self.style, config, device="cpu")
+        named = {"pattern": case.pattern, "semantics": case.semantics, **settings}
+        return compiled(self.content, self.style, **named)
 
     def swapped(self) -> LoraPair:
         return LoraPair(self.style, self.content)

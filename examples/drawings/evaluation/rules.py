@@ -13,7 +13,8 @@ import torch
 
 from drawings.loras import read
 from drawings.pipeline import DrawingPipeline
-from klora_compile import Config, compile_fusion
+from klora_compile import Est, Klora, NpKlora, NpLora, Phases, Switch, compile_fusion
+from klora_compile import Rule as FusionRule
 from klora_compile.report.summary import gamma_of
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Entry
@@ -105,19 +106,19 @@ def merged(combination: str, content_weight: float = 1.0, style_weight: float = 
     return way
 
 
-def klora(config: Config, balance: float = 1.0) -> Way:
+def klora(rule: FusionRule, balance: float = 1.0) -> Way:
     """A rule as klora compiles and applies it.
 
     Args:
-        config: settings.
+        rule: with its settings.
         balance: of K-LoRA: factor on the gamma that these settings compute; higher favours style.
     """
 
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> AbstractContextManager[object]:
-        fusion = compile_fusion(content, style, config)
+        fusion = compile_fusion(content, style, rule)
         if balance != 1:
             gamma: Any = gamma_of(fusion)
-            fusion = compile_fusion(content, style, config.changed(gamma=balance * gamma))
+            fusion = compile_fusion(content, style, replace(rule, gamma=balance * gamma))
         return apply_fusion(pipe, fusion)
 
     return way
@@ -132,8 +133,8 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
     """
 
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> AbstractContextManager[object]:
-        whole = compile_fusion(content, style, Config.named("klora", gamma=1e-9))
-        other = compile_fusion(content, style, Config.named("klora", gamma=1e9))
+        whole = compile_fusion(content, style, Klora(gamma=1e-9))
+        other = compile_fusion(content, style, Klora(gamma=1e9))
         early, late = (1.0, 0.0), (0.0, 1.0)
         order = (early, late) if first == "content" else (late, early)
         timeline = Timeline((0.0, until), dict(zip(("content", "style"), order, strict=True)))
@@ -148,8 +149,8 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
     return way
 
 
-#: Settings of rule phases: both LoRAs act, the subject's more at first, then the style's.
-_CROSSING = {"content_phases": "0:1,0.5:0.5", "style_phases": "0:0.5,0.5:1"}
+#: Both LoRAs act, the subject's more at first, then the style's.
+_CROSSING = Phases(content_phases="0:1,0.5:0.5", style_phases="0:0.5,0.5:1")
 
 #: The table, from what does least.
 TABLE = (
@@ -166,18 +167,16 @@ TABLE = (
     Rule("DARE-TIES (PEFT dare_ties_svd)", merged("dare_ties_svd")),
     Rule("all layers: subject, style from 1/3", alike("content", 1 / 3)),
     Rule("all layers: style, subject from 2/3", alike("style", 2 / 3)),
-    Rule("K-LoRA s", klora(Config())),
-    Rule("K-LoRA s*", klora(Config.named("klora", pattern="s*"))),
-    Rule("K-LoRA s, authors' code", klora(Config.named("klora", semantics="authors"))),
-    Rule(
-        "K-LoRA s*, authors' code", klora(Config.named("klora", semantics="authors", pattern="s*"))
-    ),
-    Rule("EST-LoRA", klora(Config.named("est"))),
-    Rule("NP-LoRA", klora(Config.named("np"))),
-    Rule("NP-LoRA with K-LoRA s", klora(Config.named("np+klora"))),
-    Rule("LoRA Switch, tau 5 of 16 steps", klora(Config.named("switch", steps=16, tau=5))),
-    Rule("LoRA Switch, tau 1 of 16 steps", klora(Config.named("switch", steps=16, tau=1))),
-    Rule("phases: 1 : 0.5, from 1/2 0.5 : 1", klora(Config.named("phases", **_CROSSING))),
+    Rule("K-LoRA s", klora(Klora())),
+    Rule("K-LoRA s*", klora(Klora(pattern="s*"))),
+    Rule("K-LoRA s, authors' code", klora(Klora(semantics="authors"))),
+    Rule("K-LoRA s*, authors' code", klora(Klora(semantics="authors", pattern="s*"))),
+    Rule("EST-LoRA", klora(Est())),
+    Rule("NP-LoRA", klora(NpLora())),
+    Rule("NP-LoRA with K-LoRA s", klora(NpKlora())),
+    Rule("LoRA Switch, tau 5 of 16 steps", klora(Switch(steps=16, tau=5))),
+    Rule("LoRA Switch, tau 1 of 16 steps", klora(Switch(steps=16, tau=1))),
+    Rule("phases: 1 : 0.5, from 1/2 0.5 : 1", klora(_CROSSING)),
 )
 
 _FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
@@ -189,13 +188,11 @@ def _curve(name: str, settings: tuple[float, ...], way: Callable[[Any], Way]) ->
 
 #: Points of curves; each curve has its own axis.
 SWEEPS = (
-    *_curve("K-LoRA s, gamma x", _FACTORS, lambda x: klora(Config(), x)),
-    *_curve(
-        "K-LoRA s*, gamma x", _FACTORS, lambda x: klora(Config.named("klora", pattern="s*"), x)
-    ),
-    *_curve("K-LoRA s, alpha", (0.0, 1.5, 3.0), lambda x: klora(Config.named("klora", alpha=x))),
-    *_curve("K-LoRA s, beta", (0.0, 0.5, 1.0), lambda x: klora(Config.named("klora", beta=x))),
-    *_curve("K-LoRA s, K", (1, 64, 2**20), lambda x: klora(Config.named("klora", top_k=int(x)))),
+    *_curve("K-LoRA s, gamma x", _FACTORS, lambda x: klora(Klora(), x)),
+    *_curve("K-LoRA s*, gamma x", _FACTORS, lambda x: klora(Klora(pattern="s*"), x)),
+    *_curve("K-LoRA s, alpha", (0.0, 1.5, 3.0), lambda x: klora(Klora(alpha=x))),
+    *_curve("K-LoRA s, beta", (0.0, 0.5, 1.0), lambda x: klora(Klora(beta=x))),
+    *_curve("K-LoRA s, K", (1, 64, 2**20), lambda x: klora(Klora(top_k=int(x)))),
     *_curve(
         "direct sum, share of style",
         (0.3, 0.5, 0.7),
