@@ -22,6 +22,7 @@ from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers.execution import execution_device, has_memory
 from klora_runtime.layers.targets import Target
+from klora_runtime.pipeline.host import PipelineHost
 
 CPU = torch.device("cpu")
 FREEZING = {"freezing": True}
@@ -93,7 +94,9 @@ def test_what_loads_a_weight_that_is_nowhere(
     hook: dict[str, Any], depth: int, fusion: Fusion
 ) -> None:
     leaf = torch.nn.Linear(2, 2, device="meta")
-    target = Target(fusion.entries[0], leaf, "unet.0.weight", (torch.nn.Sequential(leaf), leaf))
+    target = Target(
+        fusion.entries[0], leaf, "unet.0.weight", (torch.nn.Sequential(leaf), leaf), PipelineHost()
+    )
     assert not has_memory(target)
     vars(target.lineage[depth]).update(hook)
     assert has_memory(target)

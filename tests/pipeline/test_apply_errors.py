@@ -172,7 +172,7 @@ def test_a_scheduler_is_only_needed_by_components_that_switch(pipe: Any) -> None
 
 
 ALREADY = (
-    "unet of this pipeline already carries a fusion; call .remove() on its handle, or "
+    "unet already carries a fusion; call .remove() on its handle, or "
     ".swap(other) to change what it carries. (The handle is this error's .handle.)"
 )
 

@@ -57,7 +57,7 @@ class Branch:
 
     Args:
         targets: the layers to change.
-        previous: a branch on the same pipeline that this one is to follow; where layers and ranks
+        previous: a branch on the same model that this one is to follow; where layers and ranks
             fit, its buffers are used again, so that nothing compiled is compiled anew.
 
     Raises:
@@ -281,8 +281,8 @@ def _padded_ranks(targets: Sequence[Target]) -> list[int]:
 
 
 def _graph_key(target: Target) -> str:
-    """Equal for layers at the same place of blocks that ``compile_repeated_blocks`` compiles."""
-    repeated = getattr(target.model, "_repeated_blocks", None) or ()
+    """Equal for layers at the same place of blocks that share compiled code."""
+    repeated = target.host.repeated_blocks(target.model)
     for depth, module in enumerate(target.lineage):
         if type(module).__name__ in repeated:
             return ".".join([target.entry.component, type(module).__name__, *target.names[depth:]])

@@ -20,7 +20,7 @@ def refuse_freezing(components: Iterable[nn.Module]) -> None:
     """See that inductor's option ``freezing`` is off, for all and for these components.
 
     Args:
-        components: as the pipeline holds them, compiled or not.
+        components: as the host holds them, compiled or not.
 
     Raises:
         IncompatibleModelError: it is on.

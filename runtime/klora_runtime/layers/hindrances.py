@@ -11,14 +11,9 @@ from torch import nn
 
 from klora_runtime.artifact.delta import Dense
 from klora_runtime.errors import InUseError
-from klora_runtime.layers.execution import (
-    COMPUTE_DTYPES,
-    diffusers_hook,
-    has_memory,
-    is_group_offloaded,
-)
+from klora_runtime.layers.execution import COMPUTE_DTYPES, has_memory
 from klora_runtime.layers.module_tree import uses_of
-from klora_runtime.layers.targets import Target, unused_projection
+from klora_runtime.layers.targets import Target
 
 
 def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]) -> None:
@@ -67,15 +62,16 @@ def merge_hindrance(target: Target) -> str | None:
     if type(parameter.data) is not torch.Tensor:
         return f"{its} is a {type(parameter.data).__name__}, not a plain tensor"
     if parameter.dtype not in COMPUTE_DTYPES:
-        return f"{its} is {parameter.dtype}{_reason(target.module)}"
+        return f"{its} is {parameter.dtype}{_reason(target)}"
     if type(parameter) is not torch.nn.Parameter:
         return f"{its} is a {type(parameter).__name__}, not a plain parameter"
+    unwritable = target.host.unwritable(target.lineage, parameter)
+    if unwritable is not None:
+        return unwritable
     if parameter.device.type == "meta":
-        return f"{its} has no memory (meta device): sequential offloading is on"
+        return f"{its} has no memory (meta device)"
     if parameter.layout is not torch.strided or not _dense(parameter):
         return f"{its} is not a dense strided tensor"
-    if is_group_offloaded(target):
-        return "group offloading keeps its own copy of the weight; switch it off first"
     return None
 
 
@@ -109,11 +105,12 @@ def branch_hindrance(target: Target) -> str | None:
     return None
 
 
-def _reason(module: torch.nn.Module) -> str:
+def _reason(target: Target) -> str:
     """What made a weight's dtype, in a few words, where that can be seen."""
-    if diffusers_hook(module, "layerwise_casting") is not None:
-        return ", by layerwise casting"
-    kind = type(module).__name__
+    casting = target.host.casting(target.module)
+    if casting is not None:
+        return f", by {casting.name}"
+    kind = type(target.module).__name__
     return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
 
 
@@ -148,7 +145,7 @@ def _displaced(target: Target) -> str | None:
             break
     if target.module._parameters.get(target.entry.parameter) is None:
         return f"has no parameter {target.entry.parameter} any more"
-    return unused_projection(target.lineage[-2], target.names[-1])
+    return target.host.unused(target.lineage, target.names[-1])
 
 
 def _leads_to(target: Target) -> bool:

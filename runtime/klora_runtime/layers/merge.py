@@ -51,7 +51,7 @@ class Merge:
 
     Args:
         targets: the layers to change.
-        previous: a merge on the same pipeline that this one is to follow; its copies of the base
+        previous: a merge on the same model that this one is to follow; its copies of the base
             values are used again, for the live weights are not the base now.
 
     Raises:

@@ -47,7 +47,7 @@ class Mode(Protocol):
         """
 
     def successor(self, targets: Sequence[Target]) -> Self:
-        """A mode of the same kind for other targets of the same pipeline; changes nothing."""
+        """A mode of the same kind for other targets of the same model; changes nothing."""
 
     def yield_to(self, other: Self) -> None:
         """Give back the layers that ``other``, a successor, does not have; it writes next."""

@@ -1,4 +1,4 @@
-"""All modules of a model, found faster than ``Module.modules()``, which makes a name for each."""
+"""The modules of a model, found faster than by ``Module.modules()``, which names each."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def uses_of(root: nn.Module) -> list[nn.Module]:
     for module in found:
         found += [child for child in module._modules.values() if child is not None]
     return found
+
+
+def original_module(model: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` wrapped it."""
+    original = getattr(model, "_orig_mod", model)
+    assert isinstance(original, nn.Module)
+    return original

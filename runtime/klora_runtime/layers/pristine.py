@@ -110,7 +110,7 @@ def host_shortage(targets: Sequence[Target]) -> str | None:
 
 def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
     """Where the copy of each target goes, by path."""
-    staying = [target for target in targets if not _offloaded(target)]
+    staying = [target for target in targets if not target.host.offloads(target.model)]
     needed: defaultdict[torch.device, int] = defaultdict(int)
     for target in staying:
         needed[target.parameter.device] += target.parameter.nbytes
@@ -124,8 +124,3 @@ def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
         for target in staying
         if target.parameter.device in roomy
     }
-
-
-def _offloaded(target: Target) -> bool:
-    """Whether accelerate moves this component in and out; copies must not stay on its device."""
-    return hasattr(target.model, "_hf_hook")

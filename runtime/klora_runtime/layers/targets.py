@@ -1,4 +1,4 @@
-"""From a fusion's layers to the live parameters of a pipeline: everything is checked here.
+"""From a fusion's layers to the live parameters of a model: everything is checked here.
 
 :func:`find_targets` looks at every layer before anything is changed and reports all that is
 wrong in one error. What makes a model unfit for a *mode* is looked at in `hindrances`.
@@ -6,30 +6,20 @@ wrong in one error. What makes a model unfit for a *mode* is looked at in `hindr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
 
 from klora_runtime.artifact.delta import LowRank
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
-from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
-from klora_runtime.layers.module_tree import modules_of
-
-#: Attribute of a component module that a fusion is applied to: a weak reference to its handle.
-APPLIED_MARK = "_klora_applied"
-
-#: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
-_OPTIONAL_PREFIX = "text_model."
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
+from klora_runtime.layers.host import PLAIN, Host
 
 #: Modules that a low-rank delta can be of; a dense one can be of any that has the parameter.
 _MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-#: Projections that ``fuse_qkv_projections`` puts out of use.
-_FUSIBLE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
 @dataclass(frozen=True)
@@ -39,9 +29,11 @@ class Target:
     entry: Entry
     module: nn.Module
     path: str
-    """Name of the parameter in this pipeline: component, module path, parameter."""
+    """Name of the parameter as it is found here: component, module path, parameter."""
     lineage: tuple[nn.Module, ...]
     """The component, every module between, and the module itself."""
+    host: Host = PLAIN
+    """Of the program that the module is part of."""
 
     @property
     def model(self) -> nn.Module:
@@ -91,36 +83,23 @@ def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple
     return tuple(sorted(set(components)))
 
 
-def original_module(model: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` wrapped it."""
-    original = getattr(model, "_orig_mod", model)
-    assert isinstance(original, nn.Module)
-    return original
-
-
 def find_targets(
-    pipe: Any, fusion: Fusion, components: Sequence[str], *, owner: object = None
+    models: Mapping[str, nn.Module], fusion: Fusion, host: Host = PLAIN
 ) -> list[Target]:
     """The live parameter of every layer that acts, in the order of the fusion's entries.
 
     Args:
-        pipe: a diffusers pipeline.
-        components: the components to look at, of :func:`chosen_components`.
-        owner: the handle of a fusion that may be on these components already.
+        models: the components to look at, by name: those of :func:`chosen_components`.
+        host: what the program does around their modules.
 
     Raises:
-        InUseError: a component carries another fusion.
-        IncompatibleModelError: a component, module or parameter is missing, has another shape
-            or kind, or is wrapped by something that hides it. ``issues`` lists every layer.
+        IncompatibleModelError: a module or parameter is missing, has another shape or kind, or is
+            wrapped by something that hides it. ``issues`` lists every layer.
     """
-    models = {name: _component(pipe, name, components) for name in components}
-    for name, model in models.items():
-        _refuse_marked(name, model, owner)
-        _refuse_adapters(name, model)
     entries = [entry for entry in fusion.entries if entry.acts and entry.component in models]
     targets, issues = [], []
     for entry in entries:
-        found = _find(models[entry.component], entry)
+        found = _find(models[entry.component], entry, host)
         if isinstance(found, Target):
             targets.append(found)
         else:
@@ -142,68 +121,9 @@ def refuse(issues: Iterable[str], headline: str) -> None:
         raise IncompatibleModelError(headline, listed)
 
 
-def unused_projection(parent: nn.Module, leaf: str) -> str | None:
-    """Why an attention does not use a projection of this name, or None."""
-    if leaf in _FUSIBLE and _projections_are_fused(parent):
-        return (
-            "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
-            "apply the fusion, and leave the projections apart"
-        )
-    return None
-
-
-def _component(pipe: Any, name: str, chosen: Sequence[str]) -> nn.Module:
-    model = getattr(pipe, name, None)
-    if not isinstance(model, nn.Module):
-        rest = [component for component in chosen if component != name]
-        raise IncompatibleModelError(
-            f"this {type(pipe).__name__} has no {name}, but the fusion changes it. "
-            + (f"Leave it out with components={rest}" if rest else "Load the full pipeline")
-            + (", or compile with --text-encoder none." if name in TEXT_ENCODERS else ".")
-        )
-    return original_module(model)
-
-
-def _refuse_marked(name: str, model: nn.Module, owner: object) -> None:
-    mark = getattr(model, APPLIED_MARK, None)
-    if mark is None:
-        return
-    handle = mark()
-    if handle is None or all(model is not own for own in handle.models):
-        raise InUseError(
-            f"{name} of this pipeline was copied while a fusion was applied to it, or that "
-            "fusion's handle is gone: its weights are not the base's. Load the model again."
-        )
-    if handle is not owner:
-        raise InUseError(
-            f"{name} of this pipeline already carries a fusion; call .remove() on its handle, "
-            "or .swap(other) to change what it carries. (The handle is this error's .handle.)",
-            handle=handle,
-        )
-
-
-def _refuse_adapters(name: str, model: nn.Module) -> None:
-    if not any(map(_is_adapter, modules_of(model))):
-        return
-    wrapped = [path for path, module in model.named_modules() if _is_adapter(module)]
-    refuse(
-        [f"{name}.{path}" for path in wrapped],
-        f"{name} carries PEFT adapters on {len(wrapped)} modules, active or not, and would have "
-        "to share them with the fusion; call pipe.unload_lora_weights() first (after "
-        "pipe.fuse_lora(), to keep what they do).",
-    )
-
-
-def _is_adapter(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
-
-
-def _find(model: nn.Module, entry: Entry) -> Target | str:
-    path = entry.module
-    lineage = _lineage(model, path)
-    if lineage is None:
-        path = _other_spelling(path)
-        lineage = _lineage(model, path)
+def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
+    found = ((path, _lineage(model, path)) for path in host.paths(entry.module))
+    path, lineage = next((each for each in found if each[1] is not None), ("", None))
     if lineage is None:
         return f"{entry.layer}: there is no such module"
     module = lineage[-1]
@@ -211,11 +131,11 @@ def _find(model: nn.Module, entry: Entry) -> Target | str:
     problem = (
         _check_type(module, entry)
         or _check_parameter(module, entry)
-        or unused_projection(lineage[-2], path.rpartition(".")[2])
+        or host.unused(lineage, path.rpartition(".")[2])
     )
     if problem is not None:
         return f"{name}: {problem}"
-    return Target(entry, module, f"{name}.{entry.parameter}", lineage)
+    return Target(entry, module, f"{name}.{entry.parameter}", lineage, host)
 
 
 def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
@@ -229,12 +149,6 @@ def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
             return None
         lineage.append(found)
     return tuple(lineage)
-
-
-def _other_spelling(path: str) -> str:
-    if path.startswith(_OPTIONAL_PREFIX):
-        return path.removeprefix(_OPTIONAL_PREFIX)
-    return _OPTIONAL_PREFIX + path
 
 
 def _check_type(module: nn.Module, entry: Entry) -> str | None:
@@ -263,15 +177,6 @@ def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ..
     return tuple(parameter.shape)
 
 
-def _projections_are_fused(attention: nn.Module) -> bool:
-    if not getattr(attention, "fused_projections", False):
-        return False
-    if hasattr(attention, "unfuse_projections"):
-        return True
-    # An older kind of attention keeps the flag for good; its processor tells what it uses.
-    return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
-
-
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without trailing ones: a 1x1 convolution is a linear layer."""
     while len(shape) > 2 and shape[-1] == 1:
@@ -280,7 +185,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _misfit(
-    fusion: Fusion, models: dict[str, nn.Module], entries: list[Entry], issues: list[str]
+    fusion: Fusion, models: Mapping[str, nn.Module], entries: list[Entry], issues: list[str]
 ) -> IncompatibleModelError:
     # All records, which only this needs.
     from klora_runtime.families.catalogue import family_name, family_of

@@ -15,18 +15,22 @@ from torch import nn
 
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
 from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.layers.claim import Claimant, refuse_claimed
 from klora_runtime.layers.freezing import refuse_freezing
 from klora_runtime.layers.live_fusion import LiveFusion
-from klora_runtime.layers.targets import Target, chosen_components, find_targets, original_module
+from klora_runtime.layers.module_tree import original_module
+from klora_runtime.layers.targets import Target, chosen_components, find_targets
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.component_watch import ComponentWatch
+from klora_runtime.pipeline.components import models_in, refuse_adapters
+from klora_runtime.pipeline.host import PipelineHost
 from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.pipeline_watch import PipelineWatch
 from klora_runtime.pipeline.refusals import refuse_lora_scale
 
 
 def layers_in(
-    pipe: Any, fusion: Fusion, components: Sequence[str] | None, owner: object
+    pipe: Any, fusion: Fusion, components: Sequence[str] | None, owner: Claimant
 ) -> list[Target]:
     """The layers of a fusion in a pipeline, checked; nothing is changed.
 
@@ -41,7 +45,10 @@ def layers_in(
         IncompatibleModelError: the fusion does not fit the pipeline.
     """
     names = chosen_components(fusion, components)
-    targets = find_targets(pipe, fusion, names, owner=owner)
+    models = models_in(pipe, names)
+    refuse_claimed(models, owner)
+    refuse_adapters(models)
+    targets = find_targets(models, fusion, PipelineHost())
     refuse_freezing(getattr(pipe, name) for name in names)
     if _switches(fusion, *names) and getattr(pipe, "scheduler", None) is None:
         raise IncompatibleModelError(
@@ -62,12 +69,12 @@ class Attachment:
     """
 
     def __init__(
-        self, pipe: Any, live: LiveFusion, components: Sequence[str] | None, owner: object
+        self, pipe: Any, live: LiveFusion, components: Sequence[str] | None, owner: Claimant
     ) -> None:
         self._pipe: Any = pipe  # None: let go
         self._live = live
         self._asked = components
-        self._owner: object = owner
+        self._owner: Any = owner  # None: let go
         self._rechecked = False
         self._component_watches: dict[str, ComponentWatch] = {}
         self._occupancy = Occupancy()

@@ -8,7 +8,6 @@ are attributes of the instance and forward hooks: its class, and with it all com
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from klora_runtime.layers.targets import APPLIED_MARK
+from klora_runtime.layers.claim import Claimant, mark_of
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.timesteps import timestep_reader
 
@@ -40,13 +39,13 @@ class ComponentWatch:
     def __init__(
         self,
         model: nn.Module,
-        owner: object,
+        owner: Claimant,
         mode: str,
         on_evaluation: Callable[[Any], None] | None,
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.model = model
-        self._attributes: dict[str, Any] = {APPLIED_MARK: weakref.ref(owner)}
+        self._attributes: dict[str, Any] = dict(mark_of(owner))
         for method in REFUSALS:
             if callable(getattr(model, method, None)):
                 self._attributes[method] = refusing(

@@ -1,0 +1,58 @@
+"""One fusion at a time on a component, whichever host it was applied through.
+
+The mark is an attribute of the component module: a weak reference to what :class:`Claimant` says.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import nn
+
+from klora_runtime.errors import InUseError
+
+#: The attribute; in ``vars(model)``, so neither in its state nor seen by compiled code.
+MARK = "_klora_applied"
+
+
+class Claimant(Protocol):
+    """Who has applied a fusion, and can remove it."""
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The component modules that carry the fusion."""
+
+
+def mark_of(claimant: Claimant) -> Mapping[str, object]:
+    """What the attributes of a component are to be while this one has a fusion on it."""
+    return {MARK: weakref.ref(claimant)}
+
+
+def refuse_claimed(models: Mapping[str, nn.Module], claimant: Claimant) -> None:
+    """See that no other fusion is on these components.
+
+    Args:
+        models: by name, for the error.
+        claimant: who may have claimed them already.
+
+    Raises:
+        InUseError: one is, or was on a model that this one is a copy of.
+    """
+    for name, model in models.items():
+        mark = getattr(model, MARK, None)
+        if mark is None:
+            continue
+        holder = mark()
+        if holder is None or all(model is not own for own in holder.models):
+            raise InUseError(
+                f"{name} was copied while a fusion was applied to it, or that fusion's handle is "
+                "gone: its weights are not the base's. Load the model again."
+            )
+        if holder is not claimant:
+            raise InUseError(
+                f"{name} already carries a fusion; call .remove() on its handle, or .swap(other) "
+                "to change what it carries. (The handle is this error's .handle.)",
+                handle=holder,
+            )
