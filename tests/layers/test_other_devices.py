@@ -1,0 +1,191 @@
+"""Both modes on types of device that are not here: a CPU plays them (`support.other_device`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.golden_fusion import golden_fusion
+from support.handmade import hand_entry, hand_fusion
+from support.other_device import OtherDevice
+from tiny_pipeline import relative_difference
+from torch import nn
+
+from klora_runtime import apply_fusion, load_fusion, save_fusion
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.devices.device_types import TYPES
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+class Net(nn.Module):
+    """Layers of one shape, which are written together where a device groups, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        rows = self.second(self.first(tokens)).flatten()
+        return torch.cat([rows, self.conv(image).flatten()])
+
+
+class Scheduler:
+    order, timesteps = 1, torch.empty(0)
+
+    def set_timesteps(self, number: int) -> None:
+        self.timesteps = torch.arange(number)
+
+    def step(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
+        return output
+
+
+class Pipe:
+    """All that a pipeline needs."""
+
+    def __init__(self, model: Net) -> None:
+        self.unet, self.scheduler = model, Scheduler()
+
+
+def a_fusion() -> Fusion:
+    shapes = {"first": (24, 24), "second": (24, 24), "conv": (3, 2, 3, 3)}
+    entries = (
+        hand_entry(f"unet.{name}", shape, seed=seed, size=1.0)
+        for seed, (name, shape) in enumerate(shapes.items())
+    )
+    return hand_fusion(*entries)
+
+
+def a_net(dtype: torch.dtype) -> Net:
+    torch.manual_seed(0)
+    return Net().to(dtype).requires_grad_(False)
+
+
+def two_steps(pipe: Pipe, device: torch.device) -> Iterator[torch.Tensor]:
+    """What the model gives in the two steps of a run, before and after the switch."""
+    generator = torch.Generator().manual_seed(1)
+    dtype = pipe.unet.first.weight.dtype
+    inputs = [
+        torch.randn(shape, generator=generator).to(dtype).to(device)
+        for shape in ((5, 24), (1, 2, 6, 6))
+    ]
+    pipe.scheduler.set_timesteps(2)
+    for step in range(2):
+        output = pipe.unet(*inputs)
+        pipe.scheduler.step(output, step, output)
+        yield output.cpu()
+
+
+@pytest.fixture(params=["mps:0", "hpu:0"])
+def other(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OtherDevice:
+    """Apple's GPU, and one of a type that nothing is known of; neither has float64."""
+    monkeypatch.setattr(TYPES["mps"], "count", lambda: 1)
+    monkeypatch.setattr(TYPES["mps"], "free_memory", lambda device: 1e9)
+    return OtherDevice(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["merge", "branch", "auto"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_fusion_acts_there_as_on_the_cpu(
+    mode: str,
+    dtype: torch.dtype,
+    grouped: bool,
+    other: OtherDevice,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And says the same of itself: float64 is computed on the host."""
+    monkeypatch.setattr(TYPES["mps"], "grouped", grouped)
+    here, there = Pipe(a_net(dtype)), Pipe(a_net(dtype))
+    handle = apply_fusion(here, a_fusion(), mode)
+    expected, report = list(two_steps(here, CPU)), handle.report()
+    handle.set(style=0.5)
+    weaker = list(two_steps(here, CPU))
+    with other:
+        there.unet.to(other.device)
+        bare = copy.deepcopy({name: p.cpu() for name, p in there.unet.named_parameters()})
+        moved = apply_fusion(there, a_fusion(), mode)
+        assert_same(list(two_steps(there, other.device)), expected)
+        found = moved.report()
+        assert found.mode == report.mode
+        assert found.why == report.why
+        assert found.rounding == pytest.approx(report.rounding, rel=1e-9)
+        moved.set(style=0.5)
+        assert_same(list(two_steps(there, other.device)), weaker)
+        moved.swap(a_fusion())
+        moved.enabled = False
+        moved.enabled = True
+        assert_same(list(two_steps(there, other.device)), weaker)
+        moved.remove()
+        for name, parameter in there.unet.named_parameters():
+            assert torch.equal(parameter.cpu(), bare[name]), name
+        assert all(other.holds(parameter) for parameter in there.unet.parameters())
+
+
+@pytest.mark.parametrize("room", [1e9, 0.0])
+def test_copies_stay_where_there_is_room(
+    room: float, other: OtherDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a device does not say how much is free, they go to the host."""
+    monkeypatch.setattr(TYPES["mps"], "free_memory", lambda device: room)
+    pipe = Pipe(a_net(torch.float32))
+    expected = Pipe(a_net(torch.float32))
+    apply_fusion(expected, a_fusion(), "merge")
+    with other:
+        pipe.unet.to(other.device)
+        handle = apply_fusion(pipe, a_fusion(), "merge")
+        copies = [place for place in handle.report().nbytes if place.startswith("base weights")]
+        stays = room and other.device.type == "mps"
+        assert copies == [f"base weights on {other.device if stays else CPU}"]
+        assert_same(list(two_steps(pipe, other.device)), list(two_steps(expected, CPU)))
+        handle.remove()
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+def test_a_moved_model_is_followed(mode: str, other: OtherDevice) -> None:
+    here, there = Pipe(a_net(torch.bfloat16)), Pipe(a_net(torch.bfloat16))
+    apply_fusion(here, a_fusion(), mode)
+    with other:
+        handle = apply_fusion(there, a_fusion(), mode)
+        there.unet.to(other.device)
+        handle.set(style=1.0)
+        assert_same(list(two_steps(there, other.device)), list(two_steps(here, CPU)))
+        handle.report()
+        there.unet.to(CPU)
+        handle.remove()
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+def test_a_fusion_that_is_kept_there(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.klora.safetensors"
+    golden = golden_fusion()
+    save_fusion(replace(golden, entries=a_fusion().entries), path)
+    monkeypatch.setattr(TYPES["mps"], "count", lambda: 1)
+    monkeypatch.setattr(TYPES["mps"], "free_memory", lambda device: 1e9)
+    here, there = Pipe(a_net(torch.float16)), Pipe(a_net(torch.float16))
+    report = apply_fusion(here, load_fusion(path), mode).report()
+    with OtherDevice("mps:0") as other:
+        fusion = load_fusion(path, device="mps", check="full")
+        factors = [s.delta for entry in fusion.entries for s in entry.factors.values()]
+        assert all(other.holds(tensor) for delta in factors for tensor in delta.tensors)
+        there.unet.to(other.device)
+        handle = apply_fusion(there, fusion, mode)
+        assert handle.report().rounding == pytest.approx(report.rounding, rel=1e-9)
+        assert_same(list(two_steps(there, other.device)), list(two_steps(here, CPU)))
+        assert save_fusion(fusion, tmp_path / "b.klora.safetensors") == path.stat().st_size
+    assert (tmp_path / "b.klora.safetensors").read_bytes() == path.read_bytes()
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Within the rounding of the dtype: a base that comes from the host is added after the rest."""
+    for one, other in zip(found, expected, strict=True):
+        assert relative_difference(one, other) <= 4 * torch.finfo(one.dtype).eps
