@@ -14,6 +14,7 @@ import torch
 from klora_compile.export.averaging import Window, layer_gain, mean_coefficients
 from klora_compile.export.targets import Target
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
+from klora_runtime.devices.names import HOST
 
 #: Of :func:`truncated`: squared singular values below this share of all are rounding.
 _NOISE = 1e-15
@@ -74,7 +75,7 @@ def _terms(target: Target, window: Window, gain: float) -> Iterator[_Term]:
         for slot, stored in piece.entry.factors.items():
             weight = own * means[slot] * stored.scale
             if weight != 0.0:
-                yield _Term(weight, stored.delta, piece.rows)
+                yield _Term(weight, stored.delta.to(HOST), piece.rows)
 
 
 def _joined(out: int, terms: Sequence[tuple[_Term, LowRank]]) -> LowRank | None:

@@ -20,6 +20,7 @@ from klora_compile.storing.trellis import nearest
 from klora_compile.threads import single_thread
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.devices.names import HOST
 from klora_runtime.errors import ConfigError
 
 #: What may be lost of a delta: relative Frobenius error.
@@ -85,13 +86,20 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
     """The entries with their factors in the fewest bytes, or as they are where that is fewest."""
     searches = [
-        {slot: StepSearch(each, entry.shape, tolerance) for slot, each in entry.factors.items()}
+        {slot: StepSearch(each, entry.shape, tolerance) for slot, each in _here(entry).items()}
         for entry in entries
     ]
     _settle([search for slots in searches for search in slots.values()])
     for entry, slots in zip(entries, searches, strict=True):
         results: dict[str, Stored] = {slot: own.result for slot, own in slots.items()}
         yield replace(entry, factors=results)
+
+
+def _here(entry: Entry) -> dict[str, Stored]:
+    """The factors of an entry in host memory, wherever the fusion is kept."""
+    return {
+        slot: replace(stored, delta=stored.delta.to(HOST)) for slot, stored in entry.factors.items()
+    }
 
 
 def _settle(searches: Sequence[StepSearch]) -> None:

@@ -27,5 +27,5 @@ def relative_error(exact: Delta, found: Delta) -> float:
 
 def _difference(exact: LowRank, found: LowRank) -> LowRank:
     """found - exact, side by side."""
-    one, other = (each.flattened().to(dtype=torch.float64) for each in (exact, found))
+    one, other = exact.in_float64(), found.in_float64()
     return LowRank(torch.cat([one.down, other.down]), torch.cat([-one.up, other.up], 1))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from support.lora_files import random_pair
+from support.other_device import OtherDevice
 
 from klora_runtime.artifact.delta import Delta, Dense, LowRank, balanced, inner_products, is_finite
 
@@ -129,3 +130,26 @@ def test_one_value_that_is_not_finite_is_seen(dtype: torch.dtype, value: float, 
 
 def test_of_no_values_all_are_finite() -> None:
     assert is_finite(torch.empty(0))
+
+
+def test_float64_is_computed_on_the_host_for_a_device_without_it() -> None:
+    factors = LowRank(torch.randn(3, 20), torch.randn(30, 3))
+    dense = Dense(torch.randn(30, 20))
+    for one, other in ((factors, dense), (dense, factors), (factors, factors)):
+        expected = one.norm(), one.inner(other), one.singular().values, one.matrix()
+        with OtherDevice("mps:0") as device:
+            there, too = one.to(device.device), other.to(device.device)
+            assert all(device.holds(tensor) for tensor in there.tensors)
+            assert (there.norm(), there.inner(too)) == expected[:2]
+            assert torch.equal(there.singular().values, expected[2])
+            assert torch.equal(there.matrix(), expected[3])
+            assert there.matrix(torch.float32).device == device.device
+            balanced = there.balanced()
+            assert all(device.holds(tensor) for tensor in balanced.tensors)
+
+
+def test_float64_is_computed_on_a_device_that_has_it() -> None:
+    with OtherDevice("cuda:0", float64=True) as device:
+        there = LowRank(torch.randn(3, 20), torch.randn(30, 3)).to(device.device)
+        assert device.holds(there.matrix())
+        assert there.in_float64(torch.device("cpu")).down.device.type == "cpu"

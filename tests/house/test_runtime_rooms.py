@@ -15,13 +15,11 @@ ROOMS = ("pipeline", "layers", "artifact")
 #: Every room may import these. They may import one another, and no room.
 GROUND = ("families", "devices", "errors", "__about__")
 
-_LIBRARIES = "diffusers|transformers|accelerate|peft"
+_ABOVE = r"diffusers|transformers|accelerate|peft|scheduler|\bpipe\b|pipeline"
 #: What layers know nothing of, and what the artifact knows nothing of, in names and texts of code.
 FOREIGN = {
-    "layers": re.compile(rf"{_LIBRARIES}|scheduler|timestep|\bpipe\b|pipeline", re.IGNORECASE),
-    "artifact": re.compile(
-        rf"{_LIBRARIES}|scheduler|\bpipe\b|pipeline|\bnn\b|\bModule\b|named_modules", re.IGNORECASE
-    ),
+    "layers": re.compile(rf"(?i:{_ABOVE}|timestep)"),
+    "artifact": re.compile(rf"(?i:{_ABOVE})|\bnn\b|\bModule\b|named_modules"),
 }
 
 

@@ -16,6 +16,9 @@ from support.other_device import OtherDevice
 from tiny_pipeline import relative_difference
 from torch import nn
 
+from klora_compile.export.settings import ExportSettings
+from klora_compile.export.writing import export_static
+from klora_compile.storing.compress import compress
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.device_types import TYPES
@@ -189,3 +192,22 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
     """Within the rounding of the dtype: a base that comes from the host is added after the rest."""
     for one, other in zip(found, expected, strict=True):
         assert relative_difference(one, other) <= 4 * torch.finfo(one.dtype).eps
+
+
+def test_a_fusion_that_is_kept_there_is_compressed_and_exported_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TYPES["mps"], "count", lambda: 1)
+    fusion, path = replace(golden_fusion(), entries=a_fusion().entries), tmp_path / "a"
+    save_fusion(fusion, path)
+    here, settings = compress(fusion, 0.05), ExportSettings(keys="peft")
+    export_static(fusion, tmp_path / "here.safetensors", settings)
+    with OtherDevice("mps:0"):
+        kept = load_fusion(path, device="mps")
+        there = compress(kept, 0.05)
+        export_static(kept, tmp_path / "there.safetensors", settings)
+    save_fusion(here, tmp_path / "b")
+    save_fusion(there, tmp_path / "c")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    files = [tmp_path / f"{name}.safetensors" for name in ("here", "there")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from klora_runtime.devices.precision import home_of_float64
+
 if TYPE_CHECKING:
     from klora_runtime.artifact.q.quantised import Quantised
 
@@ -71,29 +73,31 @@ class LowRank:
         """The same delta of a matrix: (rank, in * kernel) and (out, rank)."""
         return LowRank(self.down.flatten(1), self.up.flatten(1))
 
-    def matrix(
-        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
-    ) -> torch.Tensor:
-        """All of it as (rows, all other dimensions).
+    def in_float64(self, device: torch.device | None = None) -> LowRank:
+        """The same delta of a matrix in float64.
 
         Args:
-            dtype: to compute in.
-            device: to compute on; None for where it is.
+            device: where to, one that has float64; None for where it is, or for the host where that
+                has none.
         """
-        flat = self.flattened().to(device, dtype)
+        return self.flattened().to(device or _home(self)).to(dtype=torch.float64)
+
+    def matrix(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """All of it as (rows, all other dimensions), in a dtype; see :meth:`in_float64`."""
+        exact = dtype == torch.float64
+        flat = self.in_float64() if exact else self.flattened().to(dtype=dtype)
         return flat.up @ flat.down
 
     def norm(self) -> float:
         """Frobenius norm, computed in float64."""
-        flat = self.flattened().to(dtype=torch.float64)
+        flat = self.in_float64()
         return math.sqrt(max(0.0, float(inner_products(flat, flat))))
 
     def inner(self, other: Delta) -> float:
         """Frobenius inner product with another delta of the shape, computed in float64."""
         if isinstance(other, Dense):
             return other.inner(self)
-        one, another = (each.flattened().to(dtype=torch.float64) for each in (self, other))
-        return float(inner_products(one, another))
+        return float(inner_products(self.in_float64(), other.in_float64()))
 
     def singular(self) -> Singular:
         """Its singular value decomposition, n = rank.
@@ -101,7 +105,7 @@ class LowRank:
         The singular values are those of R_up R_down^T, rank x rank, where up = Q_up R_up and
         down^T = Q_down R_down.
         """
-        flat = self.flattened().to(dtype=torch.float64)
+        flat = self.in_float64()
         up_basis, up_core = torch.linalg.qr(flat.up)
         down_basis, down_core = torch.linalg.qr(flat.down.T)
         left, values, right = torch.linalg.svd(up_core @ down_core.T, full_matrices=False)
@@ -152,15 +156,18 @@ class Dense:
         """The same delta of a matrix: (rows, all other dimensions)."""
         return Dense(self.values.reshape(len(self.values), -1))
 
-    def matrix(
-        self, dtype: torch.dtype = torch.float64, device: torch.device | None = None
-    ) -> torch.Tensor:
+    def in_float64(self, device: torch.device | None = None) -> Dense:
+        """See :meth:`LowRank.in_float64`."""
+        return self.flattened().to(device or _home(self)).to(dtype=torch.float64)
+
+    def matrix(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """See :meth:`LowRank.matrix`."""
-        return self.flattened().to(device, dtype).values
+        exact = dtype == torch.float64
+        return (self.in_float64() if exact else self.flattened().to(dtype=dtype)).values
 
     def norm(self) -> float:
         """See :meth:`LowRank.norm`."""
-        return float(self.values.double().norm())
+        return float(self.in_float64().values.norm())
 
     def inner(self, other: Delta) -> float:
         """See :meth:`LowRank.inner`."""
@@ -241,6 +248,10 @@ def is_finite(values: torch.Tensor) -> bool:
         return True
     least, most = torch.aminmax(values)
     return math.isfinite(least) and math.isfinite(most)
+
+
+def _home(delta: Delta) -> torch.device:
+    return home_of_float64(delta.tensors[0].device)
 
 
 def _largest(factor: torch.Tensor, dim: int) -> torch.Tensor:

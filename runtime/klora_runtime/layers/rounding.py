@@ -61,7 +61,7 @@ def weight_rounding(
         start = base[::step].to(home).double()
         start = start.reshape(len(start), -1)
         deltas = {
-            slot: _exact(stored.delta.rows([range(0, len(base), step)]), home)
+            slot: stored.delta.rows([range(0, len(base), step)]).in_float64(home)
             for slot, stored in target.entry.acting.items()
         }
 
@@ -83,8 +83,8 @@ def factor_rounding(target: Target, dtype: torch.dtype, weights: Mapping[str, fl
             slot: delta.to(dtype=torch.float32).balanced()
             for slot, delta in low_rank(target).items()
         }
-        deltas = {slot: _exact(delta) for slot, delta in even.items()}
-        rounded = {slot: _exact(delta.to(dtype=dtype)) for slot, delta in even.items()}
+        deltas = {slot: delta.in_float64() for slot, delta in even.items()}
+        rounded = {slot: delta.to(dtype=dtype).in_float64() for slot, delta in even.items()}
 
         def held(gates: Mapping[str, float], _: torch.Tensor) -> torch.Tensor:
             return _combined({slot: _rounded(gate, dtype) for slot, gate in gates.items()}, rounded)
@@ -115,12 +115,6 @@ def _over_segments(
 def _combined(gates: Mapping[str, float], deltas: Mapping[str, Delta]) -> torch.Tensor:
     """The sum of gate * delta, a matrix in float64."""
     return reduce(torch.add, (gate * deltas[slot].matrix() for slot, gate in gates.items()))
-
-
-def _exact(delta: Delta, device: torch.device | None = None) -> Delta:
-    """The delta flattened in float64, on a device or where it is, if that has float64."""
-    home = home_of_float64(delta.tensors[0].device) if device is None else device
-    return delta.flattened().to(home).to(dtype=torch.float64)
 
 
 def _rounded(number: float, dtype: torch.dtype) -> float:
