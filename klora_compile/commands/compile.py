@@ -103,8 +103,14 @@ def compile_command(
     where, begin = as_device(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(by_slot(contents, styles), config, reading, on_module=on_module)
+    cache = None if no_cache else cache_file()
+    if cache is None and not no_cache:
+        click.echo(
+            "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to "
+            "one, or add --no-cache.",
+            err=True,
+        )
     with layer_bar("measuring") as on_layer:
-        cache = None if no_cache else cache_file()
         fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
     if compress is not None:
         fusion = _compressed(fusion, compress)

@@ -11,12 +11,12 @@ import hashlib
 import math
 import os
 import sqlite3
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
 
 from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
 from klora_compile.reading.layers import Layer
@@ -37,16 +37,21 @@ create table if not exists sums
 """
 
 
-def cache_file() -> Path:
-    """Where statistics are kept: in ``$KLORA_CACHE``, or the user's cache folder."""
+def cache_file() -> Path | None:
+    """Where statistics are kept: in ``$KLORA_CACHE``, or the user's cache folder.
+
+    Returns:
+        The file, whose folder is made; None where no folder can be.
+    """
     own = os.environ.get(FOLDER_VARIABLE)
-    if own:
-        return Path(own) / _FILE
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "klora" / _FILE
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "klora" / "Cache" / _FILE
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "klora" / _FILE
+    try:
+        folder = Path(own) if own else user_cache_path("klora", appauthor=False)
+        if not own and not folder.is_absolute():
+            return None  # some versions of platformdirs leave the ~ of a user without a home
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder / _FILE
 
 
 def measure_once(

@@ -156,11 +156,11 @@ def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_pa
         assert re.search(rf"^  rule +{re.escape(rule)}, ", text, re.MULTILINE)
         assert ("another number of steps" in text) == (rule == "switch")
         assert ("content (derived)" in text) == rule.startswith("np")
-        assert klora("inspect", output, "--plot", tmp_path / "map.png").exit_code == 0
+        assert klora("inspect", output, "--plot", tmp_path / f"{rule}.png").exit_code == 0
         found = json.loads(klora("inspect", output, "--json").stdout)
         assert found["slots"]["content"]["derived"] == fusion.slots["content"].derived
         card = klora("card", output, "-o", "-").stdout
-        assert ("## Citation" in card) == (rule not in ("direct", "phases"))
+        assert ("## Citation" in card) == (rule not in ("direct", "level", "phases"))
         assert ("2502.18461" in card) == rule.endswith("klora")
 
 

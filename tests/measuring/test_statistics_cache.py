@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import platformdirs
 import pytest
 import torch
 from click.testing import CliRunner
+from platformdirs.unix import Unix
 from support.lora_files import random_pair
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
@@ -193,17 +195,46 @@ def test_the_command_keeps_statistics_unless_told_not_to(
     assert cache_file().is_file()
 
 
-@pytest.mark.parametrize(
-    ("platform", "variable", "path"),
-    [
-        ("linux", "XDG_CACHE_HOME", "klora/statistics.sqlite3"),
-        ("win32", "LOCALAPPDATA", "klora/Cache/statistics.sqlite3"),
-    ],
-)
-def test_where_systems_keep_caches(
-    platform: str, variable: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_user_s_cache_folder_is_the_system_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KLORA_CACHE")
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setenv(variable, str(tmp_path))
-    assert cache_file() == tmp_path / path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(platformdirs, "PlatformDirs", Unix)
+    assert cache_file() == tmp_path / "klora" / "statistics.sqlite3"
+
+
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user without a home folder, as in many containers."""
+    for name in ("KLORA_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+
+
+def a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KLORA_CACHE", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("without", [nobody, a_file])
+def test_without_a_folder_for_it_compiling_works_and_says_so(
+    without: Callable[[pytest.MonkeyPatch, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = tiny_pipeline("sd1")
+    files = [str(tiny_lora(pipe, tmp_path / f"{i}.safetensors", seed=i)) for i in range(2)]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    without(monkeypatch, tmp_path)
+    command = ["compile", *files, "-o", "a.klora.safetensors", "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["output"] == "a.klora.safetensors"
+    assert result.stderr.splitlines() == [
+        "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to one, "
+        "or add --no-cache."
+    ]
+    assert [path.name for path in here.iterdir()] == ["a.klora.safetensors"]
+    assert CliRunner().invoke(main, [*command, "--force", "--no-cache"]).stderr == ""
