@@ -22,9 +22,9 @@ from klora_compile.export.values import averaged, truncated
 from klora_compile.reading.forms.parts import Part
 from klora_compile.threads import single_thread
 from klora_runtime import __version__
+from klora_runtime.artifact.canonical import canonical_json
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.safetensors_file import canonical_json
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.catalogue import FAMILIES
 

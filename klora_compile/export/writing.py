@@ -9,11 +9,11 @@ from typing import Any
 
 from klora_compile.export.averaging import WHOLE, Loss, ScheduleError, Window, phases
 from klora_compile.export.ordinary import OrdinaryLora, ordinary_lora, spelling_of
-from klora_compile.export.plain_file import write_plain_file
 from klora_compile.export.schedule import SCHEDULE_FILE, is_export, phase_file, schedule_json
 from klora_compile.export.settings import ExportSettings
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.replacing import replacing
+from klora_runtime.artifact.tensor_file import write_tensors
 from klora_runtime.errors import ConfigError
 
 MAX_PHASES = 100
@@ -89,7 +89,7 @@ def export_static(
     settings, place = settings or ExportSettings(), Path(path)
     with replacing(place, overwrite=overwrite) as temporary:
         lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
-        write_plain_file(temporary, lora.tensors, lora.metadata)
+        write_tensors(temporary, lora.tensors, lora.metadata)
     lost = ScheduleError(fusion.entries).over(WHOLE, gain=settings.gain)
     return _exported(lora, place, WHOLE, lost)
 
@@ -127,7 +127,7 @@ def export_phases(
         for index, window in enumerate(phases(count), start=1):
             lora = ordinary_lora(fusion, spelling, window, settings)
             file = temporary / phase_file(index, count)
-            write_plain_file(file, lora.tensors, lora.metadata)
+            write_tensors(file, lora.tensors, lora.metadata)
             lost = errors.over(window, gain=settings.gain)
             written.append(_exported(lora, file, window, lost))
         text = schedule_json({each.file: (each.window, each.schedule.total) for each in written})

@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
 from klora_compile.reading.layers import Layer
-from klora_runtime.artifact.safetensors_file import tensor_digest
+from klora_runtime.artifact.tensor_file import tensor_digest
 from klora_runtime.devices.precision import home_of_float64
 
 #: Environment variable with the folder, where it is not the system's.

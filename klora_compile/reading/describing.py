@@ -26,24 +26,9 @@ from klora_compile.reading.pieces import BASE_FORMS, Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
+from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
-
-#: dtypes of a file (by safetensors' name) -> what torch calls them. Those that are True are read.
-_DTYPES: Mapping[str, tuple[str, bool]] = {
-    "F32": ("float32", True),
-    "F16": ("float16", True),
-    "BF16": ("bfloat16", True),
-    "F8_E4M3": ("float8_e4m3fn", True),
-    "F8_E5M2": ("float8_e5m2", True),
-    "F64": ("float64", False),
-    "I64": ("int64", False),
-    "I32": ("int32", False),
-    "I16": ("int16", False),
-    "I8": ("int8", False),
-    "U8": ("uint8", False),
-    "BOOL": ("bool", False),
-}
 
 #: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
@@ -157,10 +142,10 @@ class Describer:
                 if math.prod(info.shape) != 1:
                     yield "alpha is not one number"
                 continue
-            name, read = _DTYPES[info.dtype]
-            if not read:
+            if info.dtype not in REAL + FLOAT8:
+                found = DTYPES[info.dtype].in_torch
                 yield (
-                    f"{part.value} is torch.{name}, expected float32, float16, bfloat16 or float8"
+                    f"{part.value} is torch.{found}, expected float32, float16, bfloat16 or float8"
                 )
 
     def _scale(self, subject: _Subject) -> _Scale:

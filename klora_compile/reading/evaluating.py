@@ -17,9 +17,8 @@ from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.layers import Layer, LayerFacts, Pair
 from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
+from klora_runtime.artifact.tensor_file import without_float8
 from klora_runtime.families.rows import Placement
-
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Weights(Protocol):
@@ -43,7 +42,7 @@ def evaluate(
         axis: of :func:`~klora_compile.reading.pieces.file_axis`.
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
     """
-    tensors = {part: _upcast(file.tensor(key)) for part, key in _numbers(piece)}
+    tensors = {part: without_float8(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
         return
@@ -119,11 +118,6 @@ def _scaling(facts: LayerFacts) -> float:
     if facts.alpha is None or facts.rank is None:
         return 1.0
     return facts.alpha / facts.rank
-
-
-def _upcast(tensor: torch.Tensor) -> torch.Tensor:
-    """float8 in float16, which holds every value of both kinds."""
-    return tensor.half() if tensor.dtype in _FLOAT8 else tensor
 
 
 def _against_base(

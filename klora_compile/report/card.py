@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -22,6 +21,7 @@ from klora_compile.report.table import markdown_table
 from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
+from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.fusion import Fusion, Source
 from klora_runtime.families.catalogue import FAMILIES, family_name
 from klora_runtime.families.family import Family, Task
@@ -52,9 +52,7 @@ class CardFacts:
     @classmethod
     def of(cls, file: Path, **given: str | None) -> CardFacts:
         """Facts about an artifact on disk; ``given`` are the other fields."""
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(file.name, file.stat().st_size, digest, **given)
+        return cls(file.name, file.stat().st_size, file_digest(file), **given)
 
 
 def model_card(fusion: Fusion, facts: CardFacts) -> str:

@@ -13,16 +13,17 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 
 from klora_compile.extras import ADVICE
+from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.tensor_file import TORCH_DTYPES
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
-from klora_runtime.errors import ConfigError, KloraError, shown
+from klora_runtime.errors import ConfigError, FileFormatError, KloraError, shown
 
 _INDEX = "model_index.json"
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?"
     r"(-\d+-of-\d+)?\.(safetensors|bin)"
@@ -191,12 +192,12 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
         file for name in denoisers for file in (folder / name).glob("*.safetensors")
     ):
         try:
-            with safe_open(path, framework="pt") as file:
-                stored.update(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
-        except (OSError, SafetensorError):
+            with SafetensorsFile(path, "model") as file:
+                stored.update(info.dtype for info in file.tensors.values())
+        except FileFormatError:
             continue  # diffusers says what is wrong with it
-    most = stored.most_common(1)
-    return _STORED.get(most[0][0], torch.float32) if most else torch.float32
+    most = next((name for name, _ in stored.most_common(1)), None)
+    return TORCH_DTYPES[most] if most in REAL else torch.float32
 
 
 def _variant(folder: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-
 from klora_runtime.artifact.q.quantised import shifted
 
 _Floats = npt.NDArray[np.float32]

@@ -12,10 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from klora_compile.storing.trellis import nearest
-from klora_runtime.artifact.delta import Dense, LowRank, Stored
-from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.packed import (
     Slot,
     pack_factors,
@@ -31,6 +27,10 @@ from klora_runtime.artifact.q.quantised import (
     steps_of,
     values_of,
 )
+
+from klora_compile.storing.trellis import nearest
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
+from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
 from klora_runtime.artifact.safetensors_file import TensorInfo
 
 SEEDS = st.integers(0, 2**31)

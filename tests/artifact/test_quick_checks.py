@@ -18,7 +18,7 @@ from support.lora_files import RawTensor, write_tensors
 
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers.execution import execution_device, has_memory
 from klora_runtime.layers.targets import Target
@@ -123,7 +123,7 @@ def test_tensors_of_any_dtype_order_and_place(tmp_path: Path) -> None:
         "last": torch.randn(3, 3).bfloat16(),
     }
     raw = {name: RawTensor.of(tensor) for name, tensor in tensors.items()}
-    with SafetensorsFile(write_tensors(tmp_path / "x", raw), "file") as file:
+    with TensorFile(write_tensors(tmp_path / "x", raw), "file") as file:
         found = file.block(CPU)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():

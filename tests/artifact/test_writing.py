@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import SafetensorError
 from support.golden_fusion import golden_fusion
 from support.lora_files import GOLDEN, ROOT, run_python
 
@@ -64,11 +63,11 @@ def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
 
 
 def half_then(error: BaseException) -> Callable[..., None]:
-    def save_file(tensors: Any, filename: str, metadata: Any = None) -> None:
-        Path(filename).write_bytes(GOLDEN.read_bytes()[:2000])
+    def write_tensors(path: Path, *_: Any) -> None:
+        path.write_bytes(GOLDEN.read_bytes()[:2000])
         raise error
 
-    return save_file
+    return write_tensors
 
 
 def failing(error: BaseException) -> Callable[..., None]:
@@ -84,11 +83,7 @@ FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("target", "replacement"),
     [
-        ("klora_runtime.artifact.file.save_file", half_then(FULL_DISK)),
-        (
-            "klora_runtime.artifact.file.save_file",
-            half_then(SafetensorError("No space left on device")),
-        ),
+        ("klora_runtime.artifact.file.write_tensors", half_then(FULL_DISK)),
         ("klora_runtime.artifact.replacing.os.fsync", failing(FULL_DISK)),
         ("pathlib.Path.replace", failing(FULL_DISK)),
     ],
@@ -107,7 +102,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 def test_an_interrupt_leaves_the_old_file_and_nothing_else(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifact, "save_file", half_then(KeyboardInterrupt()))
+    monkeypatch.setattr(artifact, "write_tensors", half_then(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         save_fusion(golden_fusion(), old, overwrite=True)
     assert old.read_bytes() == OLD
@@ -117,10 +112,10 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(
 def test_bytes_that_arrive_broken_are_not_put_in_place(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_file(tensors: Any, filename: str, metadata: Any = None) -> None:
-        Path(filename).write_bytes(GOLDEN.read_bytes()[:-1])
+    def write_tensors(path: Path, *_: Any) -> None:
+        path.write_bytes(GOLDEN.read_bytes()[:-1])
 
-    monkeypatch.setattr(artifact, "save_file", save_file)
+    monkeypatch.setattr(artifact, "write_tensors", write_tensors)
     with pytest.raises(ArtifactError, match=r"could not be read:\n.*truncated or extended"):
         save_fusion(golden_fusion(), old, overwrite=True)
     assert old.read_bytes() == OLD
@@ -140,18 +135,18 @@ def test_a_real_limit_on_file_size_leaves_the_old_file(old: Path) -> None:
     assert list(old.parent.iterdir()) == [old]
 
 
-@pytest.mark.parametrize("stage", ["save_file", "os.fsync", "SafetensorsFile"])
+@pytest.mark.parametrize("stage", ["write_tensors", "os.fsync", "SafetensorsFile"])
 def test_a_kill_leaves_the_old_file_whole(stage: str, old: Path) -> None:
     """The process dies with half of the bytes written, before they are safe, before the rename."""
     code = LARGE + (
-        "real = artifact.save_file\n"
+        "real = artifact.write_tensors\n"
         "def die(*args, **kwargs):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def die_half_way(tensors, filename, metadata=None):\n"
-        "    real(tensors, filename, metadata=metadata)\n"
-        "    os.truncate(filename, os.path.getsize(filename) // 2)\n"
+        "def die_half_way(path, *rest):\n"
+        "    real(path, *rest)\n"
+        "    os.truncate(path, path.stat().st_size // 2)\n"
         "    die()\n"
-        f"artifact.{stage} = die_half_way if {stage == 'save_file'} else die\n"
+        f"artifact.{stage} = die_half_way if {stage == 'write_tensors'} else die\n"
         "save_fusion(fusion, sys.argv[1], overwrite=True)\n"
     )
     result = run_python(code, old)

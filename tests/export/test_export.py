@@ -29,8 +29,9 @@ from klora_compile import read_adapter
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 from klora_compile.export.writing import Exported, export_static
 from klora_runtime import __version__, load_fusion, save_fusion
+from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
-from klora_runtime.artifact.safetensors_file import DTYPE_BYTES, SafetensorsFile
+from klora_runtime.artifact.safetensors_file import SafetensorsFile
 
 FAMILIES: tuple[Exportable, ...] = ("sd1", "sdxl", "flux.1")
 
@@ -289,7 +290,7 @@ def test_the_header_and_every_tensor_are_aligned(tmp_path: Path) -> None:
     assert length % 8 == 0
     with SafetensorsFile(path, "export") as file:
         sizes = {info.dtype for info in file.tensors.values()}
-        places = [info.start % DTYPE_BYTES[info.dtype] for info in file.tensors.values()]
+        places = [info.start % DTYPES[info.dtype].nbytes for info in file.tensors.values()]
     assert sizes == {"F16", "F32"}
     assert places == [0] * 6
 

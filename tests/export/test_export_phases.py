@@ -203,7 +203,7 @@ def test_a_folder_with_anything_else_in_it_is_not_replaced(tmp_path: Path) -> No
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("fails", ["write_plain_file", "rename"])
+@pytest.mark.parametrize("fails", ["write_tensors", "rename"])
 def test_a_failed_export_leaves_the_old_one_as_it_was(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +242,7 @@ def test_a_failed_static_export_leaves_the_old_one_as_it_was(
         temporary.write_bytes(b"1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("klora_compile.export.writing.write_plain_file", half)
+    monkeypatch.setattr("klora_compile.export.writing.write_tensors", half)
     with pytest.raises(KloraError, match="cannot be written: No space left on device"):
         export_static(aligned(0.25), path, overwrite=True)
     assert path.read_bytes() == before

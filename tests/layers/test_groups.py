@@ -19,7 +19,7 @@ from torch import nn
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.devices.device_types import TYPES
 from klora_runtime.errors import ConfigError, FileFormatError
 from klora_runtime.layers import groups
@@ -158,7 +158,7 @@ def test_an_artifact_is_one_block_of_memory(tmp_path: Path) -> None:
 def test_a_file_that_shrank_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(GOLDEN.read_bytes())
-    with SafetensorsFile(path, "artifact") as file:
+    with TensorFile(path, "artifact") as file:
         path.write_bytes(GOLDEN.read_bytes()[:-64])
         with pytest.raises(FileFormatError, match=r"artifact .*its data cannot be read: "):
             file.block(torch.device("cpu"))

@@ -34,7 +34,8 @@ from support.lora_files import (
 from klora_compile.reading.adapter import Adapter, read_adapter
 from klora_runtime.artifact import safetensors_file
 from klora_runtime.artifact.file import load_fusion, save_fusion
-from klora_runtime.artifact.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+from klora_runtime.artifact.safetensors_file import MAX_HEADER_BYTES
+from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import ArtifactError, FileFormatError, LoraError
 
 READERS: dict[str, tuple[Callable[[Path], Any], type[FileFormatError]]] = {
@@ -84,6 +85,15 @@ HEADERS: dict[str, tuple[Any, str]] = {
         json.dumps({"a": tensor()}).encode("utf-16"),
         r"not valid JSON: 'utf-8' codec can't",
     ),
+    "half a character": (
+        b'{"\\ud800":' + PLAIN.encode() + b"}",
+        r"its header is not valid JSON: 'utf-8' codec can't encode",
+    ),
+    "half a character in the metadata": (
+        b'{"__metadata__":{"k":"\\uDFFF"},"a":' + PLAIN.encode() + b"}",
+        r"its header is not valid JSON: 'utf-8' codec can't encode",
+    ),
+    "space before": (b' {"a":' + PLAIN.encode() + b"}", r"its header does not begin with \{"),
     "a list": ([1, 2], r"its header is not a JSON object"),
     "a number": (7, r"its header is not a JSON object"),
     "deep nesting": (b'{"a":' + b"[" * 100_000, r"not valid JSON: maximum recursion depth"),
@@ -183,7 +193,7 @@ def test_header_beyond_the_limit_is_refused(refused: Callable[[Path], str], tmp_
 def test_an_empty_tensor_beside_another_is_no_overlap(tmp_path: Path) -> None:
     header = {"full": tensor(), "empty": tensor(shape=[0], offsets=[0, 0])}
     path = write_raw(tmp_path / "x.safetensors", header, bytes(8))
-    with SafetensorsFile(path, "file") as file:
+    with TensorFile(path, "file") as file:
         assert set(file.tensors) == {"full", "empty"}
         assert file.tensor("full").tolist() == [0.0, 0.0]
 

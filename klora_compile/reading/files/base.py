@@ -17,12 +17,13 @@ from types import TracebackType
 import torch
 
 from klora_compile.reading.names.placing import Stem, choose, component_of, placements
-from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.dtypes import FLOAT8, REAL
+from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
 
 _VARIANT = ".fp16"
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_FLOATS = ("F64", *REAL, *FLOAT8)
 _PARAMETERS = ("weight", "bias")
 
 #: What single files write before the names of a denoiser's modules.
@@ -45,7 +46,7 @@ _CLASSES: Mapping[str, str] = {
 class _Place:
     """Where a parameter lies."""
 
-    file: SafetensorsFile
+    file: TensorFile
     key: str
     rows: tuple[range, ...] | None = None
     """Of the stored tensor, in this order; None for all."""
@@ -119,9 +120,9 @@ class BaseModel:
             return tensor
         return torch.cat([tensor[rows.start : rows.stop] for rows in place.rows])
 
-    def _opened(self, path: Path) -> SafetensorsFile:
+    def _opened(self, path: Path) -> TensorFile:
         try:
-            return self._stack.enter_context(SafetensorsFile(path, "base model"))
+            return self._stack.enter_context(TensorFile(path, "base model"))
         except FileFormatError as error:
             raise LoraError(str(error)) from error
 
@@ -158,7 +159,7 @@ class BaseModel:
                 found[name] = _Place(file, key)
         return found
 
-    def _of_file(self, file: SafetensorsFile) -> dict[str, _Index]:
+    def _of_file(self, file: TensorFile) -> dict[str, _Index]:
         """Of a single file: its denoiser, and text encoders in transformers' names."""
         found: dict[str, _Index] = {}
         for prefix, component in _TEXT_PREFIXES.items():
@@ -179,7 +180,7 @@ class BaseModel:
         return found
 
 
-def _denoiser(file: SafetensorsFile) -> Iterator[tuple[str, str, _Place]]:
+def _denoiser(file: TensorFile) -> Iterator[tuple[str, str, _Place]]:
     """Component, parameter and place of every parameter that a table of ``families`` knows."""
     prefix = next(
         (each for each in _DENOISER_PREFIXES if any(key.startswith(each) for key in file.tensors)),

@@ -6,7 +6,6 @@ and only after the sizes that their zip declares are found to be no more than th
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import struct
@@ -22,7 +21,9 @@ from typing import Protocol
 import torch
 
 from klora_compile.reading.files.whole_models import full_model
-from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
+from klora_runtime.artifact.digests import file_digest
+from klora_runtime.artifact.safetensors_file import TensorInfo
+from klora_runtime.artifact.tensor_file import DTYPE_NAMES, TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
 
 #: The files of an adapter's folder, as PEFT and diffusers save it.
@@ -31,22 +32,12 @@ PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 DIFFUSERS_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 _MAX_TEXT_BYTES = 2**20
-_HASH_BLOCK = 2**20
 #: How much more than the file's bytes its members, or its tensors, may declare.
 _GROWTH, _SLACK = 4, 2**20
 _LISTED = 8
 
 #: Keys under which training scripts put the tensors of a ``torch.save``.
 _NESTING = ("state_dict", "lora", "module", "model", "network", "weights")
-
-_DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
-    {
-        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64",
-        torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
-)  # fmt: skip
 
 _PROMPT = re.compile(r"^instance_prompt:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 
@@ -88,11 +79,7 @@ class LoraFile:
     @cached_property
     def sha256(self) -> str:
         """Of the weights file, as 64 hexadecimal digits."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_digest(self.path)
 
 
 @contextmanager
@@ -115,7 +102,7 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
             size = weights.stat().st_size
             yield LoraFile(weights, size, MappingProxyType({}), config, prompt, pickled)
             return
-        with SafetensorsFile(weights, "LoRA file") as file:
+        with TensorFile(weights, "LoRA file") as file:
             _refuse_models(weights, file)
             yield LoraFile(weights, file.size, file.metadata, config, prompt, file)
     except LoraError:
@@ -236,11 +223,11 @@ def _infos(path: Path, values: Mapping[str, torch.Tensor], size: int) -> dict[st
     for name, value in values.items():
         if value.layout != torch.strided or value.device.type != "cpu":
             issues.append(f"{shown(name)}: is not a dense tensor")
-        elif value.dtype not in _DTYPES:
+        elif value.dtype not in DTYPE_NAMES:
             issues.append(f"{shown(name)}: has the dtype {value.dtype}, which is not supported")
         else:
             stop = position + value.numel() * value.element_size()
-            infos[name] = TensorInfo(_DTYPES[value.dtype], tuple(value.shape), position, stop)
+            infos[name] = TensorInfo(DTYPE_NAMES[value.dtype], tuple(value.shape), position, stop)
             position = stop
     if issues:
         raise _error(path, f"has tensors that cannot be read. {_CONVERT}", issues)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from klora_runtime.artifact.safetensors_file import parse_json
+from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.errors import LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
 

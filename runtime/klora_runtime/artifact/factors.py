@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
+from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Reference
 from klora_runtime.artifact.q.bitstream import MAX_CLASS, class_offset
 from klora_runtime.artifact.q.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
@@ -30,12 +31,11 @@ class _Form:
         """All of them."""
 
 
-_REAL = ("F32", "F16", "BF16")
 _PACKED = _Form(("packed",), ("U8",), ("error", "levels", "step"))
 _FORMS: Mapping[tuple[str, str], _Form] = {
-    ("lowrank", "plain"): _Form(("down", "up"), _REAL),
+    ("lowrank", "plain"): _Form(("down", "up"), REAL),
     ("lowrank", "q"): _PACKED,
-    ("dense", "plain"): _Form(("delta",), _REAL),
+    ("dense", "plain"): _Form(("delta",), REAL),
     ("dense", "q"): _PACKED,
     ("reference", "plain"): _Form((), (), ("down", "rows", "source", "up")),
 }

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
+from klora_runtime.artifact.canonical import canonical_json, parse_json
 from klora_runtime.artifact.checks import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -32,13 +31,8 @@ from klora_runtime.artifact.fusion import Entry, Fusion, Source
 from klora_runtime.artifact.q.packed import check_shape, pack_factors
 from klora_runtime.artifact.references import fill
 from klora_runtime.artifact.replacing import replacing
-from klora_runtime.artifact.safetensors_file import (
-    MAX_HEADER_BYTES,
-    SafetensorsFile,
-    canonical_json,
-    parse_json,
-    tensor_digest,
-)
+from klora_runtime.artifact.safetensors_file import MAX_HEADER_BYTES, SafetensorsFile
+from klora_runtime.artifact.tensor_file import TensorFile, tensor_digest, write_tensors
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
 
@@ -79,7 +73,7 @@ def load_fusion(
     """
     place, where = Path(path), as_device(device)
     try:
-        with SafetensorsFile(place, "artifact") as file:
+        with TensorFile(place, "artifact") as file:
             plan = _checked(file)
             tensors = file.block(where)
     except ArtifactError:
@@ -128,14 +122,10 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
             metadata = {METADATA_KEY: _text(document, deflated=_is_small(fusion))}
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"the fusion cannot be written: {shown(error)}.") from error
-        mode = new.stat().st_mode  # as the umask says; the library's files are private
+        write_tensors(new, tensors, metadata)
         try:
-            save_file(tensors, str(new), metadata=metadata)
-            new.chmod(mode)
             with SafetensorsFile(new, "new artifact") as written:
                 _checked(written)
-        except SafetensorError as error:
-            raise ArtifactError(f"{shown(place)} cannot be written: {shown(error)}.") from error
         except FileFormatError as error:
             raise ArtifactError(
                 f"{shown(place)} was not written, because it could not be read:",

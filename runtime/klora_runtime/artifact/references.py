@@ -6,7 +6,6 @@ those very files (told by their SHA-256) gets the fusion that a full artifact ho
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,12 +15,13 @@ from pathlib import Path
 import torch
 
 from klora_runtime.artifact.delta import LowRank, Stored
+from klora_runtime.artifact.digests import file_digest
+from klora_runtime.artifact.dtypes import FLOAT8, REAL
 from klora_runtime.artifact.fusion import Entry, Fusion, Reference
-from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.tensor_file import TensorFile, without_float8
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 
-_HASH_BLOCK = 2**20
-_READ = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_READ = REAL + FLOAT8
 
 
 def fill(
@@ -111,24 +111,20 @@ def _wanted(fusion: Fusion, name: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_HASH_BLOCK):
-                digest.update(block)
+        return file_digest(path)
     except OSError as error:
         raise ArtifactError(f"source {shown(path)} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
 
 
-def _open(path: Path, what: str) -> SafetensorsFile:
+def _open(path: Path, what: str) -> TensorFile:
     try:
-        return SafetensorsFile(path, what)
+        return TensorFile(path, what)
     except FileFormatError as error:
         raise ArtifactError(str(error)) from error
 
 
-def _problems(entry: Entry, files: Mapping[str, SafetensorsFile]) -> Iterator[str]:
+def _problems(entry: Entry, files: Mapping[str, TensorFile]) -> Iterator[str]:
     """What the files lack of an entry: its digests hold, so the artifact is wrong about them."""
     for slot, reference in entry.references.items():
         where, tensors = f"{entry.path}, {slot}", files[reference.source].tensors
@@ -161,7 +157,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
 
 
-def _filled(entry: Entry, files: Mapping[str, SafetensorsFile], device: torch.device) -> Entry:
+def _filled(entry: Entry, files: Mapping[str, TensorFile], device: torch.device) -> Entry:
     read = {
         slot: _stored(entry, reference, files[reference.source], device)
         for slot, reference in entry.references.items()
@@ -169,19 +165,12 @@ def _filled(entry: Entry, files: Mapping[str, SafetensorsFile], device: torch.de
     return replace(entry, factors={**entry.factors, **read}, references={})
 
 
-def _stored(
-    entry: Entry, reference: Reference, file: SafetensorsFile, device: torch.device
-) -> Stored:
-    down, up = (_tensor(file, key).to(device) for key in (reference.down, reference.up))
+def _stored(entry: Entry, reference: Reference, file: TensorFile, device: torch.device) -> Stored:
+    read = (file.tensor(key) for key in (reference.down, reference.up))
+    down, up = (without_float8(tensor).to(device) for tensor in read)
     if reference.rows is not None:
         up = torch.cat([up[begin:end] for begin, end in reference.rows])
     rank, shape = len(down), entry.shape
     down = down.reshape(rank, *shape[1:])
     up = up.reshape(shape[0], rank, *(1 for _ in shape[2:]))
     return Stored(reference.scale, LowRank(down, up))
-
-
-def _tensor(file: SafetensorsFile, key: str) -> torch.Tensor:
-    """A tensor; float8 in float16, as the compiler reads it, which holds every value of it."""
-    tensor = file.tensor(key)
-    return tensor.half() if tensor.element_size() == 1 else tensor

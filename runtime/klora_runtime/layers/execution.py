@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import torch
 
+from klora_runtime.artifact.tensor_file import REAL_DTYPES
 from klora_runtime.devices.names import HOST
 from klora_runtime.layers.targets import Target
 
 #: Dtypes that low-rank factors can be multiplied in.
-COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMPUTE_DTYPES = REAL_DTYPES
 
 
 def compute_dtype(target: Target) -> torch.dtype:

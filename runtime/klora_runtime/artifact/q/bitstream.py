@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from klora_runtime.artifact.tensor_file import bytes_of, memory_of
+
 #: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
 _TOP = 8
 
@@ -89,7 +91,7 @@ def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tenso
     for width, where in _alike(rows.bits for rows in groups):
         if width:
             chosen = [indices[index][mask] & (2**width - 1) for index, mask in where]
-            parts.append(_pack_bits(_flat(chosen), width).numpy().tobytes())
+            parts.append(bytes_of(_pack_bits(_flat(chosen), width)))
     return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
 
 
@@ -108,7 +110,7 @@ def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
     """
     spare = 0
     found = [torch.empty(len(rows.levels), rows.length, dtype=torch.int32) for rows in groups]
-    data, begin = memoryview(packed.numpy().data), 0
+    data, begin = memory_of(packed), 0
     for _, where in _alike(rows.codes for rows in groups):
         end = begin + _LENGTH_BYTES
         begin = end + int.from_bytes(data[begin:end], "little")
@@ -154,7 +156,7 @@ def _streams(
             (indices[index][mask] >> groups[index].bits[mask].unsqueeze(1).int()).to(torch.int8)
             for index, mask in where
         ]
-        yield where, _deflated(_flat(chosen).numpy().tobytes())
+        yield where, _deflated(bytes_of(_flat(chosen)))
 
 
 def _alike(values: Iterable[torch.Tensor]) -> list[tuple[int, _Where]]:

@@ -1,0 +1,141 @@
+"""The tensors of a safetensors file: read one by one or all at once, written, and named by digest.
+
+The bytes are read into memory that torch has allocated and nothing else holds: whatever happens to
+the file afterwards, a tensor stays what was read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from klora_runtime.artifact.canonical import canonical_json
+from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
+from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
+
+_ALIGNMENT = 8
+_ORDER = {name: place for place, name in enumerate(DTYPES)}
+
+#: Name of a dtype in a file -> torch's.
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, dtype.in_torch) for name, dtype in DTYPES.items()
+}
+#: The inverse.
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+#: Torch's of :data:`~klora_runtime.artifact.dtypes.REAL`.
+REAL_DTYPES = tuple(TORCH_DTYPES[name] for name in REAL)
+
+_FLOAT8_DTYPES = tuple(TORCH_DTYPES[name] for name in FLOAT8)
+
+
+class TensorFile(SafetensorsFile):
+    """A safetensors file whose tensors can be had."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor called ``name``, on the CPU, in the dtype of the file."""
+        info = self.tensors[name]
+        data = self._data(info.start, info.stop)
+        return data.view(TORCH_DTYPES[info.dtype]).view(info.shape)
+
+    def block(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Every tensor by name, as views of one block of memory on a device."""
+        end = max((info.stop for info in self.tensors.values()), default=0)
+        return _views(self._data(0, end).to(device), self.tensors)
+
+    def _data(self, start: int, stop: int) -> torch.Tensor:
+        """(bytes,) uint8."""
+        try:
+            data = torch.empty(stop - start, dtype=torch.uint8)
+        except RuntimeError as error:  # torch's, where there is no memory
+            raise self.error(f"{stop - start} bytes of it do not fit into memory") from error
+        self.read_into(memory_of(data), start)
+        return data
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors over an existing file, whose bytes follow from its contents alone.
+
+    The safetensors library needs numpy to write, orders metadata of several keys by chance, and
+    promises no order of tensors. Here the header has its keys in order, is ASCII and padded to 8
+    bytes; tensors lie by dtype, in the order of :data:`~klora_runtime.artifact.dtypes.DTYPES`,
+    which aligns each, then by name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    dtypes = {name: DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[dtypes[item[0]]], item[0]))
+    facts, position = [f'"__metadata__":{canonical_json(dict(metadata))}'], 0
+    for name, tensor in ordered:
+        stop = position + tensor.nbytes
+        shape = canonical_json(list(tensor.shape))
+        facts.append(
+            f'{canonical_json(name)}:{{"dtype":"{dtypes[name]}","shape":{shape},'
+            f'"data_offsets":[{position},{stop}]}}'
+        )
+        position = stop
+    header = f"{{{','.join(facts)}}}".encode("ascii")
+    header += b" " * (-len(header) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, tensor in ordered:
+            data = _flat(tensor)
+            file.write(memory_of(data))
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of the tensor's bytes in row-major order, as 64 hexadecimal digits."""
+    data = _flat(tensor)
+    return hashlib.sha256(memory_of(data)).hexdigest()
+
+
+def without_float8(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, or in float16 where it is float8, every value of which float16 holds."""
+    return tensor.half() if tensor.dtype in _FLOAT8_DTYPES else tensor
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """A copy of the tensor's bytes in row-major order."""
+    data = _flat(tensor)
+    return bytes(memory_of(data))
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, in place: without numpy, and without a copy.
+
+    It is of use only as long as the caller holds the tensor.
+    """
+    if not tensor.nbytes:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as a tensor on the CPU, in row-major order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _views(data: torch.Tensor, tensors: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """The tensors in a file's data, neighbours of one dtype at once; copies of those that begin at
+    an address that their dtype cannot have."""
+    found: dict[str, torch.Tensor] = {}
+    by_place = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
+    for dtype, same in groupby(by_place, key=lambda item: item[1].dtype):
+        names, infos = zip(*same, strict=True)
+        size = DTYPES[dtype].nbytes
+        part = data[infos[0].start : infos[-1].stop]
+        if infos[0].start % size:
+            part = part.clone()
+        sizes = [info.nbytes // size for info in infos]
+        values = torch.split_with_sizes(part.view(TORCH_DTYPES[dtype]), sizes)
+        shaped = (value.view(info.shape) for value, info in zip(values, infos, strict=True))
+        found.update(zip(names, shaped, strict=True))
+    return found
