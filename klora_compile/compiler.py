@@ -25,8 +25,9 @@ from klora_compile.slots import role_of
 from klora_compile.sources import Lora, by_slot, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
-from klora_runtime.artifact.fusion import Entry, Fusion, Slot, Source
-from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Rule as StatedRule
+from klora_runtime.artifact.schedule import Slot, Source
 from klora_runtime.devices.names import as_device
 from klora_runtime.families.catalogue import family_of
 
@@ -193,7 +194,7 @@ def _fusion(
     return Fusion(
         sources={slot: _source(adapter) for slot, adapter in sources.items()},
         slots={
-            slot: Slot(slot, role_of(slot), rule.derives.get(slot, (slot,)), rule.derivation(slot))
+            slot: Slot(role_of(slot), rule.derives.get(slot, (slot,)), rule.derivation(slot))
             for slot in sources
         },
         rule=StatedRule(rule.name, config.parameters(), plan.derived),

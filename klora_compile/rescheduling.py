@@ -16,7 +16,7 @@ from klora_compile.settings.shared import Settings
 from klora_compile.slots import in_order
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.errors import ConfigError, KloraError, shown
 
 

@@ -30,7 +30,7 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
     PEFT and diffusers save it): base model, layout, trainer, trigger words, forms, ranks, where
     each alpha is from, norms, and keys that cannot be used. Exit status 1: it cannot be compiled.
     """
-    from klora_runtime.artifact.file import is_artifact
+    from klora_runtime.artifact.document import is_artifact
 
     if is_artifact(file):
         _inspect_artifact(file, as_json, plot)

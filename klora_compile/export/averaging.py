@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry
+from klora_runtime.artifact.fusion import Entry
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.artifact.timeline import Timeline
 
 

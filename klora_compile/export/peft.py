@@ -9,7 +9,8 @@ from __future__ import annotations
 from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.families.convolutions import is_pointwise
 from klora_compile.reading.forms.parts import Part
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.families.backwards import Backwards
 from klora_runtime.families.text_encoders import CLIP
 

@@ -18,7 +18,7 @@ from klora_compile.reading.pieces import Piece, file_axis
 from klora_compile.reading.scale.scale import Scales
 from klora_compile.reading.telling import family_of_layers
 from klora_compile.settings.read_options import ReadOptions
-from klora_runtime.artifact.file import METADATA_KEY as ARTIFACT_KEY
+from klora_runtime.artifact.document import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown
 
 

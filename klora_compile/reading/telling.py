@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layers import LayerFacts
-from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.families.catalogue import FAMILIES, family_of
 from klora_runtime.families.family import Family
 from klora_runtime.families.rows import Layout

@@ -22,7 +22,7 @@ from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.digests import file_digest
-from klora_runtime.artifact.fusion import Fusion, Source
+from klora_runtime.artifact.schedule import Schedule, Source
 from klora_runtime.families.catalogue import FAMILIES, family_name
 from klora_runtime.families.family import Family, Task
 
@@ -55,7 +55,7 @@ class CardFacts:
         return cls(file.name, file.stat().st_size, file_digest(file), **given)
 
 
-def model_card(fusion: Fusion, facts: CardFacts) -> str:
+def model_card(fusion: Schedule, facts: CardFacts) -> str:
     """The card as Markdown with YAML in front. Nothing from the artifact acts as markup."""
     parts = [
         _front_matter(fusion, facts),
@@ -81,7 +81,7 @@ def _title(name: str) -> str:
     return name.removesuffix(".safetensors").removesuffix(".klora") or name
 
 
-def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
+def _front_matter(fusion: Schedule, facts: CardFacts) -> str:
     family = FAMILIES.get(fusion.family or "")
     task = _ANY_TASK if family is None else family.task
     tags = ["lora", "klora", "diffusers", task]
@@ -99,7 +99,7 @@ def _front_matter(fusion: Fusion, facts: CardFacts) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _introduction(fusion: Fusion) -> str:
+def _introduction(fusion: Schedule) -> str:
     name, choice = f"the rule {plain(fusion.rule.name)}", ""
     kind, rule = RULES.get(fusion.rule.name), rule_of(fusion)
     steps = "for any number of steps"
@@ -116,7 +116,7 @@ def _introduction(fusion: Fusion) -> str:
     )
 
 
-def _what(fusion: Fusion) -> str:
+def _what(fusion: Schedule) -> str:
     roles = Counter(slot.role for slot in fusion.slots.values())
     subjects, styles = roles["content"], roles["style"]
     parts = [
@@ -131,14 +131,14 @@ def _what(fusion: Fusion) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _citation(fusion: Fusion) -> list[str]:
+def _citation(fusion: Schedule) -> list[str]:
     kind = RULES.get(fusion.rule.name)
     if kind is None or not kind.papers:
         return []
     return ["## Citation", fenced("\n\n".join(paper.bibtex for paper in kind.papers), "bibtex")]
 
 
-def _base_model(fusion: Fusion, facts: CardFacts) -> str:
+def _base_model(fusion: Schedule, facts: CardFacts) -> str:
     family = "" if fusion.family is None else plain(family_name(fusion.family))
     components = ", ".join(f"`{name}`" for name in fusion.components)
     if facts.base_model is not None:
@@ -151,16 +151,15 @@ def _base_model(fusion: Fusion, facts: CardFacts) -> str:
     return f"{model} The fusion changes {components}."
 
 
-def _sources(fusion: Fusion) -> str:
+def _sources(fusion: Schedule) -> str:
     heads = ["Role", "File", "Bytes", "Keys", "Ranks", "Licence", "Trigger words", "SHA-256"]
     rows = [_source_row(fusion, name, source) for name, source in fusion.sources.items()]
     return markdown_table(heads, rows)
 
 
-def _source_row(fusion: Fusion, name: str, source: Source) -> list[str]:
-    own = fusion.slots.get(name)
+def _source_row(fusion: Schedule, name: str, source: Source) -> list[str]:
     roles = {slot.role for slot in fusion.slots.values() if name in slot.sources}
-    roles = roles if own is None else {own.name}
+    roles = {name} if name in fusion.slots else roles
     return [
         " and ".join(sorted(roles)) or plain(name),
         plain(source.file),
@@ -182,7 +181,7 @@ def _licence(facts: CardFacts) -> str:
     )
 
 
-def _schedule(fusion: Fusion, facts: CardFacts) -> str:
+def _schedule(fusion: Schedule, facts: CardFacts) -> str:
     summary = summarise(fusion)
     settings = [
         ["rule", plain(fusion.rule.name)],
@@ -221,7 +220,7 @@ def _value(value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
+def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
     family = FAMILIES.get(fusion.family or "")
     where = "" if REPOSITORY is None else f" ([repository]({REPOSITORY}))"
     hint = ""
@@ -240,7 +239,7 @@ def _how_to_load(fusion: Fusion, facts: CardFacts) -> str:
     )
 
 
-def _python(fusion: Fusion, facts: CardFacts, family: Family | None) -> str:
+def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
     """Lines that load the base model, apply the artifact and sample."""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
     task = _ANY_TASK if family is None else family.task
@@ -264,7 +263,7 @@ def _python(fusion: Fusion, facts: CardFacts, family: Family | None) -> str:
     )
 
 
-def _command(fusion: Fusion, facts: CardFacts, family: Family | None) -> str | None:
+def _command(fusion: Schedule, facts: CardFacts, family: Family | None) -> str | None:
     """The same as a command; None where that cannot do it."""
     task = _ANY_TASK if family is None else family.task
     if task.startswith("image") or (family is not None and family.is_modular):
@@ -277,17 +276,17 @@ def _command(fusion: Fusion, facts: CardFacts, family: Family | None) -> str | N
     return " ".join(map(shlex.quote, words))
 
 
-def _prompt(fusion: Fusion) -> str:
+def _prompt(fusion: Schedule) -> str:
     return _trigger_words(fusion) or "a prompt"
 
 
-def _sources_needed(fusion: Fusion) -> dict[str, str]:
+def _sources_needed(fusion: Schedule) -> dict[str, str]:
     """Name -> file name of the sources that a thin fusion cannot do without."""
     names = {ref.source for entry in fusion.entries for ref in entry.references.values()}
     return {printable(name): printable(fusion.sources[name].file) for name in sorted(names)}
 
 
-def _file(fusion: Fusion, facts: CardFacts) -> str:
+def _file(fusion: Schedule, facts: CardFacts) -> str:
     rows = [
         ["Name", plain(facts.name)],
         ["Size", f"{facts.nbytes:,} bytes ({bytes_text(facts.nbytes)})"],
@@ -299,7 +298,7 @@ def _file(fusion: Fusion, facts: CardFacts) -> str:
     return markdown_table(["Property", "Value"], rows)
 
 
-def _trigger_words(fusion: Fusion) -> str:
+def _trigger_words(fusion: Schedule) -> str:
     words = [word.strip() for source in fusion.sources.values() for word in source.trigger_words]
     return printable(", ".join(dict.fromkeys(filter(None, words))))
 

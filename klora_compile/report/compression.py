@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from klora_runtime.artifact.q.packed import stored_sizes
-
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.q.codec import stored_sizes
 from klora_runtime.errors import shown
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from klora_compile.report.compression import compression_of, stored_json
 from klora_compile.report.summary import summarise
 from klora_runtime.artifact.checks import FORMAT_VERSION
-from klora_runtime.artifact.fusion import Entry, Fusion, Slot
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Slot
 
 #: What is printed of each slot of a layer, and its key in the scores.
 _NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank", "rank"))

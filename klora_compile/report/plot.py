@@ -11,9 +11,9 @@ from klora_compile.extras import missing_library
 from klora_compile.report.schedule_map import slot_label
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
 from klora_runtime.artifact.replacing import replacing
+from klora_runtime.artifact.schedule import Schedule, ScheduledEntry
 from klora_runtime.errors import KloraError, shown
 
 _COLUMNS = 1200
@@ -22,7 +22,7 @@ _INK = "#222222"
 _MAX_LABELS = 45
 
 
-def plot_schedule(fusion: Fusion, path: Path, *, overwrite: bool = False) -> None:
+def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> None:
     """Draw the schedule as a heat map into an image file.
 
     Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
@@ -62,7 +62,7 @@ def plot_schedule(fusion: Fusion, path: Path, *, overwrite: bool = False) -> Non
             raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
 
 
-def draw_heat(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
+def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
     """Draw layers by progress into axes of matplotlib, a row each."""
     palette = colours(fusion.slots)
     progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
@@ -77,7 +77,7 @@ def draw_heat(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
     axes.set_xlim(0.0, 1.0)
 
 
-def _ratio(fusion: Fusion, entry: Entry) -> float:
+def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:
     """0 where there is none."""
     return float(entry.scores.get(fusion.rule.name, {}).get("ratio") or 0.0)
 
@@ -95,7 +95,7 @@ def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
     heat.tick_params(axis="y", labelsize=7, length=0)
 
 
-def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
+def _draw_ratios(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
     points = [
         (row + 0.5, ratio)
         for row, entry in enumerate(layers)
@@ -122,7 +122,7 @@ def _draw_ratios(axes: Any, fusion: Fusion, layers: list[Entry]) -> None:
     axes.set_xlim(left, right)
 
 
-def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> None:
+def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block]) -> None:
     from matplotlib.patches import Patch
 
     names = " × ".join(_literal(source.file.split(".")[0]) for source in fusion.sources.values())
@@ -144,7 +144,7 @@ def _draw_titles(figure: Any, heat: Any, fusion: Fusion, rows: list[Block]) -> N
     )
     heat.legend(
         handles=[
-            Patch(color=_rgb(colour), label=slot_label(fusion.slots[slot]))
+            Patch(color=_rgb(colour), label=slot_label(fusion, slot))
             for slot, colour in colours(fusion.slots).items()
         ],
         loc="lower right",

@@ -8,8 +8,8 @@ from itertools import cycle
 import click
 
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.fusion import Fusion, Slot
 from klora_runtime.artifact.palette import Rgb, colours, mixed
+from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import shown
 
 #: Share of the layers of a block that are on content, from none to all, in characters.
@@ -21,7 +21,7 @@ _ALIKE = "="
 _ROUNDING = 1e-9
 
 
-def text_map(fusion: Fusion, width: int) -> str:
+def text_map(fusion: Schedule, width: int) -> str:
     """The map in characters: a line per block, progress from left to right.
 
     Args:
@@ -37,15 +37,15 @@ def text_map(fusion: Fusion, width: int) -> str:
     return "\n".join([*lines, axis, f"{'':<{label}}  {_legend(fusion, palette)}"])
 
 
-def slot_label(slot: Slot) -> str:
+def slot_label(fusion: Schedule, slot: str) -> str:
     """The name of a slot in a legend; one that is computed says so."""
-    return slot.name if slot.derived is None else f"{slot.name} (derived)"
+    return slot if fusion.slots[slot].derived is None else f"{slot} (derived)"
 
 
-def _legend(fusion: Fusion, palette: Mapping[str, Rgb]) -> str:
+def _legend(fusion: Schedule, palette: Mapping[str, Rgb]) -> str:
     marks = (_SHADES[-1], _SHADES[0]) if len(palette) == 2 else cycle(_LETTERS)
     names = [
-        click.style(f"{mark} {slot_label(fusion.slots[slot])}", fg=colour)
+        click.style(f"{mark} {slot_label(fusion, slot)}", fg=colour)
         for mark, (slot, colour) in zip(marks, palette.items(), strict=False)
     ]
     words = "shades: part of the block's layers"

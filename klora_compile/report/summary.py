@@ -11,7 +11,7 @@ from klora_compile.report.fates import COMMON, QUIET
 from klora_compile.rules.kit.breakpoints import near_range_end, near_step
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
-from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import family_name
 
@@ -54,7 +54,7 @@ class Summary:
         return {"rule": rule, **fields}
 
 
-def summarise(fusion: Fusion) -> Summary:
+def summarise(fusion: Schedule) -> Summary:
     """The summary of a fusion that was compiled or loaded."""
     counts = Counter(entry.fate for entry in fusion.entries)
     rule = rule_of(fusion)
@@ -74,7 +74,7 @@ def summarise(fusion: Fusion) -> Summary:
     )
 
 
-def gamma_of(fusion: Fusion) -> float | dict[str, float | None] | None:
+def gamma_of(fusion: Schedule) -> float | dict[str, float | None] | None:
     """gamma as one number, by component where there are several, None where it is undefined."""
     derived = fusion.rule.derived.get("gamma")
     if not isinstance(derived, Mapping):
@@ -84,7 +84,7 @@ def gamma_of(fusion: Fusion) -> float | dict[str, float | None] | None:
     return next(iter(derived.values()), None)
 
 
-def near_ties(fusion: Fusion) -> Iterator[NearTie]:
+def near_ties(fusion: Schedule) -> Iterator[NearTie]:
     """Layers whose decision is near a tie.
 
     A breakpoint within 1e-6 of the progress of some step of some N up to 100, or a ratio within
@@ -106,7 +106,7 @@ def near_ties(fusion: Fusion) -> Iterator[NearTie]:
             yield NearTie(entry.layer, f"its ratio is {end:g}, an end of S's range")
 
 
-def rule_of(fusion: Fusion) -> Rule | None:
+def rule_of(fusion: Schedule) -> Rule | None:
     """The rule that made a fusion, or None where it or its settings are unknown to this klora."""
     return known_rule(fusion.rule.name, fusion.rule.parameters)
 

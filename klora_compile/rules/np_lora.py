@@ -26,7 +26,7 @@ from klora_compile.rules.kit.outcomes import SUM, Choice, total
 from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import LayerOfSlot, Rule
 from klora_compile.slots import CONTENT, STYLE
-from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 
 if TYPE_CHECKING:
     import torch

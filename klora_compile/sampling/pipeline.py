@@ -16,8 +16,9 @@ import torch
 
 from klora_compile.extras import ADVICE
 from klora_runtime.artifact.dtypes import REAL
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.artifact.tensor_file import TORCH_DTYPES
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device

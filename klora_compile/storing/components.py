@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from klora_runtime.artifact.q.quantised import MAX_LEVEL
 
 from klora_runtime.artifact.delta import Delta, Dense
+from klora_runtime.artifact.q.form import MAX_LEVEL
 
 #: What numbers of many steps lose of a step squared, on the grids of the trellis; measured.
 _LOSS = 0.79 / 12

@@ -9,13 +9,14 @@ import math
 from dataclasses import replace
 
 import torch
-from klora_runtime.artifact.q.packed import matrices
-from klora_runtime.artifact.q.quantised import LEAST_STEP, MOST_STEP, Quantised, steps_of, values_of
 
 from klora_compile.storing.components import components_of
 from klora_compile.storing.loss import relative_error
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.q.bitstream import Rows
+from klora_runtime.artifact.q.codec import matrices
+from klora_runtime.artifact.q.form import LEAST_STEP, MOST_STEP, Quantised
+from klora_runtime.artifact.q.values import steps_of, values_of
 
 #: The search ends when the error is between this part of the tolerance and all of it.
 _NEAR = 0.997

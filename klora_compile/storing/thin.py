@@ -9,8 +9,9 @@ from pathlib import Path
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.sources import Lora, other_sources, read_again
-from klora_runtime.artifact.fusion import Entry, Fusion, Reference
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.schedule import Reference
 from klora_runtime.errors import ConfigError, FileFormatError, shown
 
 

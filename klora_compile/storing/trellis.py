@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from klora_runtime.artifact.q.quantised import shifted
+
+from klora_runtime.artifact.q.values import shifted
 
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
@@ -25,7 +26,7 @@ def nearest(targets: torch.Tensor) -> torch.Tensor:
         targets: (rows, numbers), float32, in steps.
 
     Returns:
-        (rows, numbers), int32: see :func:`klora_runtime.artifact.q.quantised.values_of`.
+        (rows, numbers), int32: see :func:`klora_runtime.artifact.q.values.values_of`.
     """
     size = max(1, _HELD // (6 * targets.shape[1]))
     return torch.cat([_nearest(part) for part in torch.split(targets, size)])

@@ -16,7 +16,7 @@ from support.lora_files import GOLDEN, Artifact, RawTensor, canonical, write_ten
 from tiny_pipeline import parameters, tiny_pipeline
 
 from klora_runtime import load_fusion, save_fusion
-from klora_runtime.artifact.file import tensor_name
+from klora_runtime.artifact.assembly import tensor_name
 from klora_runtime.errors import ArtifactError
 
 NAME = "x.klora.safetensors"

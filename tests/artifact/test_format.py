@@ -19,9 +19,9 @@ from klora_compile.report.fates import MEANINGS
 from klora_compile.rules.klora import Klora
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import safetensors_file as limits
+from klora_runtime.artifact.assembly import tensor_name
 from klora_runtime.artifact.checks import MAX_ENTRIES, MAX_SLOTS
 from klora_runtime.artifact.delta import LowRank, Stored
-from klora_runtime.artifact.file import tensor_name
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import MAX_SEGMENTS, Timeline
 from klora_runtime.errors import ArtifactError

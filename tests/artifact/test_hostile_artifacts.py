@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from support.lora_files import GOLDEN, Artifact
 
 from klora_runtime import load_fusion
 from klora_runtime.artifact import checks
-from klora_runtime.artifact.file import json_digest
+from klora_runtime.artifact.document import load_document
 from klora_runtime.errors import ArtifactError
+
+#: Digest of a fusion that is null.
+NULL = hashlib.sha256(b"null").hexdigest()
 
 EVIL = "\x1b[2J\x07\r\nall is well\u202e"
 
@@ -24,8 +28,14 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def refusal(path: Path, check: Any = "structure") -> ArtifactError:
+    """Of the reader with numbers, and if it needs none of them of the one without."""
     with pytest.raises(ArtifactError) as caught:
         load_fusion(path, check=check)
+    if check == "structure":
+        with pytest.raises(ArtifactError) as without_torch:
+            load_document(path)
+        assert str(without_torch.value) == str(caught.value)
+        assert without_torch.value.issues == caught.value.issues
     text = str(caught.value)
     assert all(c.isprintable() or c == "\n" for c in text), text
     assert "all is well" not in text.splitlines()
@@ -310,7 +320,7 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
         "its JSON needs exactly the keys digest and fusion",
     ),
     "no fusion inside": (
-        lambda: f'{{"digest":"{json_digest(None)}","fusion":null}}',
+        lambda: f'{{"digest":"{NULL}","fusion":null}}',
         "is not a readable fusion:\n  - fusion: expected an object, found None",
     ),
     "a key twice": (

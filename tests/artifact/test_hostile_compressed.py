@@ -13,42 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from support.every_form import fusion_of_every_form
 from support.golden_fusion import golden_fusion
 from support.lora_files import Artifact, RawTensor, random_pair, read_raw
 
 from klora_compile.storing.compress import compress
 from klora_runtime import load_fusion, save_fusion
+from klora_runtime.artifact.assembly import tensor_name
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
-from klora_runtime.artifact.file import tensor_name
-from klora_runtime.artifact.fusion import Fusion, Reference
 from klora_runtime.errors import ArtifactError
 
 NAME = "x.klora.safetensors"
 Change = Callable[[dict[str, Any]], object]
 
 
-def fusion() -> Fusion:
-    """The golden one; of the layer that switches, one slot is in few bits and one elsewhere, and
-    after it comes a dense one in few bits."""
-    golden = golden_fusion()
-    index = next(i for i, e in enumerate(golden.entries) if e.fate == "switching")
-    down, up = random_pair(70, 90, 3)
-    delta = Stored(1.0, Dense(up @ down))
-    pair = replace(
-        golden.entries[index], shape=(70, 90), factors={"content": Stored(0.5, LowRank(down, up))}
-    )
-    dense = replace(pair, module=f"{pair.module}.x", factors={"content": delta, "style": delta})
-    pair, dense = compress(replace(golden, entries=(pair, dense)), 0.01).entries
-    elsewhere = Reference(0.5, "style", "a.down", "a.up", ((0, 30), (10, 50)))
-    pair = replace(pair, references={"style": elsewhere})
-    entries = (*golden.entries[:index], pair, dense, *golden.entries[index + 1 :])
-    return replace(golden, entries=entries)
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     path = tmp_path_factory.mktemp("good") / NAME
-    save_fusion(fusion(), path)
+    save_fusion(fusion_of_every_form(), path)
     assert load_fusion(path, check="full").is_thin
     return Artifact.read(path)
 
@@ -190,7 +172,7 @@ def test_the_highest_class_is_no_lie(good: Artifact, tmp_path: Path) -> None:
 
 def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
     """In whichever order the fusion has them."""
-    plain = fusion()
+    plain = fusion_of_every_form()
     index = next(i for i, e in enumerate(plain.entries) if e.module.endswith(".x"))
     one, other = (up @ down for down, up in (random_pair(70, 90, 3, seed=s) for s in (1, 2)))
     slots = {"style": Stored(1.0, Dense(one)), "content": Stored(1.0, Dense(other))}
@@ -219,7 +201,7 @@ def test_changed_factors_are_not_written(
     change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     tmp_path: Path,
 ) -> None:
-    plain = fusion()
+    plain = fusion_of_every_form()
     index = next(i for i, e in enumerate(plain.entries) if e.fate == "switching")
     pair = plain.entries[index].factors["content"]
     delta = LowRank(*change(pair.delta.down, pair.delta.up))
@@ -253,7 +235,7 @@ def deflated(text: bytes) -> str:
 
 def test_packed_json_is_that_of_the_spec(good: Artifact, tmp_path: Path) -> None:
     path = tmp_path / NAME
-    save_fusion(fusion(), path)
+    save_fusion(fusion_of_every_form(), path)
     assert read_raw(path)[0]["__metadata__"] == {"klora": deflated(good.text().encode())}
 
 

@@ -12,31 +12,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from klora_runtime.artifact.q.packed import (
-    Slot,
-    pack_factors,
-    packed_problems,
-    stored_sizes,
-    unpack_factors,
-)
-from klora_runtime.artifact.q.quantised import (
-    MAX_LEVEL,
-    Quantised,
-    indices_of,
-    shifted,
-    steps_of,
-    values_of,
-)
 
 from klora_compile.storing.trellis import nearest
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
-from klora_runtime.artifact.q.bitstream import MAX_CLASS, Rows, pack, sizes, unpack
+from klora_runtime.artifact.factors import packed_problems
+from klora_runtime.artifact.q.bitstream import Rows, pack, sizes, unpack
+from klora_runtime.artifact.q.codec import PackedSlot, pack_factors, stored_sizes, unpack_factors
+from klora_runtime.artifact.q.form import MAX_CLASS, MAX_LEVEL, Quantised
+from klora_runtime.artifact.q.values import indices_of, shifted, steps_of, values_of
 from klora_runtime.artifact.safetensors_file import TensorInfo
 
 SEEDS = st.integers(0, 2**31)
 
 
-def literal(packed: bytes, slots: list[Slot]) -> list[list[list[list[float]]]]:
+def literal(packed: bytes, slots: list[PackedSlot]) -> list[list[list[list[float]]]]:
     """Section 2 of the spec: slot -> matrix -> row -> number."""
     rows = []  # (numbers, level, slot, matrix, row)
     for number, slot in enumerate(slots):
@@ -90,12 +79,12 @@ def literal(packed: bytes, slots: list[Slot]) -> list[list[list[list[float]]]]:
     return found
 
 
-def slot_of(shape: tuple[int, ...], levels: list[int], *, dense: bool = False) -> Slot:
+def slot_of(shape: tuple[int, ...], levels: list[int], *, dense: bool = False) -> PackedSlot:
     own = tuple(sorted(levels, reverse=True))
-    return Slot(0.5, shape, dense, Quantised(0.3, own[:1] if dense else own, 0.01))
+    return PackedSlot(0.5, shape, dense, Quantised(0.3, own[:1] if dense else own, 0.01))
 
 
-def numbers_of(slots: list[Slot], seed: int) -> list[Stored]:
+def numbers_of(slots: list[PackedSlot], seed: int) -> list[Stored]:
     """Random factors that each slot can hold, all sizes of its rows."""
     generator = torch.Generator().manual_seed(seed)
     found: list[Stored] = []
@@ -124,7 +113,7 @@ def levels_of(least: int) -> st.SearchStrategy[list[int]]:
 
 
 @st.composite
-def slots(draw: st.DrawFn) -> Slot:
+def slots(draw: st.DrawFn) -> PackedSlot:
     shape = draw(st.sampled_from([(9, 40), (40, 9), (12, 4, 3, 3), (30,), (1, 1), (64, 64)]))
     least = min(shape[0], math.prod(shape[1:]))
     levels = draw(levels_of(least if len(shape) > 1 else shape[0]))
@@ -133,7 +122,7 @@ def slots(draw: st.DrawFn) -> Slot:
 
 @settings(max_examples=60, deadline=None)
 @given(stored=st.lists(slots(), min_size=1, max_size=4), seed=SEEDS)
-def test_packed_slots_are_those_of_the_spec(stored: list[Slot], seed: int) -> None:
+def test_packed_slots_are_those_of_the_spec(stored: list[PackedSlot], seed: int) -> None:
     written = numbers_of(stored, seed)
     packed = pack_factors(written)
     expected = literal(packed.numpy().tobytes(), stored)

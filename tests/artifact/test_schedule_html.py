@@ -12,8 +12,9 @@ import pytest
 from support.golden_fusion import golden_fusion, switching_entry
 
 from klora_runtime.artifact.blocks import blocks
-from klora_runtime.artifact.fusion import Entry, Fusion, Slot
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.palette import colours, mixed, parts_of
+from klora_runtime.artifact.schedule import Slot
 from klora_runtime.artifact.schedule_html import schedule_html
 from klora_runtime.artifact.timeline import Timeline
 
@@ -126,7 +127,7 @@ def test_names_that_would_not_fit_are_tooltips_only() -> None:
 
 
 def test_names_out_of_strange_files_are_only_text() -> None:
-    slots = {EVIL: Slot(EVIL, "content", ()), "style": Slot("style", "style", ())}
+    slots = {EVIL: Slot("content", ()), "style": Slot("style", ())}
     timeline = Timeline((0.0, 0.5), {EVIL: (1.0, 0.0), "style": (0.0, 1.0)})
     entry = replace(layer(f"{EVIL}.0.to_q", timeline), component=EVIL)
     fusion = replace(fusion_of([entry]), slots=slots)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from support.golden_fusion import golden_fusion
 from support.handmade import hand_entry, hand_fusion
 
-from klora_runtime.artifact.fusion import Reference, Rule
+from klora_runtime.artifact.schedule import Reference, Rule
 
 EVIL = "\x1b[2J\r\nall is well\u202e" + "x" * 500
 

@@ -36,8 +36,8 @@ from klora_runtime import (
     load_fusion,
     save_fusion,
 )
-from klora_runtime.artifact.fusion import Reference
 from klora_runtime.artifact.references import complete
+from klora_runtime.artifact.schedule import Reference
 
 
 def thinned(content: Path, style: Path, path: Path) -> Fusion:

@@ -30,8 +30,9 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
 from klora_compile.export.writing import Exported, export_static
 from klora_runtime import __version__, load_fusion, save_fusion
 from klora_runtime.artifact.dtypes import DTYPES
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 
 FAMILIES: tuple[Exportable, ...] = ("sd1", "sdxl", "flux.1")
 

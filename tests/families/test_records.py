@@ -18,7 +18,7 @@ from support.lora_files import ROOT, run_python
 from torch import nn
 
 from klora_compile.families.convolutions import folded_kernel, is_pointwise
-from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family
 

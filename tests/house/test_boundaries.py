@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.lora_files import ROOT, run_python
+from support.lora_files import GOLDEN, ROOT, run_python
 
 COMPILE, RUNTIME = ROOT / "klora_compile", ROOT / "runtime" / "klora_runtime"
 SOURCES = sorted([*COMPILE.rglob("*.py"), *RUNTIME.rglob("*.py")])
@@ -18,8 +18,8 @@ OPTIONAL = {"psutil"}
 HEAVY = ["torch", "numpy", "safetensors", "diffusers", "transformers", "peft", "matplotlib"]
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of everything that a file imports, anywhere in it."""
+def imported_modules(path: Path) -> set[str]:
+    """Everything that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -29,7 +29,12 @@ def imports(path: Path) -> set[str]:
             names.add(node.module or "")
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
             names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
-    return {name.partition(".")[0] for name in names}
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, anywhere in it."""
+    return {name.partition(".")[0] for name in imported_modules(path)}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -77,6 +82,36 @@ def test_the_compiler_needs_no_diffusers_to_compile() -> None:
 )
 def test_importing_is_cheap(code: str) -> None:
     assert not loaded_after(code) & set(HEAVY)
+
+
+#: Of the artifact's room: what needs no numbers, and so no torch.
+WITHOUT_NUMBERS = [
+    "blocks", "canonical", "checks", "digests", "document", "dtypes", "factors", "palette",
+    "q.form", "replacing", "safetensors_file", "schedule", "schedule_html", "timeline",
+]  # fmt: skip
+
+
+def test_an_artifact_is_read_and_checked_where_there_is_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['torch', 'numpy', 'safetensors'])  # None: not there\n"
+        "from importlib import import_module\n"
+        "from klora_runtime.artifact.document import document_text, load_document\n"
+        f"for name in {WITHOUT_NUMBERS}:\n"
+        "    import_module(f'klora_runtime.artifact.{name}')\n"
+        "document = load_document(sys.argv[1])\n"
+        "assert document_text(document)\n"
+        "print(repr(document), document._repr_html_())\n"
+    )
+    result = run_python(code, GOLDEN)
+    assert result.returncode == 0, result.stderr
+    assert "switching" in result.stdout
+
+
+def test_the_codec_of_compressed_numbers_has_one_door() -> None:
+    others = [path for path in RUNTIME.rglob("*.py") if path.parent.name != "q"]
+    doors = {name for path in others for name in imported_modules(path) if ".artifact.q" in name}
+    assert doors == {"klora_runtime.artifact.q.codec", "klora_runtime.artifact.q.form"}
 
 
 def test_no_package_of_the_name_runtime_is_importable() -> None:

@@ -30,7 +30,7 @@ HOMONYMS = {
         "measuring/cache.py",
         "report/card.py",
         "export/ordinary.py",
-        "artifact/file.py",
+        "artifact/document.py",
     },
     "phases": {"export/writing.py", "export/schedule.py"},  # the files that klora export writes
 }

@@ -16,7 +16,8 @@ from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
-from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ArtifactError, IncompatibleModelError
 
@@ -219,7 +220,7 @@ def test_a_parameter_that_is_not_there_or_has_another_shape(pipe: Any) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     source = Source("a", "0" * 64, 1, "peft", (2,), notes={"unused": [{"key": "k", "why": "w"}]})
-    slots = {name: Slot(name, name, ("a",)) for name in ("content", "style")}
+    slots = {name: Slot(name, ("a",)) for name in ("content", "style")}
     rule = Rule("hand", {}, {})
     whole = replace(ordered(fusion()), sources={"a": source}, slots=slots, rule=rule)
     save_fusion(whole, tmp_path / "a.safetensors")

@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from klora_runtime.artifact.q.packed import stored_sizes
 from support.generation import TWO_STEPS, LoraPair, build, generate
 from support.golden_fusion import golden_fusion, switching_entry
 from support.lora_files import (
@@ -32,6 +31,7 @@ from klora_compile.storing.loss import relative_error
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.q.codec import stored_sizes
 from klora_runtime.errors import ConfigError
 
 WEIGHTS = ROOT / "examples" / "drawings" / "weights"

@@ -22,7 +22,7 @@ from klora_compile import (
 )
 from klora_compile.reading.adapter import Adapter
 from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.artifact.fusion import Rule as StatedRule
+from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import KloraError, LoraError
 

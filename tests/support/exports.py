@@ -14,7 +14,8 @@ from support.families import FLUX_BLOCKS, flux
 from tiny_pipeline import TEXT_WIDTH, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion, read_adapter
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 
 Exportable = Literal["sd1", "sdxl", "flux.1"]
 

@@ -11,7 +11,8 @@ import torch
 
 from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.file import save_fusion
-from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot, Source
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 
 GAMMA = 0.75
@@ -36,8 +37,8 @@ def golden_fusion() -> Fusion:
             ),
         },
         slots={
-            "content": Slot("content", "content", ("content",)),
-            "style": Slot("style", "style", ("style",)),
+            "content": Slot("content", ("content",)),
+            "style": Slot("style", ("style",)),
         },
         rule=Rule(
             "klora",

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from klora_runtime.artifact.delta import LowRank, Stored
-from klora_runtime.artifact.fusion import Entry, Fusion, Rule, Slot
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Rule, Slot
 from klora_runtime.artifact.timeline import Timeline
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -50,7 +51,7 @@ def hand_entry(
 
 
 def hand_fusion(*entries: Entry, family: str | None = None) -> Fusion:
-    slots = {name: Slot(name, name, ()) for name in ("content", "style")}
+    slots = {name: Slot(name, ()) for name in ("content", "style")}
     ordered = tuple(sorted(entries, key=lambda entry: entry.layer))
     return Fusion({}, slots, Rule("by hand", {}, {}), family, ordered, "klora tests")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 
 
 @dataclass(frozen=True)

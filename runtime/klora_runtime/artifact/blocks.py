@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Entry, Fusion
 from klora_runtime.artifact.palette import parts_of
+from klora_runtime.artifact.schedule import TEXT_ENCODERS, Schedule, ScheduledEntry
 from klora_runtime.families.catalogue import FAMILIES
 
 #: Lists of blocks in the order in which data flows, of models that are not known.
@@ -19,7 +19,7 @@ class Block:
     """Layers of a model that belong together, in the order data flows."""
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ScheduledEntry, ...]
 
     def acting(self) -> Block:
         """The block without the layers that never act."""
@@ -33,9 +33,9 @@ class Block:
         return {slot: sum(parts.get(slot, 0.0) for parts in acting) / len(acting) for slot in slots}
 
 
-def blocks(fusion: Fusion) -> list[Block]:
+def blocks(fusion: Schedule) -> list[Block]:
     """The denoiser's layers by block, in the order data flows."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[ScheduledEntry]] = {}
     family = FAMILIES.get(fusion.family or "")
     flow = _ANY_BLOCKS if family is None else tuple(family.blocks)
     for entry in sorted(_with_steps(fusion.entries), key=lambda entry: _flow_key(entry, flow)):
@@ -43,7 +43,7 @@ def blocks(fusion: Fusion) -> list[Block]:
     return [Block(name, tuple(entries)) for name, entries in groups.items()]
 
 
-def _with_steps(entries: Iterable[Entry]) -> list[Entry]:
+def _with_steps(entries: Iterable[ScheduledEntry]) -> list[ScheduledEntry]:
     return [entry for entry in entries if entry.component not in TEXT_ENCODERS]
 
 
@@ -56,7 +56,7 @@ def _block_name(module: str) -> str:
     return parts[0]
 
 
-def _flow_key(entry: Entry, flow: Sequence[str]) -> tuple[object, ...]:
+def _flow_key(entry: ScheduledEntry, flow: Sequence[str]) -> tuple[object, ...]:
     """Blocks in the order of ``flow``, then the other layers by name."""
     path = f"{entry.module}."
     place = next((i for i, name in enumerate(flow) if path.startswith(f"{name}.")), len(flow))

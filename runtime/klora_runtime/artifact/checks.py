@@ -9,31 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.factors import (
-    factors_of,
     factors_problems,
     is_number,
-    reference_of,
+    packed_problems,
+    tensor_names,
 )
-from klora_runtime.artifact.fusion import (
-    SILENT_FATES,
-    TEXT_ENCODERS,
-    Entry,
-    Fusion,
-    Rule,
-    Slot,
-    Source,
-    fingerprint,
-)
-from klora_runtime.artifact.q.packed import packed_problems, unpacked_slots
 from klora_runtime.artifact.safetensors_file import TensorInfo
-from klora_runtime.artifact.timeline import MAX_SEGMENTS, Timeline
+from klora_runtime.artifact.schedule import SILENT_FATES, TEXT_ENCODERS, fingerprint
+from klora_runtime.artifact.timeline import MAX_SEGMENTS
 from klora_runtime.errors import ArtifactError, shown
 
 FORMAT_NAME = "klora-fusion"
@@ -54,38 +40,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True)
-class CheckedDocument:
-    """A document that passed every check and now only needs its tensors."""
-
-    tensor_names: frozenset[str]
-    _document: Mapping[str, Any]
-
-    def fusion(self, tensors: Mapping[str, torch.Tensor]) -> Fusion:
-        """The document as values, with ``tensors`` by name.
-
-        Raises:
-            ArtifactError: a packed tensor is damaged, which only its bytes tell.
-        """
-        document = self._document
-        packed = unpacked_slots(document["entries"], tensors)
-        return Fusion(
-            sources={name: _source(value) for name, value in document["sources"].items()},
-            slots={
-                name: Slot(name, value["role"], tuple(value["sources"]), value["derived"])
-                for name, value in document["slots"].items()
-            },
-            rule=Rule(**document["rule"]),
-            family=document["fits"]["family"],
-            entries=tuple(
-                _entry(value, tensors, packed[index])
-                for index, value in enumerate(document["entries"])
-            ),
-            tool=document["tool"],
-        )
-
-
-def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str) -> CheckedDocument:
+def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str) -> None:
     """Check the JSON of an artifact against the format and against the file's tensors.
 
     Args:
@@ -112,9 +67,9 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
             check.say(place, problem)
     if check.issues:
         raise ArtifactError(f"{where} breaks its format:", check.issues)
-    return CheckedDocument(frozenset(used), document)
 
 
+#: Required key of a source -> whether a value of it is right.
 _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
     "file": lambda v: isinstance(v, str) and "/" not in v and "\\" not in v,
     "sha256": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
@@ -124,6 +79,10 @@ _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
     "trigger_words": lambda v: isinstance(v, list) and all(isinstance(w, str) for w in v),
     "license": lambda v: v is None or isinstance(v, str),
 }
+
+
+#: The keys of a source that are no notes.
+SOURCE_KEYS = frozenset(_SOURCE_TESTS)
 
 
 class _Check:
@@ -218,6 +177,7 @@ class _Check:
     def entries(
         self, value: Any, slots: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
     ) -> set[str]:
+        """The names of the tensors that belong to entries."""
         used: set[str] = set()
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ENTRIES:
             self.say("entries", f"expected a list of 1 to {MAX_ENTRIES} entries")
@@ -236,7 +196,8 @@ class _Check:
                 self.say(where, f"{'.'.join(place)} is a duplicate or out of order")
             previous = place
             where += f" ({'.'.join(place)})"
-            stored = self.factors(entry, f"{where}.factors", slots, tensors, used)
+            stored = self.factors(entry, f"{where}.factors", slots, tensors)
+            used |= {name for slot in stored for name in tensor_names(entry["factors"][slot])}
             constant = entry["component"] in TEXT_ENCODERS
             self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
             if entry["fate"] in SILENT_FATES and stored:
@@ -273,8 +234,8 @@ class _Check:
         where: str,
         slots: Mapping[str, Any],
         tensors: Mapping[str, TensorInfo],
-        used: set[str],
     ) -> set[str]:
+        """The slots that are stored."""
         value = entry["factors"]
         if not isinstance(value, dict):
             self.say(where, "expected an object")
@@ -283,7 +244,7 @@ class _Check:
             if slot not in slots:
                 self.say(f"{where}.{shown(slot)}", "is not in slots")
             sources = slots[slot]["sources"] if slot in slots else ()
-            for place, problem in factors_problems(factors, entry["shape"], tensors, used, sources):
+            for place, problem in factors_problems(factors, entry["shape"], tensors, sources):
                 self.say(f"{where}.{shown(slot)}{place}", problem)
         return set(value)
 
@@ -350,48 +311,3 @@ def _is_scalar(value: Any) -> bool:
 
 def _is_number_or_null(value: Any) -> bool:
     return value is None or is_number(value)
-
-
-def _source(value: Mapping[str, Any]) -> Source:
-    return Source(
-        file=value["file"],
-        sha256=value["sha256"],
-        bytes=value["bytes"],
-        layout=value["layout"],
-        ranks=tuple(value["ranks"]),
-        trigger_words=tuple(value["trigger_words"]),
-        license=value["license"],
-        notes={key: note for key, note in value.items() if key not in _SOURCE_TESTS},
-    )
-
-
-def _entry(
-    value: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    packed: Mapping[str, Stored],
-) -> Entry:
-    rows = value["timeline"]
-    slots = [key for key in rows[0] if key != "from"]
-    stored = {slot: v for slot, v in value["factors"].items() if v["kind"] != "reference"}
-    factors = {
-        slot: packed[slot] if slot in packed else factors_of(each, tensors)
-        for slot, each in stored.items()
-    }
-    return Entry(
-        component=value["component"],
-        module=value["module"],
-        parameter=value["parameter"],
-        shape=tuple(value["shape"]),
-        fate=value["fate"],
-        timeline=Timeline(
-            tuple(float(row["from"]) for row in rows),
-            {slot: tuple(float(row[slot]) for row in rows) for slot in slots},
-        ),
-        factors=factors,
-        scores=value["scores"],
-        references={
-            slot: reference_of(each)
-            for slot, each in value["factors"].items()
-            if slot not in stored
-        },
-    )

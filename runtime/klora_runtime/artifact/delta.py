@@ -8,7 +8,7 @@ made by :meth:`LowRank.matrix` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import torch
 from klora_runtime.devices.precision import home_of_float64
 
 if TYPE_CHECKING:
-    from klora_runtime.artifact.q.quantised import Quantised
+    from klora_runtime.artifact.q.form import Quantised
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,10 @@ class Stored:
     """Dtype and bytes of the source, or in float32 what :attr:`quantised` stands for."""
     quantised: Quantised | None = None
     """How the file encodes the delta; None where it holds the numbers as they are."""
+
+    def sizes(self) -> Mapping[Hashable, int]:
+        """Place in memory of each tensor -> its bytes."""
+        return {tensor.data_ptr(): tensor.nbytes for tensor in self.delta.tensors}
 
 
 def inner_products(one: LowRank, other: LowRank) -> torch.Tensor:

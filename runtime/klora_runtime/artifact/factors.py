@@ -1,45 +1,57 @@
 """The rules of ``FORMAT.md`` for factors: what is stored of one slot in one entry, by its form.
 
-A form is a kind with an encoding; a new one is a new row of :data:`_FORMS`.
+A form is a kind with an encoding; a new one is a new row of :data:`FORMS`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.dtypes import REAL
-from klora_runtime.artifact.fusion import Reference
-from klora_runtime.artifact.q.bitstream import MAX_CLASS, class_offset
-from klora_runtime.artifact.q.quantised import LEAST_STEP, MAX_LEVEL, MOST_STEP, Quantised
+from klora_runtime.artifact.q.form import (
+    LEAST_STEP,
+    MAX_CLASS,
+    MAX_LEVEL,
+    MOST_STEP,
+    class_offset,
+    matrices_of,
+)
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.errors import shown
 
 
-class _Form:
-    def __init__(
-        self, tensors: tuple[str, ...], dtypes: tuple[str, ...], others: tuple[str, ...] = ()
-    ) -> None:
-        self.tensors = tensors
-        """The keys that name its tensors."""
-        self.dtypes = dtypes
-        self.keys = frozenset(("kind", "encoding", "scale", *tensors, *others))
+@dataclass(frozen=True)
+class Form:
+    """How the JSON writes the factors of a slot."""
+
+    tensors: tuple[str, ...]
+    """The keys that name its tensors."""
+    dtypes: tuple[str, ...]
+    """Those that its tensors may have."""
+    others: tuple[str, ...] = ()
+    """Its further keys."""
+
+    @property
+    def keys(self) -> frozenset[str]:
         """All of them."""
+        return frozenset(("kind", "encoding", "scale", *self.tensors, *self.others))
 
 
-_PACKED = _Form(("packed",), ("U8",), ("error", "levels", "step"))
-_FORMS: Mapping[tuple[str, str], _Form] = {
-    ("lowrank", "plain"): _Form(("down", "up"), REAL),
+_PACKED = Form(("packed",), ("U8",), ("error", "levels", "step"))
+
+#: Kind and encoding -> form.
+FORMS: Mapping[tuple[str, str], Form] = {
+    ("lowrank", "plain"): Form(("down", "up"), REAL),
     ("lowrank", "q"): _PACKED,
-    ("dense", "plain"): _Form(("delta",), REAL),
+    ("dense", "plain"): Form(("delta",), REAL),
     ("dense", "q"): _PACKED,
-    ("reference", "plain"): _Form((), (), ("down", "rows", "source", "up")),
+    ("reference", "plain"): Form((), (), ("down", "rows", "source", "up")),
 }
-_KINDS = {kind for kind, _ in _FORMS}
+_KINDS = {kind for kind, _ in FORMS}
+_KEYS = {form: form.keys for form in FORMS.values()}
 
 
 def is_number(value: Any) -> bool:
@@ -48,33 +60,22 @@ def is_number(value: Any) -> bool:
 
 
 def factors_problems(
-    value: Any,
-    shape: list[int],
-    tensors: Mapping[str, TensorInfo],
-    used: set[str],
-    sources: Collection[str],
+    value: Any, shape: list[int], tensors: Mapping[str, TensorInfo], sources: Collection[str]
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with the factors of one slot: where inside them, and what.
 
     Args:
         shape: of the entry's parameter.
         tensors: the file's, by name.
-        used: gets the names of those that are used here.
         sources: of the slot.
     """
-    if not isinstance(value, dict):
-        yield "", "expected an object"
+    form = _form_of(value)
+    if isinstance(form, str):
+        yield "", form
         return
-    kind, encoding = value.get("kind"), value.get("encoding")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        yield "", f"unknown kind {shown(kind)}; update klora"
-        return
-    form = _FORMS.get((kind, encoding)) if isinstance(encoding, str) else None
-    if form is None:
-        yield "", f"unknown encoding {shown(encoding)}; update klora"
-        return
-    if value.keys() != form.keys:
-        missing, unknown = sorted(form.keys - value.keys()), sorted(value.keys() - form.keys)
+    if value.keys() != _KEYS[form]:
+        missing = sorted(_KEYS[form] - value.keys())
+        unknown = sorted(value.keys() - _KEYS[form])
         if missing:
             yield "", f"lacks {', '.join(missing)}"
         if unknown:
@@ -82,7 +83,7 @@ def factors_problems(
         return
     if not is_number(value["scale"]):
         yield ".scale", f"not a number: {shown(value['scale'])}"
-    if kind == "reference":
+    if value["kind"] == "reference":
         yield from _reference_problems(value, shape, sources)
         return
     found: dict[str, tuple[int, ...]] = {}
@@ -92,63 +93,56 @@ def factors_problems(
         if info is None:
             yield f".{part}", f"no tensor {shown(name)} in the file"
             continue
-        used.add(name)
         if info.dtype not in form.dtypes:
             yield f".{part}", f"dtype {info.dtype}, expected {form.dtypes}"
         found[part] = info.shape
-    if encoding == "q":
+    if value["encoding"] == "q":
         yield from _packed_problems(value, shape, found.get("packed"))
-    elif len(found) == len(form.tensors) and not _make(kind, found, shape):
+    elif len(found) == len(form.tensors) and not _make(value["kind"], found, shape):
         shapes = " and ".join(f"{part} {list(size)}" for part, size in found.items())
         verb = "do" if len(found) > 1 else "does"
         yield "", f"{shapes} {verb} not make {shape}"
 
 
-def factors_of(value: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Stored:
-    """Checked factors of encoding ``plain`` as values."""
-    form = Dense if value["kind"] == "dense" else LowRank
-    parts = (tensors[value[part]] for part in _FORMS[value["kind"], "plain"].tensors)
-    return Stored(float(value["scale"]), form(*parts))
+def packed_problems(
+    entries: Iterable[Mapping[str, Any]], tensors: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, str]]:
+    """Which packed tensors cannot hold what they are said to: their name, and what is wrong.
 
-
-def quantised_of(value: Mapping[str, Any]) -> Quantised:
-    """How checked factors of encoding ``q`` are stored."""
-    return Quantised(float(value["step"]), tuple(value["levels"]), float(value["error"]))
-
-
-def reference_of(value: Mapping[str, Any]) -> Reference:
-    """A checked reference as a value."""
-    rows = None if value["rows"] is None else tuple((begin, end) for begin, end in value["rows"])
-    return Reference(float(value["scale"]), value["source"], value["down"], value["up"], rows)
-
-
-def factors_json(stored: Stored, names: tuple[str, ...]) -> dict[str, object]:
-    """Values as JSON.
+    A number takes a bit or more, so what is read is never much larger than the file.
 
     Args:
-        names: in the file: of the delta's tensors, or of the tensor that they are packed in.
+        entries: whose factors have no problem.
     """
-    kind = "dense" if isinstance(stored.delta, Dense) else "lowrank"
-    encoding, others = "plain", {}
-    if stored.quantised is not None:
-        encoding, how = "q", stored.quantised
-        others = {"step": how.step, "levels": list(how.levels), "error": how.error}
-    parts = dict(zip(_FORMS[kind, encoding].tensors, names, strict=True))
-    return {"kind": kind, "encoding": encoding, "scale": stored.scale, **parts, **others}
+    numbers: Counter[str] = Counter()
+    for entry in entries:
+        for value in entry["factors"].values():
+            if value["encoding"] == "q":
+                dense, rank = value["kind"] == "dense", len(value["levels"])
+                matrices = matrices_of(entry["shape"], rank, dense=dense)
+                numbers[value["packed"]] += sum(rows * length for rows, length in matrices)
+    for name, count in numbers.items():
+        (size,) = tensors[name].shape
+        if count > 8 * size:
+            yield f"tensor {name}", f"{size} bytes cannot hold the {count} numbers of its slots"
 
 
-def reference_json(reference: Reference) -> dict[str, object]:
-    """A reference as JSON."""
-    rows = None if reference.rows is None else [list(pair) for pair in reference.rows]
-    return {
-        "kind": "reference",
-        "encoding": "plain",
-        "scale": reference.scale,
-        "source": reference.source,
-        "down": reference.down,
-        "up": reference.up,
-        "rows": rows,
-    }
+def tensor_names(value: Any) -> list[str]:
+    """The names of tensors in the factors of one slot, right or wrong."""
+    form = _form_of(value)
+    named = [] if isinstance(form, str) else [value.get(part) for part in form.tensors]
+    return [name for name in named if isinstance(name, str)]
+
+
+def _form_of(value: Any) -> Form | str:
+    """The form of factors, or why they have none."""
+    if not isinstance(value, dict):
+        return "expected an object"
+    kind, encoding = value.get("kind"), value.get("encoding")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return f"unknown kind {shown(kind)}; update klora"
+    form = FORMS.get((kind, encoding)) if isinstance(encoding, str) else None
+    return form or f"unknown encoding {shown(encoding)}; update klora"
 
 
 def _make(kind: str, found: Mapping[str, tuple[int, ...]], shape: list[int]) -> bool:
@@ -207,18 +201,6 @@ def _reference_problems(
         or sum(end - begin for begin, end in rows) != shape[0]
     ):
         yield ".rows", f"not [first, end] of {shape[0]} rows in all: {shown(rows)}"
-
-
-def matrices_of(shape: Sequence[int], rank: int, *, dense: bool) -> tuple[tuple[int, int], ...]:
-    """Rows and numbers of a row of what encoding ``q`` stores of one slot.
-
-    Args:
-        shape: of the parameter.
-        rank: of the factors; of no meaning for a dense delta.
-    """
-    if not dense:
-        return (rank, math.prod(shape[1:])), (rank, shape[0])
-    return ((1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:])),)
 
 
 def _is_range(value: Any) -> bool:

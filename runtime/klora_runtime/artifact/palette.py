@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from klora_runtime.artifact.fusion import Slot
+from klora_runtime.artifact.schedule import Slot
 
 Rgb = tuple[int, int, int]
 
@@ -21,13 +21,14 @@ _LIGHTEST = 0.6
 
 def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
     """Slot -> colour; contents first, then in the order of the LoRAs."""
-    ordered = sorted(slots.values(), key=_place)
+    roles = {name: slot.role for name, slot in slots.items()}
+    ordered = sorted(roles, key=lambda name: _place(name, roles[name]))
     found = {}
-    for slot in ordered:
-        kin = [other for other in ordered if other.role == slot.role]
-        share = _LIGHTEST * kin.index(slot) / max(1, len(kin) - 1)
-        base = CONTENT_RGB if slot.role == "content" else STYLE_RGB
-        found[slot.name] = mixed([(base, 1.0 - share), (_WHITE, share)])
+    for name in ordered:
+        kin = [other for other in ordered if roles[other] == roles[name]]
+        share = _LIGHTEST * kin.index(name) / max(1, len(kin) - 1)
+        base = CONTENT_RGB if roles[name] == "content" else STYLE_RGB
+        found[name] = mixed([(base, 1.0 - share), (_WHITE, share)])
     return found
 
 
@@ -47,8 +48,8 @@ def parts_of(row: Mapping[str, float]) -> dict[str, float]:
     return {slot: size / total for slot, size in sizes.items()}
 
 
-def _place(slot: Slot) -> tuple[str, str, int, str]:
+def _place(name: str, role: str) -> tuple[str, str, int, str]:
     """``content.2`` before ``content.10``: numbers by length and digits, whatever their size."""
-    stem, _, number = slot.name.partition(".")
+    stem, _, number = name.partition(".")
     digits = number.lstrip("0")
-    return slot.role, stem, len(digits), digits
+    return role, stem, len(digits), digits

@@ -17,7 +17,8 @@ import torch
 from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.dtypes import FLOAT8, REAL
-from klora_runtime.artifact.fusion import Entry, Fusion, Reference
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import Reference
 from klora_runtime.artifact.tensor_file import TensorFile, without_float8
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
 

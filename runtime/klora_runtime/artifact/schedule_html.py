@@ -11,8 +11,8 @@ from html import escape
 from itertools import groupby, pairwise
 
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.palette import Rgb, colours, mixed, parts_of
+from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import shown
 
@@ -34,7 +34,7 @@ _Piece = tuple[int, int, str]
 
 
 def schedule_html(
-    fusion: Fusion,
+    fusion: Schedule,
     text: str,
     weights: Mapping[str, float] | None = None,
     progress: float | None = None,

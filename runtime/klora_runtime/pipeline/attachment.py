@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS, Fusion
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.claim import Claimant, refuse_claimed
 from klora_runtime.layers.freezing import refuse_freezing

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from klora_runtime.artifact.fusion import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.module_tree import modules_of, original_module
 from klora_runtime.layers.targets import refuse

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from klora_runtime.artifact.file import load_fusion
-from klora_runtime.artifact.fusion import Entry, Fusion, summary
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.references import complete
+from klora_runtime.artifact.schedule import summary
 from klora_runtime.errors import ConfigError, InUseError
 from klora_runtime.layers.choice import MODES, choose
 from klora_runtime.layers.live_fusion import LiveFusion, checked_weights

@@ -14,16 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from klora_runtime.artifact.q.form import MAX_CLASS, TOP_CLASS, class_offset
 from klora_runtime.artifact.tensor_file import bytes_of, memory_of
-
-#: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
-_TOP = 8
-
-#: How many lowest bits may be kept apart.
-_MOST_BITS = 15
-
-#: The highest class.
-MAX_CLASS = _TOP + 4 * _MOST_BITS
 
 _LENGTH_BYTES = 4
 
@@ -51,7 +43,7 @@ class Rows:
     @property
     def bits(self) -> torch.Tensor:
         """(rows,) int64: how many lowest bits are kept apart."""
-        return ((self.classes - _TOP + 3) // 4).clamp_min(0)
+        return ((self.classes - TOP_CLASS + 3) // 4).clamp_min(0)
 
     @property
     def codes(self) -> torch.Tensor:
@@ -68,11 +60,6 @@ class Rows:
         limits = self.limits.unsqueeze(1)
         fit = (self.classes <= MAX_CLASS).unsqueeze(1) & (-limits <= numbers) & (numbers < limits)
         return bool(fit.all())
-
-
-def class_offset(length: int) -> int:
-    """What a row's length takes from its level: 2 log2(length), rounded down."""
-    return (length * length).bit_length() - 1
 
 
 def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,25 +1,28 @@
-"""The compressed slots of a file, all in one tensor: whole numbers between `quantised` and
-`bitstream`, which are coded together where their rows are alike, whichever layer they are of."""
+"""The compressed slots of a file, all in one tensor.
+
+Their whole numbers, between `values` and `bitstream`, are coded together where their rows are
+alike, whichever layer they are of. This is the door of the room: an artifact without compressed
+slots is read without it.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from klora_runtime.artifact.delta import Delta, Dense, LowRank, Stored
-from klora_runtime.artifact.factors import matrices_of, quantised_of
+from klora_runtime.artifact.document import Document
 from klora_runtime.artifact.q.bitstream import Rows, pack, sizes, unpack
-from klora_runtime.artifact.q.quantised import CHANGED, Quantised, indices_of, steps_of, values_of
-from klora_runtime.artifact.safetensors_file import TensorInfo
+from klora_runtime.artifact.q.form import Quantised, matrices_of
+from klora_runtime.artifact.q.values import CHANGED, indices_of, steps_of, values_of
 from klora_runtime.errors import ArtifactError
 
 
 @dataclass(frozen=True)
-class Slot:
+class PackedSlot:
     """What a file's JSON says of the compressed factors of one slot in one entry."""
 
     scale: float
@@ -32,36 +35,6 @@ class Slot:
     def matrices(self) -> tuple[tuple[int, int], ...]:
         """(rows, numbers of a row) of what is stored of it."""
         return matrices_of(self.shape, len(self.quantised.levels), dense=self.dense)
-
-
-def slots_by_tensor(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[int, str], Slot]]:
-    """What checked entries say of their compressed factors.
-
-    Returns:
-        Name of a tensor -> (index of the entry, slot) -> what is packed there, in order.
-    """
-    found: dict[str, dict[tuple[int, str], Slot]] = {}
-    for index, entry in enumerate(entries):
-        for name, value in sorted(entry["factors"].items()):
-            if value["encoding"] == "q":
-                dense, shape = value["kind"] == "dense", tuple(entry["shape"])
-                slot = Slot(float(value["scale"]), shape, dense, quantised_of(value))
-                found.setdefault(value["packed"], {})[index, name] = slot
-    return found
-
-
-def packed_problems(
-    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, TensorInfo]
-) -> Iterator[tuple[str, str]]:
-    """Which packed tensors cannot hold what they are said to: their name, and what is wrong.
-
-    A number takes a bit or more, so what is read is never much larger than the file.
-    """
-    for name, slots in slots_by_tensor(entries).items():
-        (size,) = tensors[name].shape
-        numbers = sum(rows * length for slot in slots.values() for rows, length in slot.matrices)
-        if numbers > 8 * size:
-            yield f"tensor {name}", f"{size} bytes cannot hold the {numbers} numbers of its slots"
 
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
@@ -80,28 +53,38 @@ def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
         raise ValueError(CHANGED)
 
 
-def unpacked_slots(
-    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
-) -> dict[int, dict[str, Stored]]:
-    """What checked entries hold compressed.
+def unpacked(
+    document: Document, tensors: Mapping[str, torch.Tensor]
+) -> dict[tuple[int, str], Stored]:
+    """What a document's file holds compressed.
 
     Args:
         tensors: the file's, by name.
 
     Returns:
-        Index of an entry -> slot -> its delta.
+        Index of an entry and slot -> its delta.
 
     Raises:
         ArtifactError: a tensor is damaged, which only its bytes tell.
     """
-    found: dict[int, dict[str, Stored]] = defaultdict(dict)
-    for name, slots in slots_by_tensor(entries).items():
+    found: dict[tuple[int, str], Stored] = {}
+    for name, slots in _slots_by_tensor(document).items():
         try:
             stored = unpack_factors(tensors[name], list(slots.values()))
         except ValueError as error:
             raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
-        for (index, slot), each in zip(slots, stored, strict=True):
-            found[index][slot] = each
+        found.update(zip(slots, stored, strict=True))
+    return found
+
+
+def _slots_by_tensor(document: Document) -> dict[str, dict[tuple[int, str], PackedSlot]]:
+    """Name of a tensor -> index of the entry and slot -> what is packed there, in order."""
+    found: dict[str, dict[tuple[int, str], PackedSlot]] = defaultdict(dict)
+    for index, entry in enumerate(document.entries):
+        for name, slot in sorted(entry.factors.items()):
+            if slot.quantised is not None:
+                packed = PackedSlot(slot.scale, entry.shape, slot.kind == "dense", slot.quantised)
+                found[slot.tensors["packed"].name][index, name] = packed
     return found
 
 
@@ -117,7 +100,7 @@ def pack_factors(stored: Sequence[Stored]) -> torch.Tensor:
     return pack(*_grouped(stored))
 
 
-def unpack_factors(packed: torch.Tensor, slots: Sequence[Slot]) -> list[Stored]:
+def unpack_factors(packed: torch.Tensor, slots: Sequence[PackedSlot]) -> list[Stored]:
     """Bytes as deltas, in float32, all in one block of memory where the bytes are.
 
     Args:
@@ -210,7 +193,7 @@ def matrices(delta: Delta) -> list[torch.Tensor]:
 
 
 def _laid_out(
-    values: Mapping[int, torch.Tensor], slots: Sequence[Slot], device: torch.device
+    values: Mapping[int, torch.Tensor], slots: Sequence[PackedSlot], device: torch.device
 ) -> list[Stored]:
     """The delta of each slot, of rows in the order of the slots."""
     flat = torch.empty(sum(matrix.numel() for matrix in values.values()))

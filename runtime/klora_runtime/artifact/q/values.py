@@ -11,16 +11,8 @@ denser, at the same distance of points, than any grid in one: *trellis-coded qua
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-
-#: The highest level.
-MAX_LEVEL = 255
-
-#: The least and the largest step at level 0, so that every number at every level is a normal
-#: float32.
-LEAST_STEP, MOST_STEP = 1e-28, 1e28
 
 #: What is wrong with factors that are not what their numbers stand for.
 CHANGED = "compressed factors were changed; compress them again"
@@ -37,18 +29,6 @@ _EIGHTHS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """How the numbers of one slot of one entry are stored."""
-
-    step: float
-    """The distance of two points of a grid at level 0, 1e-28 to 1e28."""
-    levels: tuple[int, ...]
-    """Of each rank, 0 to 255, none above the one before; of a dense delta a single one."""
-    error: float
-    """What the compiler lost: relative Frobenius error of the delta, 0 to 1."""
 
 
 def steps_of(step: float, levels: Sequence[int]) -> torch.Tensor:

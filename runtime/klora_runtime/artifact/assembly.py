@@ -1,0 +1,125 @@
+"""A document and the tensors of its file make a fusion; a fusion is taken apart into both again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import torch
+
+from klora_runtime.artifact.delta import Dense, LowRank, Stored
+from klora_runtime.artifact.document import Document, SlotInFile, StoredTensor
+from klora_runtime.artifact.factors import FORMS
+from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import EntryOf
+from klora_runtime.artifact.tensor_file import DTYPE_NAMES, tensor_digest
+
+_NAME_DIGITS = 32
+
+T = TypeVar("T")
+
+
+def tensor_name(tensor: torch.Tensor) -> str:
+    """Name of a tensor in an artifact: digest over its dtype, shape and bytes, 32 hex digits."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    text = f"{dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+
+
+def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion:
+    """A document with its numbers.
+
+    Args:
+        tensors: the file's, by name.
+
+    Raises:
+        ArtifactError: a packed tensor is damaged, which only its bytes tell.
+    """
+    packed: Mapping[tuple[int, str], Stored] = {}
+    if any(slot.quantised for entry in document.entries for slot in entry.factors.values()):
+        from klora_runtime.artifact.q.codec import unpacked  # which plain artifacts do without
+
+        packed = unpacked(document, tensors)
+    return _as(
+        Fusion,
+        document,
+        entries=tuple(
+            _as(
+                Entry,
+                entry,
+                factors={
+                    name: _plain(slot, tensors) if slot.quantised is None else packed[index, name]
+                    for name, slot in entry.factors.items()
+                },
+            )
+            for index, entry in enumerate(document.entries)
+        ),
+    )
+
+
+def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
+    """A fusion as its file says it, and the tensors by name.
+
+    Raises:
+        ValueError: a compressed delta has numbers that are not those of its compression, or a
+            tensor is of no dtype of a file.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def kept(tensor: torch.Tensor) -> StoredTensor:
+        name = tensor_name(tensor)
+        if tensor.dtype not in DTYPE_NAMES:
+            raise ValueError(f"a tensor is {tensor.dtype}, which files do not hold")
+        tensors.setdefault(name, tensor)
+        return StoredTensor(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+    packed = _packed(fusion)
+    shared = None if packed is None else kept(packed)
+
+    def slot(stored: Stored) -> SlotInFile:
+        kind = "dense" if isinstance(stored.delta, Dense) else "lowrank"
+        if shared is not None and stored.quantised is not None:
+            return SlotInFile(kind, stored.scale, {"packed": shared}, stored.quantised)
+        parts = zip(FORMS[kind, "plain"].tensors, stored.delta.tensors, strict=True)
+        return SlotInFile(kind, stored.scale, {part: kept(tensor) for part, tensor in parts})
+
+    entries: list[EntryOf[SlotInFile]] = [
+        _as(
+            EntryOf,
+            entry,
+            factors={name: slot(stored) for name, stored in entry.factors.items()},
+        )
+        for entry in fusion.entries
+    ]
+    return _as(Document, fusion, entries=tuple(entries)), tensors
+
+
+def _plain(slot: SlotInFile, tensors: Mapping[str, torch.Tensor]) -> Stored:
+    form = Dense if slot.kind == "dense" else LowRank
+    parts = (tensors[slot.tensors[part].name] for part in FORMS[slot.kind, "plain"].tensors)
+    return Stored(slot.scale, form(*parts))
+
+
+def _packed(fusion: Fusion) -> torch.Tensor | None:
+    """The one tensor that holds all compressed deltas, if there are any."""
+    compressed = [
+        (entry.factors[name], entry.shape)
+        for entry in fusion.entries
+        for name in sorted(entry.factors)
+        if entry.factors[name].quantised is not None
+    ]
+    if not compressed:
+        return None
+    from klora_runtime.artifact.q.codec import check_shape, pack_factors
+
+    for stored, shape in compressed:
+        check_shape(stored, shape)
+    return pack_factors([stored for stored, _ in compressed])
+
+
+def _as(kind: type[T], value: Any, **changed: Any) -> T:
+    """A value as another class with the same fields, some of them changed."""
+    stated = {field.name: getattr(value, field.name) for field in fields(value)}
+    return kind(**stated | changed)

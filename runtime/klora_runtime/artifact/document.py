@@ -1,0 +1,381 @@
+"""The JSON of an artifact as values, in both directions; all that can be had without its numbers.
+
+    file  <-- safetensors_file -->  text  <-- here -->  Document  <-- assembly -->  Fusion
+
+A document has the schedule, the sources and the scores, and says of each slot in which tensors of
+the file its numbers lie. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+import zlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klora_runtime.artifact.canonical import canonical_json, parse_json
+from klora_runtime.artifact.checks import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    SOURCE_KEYS,
+    check_document,
+)
+from klora_runtime.artifact.digests import text_digest
+from klora_runtime.artifact.dtypes import DTYPES
+from klora_runtime.artifact.factors import FORMS
+from klora_runtime.artifact.q.form import Quantised
+from klora_runtime.artifact.safetensors_file import (
+    MAX_HEADER_BYTES,
+    SafetensorsFile,
+    TensorInfo,
+)
+from klora_runtime.artifact.schedule import (
+    EntryOf,
+    Reference,
+    Rule,
+    ScheduleOf,
+    Slot,
+    Source,
+)
+from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.errors import ArtifactError, FileFormatError, shown
+
+#: The one metadata key of an artifact.
+METADATA_KEY = "klora"
+
+_OUTER_KEYS = frozenset({"digest", "fusion"})
+_DEFLATED = "deflate:"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of the file, its numbers not read."""
+
+    name: str
+    """Its digest, 32 hexadecimal digits."""
+    dtype: str
+    """A key of :data:`~klora_runtime.artifact.dtypes.DTYPES`."""
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype].nbytes
+
+
+@dataclass(frozen=True)
+class SlotInFile:
+    """What the file holds of one slot of one entry."""
+
+    kind: str
+    """``lowrank`` or ``dense``."""
+    scale: float
+    """As of :class:`~klora_runtime.artifact.delta.Stored`."""
+    tensors: Mapping[str, StoredTensor]
+    """By part: ``down`` and ``up``, ``delta``, or ``packed``, which slots share."""
+    quantised: Quantised | None = None
+    """How its numbers are encoded; None where they are as they are."""
+
+    @property
+    def encoding(self) -> str:
+        """``plain`` or ``q``."""
+        return "plain" if self.quantised is None else "q"
+
+    @property
+    def rank(self) -> int | None:
+        """Of the factors; None of a dense delta."""
+        if self.kind != "lowrank":
+            return None
+        return len(self.quantised.levels) if self.quantised else self.tensors["down"].shape[0]
+
+    def sizes(self) -> Mapping[Hashable, int]:
+        """Name of each tensor -> its bytes in the file."""
+        return {tensor.name: tensor.nbytes for tensor in self.tensors.values()}
+
+
+@dataclass(frozen=True, repr=False)
+class Document(ScheduleOf[SlotInFile]):
+    """What an artifact says, its numbers not read."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Name -> tensor, of all in the file."""
+        return {
+            tensor.name: tensor
+            for entry in self.entries
+            for slot in entry.factors.values()
+            for tensor in slot.tensors.values()
+        }
+
+
+def load_document(path: str | os.PathLike[str]) -> Document:
+    """Read and check all of an artifact but its numbers.
+
+    Raises:
+        ArtifactError: the file breaks the format; ``issues`` lists every problem found.
+    """
+    try:
+        with SafetensorsFile(Path(path), "artifact") as file:
+            return read_document(file)
+    except ArtifactError:
+        raise
+    except FileFormatError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is an artifact; it may still be a broken one."""
+    try:
+        with SafetensorsFile(Path(path), "artifact") as file:
+            return METADATA_KEY in file.metadata
+    except FileFormatError:
+        return False
+
+
+def read_document(file: SafetensorsFile) -> Document:
+    """See :func:`load_document`; of an open file."""
+    where = f"artifact {shown(file.path)}"
+    if set(file.metadata) != {METADATA_KEY}:
+        found = ", ".join(shown(key) for key in file.metadata) or "none"
+        raise ArtifactError(
+            f"{shown(file.path)} is not a klora artifact: expected exactly the metadata key "
+            f"'{METADATA_KEY}', found {found}. A plain LoRA has to be compiled first: "
+            "klora compile CONTENT STYLE -o OUT.klora.safetensors"
+        )
+    value = _opened(file.metadata[METADATA_KEY], where)
+    check_document(value, file.tensors, where)
+    return Document(
+        sources={name: _source(source) for name, source in value["sources"].items()},
+        slots={
+            name: Slot(slot["role"], tuple(slot["sources"]), slot["derived"])
+            for name, slot in value["slots"].items()
+        },
+        rule=Rule(**value["rule"]),
+        family=value["fits"]["family"],
+        entries=tuple(_entry(entry, file.tensors) for entry in value["entries"]),
+        tool=value["tool"],
+    )
+
+
+def document_text(document: Document) -> str:
+    """A document as the value of the file's metadata key.
+
+    Raises:
+        ValueError, TypeError: it holds a value that JSON cannot, or a source's note has the name
+            of something else.
+    """
+    inner = canonical_json(
+        {
+            "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+            "tool": document.tool,
+            "sources": {name: _source_json(source) for name, source in document.sources.items()},
+            "slots": {
+                name: {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
+                for name, slot in document.slots.items()
+            },
+            "rule": {
+                "name": document.rule.name,
+                "parameters": dict(document.rule.parameters),
+                "derived": dict(document.rule.derived),
+            },
+            "fits": {"family": document.family, "fingerprint": document.fingerprint},
+            "entries": [_entry_json(entry) for entry in document.entries],
+        }
+    )
+    text = _enveloped(text_digest(inner), inner)
+    if not _is_large(document):
+        return text
+    return _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+# --- around the JSON: digest and deflate ------------------------------------------------------
+
+
+def _opened(text: str, where: str) -> Any:
+    """The value of ``fusion``, after a look at its digest and its spelling."""
+    try:
+        text = _inflated(text)
+        canonical = _canonical(text)
+        outer = parse_json(text) if canonical is None else canonical[0]
+        if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
+            raise ArtifactError(f"{where}: its JSON needs exactly the keys digest and fusion.")
+        inner = canonical_json(outer["fusion"]) if canonical is None else canonical[1]
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where}: its JSON cannot be read: {shown(error)}.") from error
+    computed = text_digest(inner)
+    if outer["digest"] != computed:
+        raise ArtifactError(
+            f"{where}: its JSON was altered: digest {shown(outer['digest'])} is stated, "
+            f"{computed} was computed. Get the file again from its source."
+        )
+    if canonical is None:
+        raise ArtifactError(
+            f"{where}: its JSON was rewritten: it is not in canonical form (sorted keys, no "
+            "spaces, ASCII, shortest numbers). Get the file again from its source."
+        )
+    return outer["fusion"]
+
+
+def _canonical(text: str) -> tuple[dict[str, Any], str] | None:
+    """The values of a text in canonical form, and its part ``fusion``; None for any other text."""
+    try:
+        outer = parse_json(text, canonical=True)
+        if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
+            return None
+        inner = canonical_json(outer["fusion"])  # most of the text, so it is written once
+        whole = _enveloped(outer["digest"], inner)
+    except (ValueError, RecursionError):
+        return None
+    return (outer, inner) if text == whole else None
+
+
+def _enveloped(digest: object, inner: str) -> str:
+    return f'{{"digest":{canonical_json(digest)},"fusion":{inner}}}'
+
+
+def _is_large(document: Document) -> bool:
+    """Whether the JSON would be a large part of the file: factors compressed, or elsewhere."""
+    return document.is_thin or any(
+        slot.quantised is not None for entry in document.entries for slot in entry.factors.values()
+    )
+
+
+def _inflated(text: str) -> str:
+    """The JSON of a file's metadata, which may be compressed.
+
+    Raises:
+        ValueError: it is damaged, or longer than a header may be.
+    """
+    if not text.startswith(_DEFLATED):
+        return text
+    try:
+        stream = zlib.decompressobj()
+        raw = base64.b64decode(text.removeprefix(_DEFLATED), validate=True)
+        found = stream.decompress(raw, MAX_HEADER_BYTES)
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(f"its compressed text is damaged: {error}") from error
+    if not stream.eof or stream.unused_data:
+        raise ValueError(f"its compressed text is cut, or longer than {MAX_HEADER_BYTES} bytes")
+    return found.decode("ascii")
+
+
+# --- parts: checked JSON as values, and values as JSON ----------------------------------------
+
+
+def _source(value: Mapping[str, Any]) -> Source:
+    return Source(
+        file=value["file"],
+        sha256=value["sha256"],
+        bytes=value["bytes"],
+        layout=value["layout"],
+        ranks=tuple(value["ranks"]),
+        trigger_words=tuple(value["trigger_words"]),
+        license=value["license"],
+        notes={key: note for key, note in value.items() if key not in SOURCE_KEYS},
+    )
+
+
+def _source_json(source: Source) -> dict[str, object]:
+    stated: dict[str, object] = {
+        "file": source.file,
+        "sha256": source.sha256,
+        "bytes": source.bytes,
+        "layout": source.layout,
+        "ranks": list(source.ranks),
+        "trigger_words": list(source.trigger_words),
+        "license": source.license,
+    }
+    clashes = sorted(stated.keys() & source.notes.keys())
+    if clashes:
+        raise ValueError(f"notes of source {shown(source.file)} may not be called {clashes}")
+    return {**stated, **source.notes}
+
+
+def _entry(value: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> EntryOf[SlotInFile]:
+    rows, factors = value["timeline"], value["factors"]
+    slots = [key for key in rows[0] if key != "from"]
+    references = {name for name, stored in factors.items() if stored["kind"] == "reference"}
+    return EntryOf(
+        component=value["component"],
+        module=value["module"],
+        parameter=value["parameter"],
+        shape=tuple(value["shape"]),
+        fate=value["fate"],
+        timeline=Timeline(
+            tuple(float(row["from"]) for row in rows),
+            {slot: tuple(float(row[slot]) for row in rows) for slot in slots},
+        ),
+        factors={
+            name: _slot_in_file(stored, tensors)
+            for name, stored in factors.items()
+            if name not in references
+        },
+        scores=value["scores"],
+        references={name: _reference(factors[name]) for name in factors if name in references},
+    )
+
+
+def _entry_json(entry: EntryOf[SlotInFile]) -> dict[str, object]:
+    return {
+        "component": entry.component,
+        "module": entry.module,
+        "parameter": entry.parameter,
+        "shape": list(entry.shape),
+        "fate": entry.fate,
+        "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
+        "factors": {
+            **{name: _slot_json(slot) for name, slot in entry.factors.items()},
+            **{name: _reference_json(each) for name, each in entry.references.items()},
+        },
+        "scores": dict(entry.scores),
+    }
+
+
+def _slot_in_file(value: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> SlotInFile:
+    named = {part: value[part] for part in FORMS[value["kind"], value["encoding"]].tensors}
+    quantised = None
+    if value["encoding"] == "q":
+        levels = tuple(value["levels"])
+        quantised = Quantised(float(value["step"]), levels, float(value["error"]))
+    return SlotInFile(
+        value["kind"],
+        float(value["scale"]),
+        {
+            part: StoredTensor(name, tensors[name].dtype, tensors[name].shape)
+            for part, name in named.items()
+        },
+        quantised,
+    )
+
+
+def _slot_json(slot: SlotInFile) -> dict[str, object]:
+    how = slot.quantised
+    return {
+        "kind": slot.kind,
+        "encoding": slot.encoding,
+        "scale": slot.scale,
+        **{part: tensor.name for part, tensor in slot.tensors.items()},
+        **({"step": how.step, "levels": list(how.levels), "error": how.error} if how else {}),
+    }
+
+
+def _reference(value: Mapping[str, Any]) -> Reference:
+    rows = None if value["rows"] is None else tuple((begin, end) for begin, end in value["rows"])
+    return Reference(float(value["scale"]), value["source"], value["down"], value["up"], rows)
+
+
+def _reference_json(reference: Reference) -> dict[str, object]:
+    return {
+        "kind": "reference",
+        "encoding": "plain",
+        "scale": reference.scale,
+        "source": reference.source,
+        "down": reference.down,
+        "up": reference.up,
+        "rows": None if reference.rows is None else [list(pair) for pair in reference.rows],
+    }
