@@ -1,7 +1,7 @@
-"""Gives the fields of rules and of settings their docstrings, from what their metadata say.
+"""What griffe, which reads the API for the documentation without running it, cannot see.
 
-An extension of griffe, which reads the API for the documentation without running it: a setting is
-written once, in :func:`klora_compile.fields.setting`, and its help stands there.
+A setting is written once, in :func:`klora_compile.fields.setting`, and its help stands there. The
+rules are public because they are in the catalogue; nothing else lists them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import ast
 from importlib import import_module
 from typing import Any
 
-from griffe import Attribute, Docstring, Extension
+from griffe import Attribute, Docstring, Extension, Module
 
 from klora_compile.fields import settings_of
+from klora_compile.rules.lookup import RULES
 
 
 class SettingDocs(Extension):
@@ -36,3 +37,11 @@ class SettingDocs(Extension):
         if attr.docstring is not None:
             text.append(attr.docstring.value)
         attr.docstring = Docstring(" ".join(text), parent=attr)
+
+
+class PublicRules(Extension):
+    """The rules of the catalogue among the public names of the compiler."""
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        if pkg.name == "klora_compile" and pkg.exports is not None:
+            pkg.exports += [kind.__name__ for kind in RULES.values()]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from functools import cache
 
 import pytest
 from support.lora_files import ROOT
 
+import klora_compile
+import klora_runtime
 from klora_compile.fields import setting_of
 from klora_compile.rules.est import Est
 from klora_compile.rules.klora import Klora
@@ -43,3 +46,14 @@ def test_range_default_and_what_the_field_adds_follow() -> None:
         "Discrepancy of the style; higher favours content. Range: 0 to 2. One minus a cosine."
     )
     assert documented(Est)["d"].startswith(help_text)
+
+
+def test_the_reference_shows_every_public_name() -> None:
+    extension = griffe.load_extensions(f"{ROOT / 'docs' / 'settings.py'}:PublicRules")
+    folders = [ROOT, ROOT / "runtime"]
+    package = griffe.load("klora_compile", extensions=extension, search_paths=folders)
+    assert sorted(package.exports) == sorted(klora_compile.__all__)
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    elsewhere = {name for name in package.exports if "klora_runtime" in package[name].target_path}
+    shown = set(re.findall(r"^::: klora_runtime\.errors\.(\w+)", page, re.MULTILINE))
+    assert elsewhere - set(klora_runtime.__all__) == shown
