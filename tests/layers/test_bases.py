@@ -285,7 +285,7 @@ def test_a_quantised_text_encoder(fusions: dict[str, Fusion]) -> None:
 def test_dequantizing_is_refused_while_a_fusion_is_applied(
     name: str, fusions: dict[str, Fusion]
 ) -> None:
-    """It puts new layers in the place of those that the fusion is on."""
+    """It would replace the layers that carry the fusion."""
     base = next(base for base in BASES if base.name == name)
     pipe = prepared(base, SD1)
     bare = SD1.generate(pipe)

@@ -303,8 +303,8 @@ def test_methods_replaced_on_the_instance_are_refused() -> None:
         Watched(followed)
 
     assert str(error.value) == (
-        "this DDIMScheduler cannot be followed: its step was replaced on the instance; use a "
-        "diffusers scheduler as it is."
+        "this DDIMScheduler cannot be followed: its step was replaced on this instance. Use an "
+        "unchanged scheduler of diffusers."
     )
     assert type(followed) is DDIMScheduler
 
@@ -328,7 +328,7 @@ def test_a_scheduler_without_steps_is_refused() -> None:
     class NoSteps:
         timesteps = None
 
-    with pytest.raises(IncompatibleModelError, match="it has no set_timesteps and no step"):
+    with pytest.raises(IncompatibleModelError, match="it has no set_timesteps; it has no step"):
         Watched(NoSteps())
 
 

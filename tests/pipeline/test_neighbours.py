@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
         (lambda pipe: pipe.unfuse_lora(), "unfuse_lora is not possible"),
         (lambda pipe: pipe.unet.load_lora_adapter("x"), "load_lora_adapter is not possible"),
         (lambda pipe: pipe.unet.fuse_lora(), "fuse_lora is not possible"),
-        (lambda pipe: pipe.unet.load_state_dict({}), "would be mixed"),
+        (lambda pipe: pipe.unet.load_state_dict({}), "would mix these weights"),
         (lambda pipe: pipe.unet.state_dict(), "state_dict would hold the fused weights"),
         (lambda pipe: ControlNetModel.from_unet(pipe.unet), "in a model made from this one"),
         (lambda pipe: accelerate.cpu_offload(pipe.unet, CPU), "state_dict would hold"),
@@ -465,7 +465,7 @@ def test_a_loop_that_was_abandoned_in_another_thread(
     thread = threading.Thread(target=abandon)
     thread.start()
     assert begun.wait(60)
-    with pytest.raises(InUseError, match=r"calling pipe\.scheduler\.set_timesteps .* ends it"):
+    with pytest.raises(InUseError, match=r"call pipe\.scheduler\.set_timesteps .* to end it"):
         handle.remove()
     pipe.scheduler.set_timesteps(4)
     handle.set(content=1.0)
@@ -573,8 +573,8 @@ def test_a_weight_for_loras_of_peft_is_refused(apply: Apply, pipe: Any, fusion: 
     with pytest.raises(ConfigError) as error:
         generate(pipe, TWO_STEPS, cross_attention_kwargs={"scale": 0.5})
     assert str(error.value) == (
-        "cross_attention_kwargs={'scale': 0.5} weighs LoRAs that PEFT has loaded and would not act "
-        "on a fusion; call handle.set(content=..., style=...) instead."
+        "cross_attention_kwargs={'scale': 0.5} acts on LoRAs that PEFT has loaded, not on a "
+        "fusion; call handle.set(content=..., style=...) instead."
     )
     generate(pipe, TWO_STEPS, cross_attention_kwargs={"scale": 1.0})
     handle.enabled = False

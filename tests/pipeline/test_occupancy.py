@@ -56,7 +56,7 @@ def test_what_a_living_thread_abandoned_keeps_others_from_changing() -> None:
     thread.start()
     assert begun.wait(60)
     with (
-        pytest.raises(InUseError, match=r"calling pipe\.scheduler\.set_timesteps in this thread"),
+        pytest.raises(InUseError, match="set_timesteps in this thread to end it"),
         occupancy.change(),
     ):
         pass

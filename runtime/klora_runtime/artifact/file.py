@@ -41,8 +41,8 @@ def load_fusion(
             range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
             and infinity.
         device: where the factors are kept: in host memory, or on the GPU of the pipelines that
-            they are for, which saves sending them again whenever they are applied; see
-            :func:`klora_runtime.devices.names.as_device`.
+            they are for, which saves sending them again whenever they are applied. A name that
+            torch knows (``cuda:1``), or ``auto`` for the first GPU, else the CPU.
         sources: of a thin artifact: source name -> the LoRA file that it was compiled from.
             Without them it is read and cannot be applied (:attr:`Fusion.is_thin`).
 

@@ -1,4 +1,4 @@
-"""The clock: which step of which schedule is running, told by the scheduler instance itself.
+"""The clock: which step of which schedule is running. The scheduler instance itself tells it.
 
 A scheduler is the one object that every sampling loop talks to in the right order:
 ``set_timesteps`` before the loop, ``scale_model_input`` (where the loop has it) before the
@@ -81,9 +81,11 @@ class Clock:
         if missing or covered:
             raise IncompatibleModelError(
                 f"this {type(scheduler).__name__} cannot be followed: "
-                + (f"it has no {' and no '.join(missing)}" if missing else "")
-                + (f"its {', '.join(covered)} was replaced on the instance" if covered else "")
-                + "; use a diffusers scheduler as it is."
+                + "; ".join(
+                    [f"it has no {name}" for name in missing]
+                    + [f"its {name} was replaced on this instance" for name in covered]
+                )
+                + ". Use an unchanged scheduler of diffusers."
             )
         self._index.setdefault(scheduler, 0)
         self._overlay.put_on(scheduler)
@@ -195,22 +197,22 @@ class Clock:
 
 
 _NOT_FOLLOWED = (
-    "the denoiser runs, but the scheduler that the fusion follows does not: is this another "
-    "pipeline that shares the denoiser and has a scheduler of its own? Give it the one of the "
-    "pipeline that the fusion was applied to, or apply the fusion to this one."
+    "the denoiser runs, but the scheduler that the fusion follows does not. Another pipeline may "
+    "share the denoiser and have a scheduler of its own: give it the scheduler of the pipeline "
+    "that carries the fusion, or apply the fusion to that other pipeline."
 )
 _BY_HAND = "call scheduler.set_timesteps first and scheduler.step after each step."
 
 
 def _ignore(*_: object) -> None:
-    """What a stopped clock tells."""
+    """Whom a stopped clock tells."""
 
 
 _Method = Callable[..., Any]
 
 
 def _after_the_sample(method: _Method) -> Reader:
-    """What takes the timestep from the arguments after the first one, which is a sample."""
+    """Reads the timestep from the arguments after the first one, which is a sample."""
     return timestep_reader(method, skip=2, otherwise=0)
 
 

@@ -123,8 +123,8 @@ class Occupancy:
 
     def _busy(self) -> InUseError:
         abandoned = (
-            " (If that is a loop that was abandoned: calling pipe.scheduler.set_timesteps in this "
-            "thread ends it.)"
+            " (If that loop was abandoned, call pipe.scheduler.set_timesteps in this thread to end "
+            "it.)"
         )
         return InUseError(
             "this denoiser is generating in another thread, and one fusion can be at one step "

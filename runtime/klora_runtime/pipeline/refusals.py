@@ -26,8 +26,8 @@ class Refusal:
     """What people call it, where that is not the method's name."""
 
 
-_LOST = Refusal("a LoRA on top of the fusion would be lost at the next switch")
-_PROJECTIONS = Refusal("the projections that it fuses would not follow the fusion")
+_LOST = Refusal("the next switch would overwrite a LoRA on top of the fusion")
+_PROJECTIONS = Refusal("fused projections would not follow the fusion")
 _COPY = Refusal("the copy would keep the fusion for ever", called="copying or pickling")
 
 REFUSALS: Mapping[str, Refusal] = {
@@ -35,12 +35,12 @@ REFUSALS: Mapping[str, Refusal] = {
     "load_lora_adapter": _LOST,
     "load_adapter": _LOST,
     "add_adapter": _LOST,
-    "fuse_lora": Refusal("what it fuses would be lost at the next switch"),
-    "unfuse_lora": Refusal("it would subtract from weights that a switch has written anew"),
+    "fuse_lora": Refusal("the next switch would overwrite the fused weights"),
+    "unfuse_lora": Refusal("it would subtract from weights that a switch has written since"),
     "fuse_qkv_projections": _PROJECTIONS,
-    "dequantize": Refusal("it puts new layers in the place of those that the fusion is on"),
+    "dequantize": Refusal("it would replace the layers that carry the fusion"),
     "__reduce_ex__": _COPY,
-    "load_state_dict": Refusal("its weights would be mixed with the base's at a switch", "merge"),
+    "load_state_dict": Refusal("a switch would mix these weights with the old base", "merge"),
     "enable_sequential_cpu_offload": Refusal("the weights would be out of reach", "merge"),
     "enable_group_offload": Refusal("it keeps its own copies of the weights", "merge"),
     "enable_layerwise_casting": Refusal("it would round the fused weights", "merge"),
@@ -100,7 +100,7 @@ _LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_k
 
 
 def refuse_lora_scale(arguments: Mapping[str, Any]) -> None:
-    """Refuse a weight for LoRAs among the arguments of a pipeline's call: it would do nothing.
+    """Refuse a weight for LoRAs in a pipeline's call: it would do nothing.
 
     Raises:
         ConfigError: names the argument, and what to call.
@@ -110,6 +110,6 @@ def refuse_lora_scale(arguments: Mapping[str, Any]) -> None:
         scale = given.get("scale", 1.0) if isinstance(given, Mapping) else 1.0
         if scale != 1.0:
             raise ConfigError(
-                f"{name}={{'scale': {scale}}} weighs LoRAs that PEFT has loaded and would not act "
-                "on a fusion; call handle.set(content=..., style=...) instead."
+                f"{name}={{'scale': {scale}}} acts on LoRAs that PEFT has loaded, not on a fusion; "
+                "call handle.set(content=..., style=...) instead."
             )

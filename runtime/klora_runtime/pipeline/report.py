@@ -1,4 +1,4 @@
-"""What a handle says of itself."""
+"""The state of a fusion on a pipeline, measured."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a handle holds and how good it is; ``str()`` and ``repr()`` make a short text of it."""
+    """What a handle holds and how exactly; ``str()`` and ``repr()`` make short texts of it."""
 
     mode: str
+    """``merge`` or ``branch``."""
     why: str
     """Why this mode."""
     layers: Mapping[str, int]
     """Fate -> number of layers that are applied."""
     components: tuple[str, ...]
+    """Names of the components that carry the fusion."""
     switches: int
     """Single-layer switches in one run of the whole schedule."""
     weights: Mapping[str, float]
+    """Slot -> factor on its deltas, -100 to 100."""
     enabled: bool
+    """Whether the fusion acts."""
     progress: float | None
-    """Of the step that ran last or runs now; None before the first."""
+    """Of the step that ran last or runs now, in (0, 1); None before the first."""
     rounding: float
     """||held delta - exact delta|| / ||exact delta|| over all layers; 0 is exact."""
     worst_rounding: tuple[str, float]

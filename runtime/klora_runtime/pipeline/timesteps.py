@@ -20,7 +20,7 @@ Reader = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 def timestep_reader(
     function: Callable[..., Any], *, skip: int = 0, otherwise: int | None = None
 ) -> Reader:
-    """What takes the timestep from the arguments of a function; it gives None where there is none.
+    """Make a function that reads the timestep from the arguments of another; None without one.
 
     Args:
         function: with its parameters as ``inspect.signature`` gives them.
