@@ -58,8 +58,8 @@ def reschedule(
     missing = list(_missing(fusion, plan.layers))
     if missing:
         raise KloraError(
-            f"{len(missing)} layers would need a LoRA that this artifact dropped there; compile "
-            "its sources again, with --keep-all-slots for an artifact that takes every schedule.",
+            f"{len(missing)} layers need a LoRA that this artifact dropped there. Compile its "
+            "sources again with --keep-all-slots.",
             missing,
         )
     return replace(
@@ -75,8 +75,8 @@ def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
     if before.ignores_alpha != after.ignores_alpha:
         was, would = ("ignored", "applied") if before.ignores_alpha else ("applied", "ignored")
         raise ConfigError(
-            f"the network alpha would be {would}, and this artifact was measured with it {was}; "
-            "compile its sources again."
+            f"these settings need the network alpha {would}; this artifact was measured with "
+            f"it {was}. Compile its sources again."
         )
     for name, slot in fusion.slots.items():
         wanted = after.derivation(name)
@@ -126,15 +126,15 @@ def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rul
         return
     if any(getattr(side, name) is None for side in owners for name in rule.needs):
         raise ConfigError(
-            f"rule {rule.name} needs {' and '.join(rule.needs)} of each layer, and this artifact "
-            f"was compiled with rule {before}, which did not measure them; compile the sources "
+            f"rule {rule.name} needs {' and '.join(rule.needs)} of each layer; this artifact "
+            f"was compiled with rule {before}, which did not measure them. Compile the sources "
             f"with --rule {rule.name}."
         )
     k = rule.count([side.rank for side in owners], math.prod(entry.shape))
     if k is not None and k != layer.k:
         raise ConfigError(
-            f"top_k: {shown(entry.layer)} was measured over its {layer.k} largest weights, these "
-            f"settings ask for {k}; compile the sources again."
+            f"top_k: {shown(entry.layer)} was measured over its {layer.k} largest weights; "
+            f"these settings need {k}. Compile the sources again."
         )
 
 

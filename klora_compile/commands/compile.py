@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @click.command("compile", cls=RuleCommand)
 @click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
-@click.option("--content", multiple=True, type=LORA, help="A content LoRA, of several.")
-@click.option("--style", multiple=True, type=LORA, help="A style LoRA, of several.")
+@click.option("--content", multiple=True, type=LORA, help="A content LoRA. Repeat it for several.")
+@click.option("--style", multiple=True, type=LORA, help="A style LoRA. Repeat it for several.")
 @artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options()
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type=Device(),
     default="auto",
     show_default=True,
-    help="Where to measure; auto takes a GPU where there is one.",
+    help="Where to measure. auto takes a GPU if there is one.",
 )
 @click.option(
     "--no-cache",

@@ -34,26 +34,27 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
     type=click.Choice(["kohya", "peft"]),
     default="kohya",
     show_default=True,
-    help="kohya: names that ComfyUI, A1111 and Forge read. peft: those of diffusers.",
+    help="kohya: the names that ComfyUI, A1111 and Forge read. peft: the names that diffusers "
+    "reads.",
 )
 @click.option(
     "--rank",
     type=click.IntRange(1, 4096),
-    help="At most this rank in every layer, by SVD.  [default: the ranks of all LoRAs together; "
-    "where kohya's names fuse modules, of all these together]",
+    help="Cut every layer to this rank, by SVD.  [default: the sum of the ranks of all LoRAs, "
+    "and of all modules that kohya's names fuse]",
 )
 @click.option(
     "--gain",
     type=float,
     default=1.0,
     show_default=True,
-    help="Factor on the denoiser's deltas: an average of choices is weaker than a sum.",
+    help="Factor on the denoiser's deltas. An average of choices is weaker than a sum.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
-    help="Of the tensors.  [default: that of the sources, the wider where they differ; "
-    "float16 where they are compressed]",
+    help="Type of the tensors.  [default: the widest type of the sources; float16 if they are "
+    "compressed]",
 )
 @source_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")

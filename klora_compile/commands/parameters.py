@@ -145,7 +145,7 @@ source_option = click.option(
     "sources",
     type=SourceFile(),
     multiple=True,
-    help="Of a thin artifact: a LoRA that it was compiled from. Repeat it for the others.",
+    help="A LoRA that a thin artifact was compiled from. Repeat it for the others.",
 )
 
 

@@ -93,14 +93,15 @@ _SIZE = click.IntRange(1, 2**20)
     type=Device(),
     default="auto",
     show_default=True,
-    help="Where to sample; auto takes a GPU where there is one.",
+    help="Where to sample. auto takes a GPU if there is one.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the weights; auto is float32 on the CPU, on a GPU as the denoiser is stored.",
+    help="Type of the weights. auto is float32 on a CPU, and on a GPU the type of the "
+    "denoiser's files.",
 )
 @click.option(
     "-o",

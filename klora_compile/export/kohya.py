@@ -50,7 +50,7 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
         prefix, table = places.get(entry.component, ("", None))
         home = None if table is None else table.home(entry.module)
         if home is None:
-            issues.append(f"{shown(entry.layer)}: has no name in it")
+            issues.append(f"{shown(entry.layer)}: has no name in kohya's spelling")
             continue
         key = prefix + home.module.replace(".", "_")
         modules.setdefault((key, entry.parameter), []).append((entry, home))
@@ -64,8 +64,8 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
             targets.append(target)
     if issues:
         raise KloraError(
-            f"{len(issues)} layers cannot be written in kohya's names of {family.title}; "
-            "take --keys peft.",
+            f"{len(issues)} layers have no name in kohya's spelling of {family.title}. Use "
+            "--keys peft.",
             issues,
         )
     script = {} if family.script is None else {"ss_network_module": family.script.module}
@@ -75,10 +75,7 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
 def _no_names(family: str | None) -> str:
     known = ", ".join(each.title for each in FAMILIES.values() if each.kohya is not None)
     found = "an unknown base model" if family is None else shown(family_name(family))
-    return (
-        f"there are no names in kohya's spelling that tools read for {found}, only for {known}; "
-        "take --keys peft."
-    )
+    return f"no tool reads kohya-style keys for {found}; supported: {known}. Use --keys peft."
 
 
 def _target(
@@ -98,7 +95,10 @@ def _target(
     placed = None if columns is None else shares(home.row, home.numbers, sizes, columns)
     if placed is None:
         others = ", ".join(home.others)
-        return f"{shown(entry.layer)}: is one module with {others}, whose sizes nothing here tells"
+        return (
+            f"{shown(entry.layer)}: kohya stores it fused with {others}, which this "
+            "artifact does not contain"
+        )
     out, rows = placed
     pieces = tuple(Piece(entry, rows[each.index]) for entry, each in parts)
     return Target(key, parameter, (out, *entry.shape[1:]), pieces)

@@ -63,8 +63,8 @@ def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
     denoisers = [name for name in fusion.components if name in _DENOISERS]
     if len(denoisers) > 1:
         raise KloraError(
-            f"an ordinary LoRA is for one denoiser, and this artifact changes "
-            f"{' and '.join(map(shown, denoisers))}; compile one artifact for each and export both."
+            f"this artifact changes {' and '.join(map(shown, denoisers))}, and an ordinary "
+            "LoRA can change one denoiser only. Compile one artifact for each and export both."
         )
     return _SPELLINGS[settings.keys](fusion)
 
@@ -133,26 +133,27 @@ def _check(
 ) -> None:
     if not deltas:
         raise KloraError(
-            f"nothing acts between progress {window.start:g} and {window.stop:g}, so that there is "
-            "no LoRA to write."
+            f"no layer acts between progress {window.start:g} and {window.stop:g}, so there is "
+            "no LoRA to write. Use fewer phases."
         )
     unsayable = [
-        f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is no product of factors"
+        f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is not a product of "
+        "factors"
         for target, delta in deltas
         if isinstance(delta, Dense) and Part.DIFF not in spelling.endings
     ]
     if unsayable:
         raise KloraError(
-            f"PEFT's keys hold products of two factors only, and {len(unsayable)} layers are none. "
-            "Take --keys kohya, which has `diff` for them (ComfyUI reads it); or --rank R, which "
-            "makes factors of those that are matrices.",
+            f"{len(unsayable)} layers are not low-rank, and PEFT keys can store only low-rank "
+            "layers. Use --keys kohya (ComfyUI reads its `diff` keys), or --rank R, which "
+            "approximates matrices by factors.",
             unsayable,
         )
     beyond = [shown(target.key) for target, delta in deltas if not delta.is_finite()]
     if beyond:
         raise KloraError(
-            f"{str(dtype).removeprefix('torch.')} cannot hold {len(beyond)} layers, whose values "
-            "are too large; take --dtype float32 or bfloat16.",
+            f"{str(dtype).removeprefix('torch.')} cannot hold the values of {len(beyond)} "
+            "layers. Use --dtype float32 or bfloat16.",
             beyond,
         )
 

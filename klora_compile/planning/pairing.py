@@ -25,9 +25,11 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
     if strange:
         raise ConfigError(f"slots: expected contents and styles, found {', '.join(strange)}.")
     if len(slots) < 2:
-        raise ConfigError(f"a fusion is of two LoRAs or more, found {len(slots)}; name another.")
+        raise ConfigError(f"a fusion needs two LoRAs or more, found {len(slots)}; name another.")
     if len(slots) > MAX_SLOTS:
-        raise ConfigError(f"a fusion is of at most {MAX_SLOTS} LoRAs, found {len(slots)}.")
+        raise ConfigError(
+            f"a fusion takes at most {MAX_SLOTS} LoRAs, found {len(slots)}; leave some out."
+        )
     if rule.most is not None and len(slots) > rule.most:
         more = ", ".join(name for name, each in RULES.items() if each.most is None)
         raise ConfigError(

@@ -78,8 +78,8 @@ def _refuse_unpaired(numbers: Mapping[str, LayerNumbers]) -> None:
     ]
     if issues:
         raise PairingError(
-            f"{len(issues)} denoiser layers are adapted by only one LoRA; keep them with "
-            "--unpaired keep or leave them out with --unpaired drop.",
+            f"only one LoRA adapts {len(issues)} of the denoiser's layers. Keep them with "
+            "--unpaired keep, or leave them out with --unpaired drop.",
             issues,
         )
 

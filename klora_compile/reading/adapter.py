@@ -133,6 +133,7 @@ def _refuse_large(found: Survey, options: ReadOptions) -> None:
     needed, free = 4 * numbers, _HOST_SHARE * free_host_memory()
     if needed > free and options.max_error <= MAX_ERROR:
         raise LoraError(
-            f"{named(found.path)}: its deltas are not low rank, take {needed / 1e9:.2g} GB as they "
-            f"are, and {free / 1e9:.2g} GB can be had. --max-error 0.05 makes them smaller."
+            f"{named(found.path)}: its deltas are not low-rank and would need "
+            f"{needed / 1000000000.0:.2g} GB as dense deltas; {free / 1000000000.0:.2g} GB are "
+            "free. Pass --max-error 0.05 to approximate them."
         )

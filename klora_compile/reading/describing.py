@@ -225,11 +225,11 @@ class Describer:
     def _magnitude_problems(self, subject: _Subject, weight: Piece) -> Iterator[str]:
         if subject.magnitude is not None and not weight.axis:
             yield (
-                f"its magnitude {list(subject.shapes[subject.magnitude])} has as many values as "
-                f"neither rows nor columns of the weight {list(weight.facts.shape)}"
+                f"its magnitude {list(subject.shapes[subject.magnitude])} matches neither the "
+                f"rows nor the columns of its weight {list(weight.facts.shape)}"
             )
         if weight.facts.form == "lora" and self._scales.is_dora(subject.component):
-            yield "is DoRA by its metadata, and has no magnitude"
+            yield "its metadata says DoRA, but it has no magnitude"
 
     def _placed(
         self, pieces: Sequence[Piece], inner: int | None, conflicts: Sequence[str]
@@ -260,7 +260,7 @@ class Describer:
 def _form_problems(subject: _Subject) -> list[str]:
     if subject.form is not None:
         return subject.form.problems(subject.shapes, subject.kernel)
-    return ["has a bias of up, and no up"] if Part.UP_BIAS in subject.shapes else []
+    return ["has lora_B.bias but no lora_B.weight"] if Part.UP_BIAS in subject.shapes else []
 
 
 def _axes(subject: _Subject, shape: Shape) -> frozenset[Axis]:
@@ -288,4 +288,4 @@ def _size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterato
     if weights and biases and biases[0].facts.shape != weights[0].facts.shape[:1]:
         rows = weights[0].facts.shape[0]
         found = list(biases[0].facts.shape)
-        yield f"its bias is {found}, expected [{rows}] as its weight has rows"
+        yield f"its bias is {found}, expected [{rows}], one value for each row of its weight"

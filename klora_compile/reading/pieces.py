@@ -67,6 +67,6 @@ def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
     if any(len(each) == 1 for each in found):
         return "some magnitudes belong to rows, others to columns"
     return (
-        "its magnitudes are vectors and its weights are square: it cannot be told whether they "
-        "belong to rows or to columns; save it with magnitudes of (out, 1) or (1, in)"
+        "its magnitudes are vectors and its weights are square, so rows and columns look "
+        "alike; save it with magnitudes of (out, 1) or (1, in)"
     )

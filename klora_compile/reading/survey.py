@@ -84,8 +84,8 @@ def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
     where = named(file.path)
     if ARTIFACT_KEY in file.metadata:
         raise LoraError(
-            f"{where} is an artifact of klora already; compile the LoRAs it was made of, or "
-            "apply it as it is."
+            f"{where} is a klora artifact already. Compile the LoRAs that it was made from, or "
+            "apply it."
         )
     if not file.tensors:
         raise LoraError(f"{where} holds no tensors.")
@@ -102,9 +102,7 @@ def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
     for piece in pieces:
         for facts in piece.layers:
             if facts.name in layers:
-                problems.append(
-                    f"{shown(piece.module.name)}: is {facts.name}, and so is another module"
-                )
+                problems.append(f"{shown(piece.module.name)}: another module is {facts.name} too")
             layers[facts.name] = facts
     axis = file_axis(pieces)
     if isinstance(axis, str):
@@ -137,8 +135,8 @@ def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
     if found.needs_base and options.base is None:
         layers = [piece.module.name for piece in found.pieces if piece.needs_base]
         return LoraError(
-            f"{where}: {_count(layers, 'module')} of it say what the weight becomes and not how "
-            "it differs (DoRA, or new values), which needs the base model's weights; name it with "
+            f"{where}: the base model's weights are needed for {_count(layers, 'module')} with new "
+            "weights instead of differences (DoRA or full values). Name the base model with "
             "--base PATH (a diffusers folder or one safetensors file).",
             [shown(layer) for layer in layers],
         )

@@ -104,7 +104,7 @@ def _introduction(fusion: Schedule) -> str:
     kind, rule = RULES.get(fusion.rule.name), rule_of(fusion)
     steps = "for any number of steps"
     if rule is not None and rule.made_for_steps is not None:
-        steps = f"are made for {rule.made_for_steps} steps, with whose number they stretch"
+        steps = f"are made for {rule.made_for_steps} steps and stretch with any other number"
     if kind is not None:
         papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in kind.papers)
         name, choice = kind.title, f"{kind.sentence}{f' ({papers})' if papers else ''}. "

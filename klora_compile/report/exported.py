@@ -11,9 +11,11 @@ from klora_runtime.errors import shown
 def static_lines(lora: Exported) -> list[tuple[str, str]]:
     """Rows of (label, text) for one LoRA."""
     rows = [("layers", f"{lora.layers}, rank {lora.rank}, {lora.dtype}")]
-    rows.append(("schedule", f"its average is off by {loss_text(lora.schedule)}"))
+    rows.append(
+        ("schedule", f"the average differs from the schedule by {loss_text(lora.schedule)}")
+    )
     if lora.truncation is not None:
-        rows.append(("rank", f"what is cut off is {loss_text(lora.truncation)}"))
+        rows.append(("rank", f"the cut loses {loss_text(lora.truncation)}"))
     return [*rows, ("bytes", bytes_text(lora.nbytes))]
 
 
@@ -21,10 +23,12 @@ def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
     """Rows of (label, text) for the LoRAs of all phases."""
     first = phases.loras[0]
     rows = [("layers", f"{first.layers}, rank {first.rank}, {first.dtype}, in {first.file}")]
-    rows.append(("schedule", f"the averages are off by {loss_text(phases.schedule)}"))
+    rows.append(
+        ("schedule", f"the averages differ from the schedule by {loss_text(phases.schedule)}")
+    )
     for position, lora in enumerate(phases.loras):
         where = f"{lora.window.start:.4g} to {lora.window.stop:.4g}"
-        text = f"{where}: off by {loss_text(lora.schedule)}"
+        text = f"{where}: differs by {loss_text(lora.schedule)}"
         if lora.truncation is not None:
             text += f"; cut off: {lora.truncation.total:.2%}"
         rows.append(("progress" if position == 0 else "", text))

@@ -69,7 +69,7 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
     for each in survey.unused[:_LISTED]:
         yield "", f"  unused: {shown(each.key)}: {each.why}"
     if len(survey.unused) > _LISTED:
-        yield "", f"  … and {len(survey.unused) - _LISTED} more; all of them with --json"
+        yield "", f"  … and {len(survey.unused) - _LISTED} more; --json lists all"
     for problem in survey.problems[:_LISTED]:
         yield "", f"  wrong: {problem}"
     if survey.needs_base:

@@ -33,7 +33,7 @@ def reading_lines(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, str]]:
         for each in found.unused[:_LISTED]:
             yield "", f"  left out: {shown(each.key)}: {each.why}"
         if len(found.unused) > _LISTED:
-            yield "", f"  … and {len(found.unused) - _LISTED} more; all of them with --json"
+            yield "", f"  … and {len(found.unused) - _LISTED} more; --json lists all"
         if {layer.form for layer in adapter.layers.values()} != {"lora"}:
             yield "", f"  {forms_text(adapter)}"
 

@@ -124,7 +124,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:
-        rows.append(("", "… all of them with --json"))
+        rows.append(("", "… --json lists all"))
     rows.append(("ranks", _by_slot({s: ranks_text(r) for s, r in summary.ranks.items()})))
     return rows
 

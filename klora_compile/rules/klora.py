@@ -338,9 +338,9 @@ class Klora(Rule):
         for slot in (content, style):
             if sums.get(slot, 0.0) <= 0.0:
                 raise PairingError(
-                    f"K-LoRA cannot weigh the LoRA {slot} in {layer.component}: its deltas are "
-                    "zero in the layers that all LoRAs adapt, or there are no such layers. Leave "
-                    "one of the LoRAs out, or take a rule that compares nothing."
+                    f"gamma is undefined for the LoRA {slot} in {layer.component}: its deltas "
+                    "are zero in the layers that all LoRAs share, or no layer is shared. "
+                    "Leave one of the LoRAs out, or use a rule that compares nothing."
                 )
         return float(sums[content] / sums[style] * self._favour)
 

@@ -48,7 +48,7 @@ class Phases(Rule):
     slot_phases: Mapping[str, str | Points] = field(
         default_factory=dict,
         metadata=setting(
-            "Weights of one of several LoRAs, in place of those of its role.",
+            "Weights of one of several LoRAs. They replace the weights of its role.",
             BySlot(_TEXT, "schedule", "content.2=0:0,0.5:1"),
             option="phases",
         ),

@@ -123,8 +123,9 @@ def _folder(model: str) -> Path:
         if not (folder / _INDEX).is_file():
             found = ", ".join(shown(path.name) for path in sorted(folder.iterdir())[:6])
             raise KloraError(
-                f"{shown(model)} is no diffusers folder: expected {_INDEX} in it, found "
-                f"{found or 'nothing'}. Name the folder that pipe.save_pretrained(FOLDER) wrote."
+                f"{shown(model)} is not a diffusers folder: expected {_INDEX} in it, found "
+                f"{found or 'nothing'}. Name the folder that pipe.save_pretrained(FOLDER) "
+                "wrote."
             )
         return folder
     if folder.exists():

@@ -55,9 +55,8 @@ class ReadOptions:
     denoiser: Denoiser | None = field(
         default=None,
         metadata=setting(
-            "The LoRAs are for this component, which their files do not say: the second "
-            "transformer (low noise) of a base model with two. Apply its artifact beside the "
-            "first's.",
+            "Component of the LoRAs, if their files do not say it: the second transformer "
+            "(low noise) of a base model with two. Apply its artifact beside the first one's.",
             Word(get_args(Denoiser)),
         ),
     )

@@ -55,8 +55,8 @@ def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = Non
     stored = [each for entry in fusion.entries for each in entry.factors.values()]
     if fusion.is_thin or any(each.quantised is not None for each in stored):
         raise ConfigError(
-            "only a fusion whose factors are those of its sources can be compressed; this one is "
-            "compressed or thin already. Compile its sources again."
+            "this fusion is compressed or thin already, and only a lossless one can be "
+            "compressed. Compile its sources again."
         )
     small = list[Entry]()
     with single_thread():

@@ -48,8 +48,8 @@ def thin(fusion: Fusion, sources: Mapping[str, Lora]) -> Fusion:
         entries.append(replace(entry, factors={}, references=references))
     if issues:
         raise ConfigError(
-            f"{len(issues)} slots cannot be left in their files, which a thin artifact needs: only "
-            "plain low-rank pairs of safetensors files can. Compile without --thin.",
+            f"{len(issues)} slots cannot stay in their files, as a thin artifact needs. Only "
+            "plain low-rank pairs in safetensors files can. Compile without --thin.",
             issues,
         )
     return replace(fusion, entries=tuple(entries))

@@ -239,7 +239,7 @@ def test_names_that_mean_nothing_are_refused(
         "there is no source contents; this fusion has content, style."
     )
     assert refusal(pipe, whole, content=pair.content) == (
-        "this fusion holds its factors; leave out content, which only a thin one needs."
+        "this fusion holds its factors; leave out content. Only a thin fusion needs sources."
     )
     with pytest.raises(ConfigError, match="this fusion holds its factors; leave out style"):
         load_fusion(GOLDEN, sources={"style": pair.style})
@@ -293,7 +293,7 @@ def test_a_reference_that_the_file_does_not_bear_out_is_refused(
     save_fusion(replace(held, entries=tuple(entries)), path, overwrite=True)
     with pytest.raises(ArtifactError) as caught:
         load_fusion(path, sources={"content": pair.content, "style": pair.style})
-    assert str(caught.value).startswith("the fusion names what its sources do not hold:")
+    assert str(caught.value).startswith("the sources lack tensors that the fusion names:")
     (found,) = caught.value.issues
     assert found.startswith(f"{entry.path}, content: ")
     assert issue in found
@@ -317,10 +317,10 @@ def test_what_is_no_plain_pair_is_refused_by_name(path: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         thinned(content, style, path)
     assert str(caught.value) == (
-        "2 slots cannot be left in their files, which a thin artifact needs: only plain low-rank "
-        "pairs of safetensors files can. Compile without --thin.\n"
-        f"  - {query}, content: its form is full, and its factors are computed\n"
-        f"  - {conv}, content: its form is lora, and its factors are computed"
+        "2 slots cannot stay in their files, as a thin artifact needs. Only plain low-rank "
+        f"pairs in safetensors files can. Compile without --thin.\n  - {query}, content: its "
+        f"form is full, and its factors are computed\n  - {conv}, content: its form is lora, "
+        "and its factors are computed"
     )
 
 

@@ -265,10 +265,10 @@ def test_keys_are_counted_and_unknown_ones_left_out_on_demand(
     keys = len(load_file(style))
     assert f"{len(load_file(content))} of {len(load_file(content))} keys of CONTENT used" in text
     assert f"{keys} of {keys + 1} keys of STYLE used" in text
-    assert r"left out: state_step\x1b[2J: its ending is of no known LoRA form" in text
+    assert "left out: state_step\\x1b[2J: its ending belongs to no known form of LoRA" in text
     assert "\x1b" not in text
     found = json.loads(klora("inspect", output, "--json").stdout)["sources"]["style"]
-    why = "its ending is of no known LoRA form"
+    why = "its ending belongs to no known form of LoRA"
     assert found["notes"]["unused"] == [{"key": "state_step\x1b[2J", "why": why}]
     assert "1 keys left out" in klora("inspect", output).output
     against = klora("verify", output, "--against", content, strange)

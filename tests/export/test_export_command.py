@@ -51,9 +51,9 @@ def test_one_lora(artifact: Path, tmp_path: Path) -> None:
     assert rows(result.stdout) == [
         f"LoRA {out}",
         "layers 2, rank 3, float32",
-        f"schedule its average is off by {schedule['total']:.2%} (most, {schedule['worst']:.2%}, "
-        f"in {layer})",
-        f"rank what is cut off is {truncation['total']:.2%} (most, {truncation['worst']:.2%}, in "
+        f"schedule the average differs from the schedule by {schedule['total']:.2%} (most, "
+        f"{schedule['worst']:.2%}, in {layer})",
+        f"rank the cut loses {truncation['total']:.2%} (most, {truncation['worst']:.2%}, in "
         f"{flat})",
         f"bytes {out.stat().st_size / 1000:.1f} kB",
     ]
@@ -76,11 +76,11 @@ def test_phases(artifact: Path, tmp_path: Path) -> None:
     assert rows(result.stdout)[:5] == [
         f"LoRAs {out}",
         "layers 2, rank 4, float32, in phase-1-of-2.safetensors",
-        f"schedule the averages are off by {together['total']:.2%} (most, "
+        f"schedule the averages differ from the schedule by {together['total']:.2%} (most, "
         f"{together['worst']:.2%}, in {BLOCK}.attn1.to_q)",
-        f"progress 0 to 0.5: off by {lost['total']:.2%} (most, {lost['worst']:.2%}, in "
+        f"progress 0 to 0.5: differs by {lost['total']:.2%} (most, {lost['worst']:.2%}, in "
         f"{BLOCK}.attn1.to_q); cut off: 0.00%",
-        "0.5 to 1: off by 0.00%; cut off: 0.00%",
+        "0.5 to 1: differs by 0.00%; cut off: 0.00%",
     ]
 
 
@@ -154,7 +154,7 @@ def test_a_family_without_kohyas_names(artifact: Path, tmp_path: Path) -> None:
     save_fusion(fusion, artifact, overwrite=True)
     message = error_of(klora("export", artifact, "--static", "-o", tmp_path / "out"), 1)
     assert message.startswith(
-        "there are no names in kohya's spelling that tools read for an unknown base model, only for"
+        "no tool reads kohya-style keys for an unknown base model; supported: "
     )
     result = klora("export", artifact, "--static", "-o", tmp_path / "out", "--keys", "peft")
     assert result.exit_code == 0, result.output

@@ -177,13 +177,13 @@ def test_families_without_kohyas_names_are_refused_by_name(tmp_path: Path) -> No
     entry = hand_entry(f"transformer.{_BLOCK}.attn.to_q", (4, 4))
     known = (
         "Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diffusion XL, Stable Diffusion 3, "
-        "FLUX.1, Chroma, FLUX.2, Qwen-Image, Z-Image, Wan, Lumina 2, Anima; take --keys peft."
+        "FLUX.1, Chroma, FLUX.2, Qwen-Image, Z-Image, Wan, Lumina 2, Anima. Use --keys peft."
     )
     for family, name in (("ltx", "LTX-Video 2B"), (None, "an unknown base model"), ("a\n", "a\\n")):
         with pytest.raises(KloraError) as refusal:
             written(hand_fusion(entry, family=family), tmp_path)
         assert str(refusal.value) == (
-            f"there are no names in kohya's spelling that tools read for {name}, only for {known}"
+            f"no tool reads kohya-style keys for {name}; supported: {known}"
         )
         written(hand_fusion(entry, family=family), tmp_path, "peft")
 
@@ -199,8 +199,8 @@ def test_layers_without_a_name_are_refused_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(KloraError) as refusal:
         written(fusion, tmp_path)
     assert str(refusal.value) == (
-        "1 layers cannot be written in kohya's names of Stable Diffusion XL; take --keys peft.\n"
-        "  - unet.extra.0: has no name in it"
+        "1 layers have no name in kohya's spelling of Stable Diffusion XL. Use --keys "
+        "peft.\n  - unet.extra.0: has no name in kohya's spelling"
     )
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -212,8 +212,8 @@ def test_an_artifact_for_two_denoisers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KloraError) as refusal:
         written(hand_fusion(*both, family="wan"), tmp_path, "peft")
     assert str(refusal.value) == (
-        "an ordinary LoRA is for one denoiser, and this artifact changes transformer and "
-        "transformer_2; compile one artifact for each and export both."
+        "this artifact changes transformer and transformer_2, and an ordinary LoRA can "
+        "change one denoiser only. Compile one artifact for each and export both."
     )
 
 
@@ -275,18 +275,18 @@ def test_parts_that_are_missing_and_of_unknown_size_are_refused(tmp_path: Path) 
     with pytest.raises(KloraError) as refusal:
         written(hand_fusion(*entries, family="lumina2"), tmp_path)
     assert str(refusal.value) == (
-        "2 layers cannot be written in kohya's names of Lumina 2; take --keys peft.\n"
-        "  - transformer.layers.0.attn.to_q: is one module with layers.0.attn.to_k, "
-        "layers.0.attn.to_v, whose sizes nothing here tells\n"
-        "  - transformer.layers.1.attn.to_k: is one module with layers.1.attn.to_q, "
-        "layers.1.attn.to_v, whose sizes nothing here tells"
+        "2 layers have no name in kohya's spelling of Lumina 2. Use --keys peft.\n  - "
+        "transformer.layers.0.attn.to_q: kohya stores it fused with layers.0.attn.to_k, "
+        "layers.0.attn.to_v, which this artifact does not contain\n  - "
+        "transformer.layers.1.attn.to_k: kohya stores it fused with layers.1.attn.to_q, "
+        "layers.1.attn.to_v, which this artifact does not contain"
     )
 
 
 def test_parts_of_other_sizes_than_the_family_has_are_refused(tmp_path: Path) -> None:
     """A query of FLUX.1 is as wide as its input."""
     entry = hand_entry(f"transformer.{_SINGLE}.attn.to_q", (6, 8))
-    with pytest.raises(KloraError, match=r"attn\.to_q: is one module with single_"):
+    with pytest.raises(KloraError, match=r"attn\.to_q: kohya stores it fused with single_"):
         written(hand_fusion(entry, family="flux.1"), tmp_path)
 
 
@@ -347,11 +347,11 @@ def test_pefts_names_refuse_what_is_no_product(tmp_path: Path) -> None:
     with pytest.raises(KloraError) as refusal:
         written(hand_fusion(*entries, family="sd2"), tmp_path, "peft")
     assert str(refusal.value) == (
-        "PEFT's keys hold products of two factors only, and 2 layers are none. Take --keys kohya, "
-        "which has `diff` for them (ComfyUI reads it); or --rank R, which makes factors of those "
-        "that are matrices.\n"
-        "  - unet.mid_block.attentions.0.proj_in: its bias [6] is no product of factors\n"
-        "  - unet.mid_block.attentions.0.proj_in: its weight [6, 5] is no product of factors"
+        "2 layers are not low-rank, and PEFT keys can store only low-rank layers. Use "
+        "--keys kohya (ComfyUI reads its `diff` keys), or --rank R, which approximates "
+        "matrices by factors.\n  - unet.mid_block.attentions.0.proj_in: its bias [6] is not "
+        "a product of factors\n  - unet.mid_block.attentions.0.proj_in: its weight [6, 5] "
+        "is not a product of factors"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -374,8 +374,8 @@ def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KloraError) as refusal:
         export_static(hand_fusion(entry), tmp_path / "out.safetensors", settings)
     assert str(refusal.value) == (
-        "float16 cannot hold 1 layers, whose values are too large; take --dtype float32 or "
-        "bfloat16.\n  - unet.conv_in"
+        "float16 cannot hold the values of 1 layers. Use --dtype float32 or bfloat16.\n  - "
+        "unet.conv_in"
     )
 
 
@@ -387,5 +387,5 @@ def test_a_fusion_that_does_nothing_is_refused(stored: bool, tmp_path: Path) -> 
     with pytest.raises(KloraError) as refusal:
         written(hand_fusion(entry, family="sd1"), tmp_path)
     assert str(refusal.value) == (
-        "nothing acts between progress 0 and 1, so that there is no LoRA to write."
+        "no layer acts between progress 0 and 1, so there is no LoRA to write. Use fewer phases."
     )

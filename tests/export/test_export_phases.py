@@ -158,7 +158,7 @@ def test_a_phase_in_which_nothing_acts_is_refused_and_nothing_is_left(tmp_path: 
     with pytest.raises(KloraError) as refusal:
         export_phases(hand_fusion(early, family="sd2"), tmp_path / "out", 2)
     assert str(refusal.value) == (
-        "nothing acts between progress 0.5 and 1, so that there is no LoRA to write."
+        "no layer acts between progress 0.5 and 1, so there is no LoRA to write. Use fewer phases."
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -341,7 +341,7 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
         ((a,), "expected CONTENT STYLE, found 1 LoRAs"),
         ((a, b, c), "expected CONTENT STYLE, found 3 LoRAs"),
         (("--content", a, "--style", c, "--style", a), "are one file; name two LoRAs"),
-        (("--content", a), "a fusion is of two LoRAs or more, found 1"),
+        (("--content", a), "a fusion needs two LoRAs or more, found 1"),
     ):
         refused = klora("compile", *named, *output)
         assert refused.exit_code == 2
@@ -366,5 +366,5 @@ def test_turns_that_leave_a_lora_out_are_refused(paths: dict[str, Path]) -> None
 
 
 def test_more_loras_than_an_artifact_holds_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a fusion is of at most 64 LoRAs, found 65"):
+    with pytest.raises(ConfigError, match="a fusion takes at most 64 LoRAs, found 65"):
         check_slots(slot_names(64, 1), Direct(), Settings())

@@ -162,7 +162,9 @@ def test_an_unpaired_layer_acts_always_or_not_at_all_or_is_an_error(slot: str) -
     dropped = plan_of(layer, unpaired="drop")
     assert (dropped.fate, acts(dropped)) == ("dropped", set())
     assert dropped.scores[slot] is not None  # a reader still sees what was measured
-    with pytest.raises(PairingError, match="1 denoiser layers are adapted by only one") as caught:
+    with pytest.raises(
+        PairingError, match="only one LoRA adapts 1 of the denoiser's layers"
+    ) as caught:
         plan_of(layer, unpaired="error")
     assert caught.value.issues == (f"x: only the {slot} LoRA has it",)
     assert "--unpaired drop" in str(caught.value)

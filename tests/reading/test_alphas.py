@@ -324,7 +324,7 @@ def test_the_rule_of_scale(case: str, tmp_path: Path) -> None:
 def test_an_alpha_of_the_training_that_is_no_number(value: str, tmp_path: Path) -> None:
     tensors = peft_keys({LAYER: random_pair(6, 4, 4)})
     save_file(tensors, str(tmp_path / "a.safetensors"), metadata={"ss_network_alpha": value})
-    with pytest.raises(LoraError, match=f"ss_network_alpha is {value} in its metadata, expected a"):
+    with pytest.raises(LoraError, match=f"gives ss_network_alpha as {value}, expected a"):
         read_adapter(tmp_path / "a.safetensors")
 
 
@@ -486,14 +486,14 @@ def test_metadata_that_cannot_be_followed_is_named(case: str, tmp_path: Path) ->
         (
             "init_lora_weights",
             "pissa_niter_16",
-            "began as pissa_niter_16 by its metadata, which may have changed the base too, and "
-            "that is not in the file",
+            "was initialised with init_lora_weights=pissa_niter_16, which may also change "
+            "the base weights; those changes are not in this file",
         ),
         (
             "init_lora_weights",
             "lora_ga",
-            "began as lora_ga by its metadata, which may have changed the base too, and that is "
-            "not in the file",
+            "was initialised with init_lora_weights=lora_ga, which may also change the "
+            "base weights; those changes are not in this file",
         ),
         ("init_lora_weights", True, None),
         ("velora_config", {"rank": 1}, "VeLoRA"),
@@ -508,15 +508,15 @@ def test_other_forms_are_refused_by_their_metadata(
         return
     with pytest.raises(LoraError) as caught:
         scaling(tmp_path, metadata)
-    named = f"is {form} by its metadata, which is not supported"
-    said = form if form.startswith("began") else named
+    named = f"its metadata says {form}, which klora does not support"
+    said = form if form.startswith("was") else named
     assert caught.value.issues == (f"{LAYER}: {said}",)
 
 
 def test_dora_by_its_metadata_needs_a_magnitude(tmp_path: Path) -> None:
     with pytest.raises(LoraError) as caught:
         scaling(tmp_path, {"unet.use_dora": True})
-    assert caught.value.issues == (f"{LAYER}: is DoRA by its metadata, and has no magnitude",)
+    assert caught.value.issues == (f"{LAYER}: its metadata says DoRA, but it has no magnitude",)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoraError) as caught:
         BaseModel(tmp_path)
     assert str(caught.value) == (
-        f"base model {tmp_path}: is no folder that diffusers saved: it has neither a "
-        "model_index.json nor the config.json of a denoiser or a text encoder."
+        f"base model {tmp_path}: has neither a model_index.json nor the config.json of a "
+        "denoiser or a text encoder. Name a folder that diffusers saved."
     )
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "unet").mkdir()

@@ -140,9 +140,9 @@ def test_without_a_base_it_is_refused_and_shown(tmp_path: Path) -> None:
     with pytest.raises(LoraError) as caught:
         read_adapter(path)
     assert str(caught.value) == (
-        f"LoRA file {path}: 1 module of it say what the weight becomes and not how it differs "
-        "(DoRA, or new values), which needs the base model's weights; name it with --base PATH (a "
-        f"diffusers folder or one safetensors file).\n  - {DORA_LAYER}"
+        f"LoRA file {path}: the base model's weights are needed for 1 module with new weights "
+        "instead of differences (DoRA or full values). Name the base model "
+        f"with --base PATH (a diffusers folder or one safetensors file).\n  - {DORA_LAYER}"
     )
     found, refusal = survey(path)
     assert "which needs the base model's weights" in str(refusal)
@@ -196,8 +196,8 @@ def test_what_memory_does_not_hold_is_refused_before_it_is_filled(
     with pytest.raises(LoraError) as caught:
         read_adapter(path, ReadOptions(base=base))
     assert str(caught.value) == (
-        f"LoRA file {path}: its deltas are not low rank, take 4.8e-06 GB as they are, and 4e-06 GB "
-        "can be had. --max-error 0.05 makes them smaller."
+        f"LoRA file {path}: its deltas are not low-rank and would need 4.8e-06 GB as dense "
+        "deltas; 4e-06 GB are free. Pass --max-error 0.05 to approximate them."
     )
     assert read_adapter(path, ReadOptions(base=base, max_error=0.5)).layers
     pair = {

@@ -166,8 +166,8 @@ def test_a_module_is_refused(tmp_path: Path) -> None:
 def test_other_values_are_refused_by_name(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.ckpt", {**TENSORS, "rank\x1b": 3, 5: TENSORS["a.lora_A.weight"]})
     assert message(path) == (
-        f"holds what is no tensor. {CONVERT}\n  - rank\\x1b: is a int, expected a tensor"
-        "\n  - 5: is a int, expected a name"
+        f"holds values that are not tensors. {CONVERT}\n  - rank\\x1b: is a int, expected a "
+        "tensor\n  - 5: is a int, expected a name"
     )
     saved(path, [1])
     assert message(path) == "holds a list, expected names and tensors."

@@ -325,7 +325,7 @@ def test_bytes_after_the_end_are_refused(
 def test_an_artifact_is_no_lora_and_a_lora_no_artifact(lora: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a klora artifact: expected exactly the meta"):
         load_fusion(lora)
-    with pytest.raises(LoraError, match="is an artifact of klora already"):
+    with pytest.raises(LoraError, match="is a klora artifact already"):
         read_adapter(GOLDEN)
 
 

@@ -36,10 +36,10 @@ READ: dict[str, tuple[str, str, str | None, int]] = {
 }
 #: Real key list -> why it is refused. Both lists of LoKr have shapes that no model has.
 REFUSED = {
-    "anima_lora_lokr_format": "it cannot be told whether they belong to rows or to columns",
-    "flux_control_lora_format": "152 modules of it say what the weight",
-    "flux_dora_onetrainer_format": "506 modules of it say what the weight",
-    "flux_lokr_bfl_format": "may be a module of chroma, flux.1, flux.2, .* whose widths are not",
+    "anima_lora_lokr_format": "rows and columns look alike",
+    "flux_control_lora_format": "are needed for 152 modules with new weights",
+    "flux_dora_onetrainer_format": "are needed for 506 modules with new weights",
+    "flux_lokr_bfl_format": "is ambiguous: chroma, flux.1, flux.2 have .* the widths match none",
 }
 
 
@@ -296,7 +296,7 @@ def refusal(tensors: Mapping[str, torch.Tensor], folder: Path) -> str:
     return str(error.value).partition("lora.safetensors: ")[2]
 
 
-_UNKNOWN = "is a module of no model whose names klora knows"
+_UNKNOWN = "klora knows no model with a module of this name"
 
 
 def test_modules_of_no_model_are_named(tmp_path: Path) -> None:
@@ -312,12 +312,12 @@ def test_a_module_that_the_others_model_does_not_have(tmp_path: Path) -> None:
     tensors = kohya({f"lora_unet_{name}": (8, 8) for name in ("img_in", "txt_in", "mystery")}, None)
     text = refusal(tensors, tmp_path)
     assert text.startswith("2 of 6 keys cannot be used")
-    assert "lora_unet_mystery.lora_up.weight: is no module of flux.1, as img_in is" in text
+    assert "lora_unet_mystery.lora_up.weight: is not a module of flux.1, though img_in is" in text
 
 
 def test_rows_that_cannot_be_parted(tmp_path: Path) -> None:
     text = refusal(kohya({"lora_unet_double_blocks_0_img_attn_qkv": (8, 8)}), tmp_path)
-    assert "double_blocks_0_img_attn_qkv: cannot be parted into" in text
+    assert "double_blocks_0_img_attn_qkv: cannot be split into" in text
     assert text.endswith("8 rows are not three equal parts")
 
 
@@ -335,8 +335,8 @@ def test_widths_tell_families_of_one_name_apart(tmp_path: Path) -> None:
     assert list(second.layers) == ["transformer.transformer_blocks.0.ff.linear_in"]
     text = refusal(kohya({name: (40, 8)}), tmp_path)
     assert (
-        f"{name}.alpha: may be a module of chroma, flux.1, flux.2, and goes elsewhere in each"
-        in text
+        f"{name}.alpha: is ambiguous: chroma, flux.1, flux.2 have a module of this name, "
+        "each at another place" in text
     )
 
 
@@ -350,7 +350,7 @@ def test_names_that_two_families_place_differently(tmp_path: Path) -> None:
         patch.setattr(placing, "_TABLES", (*placing._TABLES, made))
         text = refusal(kohya({"lora_unet_img_in": (8, 8)}), tmp_path)
     assert "made-up" in text
-    assert "and goes elsewhere in each" in text
+    assert "each at another place" in text
 
 
 # What a prefix says, and what the metadata says.
@@ -404,7 +404,9 @@ def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> N
     """SD3's last modulation of the context has two parts, which diffusers swaps, all others six."""
     name = "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1"
     text = refusal({f"{name}.diff_b": torch.arange(16.0)}, tmp_path)
-    assert "has a bias alone, and how its rows are shared out is told by the weight" in text
+    assert (
+        "only its bias is in the file; the weight is needed to know how its rows are split"
+    ) in text
     both = kohya({name: (16, 8)}, alpha=None) | {f"{name}.diff_b": torch.arange(16.0)}
     (bias,) = (v for v in read(both, tmp_path).layers.values() if v.parameter == "bias")
     assert bias.delta.matrix()[:, 0].tolist() == [*range(8, 16), *range(8)]

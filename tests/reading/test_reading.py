@@ -251,19 +251,22 @@ def test_the_usual_other_forms_are_in_the_table(form: str) -> None:
 @pytest.mark.parametrize(
     ("key", "problem"),
     [
-        ("unet.x.weight", "its ending is of no known LoRA form"),
-        ("state_step", "its ending is of no known LoRA form"),
-        ("vae.encoder.lora_A.weight", "is a module of no model whose names klora knows"),
+        ("unet.x.weight", "its ending belongs to no known form of LoRA"),
+        ("state_step", "its ending belongs to no known form of LoRA"),
+        ("vae.encoder.lora_A.weight", "klora knows no model with a module of this name"),
         (".lora_A.weight", "is not a module path"),
         ("unet.lora_A.weight", "is not a module path"),
         ("unet..conv.lora_A.weight", "is not a module path"),
         ("unet.a/b.lora_A.weight", "is not a module path"),
         ("unet.a b.lora_A.weight", "is not a module path"),
-        ("lora_unet_.lora_down.weight", "names no module of a known unet in kohya's spelling"),
-        ("lora_unet_input_blocks_1.lora_down.weight", "is a module of no model whose names klora"),
-        ("lora_transformer_.lora_down.weight", "names no module of a known transformer in kohya's"),
-        ("lora_unet_conv_in_.lora_down.weight", "names no module of a known unet in kohya's"),
-        ("lora_te_mystery.lora_down.weight", "names no module of a known text_encoder in kohya's"),
+        (
+            "lora_unet_.lora_down.weight",
+            "no known unet has a module of this name in kohya's spelling",
+        ),
+        ("lora_unet_input_blocks_1.lora_down.weight", "klora knows no model with a module of this"),
+        ("lora_transformer_.lora_down.weight", "no known transformer has a module of this name in"),
+        ("lora_unet_conv_in_.lora_down.weight", "no known unet has a module of this name in"),
+        ("lora_te_mystery.lora_down.weight", "no known text_encoder has a module of this name in"),
     ],
 )
 def test_an_unknown_key_is_named(key: str, problem: str, tmp_path: Path) -> None:
@@ -295,7 +298,7 @@ def test_half_a_pair_is_named(kept: str, missing: str, tmp_path: Path) -> None:
 def test_two_spellings_of_one_tensor_are_named(second: str, tmp_path: Path) -> None:
     good = peft_keys({LAYER: random_pair(6, 4, 2)})
     (issue,) = issues(tmp_path, good | {second: torch.ones(2, 4)}, "as it is, for 1 reason")
-    assert f"is the down of {LAYER}, and so is " in issue
+    assert f"is a second down of {LAYER}, beside " in issue
     assert second in issue
 
 
@@ -304,7 +307,7 @@ def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
     plain, prefixed = f"text_encoder.{CLIP}", f"text_encoder.text_model.{CLIP}"
     one = peft_keys({plain: (down, up)}) | {f"{prefixed}.lora_A.weight": down.clone()}
     (issue,) = issues(tmp_path, one, "as it is, for 1 reason")
-    assert f"is the down of {plain}, and so is " in issue
+    assert f"is a second down of {plain}, beside " in issue
 
 
 BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
@@ -370,7 +373,7 @@ def test_unknown_keys_can_be_left_out_and_are_recorded(tmp_path: Path) -> None:
     assert list(adapter.layers) == [LAYER]
     assert (adapter.survey.keys, adapter.survey.used) == (4, 2)
     assert [(each.key, each.why) for each in adapter.survey.unused] == [
-        ("state_step", "its ending is of no known LoRA form"),
+        ("state_step", "its ending belongs to no known form of LoRA"),
         ("unet.x.oft_blocks", "is part of OFT, which klora does not read"),
     ]
     alone = write_lora(tmp_path / "b.safetensors", unknown)
@@ -409,7 +412,7 @@ def test_kohya_and_peft_files_of_one_lora_are_one_adapter(name: str) -> None:
     assert (peft.survey.layout, kohya.survey.layout) == ("peft", "kohya")
     assert list(peft.layers) == list(kohya.layers)
     assert len(peft.layers) >= 128
-    assert peft.keys == 2 * len(peft.layers)
+    assert peft.survey.keys == 2 * len(peft.layers)
     assert kohya.survey.keys == 3 * len(kohya.layers)  # with an alpha each
     for one, other in zip(peft.layers.values(), kohya.layers.values(), strict=True):
         assert torch.equal(one.down, other.down)

@@ -119,7 +119,7 @@ def test_what_cannot_be_compiled_is_shown_and_exits_with_1(as_json: bool, tmp_pa
     assert result.exit_code == 1
     assert "1 of 6 keys cannot be used" in result.stderr
     assert "\x1b" not in result.output
-    why = "its ending is of no known LoRA form"
+    why = "its ending belongs to no known form of LoRA"
     if as_json:
         found = json.loads(result.stdout)
         assert (found["keys"], found["used"]) == (6, 5)

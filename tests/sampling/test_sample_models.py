@@ -38,7 +38,7 @@ def test_a_missing_model(shipped: Shipped, tmp_path: Path) -> None:
 def test_a_folder_that_is_none_of_diffusers(shipped: Shipped, tmp_path: Path) -> None:
     folder, output = tmp_path / "model", tmp_path / "fox.png"
     folder.mkdir()
-    said = f"{folder} is no diffusers folder: expected model_index.json in it, found "
+    said = f"{folder} is not a diffusers folder: expected model_index.json in it, found "
     advice = ". Name the folder that pipe.save_pretrained(FOLDER) wrote."
     assert error_of(sampled(shipped, output, model=folder), 1) == f"{said}nothing{advice}"
     for name in ("v1-5.ckpt", "config.yaml"):

@@ -341,6 +341,6 @@ def test_what_is_compressed_is_not_compressed_again(demo: Fusion) -> None:
     with pytest.raises(ConfigError) as caught:
         compress(compress(demo, 0.1), 0.1)
     assert str(caught.value) == (
-        "only a fusion whose factors are those of its sources can be compressed; this one is "
-        "compressed or thin already. Compile its sources again."
+        "this fusion is compressed or thin already, and only a lossless one can be "
+        "compressed. Compile its sources again."
     )

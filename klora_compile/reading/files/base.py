@@ -136,8 +136,8 @@ class BaseModel:
         found = next((name for part, name in _CLASSES.items() if part in kinds), None)
         if found is None:
             raise LoraError(
-                f"{self._where}: is no folder that diffusers saved: it has neither a "
-                "model_index.json nor the config.json of a denoiser or a text encoder."
+                f"{self._where}: has neither a model_index.json nor the config.json of a "
+                "denoiser or a text encoder. Name a folder that diffusers saved."
             )
         return found
 
@@ -146,7 +146,10 @@ class BaseModel:
         paths = sorted(folder.glob("*.safetensors"))
         paths = [path for path in paths if _VARIANT not in path.name] or paths
         if not paths:
-            raise LoraError(f"{self._where}: has no safetensors files of {shown(folder.name)}.")
+            raise LoraError(
+                f"{self._where}: has no safetensors files of {shown(folder.name)}. "
+                "Save it again with pipe.save_pretrained(FOLDER)."
+            )
         found: _Index = {}
         for path in paths:
             file = self._opened(path)

@@ -212,7 +212,7 @@ def _flat(path: Path, content: object) -> dict[str, torch.Tensor]:
         else:
             issues.append(f"{shown(key)}: is a {type(value).__name__}, expected a tensor")
     if issues:
-        raise _error(path, f"holds what is no tensor. {_CONVERT}", issues)
+        raise _error(path, f"holds values that are not tensors. {_CONVERT}", issues)
     return values
 
 

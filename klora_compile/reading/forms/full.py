@@ -23,7 +23,7 @@ class Full:
     def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
         shape = shapes[self._part]
         fits = 1 <= len(shape) <= 5 and 0 not in shape
-        return [] if fits else [f"{self._part.value} {list(shape)} is no parameter's shape"]
+        return [] if fits else [f"{self._part.value} {list(shape)} is not the shape of a parameter"]
 
     def rank(self, shapes: Shapes) -> None:
         return None

@@ -31,7 +31,7 @@ class Loha:
             return absent
         cores = [part for part in _CORES if part in shapes]
         if len(cores) == 1:
-            return [f"has {cores[0].value} only, expected both cores or none"]
+            return [f"has only {cores[0].value}, expected both cores or neither"]
         fit = _fits_cores(shapes) if cores else _fits(shapes, kernel)
         expected = (
             "a (rank, out), b (rank, in), t (rank, rank, height, width)"

@@ -35,7 +35,7 @@ class Lokr:
                 return [f"has {named}, expected {whole.value}, or {' and '.join(_names(pair))}"]
         fit = _fits(shapes) and self._folds(shapes, kernel)
         text = shapes_text(self.parts, shapes)
-        return [] if fit else [f"{text} make no LoKr: w1 and w2 are no matrices that fit"]
+        return [] if fit else [f"{text} make no LoKr: w1 and w2 do not fit each other"]
 
     def rank(self, shapes: Shapes) -> int | None:
         ranks = [shapes[b][0] for b in (_SECOND[1], _FIRST[1]) if b in shapes]

@@ -169,7 +169,7 @@ def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
         own = parts.setdefault(each.layer, {})
         if each.part in own:
             problems.append(
-                f"{shown(key)}: is the {each.part.value} of {shown(each.layer)}, and so is "
+                f"{shown(key)}: is a second {each.part.value} of {shown(each.layer)}, beside "
                 f"{shown(own[each.part])}"
             )
         own[each.part] = key

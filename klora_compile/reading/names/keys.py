@@ -94,7 +94,7 @@ def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
     key = _ADAPTER.sub(r"\1\2", key)
     suffix = next((s for s in _BY_LENGTH if key.endswith(s)), None)
     if suffix is None:
-        return "its ending is of no known LoRA form"
+        return "its ending belongs to no known form of LoRA"
     if suffix in REFUSED_FORMS:
         return RefusedKey(key.removesuffix(suffix), REFUSED_FORMS[suffix])
     raw = key.removesuffix(suffix)
@@ -138,7 +138,7 @@ def _place(path: str) -> _Place | str:
             dotted = (vocabulary.dotted(flat) for vocabulary in row.vocabularies)
             module = next((each for each in dotted if each is not None), None)
             if module is None and not (row.denoiser and _FLAT.fullmatch(flat)):
-                return f"names no module of a known {row.component} in kohya's spelling"
+                return f"no known {row.component} has a module of this name in kohya's spelling"
             return _Place(
                 "kohya",
                 None if module is None else (row.component, module),

@@ -72,9 +72,10 @@ def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = N
     ambiguous: dict[Stem, str] = {}
     if len(different) > 1:
         families = ", ".join(sorted({table.family for table in fitting}))
-        widths = "" if alike else ", whose widths are not as these"
+        widths = "" if alike else "; the widths match none of them"
         ambiguous = {
-            stem: f"may be a module of {families}, and goes elsewhere in each{widths}"
+            stem: f"is ambiguous: {families} have a module of this name, each at another place"
+            f"{widths}"
             for stem in stems
             if len({_meaning(table, stem) for table in fitting}) > 1
         }
@@ -125,12 +126,14 @@ def placements(
     row, numbers = match
     if inner is None:
         if row.ratio is None and _needs_columns(row, numbers, out):
-            return "has a bias alone, and how its rows are shared out is told by the weight"
+            return (
+                "only its bias is in the file; the weight is needed to know how its rows are split"
+            )
         inner = out if row.ratio is None else int(out / row.ratio)
     try:
         return row.placements(numbers, out, inner)
     except ValueError as error:
-        return f"cannot be parted into {', '.join(row.targets)}: {error}"
+        return f"cannot be split into {', '.join(row.targets)}: {error}"
 
 
 def _needs_columns(row: Row, numbers: tuple[str, ...], out: int) -> bool:
@@ -170,6 +173,6 @@ def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:
     known = next((stem for stem in stems if _match(best, stem)), None)
     for stem in stems:
         if known is None:
-            yield stem, "is a module of no model whose names klora knows"
+            yield stem, "klora knows no model with a module of this name"
         elif not _match(best, stem):
-            yield stem, f"is no module of {best.family}, as {shown(known.name)} is"
+            yield stem, f"is not a module of {best.family}, though {shown(known.name)} is"

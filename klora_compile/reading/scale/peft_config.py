@@ -92,12 +92,12 @@ class AdapterConfig:
         start = self._get(component, "init_lora_weights")
         if isinstance(start, str) and start.lower() not in _STARTS:
             return (
-                f"began as {shown(start)} by its metadata, which may have changed the base too, "
-                "and that is not in the file"
+                f"was initialised with init_lora_weights={shown(start)}, which may also change "
+                "the base weights; those changes are not in this file"
             )
         for key, name in _REFUSED_SETTINGS.items():
             if self._get(component, key):
-                return f"is {name} by its metadata, which is not supported"
+                return f"its metadata says {name}, which klora does not support"
         return None
 
     def _named(self, component: str, key: str, module: str) -> Any:

@@ -104,7 +104,7 @@ def _number(text: str, name: str, where: str) -> float:
         value = math.nan
     if not abs(value) <= MAX_ALPHA:
         raise LoraError(
-            f"{where}: {name} is {shown(text)} in its metadata, expected a number. Correct it, or "
-            "take the entry out."
+            f"{where}: its metadata gives {name} as {shown(text)}, expected a number. Correct "
+            "the entry, or remove it."
         )
     return value

@@ -133,7 +133,8 @@ class _Check:
             for part in ("parameters", "derived"):
                 if not isinstance(rule[part], dict) or not _is_shallow(rule[part], _is_scalar):
                     self.say(
-                        f"rule.{part}", "expected an object of plain values, or objects of them"
+                        f"rule.{part}",
+                        "expected an object of plain values, or of objects with plain values",
                     )
         sources = document["sources"]
         if not isinstance(sources, dict) or not sources or len(sources) > MAX_SLOTS:

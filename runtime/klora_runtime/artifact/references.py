@@ -56,8 +56,8 @@ def fill(
         raise ConfigError(f"there is no source {shown(strange[0])}; this fusion has {known}.")
     if not fusion.is_thin:
         raise ConfigError(
-            f"this fusion holds its factors; leave out {', '.join(sources)}, which only a thin one "
-            "needs."
+            f"this fusion holds its factors; leave out {', '.join(sources)}. Only a thin "
+            "fusion needs sources."
         )
     needed = sorted({ref.source for entry in fusion.entries for ref in entry.references.values()})
     _refuse_missing(fusion, [name for name in needed if name not in sources])
@@ -69,7 +69,7 @@ def fill(
         }
         issues = [issue for entry in fusion.entries for issue in _problems(entry, files)]
         if issues:
-            raise ArtifactError("the fusion names what its sources do not hold:", issues)
+            raise ArtifactError("the sources lack tensors that the fusion names:", issues)
         entries = tuple(_filled(entry, files, device) for entry in fusion.entries)
         return replace(fusion, entries=entries)
 

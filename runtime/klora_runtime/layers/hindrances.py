@@ -32,8 +32,9 @@ def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]
             issues.append(f"{target.layer}: {problem}")
     if issues:
         raise InUseError(
-            f"{len(issues)} layers were changed by something else since the fusion was applied, "
-            "and it can neither act nor be removed; undo that first.",
+            f"{len(issues)} layers were changed by something else since the fusion was "
+            "applied. Undo those changes first; until then the fusion can be neither used nor "
+            "removed.",
             issues,
         )
 
@@ -99,7 +100,7 @@ def branch_hindrance(target: Target) -> str | None:
         return "it is a convolution in groups or with padding other than zeros"
     read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     if read or isinstance(target.lineage[-2], nn.TransformerEncoderLayer):
-        return "its weight is read without calling it"
+        return "its parent module reads the weight directly, so a branch on it would be skipped"
     if not has_memory(target):
         return "its weight has no memory (meta device), and nothing loads it"
     return None

@@ -108,8 +108,8 @@ def find_targets(
         raise _misfit(fusion, models, entries, issues)
     if not targets:
         raise IncompatibleModelError(
-            "the fusion changes nothing: no layer of it ever acts. Compile it with weights other "
-            "than 0."
+            "the fusion changes nothing: none of its layers ever acts. Compile it with "
+            "weights other than 0."
         )
     return targets
 

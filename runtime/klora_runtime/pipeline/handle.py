@@ -156,7 +156,7 @@ class FusionHandle:
             except BaseException:
                 self._attachment.take_hold(self._live.fusion)
                 raise
-        self._why = "kept at a swap, which never changes the mode"
+        self._why = "a swap keeps the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
         """Change how strongly slots act: ``handle.set(content=0.8)``. Others stay.
