@@ -85,3 +85,28 @@ def test_a_model_of_real_size_is_known(
 
 def test_every_family_is_tested() -> None:
     assert {family for family, *_ in MODELS} == {*FAMILIES, None}
+
+
+#: Models of diffusers that were made from those of a family, and keep its layers.
+MADE_FROM = {
+    "wan": ("AnyFlowFAR", "AnyFlow", "ChronoEdit", "Helios", "WanAnimate", "WanVACE"),
+    "hunyuan-video": ("HunyuanVideoFramepack",),
+}
+
+
+@pytest.mark.slow
+def test_no_other_model_of_diffusers_is_taken_for_one_of_a_family() -> None:
+    """Every transformer that its class builds without settings, in the sizes of a release."""
+    own = {model: family for family, component, model, _ in MODELS if component == "transformer"}
+    own |= {f"{name}Transformer3DModel": key for key, names in MADE_FROM.items() for name in names}
+    looked_at = 0
+    for name in dir(diffusers):
+        if "Transformer" not in name or not name.endswith("Model"):
+            continue
+        try:
+            found = family_of(shapes("transformer", name, {}))
+        except (TypeError, ValueError):  # it has no defaults
+            continue
+        looked_at += 1
+        assert found == own.get(name) or (found is None and name == "SD3Transformer2DModel"), name
+    assert looked_at > 50
