@@ -43,11 +43,12 @@ def test_both_forms_are_one_delta(shape: tuple[int, ...], rank: int, dtype: torc
             assert another.inner(one) == pytest.approx(product, rel=1e-9, abs=1e-9)
 
 
-def test_norms_of_factors_that_cancel_are_not_negative() -> None:
-    """The sum of r x r products may round below 0."""
-    down, up = random_pair(40, 30, 8, seed=3)
-    nothing = LowRank(torch.cat([down, down]), torch.cat([up, -up], 1))
-    assert nothing.norm() < 1e-6
+def test_factors_that_cancel_have_a_norm() -> None:
+    """The sum of r x r products may round below 0, as it does for every third of these."""
+    for seed in range(20):
+        down, up = random_pair(40, 30, 8, seed=seed)
+        nothing = LowRank(torch.cat([down, down]), torch.cat([up, -up], 1))
+        assert nothing.norm() < 1e-5
 
 
 @pytest.mark.parametrize(("shape", "rank"), SHAPES)

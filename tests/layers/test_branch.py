@@ -465,12 +465,17 @@ def test_a_merged_model_that_is_converted_is_written_anew(pipe: Any, fusion: Fus
     assert torch.equal(generate(pipe, TWO_STEPS), generate(fresh, TWO_STEPS))
 
 
-def test_factors_of_unequal_size_do_not_overflow(pipe: Any) -> None:
+@pytest.mark.parametrize("powers", [(14, 14), (14, -14)], ids=["the pair", "each rank"])
+def test_factors_of_unequal_size_lose_nothing_in_float16(
+    powers: tuple[int, int], pipe: Any
+) -> None:
+    """Neither by overflow of the large ones nor by underflow of small ones beside them."""
     pipe.to(torch.float16)
+    skew = 2.0 ** torch.tensor(powers)
     fusion = fusion_for(pipe, [TO_Q], size=0.1)
     (entry,) = fusion.entries
     factors = {
-        slot: Stored(each.scale, LowRank(each.delta.down * 2.0**14, each.delta.up / 2.0**14))
+        slot: Stored(each.scale, LowRank(each.delta.down * skew[:, None], each.delta.up / skew))
         for slot, each in entry.factors.items()
     }
     skewed = hand_fusion(type(entry)(**{**vars(entry), "factors": factors}))
