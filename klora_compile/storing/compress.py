@@ -98,7 +98,10 @@ def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
 def _here(entry: Entry) -> dict[str, Stored]:
     """The factors of an entry in host memory, wherever the fusion is kept."""
     return {
-        slot: replace(stored, delta=stored.delta.to(HOST)) for slot, stored in entry.factors.items()
+        slot: stored
+        if all(tensor.device == HOST for tensor in stored.delta.tensors)
+        else replace(stored, delta=stored.delta.to(HOST))
+        for slot, stored in entry.factors.items()
     }
 
 

@@ -238,6 +238,7 @@ import sys, torch
 from dataclasses import replace
 from support.golden_fusion import golden_fusion, switching_entry
 from support.lora_files import random_pair
+from klora_compile import compress
 from klora_runtime import save_fusion
 from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.timeline import Timeline
