@@ -128,8 +128,10 @@ def test_every_option_named_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_make_target_exists(page: Path) -> None:
-    rules = re.findall(r"^[a-z-]+:[a-z -]*", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    targets = {word for rule in rules for word in rule.replace(":", " ").split()}
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for prefix, parts in re.findall(r"addprefix ([a-z-]+),([a-z ]+)", makefile):
+        targets |= {prefix + part for part in parts.split()}
     text = "\n".join([*re.findall(r"`(make [^`]*)`", page.read_text()), *blocks(page, "sh")])
     for line in re.findall(r"^make ([a-z -]+)", text, re.MULTILINE):
         assert set(line.split()) <= targets, line

@@ -13,7 +13,8 @@ from support.generation import TOLERANCE, Case, LoraPair, build, generate, progr
 from tiny_pipeline import Family, parameters, relative_difference
 
 from klora_compile import compile_fusion
-from klora_compile.measuring.batches import ELEMENTS, _batches, _Courier, measure_batches
+from klora_compile.measuring.batches import ELEMENTS, _batches, measure_batches
+from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.verify import verify_fusion
@@ -59,7 +60,7 @@ def test_measuring_waits_for_nothing_before_a_batch_is_read() -> None:
     before = torch.cuda.memory_allocated()
     found = dict(measure_batches(tasks, device))
     assert torch.cuda.max_memory_allocated() - before < 3 * 4 * ELEMENTS
-    courier = _Courier(device)
+    courier = Courier(device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -38,9 +38,9 @@ def refuse_adapters(models: Mapping[str, nn.Module]) -> None:
         wrapped = [path for path, module in model.named_modules() if _is_adapter(module)]
         refuse(
             [f"{name}.{path}" for path in wrapped],
-            f"{name} carries PEFT adapters on {len(wrapped)} modules, active or not, and would "
-            "have to share them with the fusion; call pipe.unload_lora_weights() first (after "
-            "pipe.fuse_lora(), to keep what they do).",
+            f"{name} carries PEFT adapters on {len(wrapped)} modules, active or not, and they "
+            "would share these modules with the fusion. Call pipe.unload_lora_weights() first "
+            "(after pipe.fuse_lora(), to keep their effect).",
         )
 
 
