@@ -49,6 +49,7 @@ def test_one_object_for_programs(tmp_path: Path) -> None:
     found = described(path)
     norms = found.pop("norms")
     assert found == {
+        "schema": 1,
         "kind": "lora",
         "family": None,
         "layout": "peft",
@@ -151,7 +152,7 @@ def test_dora_is_shown_without_a_base_and_computed_with_one(tmp_path: Path) -> N
     path, base = small_dora(tmp_path)
     result = inspect(path, "--json")
     assert result.exit_code == 1
-    assert "which needs the base model's weights; name it with --base PATH" in result.stderr
+    assert "Name the base model with --base PATH" in result.stderr
     found = json.loads(result.stdout)
     assert (found["needs_base"], found["norms"]) == (True, None)
     assert [(layer["name"], layer["form"]) for layer in found["layers"]] == [(DORA_LAYER, "dora")]
