@@ -322,7 +322,7 @@ def test_dora_from_compile_to_verify(tmp_path: Path) -> None:
     files = (tmp_path / "dora.safetensors", tmp_path / "lora.safetensors")
     refused = klora("compile", *files, "-o", output)
     assert refused.exit_code == 1
-    assert "name it with --base PATH" in refused.stderr
+    assert "Name the base model with --base PATH" in refused.stderr
     text = klora("compile", *files, "-o", output, "--base", tmp_path / "base").output
     assert "1 dora (1 dense); nothing is lost" in text
     shown = klora("inspect", output).output

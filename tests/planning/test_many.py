@@ -167,7 +167,7 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         if i > 0:
             pairs[NAMES[1]] = random_pair(8, 6, 2, seed=9 + i)
         paths.append(write_lora(tmp_path / f"{i}.safetensors", peft_keys(pairs)))
-    with pytest.raises(PairingError, match=r"cannot weigh the LoRA content\.2 in unet"):
+    with pytest.raises(PairingError, match=r"gamma is undefined for the LoRA content\.2 in unet"):
         compile_fusion(paths[:2], paths[2], device="cpu")
 
 
@@ -207,7 +207,7 @@ def test_roles_that_a_rule_needs(paths: dict[str, Path]) -> None:
     contents = [paths["content.1"], paths["content.2"]]
     with pytest.raises(ConfigError, match=r"needs a content and a style, found content\.1"):
         compile_fusion(contents, [], device="cpu")
-    with pytest.raises(ConfigError, match="of two LoRAs or more, found 1"):
+    with pytest.raises(ConfigError, match="a fusion needs two LoRAs or more, found 1"):
         compile_fusion(contents[:1], [], Direct(), device="cpu")
     fusion = compile_fusion(contents, [], Direct(), device="cpu")
     assert set(fusion.slots) == {"content.1", "content.2"}

@@ -118,7 +118,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "unet" / "a.safetensors"
     save_file({"b.weight": torch.zeros(1, dtype=torch.int8)}, path)
     cases = {
-        ("vae", "a"): "has no safetensors files of vae.",
+        (
+            "vae",
+            "a",
+        ): "has no safetensors files of vae. Save it again with pipe.save_pretrained(FOLDER).",
         ("unet", "a"): "has no unet.a.weight. Name the folder of the whole pipeline that the LoRA "
         "was trained for, as diffusers saves it.",
         ("unet", "b"): "unet.b.weight is I8, which is quantised. "

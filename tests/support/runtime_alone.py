@@ -1,4 +1,4 @@
-"""Applies an artifact with torch and safetensors alone; prints what the process imported.
+"""Applies an artifact with torch alone; prints what the process imported.
 
 Run as ``python -I runtime_alone.py GOLDEN`` where `klora_runtime` is installed and nothing else of
 klora. It imports no test module: everything it needs is here.
@@ -10,7 +10,16 @@ import sys
 from typing import Any
 
 #: What people's machines may lack. The finder raises before any of it can be found.
-BLOCKED = {"numpy", "click", "tqdm", "diffusers", "transformers", "peft", "klora_compile"}
+BLOCKED = {
+    "numpy",
+    "click",
+    "tqdm",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "klora_compile",
+}
 
 
 class _Refusing:
