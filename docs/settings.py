@@ -40,8 +40,8 @@ class SettingDocs(Extension):
 
 
 class PublicRules(Extension):
-    """The rules of the catalogue among the public names of the compiler."""
+    """The rules of the catalogue among the public names of their room."""
 
     def on_package(self, *, pkg: Module, **_: Any) -> None:
-        if pkg.name == "klora_compile" and pkg.exports is not None:
-            pkg.exports += [kind.__name__ for kind in RULES.values()]
+        if pkg.name == "klora_compile":
+            pkg["rules"].exports = ["Rule", *(kind.__name__ for kind in RULES.values())]

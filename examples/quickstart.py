@@ -16,7 +16,8 @@ tiny_lora(pipe, folder / "fox.safetensors", seed=1)
 tiny_lora(pipe, folder / "ink.safetensors", seed=2)
 
 # README: begin
-from klora_compile import Klora, compile_fusion  # noqa: E402
+from klora_compile import compile_fusion  # noqa: E402
+from klora_compile.rules import Klora  # noqa: E402
 from klora_runtime import apply_fusion, save_fusion  # noqa: E402
 
 fusion = compile_fusion(folder / "fox.safetensors", folder / "ink.safetensors", Klora(pattern="s"))

@@ -1,7 +1,6 @@
 """An artifact as ordinary LoRAs, for tools that know no schedule.
 
-    from klora_compile.export.writing import export_phases, export_static
-    from klora_compile.export.settings import ExportSettings
+    from klora_compile.export import ExportSettings, export_phases, export_static
     from klora_runtime import load_fusion
 
     fusion = load_fusion("fox-in-ink.klora.safetensors")
@@ -11,3 +10,25 @@
 What an ordinary LoRA cannot hold is the time: its factors are the average of the schedule over all
 of the sampling, or over one phase of it, and every report says how far the schedule is from that.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from klora_runtime.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from klora_compile.export.settings import ExportSettings
+    from klora_compile.export.writing import Exported, ExportedPhases, export_phases, export_static
+
+__all__ = ["ExportSettings", "Exported", "ExportedPhases", "export_phases", "export_static"]
+
+_HOMES = {
+    "ExportSettings": "klora_compile.export.settings",
+    "Exported": "klora_compile.export.writing",
+    "ExportedPhases": "klora_compile.export.writing",
+    "export_phases": "klora_compile.export.writing",
+    "export_static": "klora_compile.export.writing",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

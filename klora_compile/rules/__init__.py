@@ -1,4 +1,11 @@
 """Fusion rules: pure maths from per-layer numbers to timelines.
 
-A new rule is a file here and a line of the catalogue.
+A new rule is a file here and a line of the catalogue. Every rule is public, and so is
+:class:`Rule`, which they all are.
 """
+
+from klora_compile.rules.catalogue import *  # noqa: F403
+from klora_compile.rules.lookup import RULES as _RULES
+from klora_compile.rules.rule import Rule as Rule
+
+__all__ = ["Rule", *(kind.__name__ for kind in _RULES.values())]

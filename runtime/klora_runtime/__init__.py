@@ -11,10 +11,10 @@ Importing this package is cheap; torch is imported with the first use of a name 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from klora_runtime.__about__ import __version__ as __version__
+from klora_runtime.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.file import load_fusion, save_fusion
@@ -60,12 +60,4 @@ _HOMES = {
     "save_fusion": "klora_runtime.artifact.file",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

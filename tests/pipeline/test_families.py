@@ -21,7 +21,8 @@ from support.video_families import VIDEOS
 from tiny_pipeline import relative_difference
 from torch import nn
 
-from klora_compile import Klora, compile_fusion
+from klora_compile import compile_fusion
+from klora_compile.rules import Klora
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion

@@ -12,7 +12,8 @@ from support.applying import Apply
 from support.generation import Case, build, evaluations, generate
 from tiny_pipeline import relative_difference, tiny_lora
 
-from klora_compile import Direct, Settings, Switch, compile_fusion
+from klora_compile import Settings, compile_fusion
+from klora_compile.rules import Direct, Switch
 
 CASE = Case(12)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.lora_files import peft_keys, random_pair, write_lora
 
-from klora_compile import Klora, Settings, compile_fusion, read_adapter, reschedule
+from klora_compile import Settings, compile_fusion, read_adapter, reschedule
+from klora_compile.rules import Klora
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, LoraError, PairingError

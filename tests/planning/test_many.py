@@ -16,11 +16,12 @@ from support.compiling import compiled, rescheduled
 from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import klora
 
-from klora_compile import Direct, Klora, Settings, compile_fusion, read_adapter, verify_fusion
+from klora_compile import Settings, compile_fusion, read_adapter, verify_fusion
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import make_plan
 from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
+from klora_compile.rules import Direct, Klora
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.settings.config import Config
 from klora_compile.slots import in_order, slot_names

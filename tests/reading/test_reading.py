@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 from support.lora_files import needs_real_loras, peft_keys, random_pair, real_lora, write_lora
 
-from klora_compile import Klora, compile_fusion, read_adapter
+from klora_compile import compile_fusion, read_adapter
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.names import spelling
 from klora_compile.reading.names.keys import ParsedKey, parse_key
 from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
+from klora_compile.rules import Klora
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
 

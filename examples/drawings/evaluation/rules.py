@@ -13,9 +13,10 @@ import torch
 
 from drawings.loras import read
 from drawings.pipeline import DrawingPipeline
-from klora_compile import Est, Klora, NpKlora, NpLora, Phases, Switch, compile_fusion
-from klora_compile import Rule as FusionRule
+from klora_compile import compile_fusion
 from klora_compile.report.summary import gamma_of
+from klora_compile.rules import Est, Klora, NpKlora, NpLora, Phases, Switch
+from klora_compile.rules import Rule as FusionRule
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Entry
 from klora_runtime.artifact.timeline import Timeline

@@ -144,9 +144,11 @@ class ScheduleOf(Generic[H]):
     """Two (or more) LoRAs and when each of them acts."""
 
     sources: Mapping[str, Source]
+    """Role -> the LoRA that was compiled: its name, digest and what it states of itself."""
     slots: Mapping[str, Slot]
     """Name -> slot."""
     rule: Rule
+    """Name and parameters of the rule that made the schedule."""
     family: str | None
     """Key of the base model's record in ``families``; None where the layers do not tell it."""
     entries: tuple[EntryOf[H], ...]
