@@ -41,20 +41,14 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
 
 
 def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
-    from klora_compile.reading.adapter import read_adapter
-    from klora_compile.reading.survey import survey
+    from klora_compile.reading.adapter import look_into
     from klora_compile.report.lora import lora_json, lora_lines
     from klora_compile.report.summary import bytes_text
     from klora_compile.report.table import labelled
     from klora_runtime.errors import LoraError, shown
 
-    found, refusal = survey(file, options)
-    adapter = None
-    if refusal is None:
-        try:
-            adapter = read_adapter(file, options)
-        except LoraError as error:
-            refusal = error
+    found, result = look_into(file, options)
+    adapter = None if isinstance(result, LoraError) else result
     if as_json:
         print_json("lora", lora_json(found, adapter))
     else:
@@ -62,8 +56,8 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
         click.echo(
             labelled([("LoRA", f"{shown(found.path)}, {size}"), *lora_lines(found, adapter)])
         )
-    if refusal is not None:
-        raise refusal
+    if isinstance(result, LoraError):
+        raise result
 
 
 def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:

@@ -16,10 +16,10 @@ from klora_runtime.families.catalogue import family_name
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
-    """See that a rule takes so many LoRAs in these roles, and that settings name no others.
+    """See that a rule takes these LoRAs, and that settings name no others.
 
     Raises:
-        ConfigError: it does not, or they do.
+        ConfigError: the rule takes another number or other roles, or a setting names another LoRA.
     """
     strange = [shown(slot) for slot in slots if role_of(slot) not in ROLES]
     if strange:
@@ -33,17 +33,17 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
     if rule.most is not None and len(slots) > rule.most:
         more = ", ".join(name for name, each in RULES.items() if each.most is None)
         raise ConfigError(
-            f"rule {rule.name} takes {rule.most} LoRAs, found {len(slots)}; rules for more: {more}."
+            f"rule {rule.name} takes {rule.most} LoRAs, found {len(slots)}; "
+            f"take another rule: {more}."
         )
     if not rule.whole and {role_of(slot) for slot in slots} != set(ROLES):
         raise ConfigError(
             f"rule {rule.name} needs a content and a style, found {', '.join(slots)}; "
-            "rules of whole LoRAs do not: "
-            f"{', '.join(name for name, each in RULES.items() if each.whole)}."
+            f"take another rule: {', '.join(name for name, each in RULES.items() if each.whole)}."
         )
     for slot in settings.weights:
         if slot not in slots:
-            raise ConfigError(f"weights: there is no LoRA {slot!r}, only {', '.join(slots)}.")
+            raise ConfigError(f"weights: expected {' or '.join(slots)}, found {slot!r}.")
     misfit = rule.misfit(slots)
     if misfit is not None:
         raise ConfigError(misfit)
@@ -53,8 +53,8 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     """See that LoRAs are of one base model.
 
     Args:
-        loras: slot -> what the LoRA's header tells.
-        rule: one of whole LoRAs asks for no common layer.
+        loras: slot -> what the header of its LoRA says.
+        rule: a rule of whole LoRAs needs no common layer.
 
     Raises:
         PairingError: a layer has two shapes, or no denoiser layer is common, or families differ.

@@ -75,13 +75,39 @@ def open_adapter(
 ) -> Iterator[OpenAdapter]:
     """Open a LoRA and check all that its header tells; see :func:`read_adapter`."""
     options = options or ReadOptions()
-    with ExitStack() as stack:
-        file = stack.enter_context(open_lora(Path(path)))
+    with open_lora(Path(path)) as file, _in_order(survey_of(file, options), file, options) as each:
+        yield each
+
+
+def look_into(
+    path: str | os.PathLike[str], options: ReadOptions | None = None
+) -> tuple[Survey, Adapter | LoraError]:
+    """Read a LoRA as far as it can be read.
+
+    Returns:
+        What its header tells, and the LoRA, or why it cannot be compiled with these options.
+
+    Raises:
+        LoraError: the file cannot be opened, or holds nothing of a LoRA.
+    """
+    options = options or ReadOptions()
+    with open_lora(Path(path)) as file:
         found = survey_of(file, options)
-        error = refusal(found, options)
-        if error is not None:
-            raise error
-        _refuse_large(found, options)
+        try:
+            with _in_order(found, file, options) as opened:
+                return found, opened.read()
+        except LoraError as error:
+            return found, error
+
+
+@contextmanager
+def _in_order(found: Survey, file: LoraFile, options: ReadOptions) -> Iterator[OpenAdapter]:
+    """Open what else an adapter needs, once its header is in order."""
+    error = refusal(found, options)
+    if error is not None:
+        raise error
+    _refuse_large(found, options)
+    with ExitStack() as stack:
         base = None
         if found.needs_base:
             assert options.base is not None

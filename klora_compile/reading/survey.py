@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from klora_compile.families.stating import stated_family
 from klora_compile.reading.describing import Describer
-from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
+from klora_compile.reading.files.lora_file import LoraFile, named
 from klora_compile.reading.forms.dora import Axis
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of
@@ -62,25 +61,12 @@ class Survey:
         return any(piece.needs_base for piece in self.pieces)
 
 
-def survey(
-    path: str | os.PathLike[str], options: ReadOptions | None = None
-) -> tuple[Survey, LoraError | None]:
-    """Look at a LoRA without computing it.
-
-    Returns:
-        What it holds, and why it could not be compiled with these options, if so.
+def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
+    """What an open file holds.
 
     Raises:
-        LoraError: the file cannot be opened, or holds nothing of a LoRA.
+        LoraError: nothing of a LoRA.
     """
-    options = options or ReadOptions()
-    with open_lora(Path(path)) as file:
-        found = survey_of(file, options)
-        return found, refusal(found, options)
-
-
-def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
-    """What an open file holds; see :func:`survey`."""
     where = named(file.path)
     if ARTIFACT_KEY in file.metadata:
         raise LoraError(

@@ -180,14 +180,14 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         (
             "est",
             {},
-            "rule est takes 2 LoRAs, found 3; rules for more: klora, direct, level, switch, phases",
+            "rule est takes 2 LoRAs, found 3; take another rule: klora, direct, level, switch",
         ),
         ("np", {}, "rule np takes 2 LoRAs, found 3"),
         ("np+klora", {}, "rule np+klora takes 2 LoRAs, found 3"),
         (
             "direct",
             {"weights": {"content": 1}},
-            "weights: there is no LoRA 'content', only content",
+            "weights: expected content.1 or content.2 or style, found 'content'",
         ),
         (
             "phases",

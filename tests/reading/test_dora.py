@@ -24,7 +24,7 @@ from support.layout_cells import Cell, lines, shape, values_of
 from support.lora_files import FORMATS, smaller, write_lora
 
 from klora_compile import compile_fusion, read_adapter
-from klora_compile.reading.survey import survey
+from klora_compile.reading.adapter import look_into
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.errors import LoraError
@@ -144,8 +144,8 @@ def test_without_a_base_it_is_refused_and_shown(tmp_path: Path) -> None:
         "instead of differences (DoRA or full values). Name the base model "
         f"with --base PATH (a diffusers folder or one safetensors file).\n  - {DORA_LAYER}"
     )
-    found, refusal = survey(path)
-    assert str(refusal) == str(caught.value)
+    found, refused = look_into(path)
+    assert str(refused) == str(caught.value)
     assert found.needs_base
     assert [(v.name, v.form, v.rank, v.shape) for v in found.layers] == [
         (DORA_LAYER, "dora", 2, (40, 30))
@@ -223,7 +223,7 @@ def fixture(name: str) -> dict[str, torch.Tensor]:
 
 def whole_base(path: Path, folder: Path) -> Path:
     """A pipeline's folder with a random weight for every layer of a LoRA."""
-    found, _ = survey(path)
+    found, _ = look_into(path)
     components: dict[str, dict[str, torch.Tensor]] = {}
     for layer in found.layers:
         own = components.setdefault(layer.component, {})

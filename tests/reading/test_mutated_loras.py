@@ -21,9 +21,8 @@ from support.form_files import CONVOLUTIONS, LINEAR, NORMS, Source, Writer
 from support.lora_files import METADATA, read_raw, write_raw
 
 from klora_compile import read_adapter
-from klora_compile.reading.adapter import Adapter
+from klora_compile.reading.adapter import Adapter, look_into
 from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
-from klora_compile.reading.survey import survey
 from klora_compile.report.lora import lora_json
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import KloraError
@@ -151,7 +150,7 @@ def outcome(path: Path, options: ReadOptions) -> Adapter | str:
 def seen(path: Path, options: ReadOptions) -> str | None:
     """What ``klora inspect --json`` shows of a file that cannot be read, if it can be opened."""
     try:
-        found, _ = survey(path, options)
+        found, _ = look_into(path, options)
     except KloraError:
         return None
     return json.dumps(lora_json(found, None), allow_nan=False)
@@ -201,7 +200,7 @@ def test_a_changed_file_gives_an_error_or_an_adapter(
         assert math.isfinite(layer.scaling)
         assert layer.delta.is_finite()
         assert layer.rank > 0
-    found, refusal = survey(path, options)
-    assert refusal is None
+    found, again = look_into(path, options)
+    assert isinstance(again, Adapter)
     assert [layer.name for layer in found.layers] == list(adapter.layers)
     json.dumps(lora_json(found, adapter), allow_nan=False)
