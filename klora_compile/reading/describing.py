@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from klora_compile.reading.names.keys import UnplacedKey
 from klora_compile.reading.names.placing import placements, targets_of
 from klora_compile.reading.pieces import BASE_FORMS, Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
-from klora_compile.reading.scale.scale import MIN_ALPHA, LayerScale, Scales
+from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
 from klora_runtime.artifact.safetensors_file import TensorInfo
@@ -105,13 +106,11 @@ class Describer:
 
     def describe(self, module: Module) -> Description:
         """The parameters that a module changes, and what is wrong with it."""
-        component, path = self._account.place(module)
+        component, _ = self._account.place(module)
         form = self._scales.hindrance(component) or form_of(module.parts)
         if isinstance(form, str):
             return Description(problems=(form,))
-        shapes = {part: self._file.tensors[key].shape for part, key in module.parts.items()}
-        kernel = folded_kernel(component, self._diffusers_path(module, path))
-        subject = _Subject(module, component, path, form, shapes, kernel)
+        subject = self._subject(module, form)
         problems = [*self._dtype_problems(module), *_form_problems(subject)]
         if problems:
             return Description(problems=tuple(problems))
@@ -124,6 +123,12 @@ class Describer:
             return Description(problems=tuple(problems))
         inner = next((w.facts.shape[1] for w in weights if len(w.facts.shape) > 1), None)
         return self._placed([*weights, *biases], inner, scale.problems)
+
+    def _subject(self, module: Module, form: Form | None) -> _Subject:
+        component, path = self._account.place(module)
+        shapes = {part: self._file.tensors[key].shape for part, key in module.parts.items()}
+        kernel = folded_kernel(component, self._diffusers_path(module, path))
+        return _Subject(module, component, path, form, shapes, kernel)
 
     def _denoiser(self, component: str) -> str:
         """The component of the pipeline, which the file may not know."""
@@ -150,26 +155,20 @@ class Describer:
 
     def _scale(self, subject: _Subject) -> _Scale:
         """Rank and alpha, and what is wrong with them."""
-        module, form = subject.module, subject.form
+        form = subject.form
         declared = None if form is None else form.rank(subject.shapes)
         rank = declared
         if form is not None and form.name == "lokr" and rank is None:
             rank = self._scales.rank(subject.component, subject.path)
         if form is None or rank is None:
             return _Scale(rank)
-        tensor = None
-        if Part.ALPHA in module.parts:
-            tensor = float(self._file.tensor(module.parts[Part.ALPHA]))
-        layer = LayerScale(
-            subject.component,
-            subject.path,
-            rank,
-            kernel=len(form.shape(subject.shapes, subject.kernel)) > 2,
-            by_kohya=module.key.layout == "kohya",
-            whole=declared is None,
-            tensor=tensor,
-        )
+        layer = self._layer_scale(subject, form, rank)
+        wrong_rank = None if declared is None else self._scales.rank_problem(layer)
+        if wrong_rank is not None:
+            return _Scale(rank, problems=(wrong_rank,))
         alpha, other = self._scales.alpha(layer)
+        if layer.tensor is None and alpha.source in RECORD and self._is_record_stale:
+            alpha, other = self._scales.alpha(layer, is_record_stale=True)
         if alpha.value and not MIN_ALPHA <= abs(alpha.value) <= MAX_ALPHA:
             expected = f"0 or {MIN_ALPHA:g} to {MAX_ALPHA:g}"
             problem = f"alpha is {alpha.value}, expected {expected}"
@@ -181,6 +180,35 @@ class Describer:
             f"{other.source}; --alpha-conflict first takes the first"
         )
         return _Scale(rank, alpha.value, alpha.source, (problem,))
+
+    def _layer_scale(self, subject: _Subject, form: Form, rank: int) -> LayerScale:
+        key = subject.module.parts.get(Part.ALPHA)
+        return LayerScale(
+            subject.component,
+            subject.path,
+            rank,
+            kernel=len(form.shape(subject.shapes, subject.kernel)) > 2,
+            by_kohya=subject.module.key.layout == "kohya",
+            whole=form.rank(subject.shapes) is None,
+            tensor=None if key is None else float(self._file.tensor(key)),
+        )
+
+    @cached_property
+    def _is_record_stale(self) -> bool:
+        """Whether the tensors of some layer contradict kohya's record."""
+        for module in self._account.modules:
+            form = form_of(module.parts)
+            if Part.ALPHA not in module.parts or form is None or isinstance(form, str):
+                continue
+            subject = self._subject(module, form)
+            if any(self._dtype_problems(module)) or _form_problems(subject):
+                continue
+            rank = form.rank(subject.shapes)
+            if rank is not None and self._scales.is_contradicted(
+                self._layer_scale(subject, form, rank)
+            ):
+                return True
+        return False
 
     def _weight(self, subject: _Subject, form: Form, scale: _Scale) -> Piece:
         shape = form.shape(subject.shapes, subject.kernel)

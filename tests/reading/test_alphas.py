@@ -270,13 +270,7 @@ RULE: dict[str, tuple[float | None, float | None, dict[str, str], bool, tuple[An
         False,
         (DISAGREE, f"alpha is 2 by tensor and 8 by {PEFT_KEY}"),
     ),
-    "tensor and kohya": (
-        2.0,
-        None,
-        {"ss_network_alpha": "8"},
-        False,
-        (DISAGREE, "alpha is 2 by tensor and 8 by ss_network_alpha"),
-    ),
+    "tensor and kohya": (2.0, None, {"ss_network_alpha": "8"}, False, (0.5, "tensor")),
     "PEFT and kohya": (
         None,
         2.0,
@@ -289,8 +283,16 @@ RULE: dict[str, tuple[float | None, float | None, dict[str, str], bool, tuple[An
         None,
         {"ss_network_args": '{"conv_alpha": 4}'},
         True,
-        (DISAGREE, "alpha is 2 by tensor and 4 by conv_alpha of ss_network_args"),
+        (0.5, "tensor"),
     ),
+    "tensor and kin": (
+        2.0,
+        None,
+        {"network_alpha": "8"},
+        False,
+        (DISAGREE, "alpha is 2 by tensor and 8 by network_alpha"),
+    ),
+    "tensor and a broken record": (2.0, None, {"ss_network_alpha": "four"}, False, (0.5, "tensor")),
 }
 
 
@@ -321,10 +323,12 @@ def test_the_rule_of_scale(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "four", "1e13"])
-def test_an_alpha_of_the_training_that_is_no_number(value: str, tmp_path: Path) -> None:
-    tensors = peft_keys({LAYER: random_pair(6, 4, 4)})
-    save_file(tensors, str(tmp_path / "a.safetensors"), metadata={"ss_network_alpha": value})
-    with pytest.raises(LoraError, match=f"gives ss_network_alpha as {value}, expected a"):
+@pytest.mark.parametrize("key", ["ss_network_alpha", "lora_alpha"])
+def test_an_alpha_of_the_metadata_that_is_no_number(key: str, value: str, tmp_path: Path) -> None:
+    down, up = random_pair(6, 4, 4)
+    tensors = {kohya_key(".lora_down.weight"): down, kohya_key(".lora_up.weight"): up}
+    save_file(tensors, str(tmp_path / "a.safetensors"), metadata={key: value})
+    with pytest.raises(LoraError, match=f"gives {key} as {value}, expected a"):
         read_adapter(tmp_path / "a.safetensors")
 
 

@@ -31,6 +31,9 @@ PEFT_CONFIG, README = "adapter_config.json", "README.md"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 DIFFUSERS_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
+#: How diffusers' research script of LoRA names a file, and the configuration beside it.
+_RESEARCH, _RESEARCH_CONFIG = re.compile(r"[0-9]+_lora\.pt"), "_config.json"
+
 _MAX_TEXT_BYTES = 2**20
 #: How much more than the file's bytes its members, or its tensors, may declare.
 _GROWTH, _SLACK = 4, 2**20
@@ -264,11 +267,14 @@ def _weights(folder: Path) -> Path:
 
 
 def _config(weights: Path, *, whole_folder: bool) -> tuple[str, str] | None:
-    """The configuration of a folder, or of a file that has the name which PEFT gives it."""
-    beside = weights.with_name(PEFT_CONFIG)
-    if not (whole_folder or weights.name in PEFT_WEIGHTS) or not beside.is_file():
+    """The configuration of a folder, or of a file whose name says that it has one."""
+    if whole_folder or weights.name in PEFT_WEIGHTS:
+        beside = weights.with_name(PEFT_CONFIG)
+    elif _RESEARCH.fullmatch(weights.name):
+        beside = weights.with_name(weights.stem + _RESEARCH_CONFIG)
+    else:
         return None
-    return _text(weights, beside), PEFT_CONFIG
+    return (_text(weights, beside), beside.name) if beside.is_file() else None
 
 
 def _prompt(folder: Path) -> str | None:

@@ -90,11 +90,15 @@ _TEXT_ENCODERS: Mapping[str, tuple[TextEncoder, ...]] = {
     for prefix in encoder.prefixes
 }
 
-#: ComfyUI's prefixes of text encoders, before dots -> component.
+#: Prefixes of text encoders before dots -> component: that of diffusers' research script, and
+#: ComfyUI's.
 TEXT_PREFIXES: Mapping[str, str] = {
-    prefix: encoders[0].component
-    for prefix, encoders in _TEXT_ENCODERS.items()
-    if prefix.endswith(".")
+    f"text_encoder_{PEFT_PREFIX}": "text_encoder",
+    **{
+        prefix: encoders[0].component
+        for prefix, encoders in _TEXT_ENCODERS.items()
+        if prefix.endswith(".")
+    },
 }
 
 #: First names of a path that says no component -> the component whose models have them.

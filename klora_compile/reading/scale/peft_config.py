@@ -1,10 +1,15 @@
-"""The configuration that PEFT and diffusers write: which form, which alpha for which module."""
+"""The configuration that PEFT and diffusers write: which form, rank and alpha for which module.
+
+finetrainers puts the same object into the metadata as ``lora_config`` (``sft_trainer/trainer.py``).
+diffusers' research script of LoRA writes one object for each model into ``N_lora_config.json``
+(``examples/research_projects/lora/train_text_to_image_lora.py``).
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from klora_runtime.artifact.canonical import parse_json
@@ -14,8 +19,14 @@ from klora_runtime.families.text_encoders import CLIP_PREFIX
 #: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
 MAX_ALPHA, MAX_RANK = 1e12, 2**20
 
-#: PEFT's types of adapters that are read, and where each states its alpha.
-_TYPES: Mapping[str, str] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+#: PEFT's types of adapters that are read.
+_TYPES = ("LORA", "LOHA", "LOKR")
+
+#: What configurations call the alpha and the rank of all modules.
+_ALPHAS, _RANKS = ("lora_alpha", "alpha"), ("r", "rank")
+
+#: What diffusers' research script calls the configuration of a model -> the model's component.
+_RESEARCH: Mapping[str, str] = {"peft_config": "unet", "text_encoder_peft_config": "text_encoder"}
 
 #: PEFT settings under which a pair means something else than up @ down -> the form's name.
 _REFUSED_SETTINGS: Mapping[str, str] = {
@@ -57,6 +68,7 @@ class AdapterConfig:
             raise LoraError(f"{where}: {name} is no valid JSON: {shown(error)}.") from error
         if not isinstance(values, dict):
             raise LoraError(f"{where}: {name} is not a JSON object.")
+        values = dict(_by_component(values))
         issues = [issue for key, value in values.items() for issue in _problems(key, value)]
         if issues:
             raise LoraError(f"{where}: {name} cannot be followed.", issues)
@@ -66,26 +78,29 @@ class AdapterConfig:
     def alpha(self, component: str, module: str, rank: int) -> float | None:
         """The alpha that acts as alpha / rank for this module, or None where nothing is said.
 
-        Under rank-stabilised LoRA PEFT scales by alpha / sqrt(rank); the value returned is
-        multiplied by sqrt(rank), so that the one formula alpha / rank holds.
+        PEFT scales by alpha / r, and under rank-stabilised LoRA by alpha / sqrt(r); the value
+        returned is that times the rank, so that the one formula alpha / rank holds.
         """
         alpha = self._named(component, "alpha_pattern", module)
         if alpha is None:
-            alpha = self._get(component, _TYPES[self._get(component, "peft_type") or "LORA"])
+            alpha = self._first(component, _ALPHAS)
         if alpha is None:
             return None
+        divisor = float(self.rank(component, module) or rank)
         if self._get(component, "use_rslora") is True:
-            return float(alpha) * math.sqrt(rank)
-        return float(alpha)
+            divisor = math.sqrt(divisor)
+        return float(alpha) if divisor == rank else float(alpha) * rank / divisor
 
     def rank(self, component: str, module: str) -> int | None:
-        """The rank that LoKr's alpha is divided by in PEFT, also where no matrix is factored."""
-        if self._get(component, "peft_type") != "LOKR":
-            return None
+        """The rank that alpha is divided by for this module, or None where nothing is said."""
         rank = self._named(component, "rank_pattern", module)
         if rank is None:
-            rank = self._get(component, "r")
+            rank = self._first(component, _RANKS)
         return None if rank is None else int(rank)
+
+    def is_lokr(self, component: str) -> bool:
+        """Whether its layers are LoKr, whose rank the tensors need not say."""
+        return bool(self._get(component, "peft_type") == "LOKR")
 
     def hindrance(self, component: str) -> str | None:
         """Why layers of a component are none that klora reads, in one sentence."""
@@ -122,8 +137,22 @@ class AdapterConfig:
         """Whether the file says that its layers are DoRA's."""
         return bool(self._get(component, "use_dora"))
 
+    def _first(self, component: str, keys: Iterable[str]) -> Any:
+        """The value of the first of these keys that has one."""
+        values = (self._get(component, key) for key in keys)
+        return next((value for value in values if value is not None), None)
+
     def _get(self, component: str, key: str) -> Any:
         return self._values.get(f"{component}.{key}", self._values.get(key))
+
+
+def _by_component(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings, a component before each that is for one model only."""
+    for key, value in values.items():
+        if key in _RESEARCH and isinstance(value, dict):
+            yield from ((f"{_RESEARCH[key]}.{name}", setting) for name, setting in value.items())
+        else:
+            yield key, value
 
 
 def _by_end(patterns: Mapping[str, Any]) -> Mapping[str, Sequence[tuple[str, Any]]]:
@@ -139,10 +168,10 @@ def _problems(key: str, value: Any) -> Iterator[str]:
     name = key.rpartition(".")[2]
     if value is None:
         return
-    if name in ("lora_alpha", "alpha"):
+    if name in _ALPHAS:
         if not _is_alpha(value):
             yield f"{shown(key)}: expected a number, found {shown(value)}"
-    elif name == "r":
+    elif name in _RANKS:
         if not _is_rank(value):
             yield f"{shown(key)}: expected a rank, found {shown(value)}"
     elif name == "peft_type":

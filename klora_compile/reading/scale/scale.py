@@ -3,30 +3,48 @@
 One rule. These sources may state an alpha, and the first that does is taken:
 
 1. the layer's own alpha tensor (``tensor``);
-2. the configuration that PEFT and diffusers write: ``lora_adapter_metadata``, or
-   ``adapter_config.json`` of an adapter folder;
-3. the setting of the whole training, ``ss_network_alpha`` or its kin in the metadata; for
-   convolutions above 1x1 ``conv_alpha`` of ``ss_network_args``;
-4. none: alpha is the rank (``rank``), so that the delta is up @ down.
+2. the configuration that PEFT and diffusers write: ``lora_adapter_metadata``, finetrainers'
+   ``lora_config``, or the JSON beside the file;
+3. an entry of the metadata named ``alpha``, ``lora_alpha`` or ``network_alpha``, or so behind its
+   last dot;
+4. kohya's record of the whole training, ``ss_network_alpha``; for convolutions above 1x1
+   ``conv_alpha`` of ``ss_network_args``;
+5. none: alpha is the rank (``rank``), so that the delta is up @ down.
 
-Two sources that state different numbers for one layer are an error that names both, unless the
-first is asked for. kohya's setting of a training speaks for layers in kohya's spelling only: the
-converters of sd-scripts and musubi-tuner fold alpha into the weights, write other names, and keep
-the metadata. It states nothing where layers have settings of their own (``block_alphas`` and the
-like) or were resized, nor where it is 0, which means the rank. Forms without a rank have no alpha,
-and LyCORIS gives a LoKr of two whole matrices one that means nothing.
+Two of the first three that state different numbers for one layer are an error that names both,
+unless the first is asked for. A configuration or an entry states alpha / r; where no tensor states
+an alpha and its r is not the rank of the tensors, the file is refused, as PEFT refuses it.
+
+kohya's record is often that of another file: converters, extractions, merges and DyLoRA keep or
+copy it. A tensor always beats it. It speaks for layers in kohya's spelling only, for the converters
+to other names fold alpha into the weights, and for none where the tensors of other layers
+contradict it, where layers have settings of their own (``block_alphas`` and the like), where they
+were resized, or where it is 0, which means the rank. Forms without a rank have no alpha, and
+LyCORIS gives a LoKr of two whole matrices one that means nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from klora_compile.reading.scale.entries import entries_of
 from klora_compile.reading.scale.peft_config import AdapterConfig
-from klora_compile.reading.scale.training import CONV_ALPHA, training_of
+from klora_compile.reading.scale.training import (
+    CONV_ALPHA,
+    NETWORK_ALPHA,
+    SPLIT_QKV,
+    Training,
+    training_of,
+)
 
-METADATA_KEY = "lora_adapter_metadata"
+#: Metadata keys with a configuration: diffusers', finetrainers'.
+CONFIG_KEYS = ("lora_adapter_metadata", "lora_config")
+
+#: The sources that are kohya's record of the training.
+RECORD = (NETWORK_ALPHA, CONV_ALPHA)
 
 #: An alpha below this is no setting that anybody trained with; 0 is one.
 MIN_ALPHA = 1e-12
@@ -78,53 +96,114 @@ class Scales:
     def __init__(
         self, metadata: Mapping[str, str], config: tuple[str, str] | None, where: str
     ) -> None:
-        stated = (metadata[METADATA_KEY], METADATA_KEY) if METADATA_KEY in metadata else config
-        self._config = None if stated is None else AdapterConfig(*stated, where)
-        self._training = training_of(metadata, where)
+        texts = [(metadata[key], key) for key in CONFIG_KEYS if key in metadata]
+        texts += [] if config is None else [config]
+        self._configs = [AdapterConfig(*text, where) for text in texts]
+        self._entries = entries_of(metadata, where)
+        self._metadata, self._where = metadata, where
 
-    def alpha(self, layer: LayerScale) -> tuple[Alpha, Alpha | None]:
-        """The alpha of a layer, and another that is stated for it and differs."""
-        stated = [] if layer.tensor is None else [Alpha(layer.tensor, "tensor")]
-        if self._config is not None:
-            value = self._config.alpha(layer.component, layer.module, layer.rank)
-            stated += [] if value is None else [Alpha(value, self._config.name)]
-        training = self._of_training(layer)
-        if training is not None:
-            stated.append(training)
+    def alpha(
+        self, layer: LayerScale, *, is_record_stale: bool = False
+    ) -> tuple[Alpha, Alpha | None]:
+        """The alpha of a layer, and another that is stated for it and differs.
+
+        Args:
+            is_record_stale: see :meth:`is_contradicted`.
+        """
+        stated = [] if layer.tensor is None else [self._of_tensor(layer, layer.tensor)]
+        stated += self._of_configs(layer)
+        stated += self._of_entries(layer)
+        record = None if layer.tensor is not None or is_record_stale else self._of_record(layer)
         if not stated:
-            return Alpha(float(layer.rank), "rank"), None
+            return record or Alpha(float(layer.rank), "rank"), None
         first, *others = stated
-        return first, next((o for o in others if not self._agree(first, o, layer)), None)
+        differing = [other for other in others if not _is_same(first.value, other.value)]
+        if record is not None and not self._agrees(first.value, record, layer):
+            differing.append(record)
+        return first, next(iter(differing), None)
+
+    def is_contradicted(self, layer: LayerScale) -> bool:
+        """Whether a layer's tensor states another scale than kohya's record: that one is stale."""
+        if layer.tensor is None:
+            return False
+        record = self._of_record(layer)
+        alpha = self._of_tensor(layer, layer.tensor).value
+        return record is not None and not self._agrees(alpha, record, layer)
+
+    def rank_problem(self, layer: LayerScale) -> str | None:
+        """Which stated rank is not that of the tensors though alpha is divided by it."""
+        if layer.tensor is not None:
+            return None
+        ranks = [(c.rank(layer.component, layer.module), c.name) for c in self._configs]
+        ranks += [(e.rank, e.key) for e in self._entries if e.is_for(layer.component, layer.module)]
+        wrong = ((rank, name) for rank, name in ranks if rank not in (None, layer.rank))
+        return next(
+            (
+                f"its rank is {layer.rank} by its tensors and {rank} by {name}; save it again with "
+                "the trainer that wrote it"
+                for rank, name in wrong
+            ),
+            None,
+        )
 
     def hindrance(self, component: str) -> str | None:
         """Why the file says that its layers are none that klora reads, in one sentence."""
-        return None if self._config is None else self._config.hindrance(component)
+        found = (config.hindrance(component) for config in self._configs)
+        return next((hindrance for hindrance in found if hindrance is not None), None)
 
     def rank(self, component: str, module: str) -> int | None:
         """The rank that alpha is divided by where the tensors of a LoKr do not say it.
 
         PEFT states it; LyCORIS' scale is 1 there, but for rank-stabilised ones.
         """
-        stated = None if self._config is None else self._config.rank(component, module)
+        ranks = (c.rank(component, module) for c in self._configs if c.is_lokr(component))
+        stated = next((rank for rank in ranks if rank is not None), None)
         if stated is None and self._training.rank_stabilised:
             return self._training.rank
         return stated
 
     def is_dora(self, component: str) -> bool:
         """Whether the file says that its layers are DoRA's."""
-        return self._config is not None and self._config.is_dora(component)
+        return any(config.is_dora(component) for config in self._configs)
 
-    def _of_training(self, layer: LayerScale) -> Alpha | None:
-        if layer.whole or (self._training.by_kohya and not layer.by_kohya):
+    @cached_property
+    def _training(self) -> Training:
+        return training_of(self._metadata, self._where)
+
+    def _of_tensor(self, layer: LayerScale, alpha: float) -> Alpha:
+        if not layer.by_kohya or SPLIT_QKV not in self._metadata.get("ss_network_args", ""):
+            return Alpha(alpha, "tensor")  # and a broken record is no matter
+        pairs = self._training.pairs(layer.module, layer.rank, alpha)
+        if pairs == 1:
+            return Alpha(alpha, "tensor")
+        return Alpha(pairs * alpha, f"tensor, times the {pairs} pairs of {SPLIT_QKV}")
+
+    def _of_configs(self, layer: LayerScale) -> Iterator[Alpha]:
+        for config in self._configs:
+            value = config.alpha(layer.component, layer.module, layer.rank)
+            if value is not None:
+                yield Alpha(value, config.name)
+
+    def _of_entries(self, layer: LayerScale) -> Iterator[Alpha]:
+        for entry in () if layer.whole else self._entries:
+            if entry.is_for(layer.component, layer.module):
+                yield Alpha(entry.alpha * layer.rank / (entry.rank or layer.rank), entry.key)
+
+    def _of_record(self, layer: LayerScale) -> Alpha | None:
+        if layer.whole or not layer.by_kohya:
             return None
         value = self._training.stated(layer.rank, kernel=layer.kernel)
-        name = CONV_ALPHA if layer.kernel else self._training.name
-        return None if value is None else Alpha(value, name)
+        if value is None:
+            return None
+        pairs = self._training.pairs(layer.module, layer.rank, value)
+        name = CONV_ALPHA if layer.kernel else NETWORK_ALPHA
+        return Alpha(pairs * value, name)
 
-    def _agree(self, first: Alpha, other: Alpha, layer: LayerScale) -> bool:
-        if math.isclose(first.value, other.value, rel_tol=_SAME):
-            return True
-        of_training = other.source == self._training.name
-        return of_training and self._training.is_same_scale(
-            first.value, layer.rank, kernel=layer.kernel
+    def _agrees(self, alpha: float, record: Alpha, layer: LayerScale) -> bool:
+        return _is_same(alpha, record.value) or self._training.is_same_scale(
+            alpha, layer.rank, kernel=layer.kernel
         )
+
+
+def _is_same(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=_SAME)
