@@ -42,8 +42,10 @@ TOGETHER: tuple[Layout, ...] = tuple(
 
 #: Files in diffusers' names, whose modules are those of the tables above.
 IN_DIFFUSERS_NAMES: tuple[Layout, ...] = tuple(
-    layout.in_diffusers_names() for layout in WHOLE if layout.name != "diffusers"
-)
+    layout.in_diffusers_names()
+    for layout in {(table.family, table.component): table for table in reversed(WHOLE)}.values()
+    if layout.name != "diffusers"
+)[::-1]
 
 TEXT_ENCODERS: tuple[Layout, ...] = tuple(_text_encoders())
 

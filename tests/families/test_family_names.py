@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from support.layout_models import COSMOS_2B
+from support.layout_models import COSMOS_2B, HIDREAM
 from torch import nn
 
 from klora_runtime.families.catalogue import FAMILIES, family_of
@@ -63,9 +63,10 @@ MODELS: list[tuple[str | None, str, str, dict[str, Any]]] = [
     ("chroma", "transformer", "ChromaTransformer2DModel", {}),
     ("auraflow", "transformer", "AuraFlowTransformer2DModel", {}),
     ("lumina2", "transformer", "Lumina2Transformer2DModel", {}),
+    ("ltx-2", "transformer", "LTX2VideoTransformer3DModel", {}),
+    ("hidream-i1", "transformer", "HiDreamImageTransformer2DModel", HIDREAM),
     (None, "transformer", "BriaTransformer2DModel", {}),
     (None, "transformer", "LongCatImageTransformer2DModel", {}),
-    (None, "transformer", "LTX2VideoTransformer3DModel", {}),
     (None, "transformer", "CosmosTransformer3DModel", {}),
     (None, "transformer", "CosmosTransformer3DModel", COSMOS_2B),
     (None, "transformer", "Flux3Transformer2DModel", {}),
@@ -91,6 +92,7 @@ def test_every_family_is_tested() -> None:
 MADE_FROM = {
     "wan": ("AnyFlowFAR", "AnyFlow", "ChronoEdit", "Helios", "WanAnimate", "WanVACE"),
     "hunyuan-video": ("HunyuanVideoFramepack",),
+    "ltx-2": ("SanaWMLTX2Refiner",),
 }
 
 

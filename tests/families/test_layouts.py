@@ -20,7 +20,7 @@ import pytest
 import torch
 from diffusers.loaders import lora_conversion_utils, single_file_utils
 from support.layout_cells import encoder_inside, encoder_names
-from support.layout_models import DENOISERS, weights
+from support.layout_models import DENOISERS, PARTS, weights
 
 from klora_compile.families.tables import (
     ALL,
@@ -29,7 +29,7 @@ from klora_compile.families.tables import (
     TEXT_ENCODERS,
     WHOLE,
 )
-from klora_runtime.families import anima, flux1, krea2, qwen_image, sd1, sdxl
+from klora_runtime.families import anima, flux1, hunyuan_video, krea2, qwen_image, sd1, sdxl
 from klora_runtime.families.rows import (
     Layout,
     Placement,
@@ -65,16 +65,25 @@ class Named:
     placements: tuple[Placement, ...]
 
 
+def without_numbers(name: str) -> str:
+    return re.sub(r"\d+|\{\}", "#", name)
+
+
 def expanded(layout: Layout) -> Iterator[Named]:
     """Every module that a file for the real model can have, each row with the numbers that exist.
 
     The rows of a weight in the file are as many as those of its targets together.
     """
     shapes = weights(layout.family, layout.component)
+    alike: dict[str, list[str]] = {}
+    for name in shapes:
+        alike.setdefault(without_numbers(name), []).append(name)
     for row in layout.rows:
-        patterns = [re.escape(t).replace(r"\{\}", r"(\d+)") for t in row.targets]
         found = dict.fromkeys(
-            match.groups() for p in patterns for name in shapes if (match := re.fullmatch(p, name))
+            match.groups()
+            for target in row.targets
+            for name in alike.get(without_numbers(target), ())
+            if (match := re.fullmatch(re.escape(target).replace(r"\{\}", r"(\d+)"), name))
         )
         assert found, f"{named(layout)} has no module of {row.source}"
         for numbers in found:
@@ -149,6 +158,14 @@ def unet_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
     return single_file_utils.convert_ldm_unet_checkpoint(values, config)
 
 
+def ltx2_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
+    """The one of LoRAs, which knows LTX-2.3 too."""
+    found = lora_conversion_utils._convert_non_diffusers_ltx2_lora_to_diffusers(
+        {f"diffusion_model.{key}": value for key, value in values.items()}
+    )
+    return {key.removeprefix("transformer."): value for key, value in found.items()}
+
+
 CONVERTERS: Mapping[str, Convert] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), unet_converter),
     "sd3": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
@@ -162,16 +179,22 @@ CONVERTERS: Mapping[str, Convert] = {
     "lumina2": single_file_utils.convert_lumina2_to_diffusers,
     "anima": single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers,
     "krea-2": single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers,
+    "ltx-2": ltx2_converter,
     "auraflow": single_file_utils.convert_auraflow_transformer_checkpoint_to_diffusers,
 }
 
 
-@pytest.mark.parametrize(
-    "layout", [layout for layout in WHOLE if layout.component != "text_conditioner"], ids=named
-)
+def is_converted(layout: Layout) -> bool:
+    """Whether diffusers has code that converts these names."""
+    return (
+        layout.name != "diffusers"
+        and layout.component not in PARTS
+        and layout is not hunyuan_video.COMFY
+    )
+
+
+@pytest.mark.parametrize("layout", filter(is_converted, WHOLE), ids=named)
 def test_a_whole_checkpoint_goes_where_diffusers_puts_it(layout: Layout) -> None:
-    if layout.name == "diffusers":
-        pytest.skip("diffusers converts no checkpoint in its own names")
     modules = list(expanded(layout))
     prefix = single_file_utils.LDM_UNET_KEY if layout.component == "unet" else ""
     values = checkpoint(modules, prefix)
@@ -182,6 +205,15 @@ def test_a_whole_checkpoint_goes_where_diffusers_puts_it(layout: Layout) -> None
             rows = range(one.shape[0]) if place.rows is None else [*chain(*place.rows)]
             expected = value[list(rows)]
             assert torch.equal(converted[f"{place.module}.weight"], expected), one.source
+
+
+def test_comfys_names_of_hunyuan_video_mean_what_its_authors_do() -> None:
+    """Of one model, row by row, though no converter of diffusers takes them."""
+    own, comfy = (
+        sorted((row.targets, str(row.split)) for row in layout.rows)
+        for layout in (hunyuan_video.ORIGINAL, hunyuan_video.COMFY)
+    )
+    assert comfy == own
 
 
 def test_an_xlabs_lora_goes_where_diffusers_puts_it() -> None:

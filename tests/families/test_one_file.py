@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import shutil
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,13 @@ SOURCES = {path: path.read_text() for folder in PACKAGES for path in sorted(fold
 FILE_OF = dict(zip(FAMILIES, catalogue._FILES, strict=True))
 
 
-def code(source: str) -> Iterator[tuple[str, str]]:
-    """Kind and text of what a file says: its names, strings and comments."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind = tokenize.tok_name[token.type]
-        if kind in ("NAME", "STRING", "COMMENT", "FSTRING_MIDDLE"):
-            yield kind, token.string
+@functools.cache
+def code(source: str) -> tuple[tuple[str, str], ...]:
+    """Kind and text of what a file says: its names, strings and comments, each once."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    said = ((tokenize.tok_name[token.type], token.string) for token in tokens)
+    wanted = ("NAME", "STRING", "COMMENT", "FSTRING_MIDDLE")
+    return tuple(dict.fromkeys(each for each in said if each[0] in wanted))
 
 
 def mentions(source: str, key: str) -> list[str]:

@@ -108,7 +108,10 @@ def test_the_blocks_are_those_of_the_model(family: Family) -> None:
                 name, count = match[1] or match[2], int(match[3] or 0) + 1
                 found[name] = max(found.get(name, 0), count)
     # Sequences of single layers, which are no blocks.
-    single = ("t_embedder", "cap_embedder", "time_caption_embed", "condition_embedder")
+    single = (
+        *("t_embedder", "cap_embedder", "time_caption_embed", "condition_embedder"),
+        *("caption_projection",),
+    )
     found = {name: count for name, count in found.items() if not name.startswith(single)}
     assert {**found, **LARGER.get(family.key, {})} == dict(family.blocks)
 

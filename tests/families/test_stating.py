@@ -31,10 +31,12 @@ STATED: dict[str | None, tuple[str, ...]] = {
     "anima": ("anima-preview/lora", "anima-unknown/lora", "Anima/lora", "anima"),
     "krea-2": ("Krea-2/lora", "krea2"),
     "auraflow": ("auraflow",),
+    "ltx-2": ("ltx2", "ltx2.3"),
+    "hidream-i1": ("hidream-i1/lora", "hidream_i1"),
     # Of base models that have no record; several begin as one that has.
     None: (
         *("hunyuan-image-2.1/lora", "hunyuan-video-1.5/lora", "hunyuan_video_1_5", "framepack"),
-        *("ltx2", "Ideogram-4/lora", "hidream-i1/lora", "zeta_chroma", "stable-cascade-v1-prior"),
+        *("Ideogram-4/lora", "HiDream-O1-Image/lora", "zeta_chroma", "stable-cascade-v1-prior"),
         *("omnigen2", "wanderer", "fluxion", ""),
     ),
 }

@@ -27,6 +27,7 @@ from support.layout_cells import (
     shape,
     values_of,
 )
+from support.layout_models import PARTS
 from support.lora_files import ROOT, write_lora
 from support.pairs import some_pairs
 
@@ -48,7 +49,7 @@ def denoiser_cells() -> Iterator[Cell]:
     for layout in (*WHOLE, *IN_DIFFUSERS_NAMES):
         stated = layout in IN_DIFFUSERS
         yield Cell(layout, "dots", f"{layout.component}." if stated else "diffusion_model.")
-        if layout.component != "text_conditioner" or not stated:
+        if layout.component not in PARTS or not stated:
             yield Cell(layout, "underscores", "lora_unet_")
 
 

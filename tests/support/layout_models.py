@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import nn
 
 SD1: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
@@ -63,6 +64,36 @@ COSMOS_2B: dict[str, Any] = {
     "num_layers": 28,
     "extra_pos_embed_type": None,
 }
+#: LTX-2.3, of diffusers' `scripts/convert_ltx2_to_diffusers.py`; its defaults are LTX-2.
+LTX_23: dict[str, Any] = {
+    **dict.fromkeys(("gated_attn", "audio_gated_attn"), True),
+    **dict.fromkeys(("cross_attn_mod", "audio_cross_attn_mod"), True),
+    "use_prompt_embeddings": False,
+}
+LTX_23_CONNECTORS: dict[str, Any] = {
+    **dict.fromkeys(("video_connector_num_layers", "audio_connector_num_layers"), 8),
+    **dict.fromkeys(("video_gated_attn", "audio_gated_attn", "per_modality_projections"), True),
+    "video_connector_num_attention_heads": 32,
+    "audio_connector_num_attention_heads": 32,
+    "audio_connector_attention_head_dim": 64,
+}
+#: HiDream-I1, of the `transformer/config.json` that all of its releases have.
+HIDREAM: dict[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 16,
+    "num_single_layers": 32,
+    "attention_head_dim": 128,
+    "num_attention_heads": 20,
+    "caption_channels": [4096, 4096],
+    "text_emb_dim": 2048,
+    "num_routed_experts": 4,
+    "num_activated_experts": 2,
+    "axes_dims_rope": (64, 32, 32),
+    "max_resolution": (128, 128),
+    "llama_layers": list(range(48)),
+}
 
 #: Family of a layout -> class and what differs from its defaults.
 DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -84,6 +115,17 @@ DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "anima": (diffusers.CosmosTransformer3DModel, COSMOS_2B),
     "krea-2": (diffusers.Krea2Transformer2DModel, {}),
     "auraflow": (diffusers.AuraFlowTransformer2DModel, {}),
+    "ltx-2": (diffusers.LTX2VideoTransformer3DModel, LTX_23),
+    "hidream-i1": (diffusers.HiDreamImageTransformer2DModel, HIDREAM),
+}
+
+#: Released models of a family that have modules which the one above has not.
+OTHERS: Mapping[str, tuple[dict[str, Any], ...]] = {"ltx-2": ({},)}
+
+#: Component that is no denoiser -> class and settings of each released model.
+PARTS: Mapping[str, tuple[type[nn.Module], tuple[dict[str, Any], ...]]] = {
+    "text_conditioner": (AnimaTextConditioner, ({},)),
+    "connectors": (LTX2TextConnectors, (LTX_23_CONNECTORS, {})),
 }
 
 #: The text encoders of SDXL, as `formats/base_models` of the shared data lists them.
@@ -155,18 +197,23 @@ TEXT_ENCODERS: Mapping[str, Callable[[str], nn.Module]] = {
 def weights(family: str, component: str) -> Mapping[str, tuple[int, ...]]:
     """Path of every module that has a weight -> the weight's shape."""
     with torch.device("meta"):
-        model = _build(family, component)
+        models = list(_models(family, component))
     return {
         name.removeprefix("text_model."): tuple(module.weight.shape)
+        for model in models
         for name, module in model.named_modules()
         if isinstance(getattr(module, "weight", None), nn.Parameter)
     }
 
 
-def _build(family: str, component: str) -> nn.Module:
-    if component == "text_conditioner":
-        return AnimaTextConditioner()
-    if family in TEXT_ENCODERS:
-        return TEXT_ENCODERS[family](component)
-    kind, options = DENOISERS[family]
-    return kind(**options)
+def _models(family: str, component: str) -> Iterator[nn.Module]:
+    if component in PARTS:
+        kind, released = PARTS[component]
+    elif family in TEXT_ENCODERS:
+        yield TEXT_ENCODERS[family](component)
+        return
+    else:
+        kind, options = DENOISERS[family]
+        released = (options, *OTHERS.get(family, ()))
+    for options in released:
+        yield kind(**options)

@@ -23,10 +23,12 @@ _FILES = (
     "wan",
     "hunyuan_video",
     "ltx",
+    "ltx2",
     "lumina2",
     "anima",
     "krea2",
     "auraflow",
+    "hidream",
 )
 
 

@@ -1,13 +1,17 @@
-"""HunyuanVideo in the names of its authors (Tencent-Hunyuan/HunyuanVideo), as musubi-tuner trains.
+"""HunyuanVideo in the names of its authors (Tencent-Hunyuan/HunyuanVideo) and in ComfyUI's.
 
-The blocks are called as FLUX.1's, ``double_blocks`` and ``single_blocks``, but what is in them is
-not: ``img_attn_qkv`` here is ``img_attn.qkv`` there, ``img_mlp.fc1`` is ``img_mlp.0``, and
-``img_mod.linear`` is ``img_mod.lin``. Written with underscores, the first pair is one name, and so
-is ``single_blocks_N_linear1`` in any case: a file of attention and ``linear1`` alone fits both
-tables, and both models are 3072 wide. Where the file's metadata do not say, only double block 19
-and single blocks 38 and 39 tell, which FLUX.1 has not.
-The way into diffusers' names is that of ``convert_hunyuan_video_transformer_to_diffusers`` in its
-``loaders/single_file_utils.py``.
+musubi-tuner and diffusion-pipe write the authors'. The blocks are called as FLUX.1's,
+``double_blocks`` and ``single_blocks``, but what is in them is not: ``img_attn_qkv`` here is
+``img_attn.qkv`` there, ``img_mlp.fc1`` is ``img_mlp.0``, and ``img_mod.linear`` is ``img_mod.lin``.
+Written with underscores, the first pair is one name, and so is ``single_blocks_N_linear1`` in any
+case: a file of attention and ``linear1`` alone fits both tables, and both models are 3072 wide.
+Where the file's metadata do not say, only double block 19 and single blocks 38 and 39 tell, which
+FLUX.1 has not. The way into diffusers' names is that of
+``convert_hunyuan_video_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``.
+
+ComfyUI builds the model of FLUX.1's blocks (``comfy/ldm/hunyuan_video/model.py``), so that its
+names of the blocks are FLUX.1's. What is around them is not, most of it a refiner of the text's
+tokens. Files that ComfyUI or its nodes extract have these names.
 """
 
 from __future__ import annotations
@@ -121,13 +125,51 @@ ORIGINAL = Layout(
     ),
 )
 
+_LAYERS = {"in_layer": "linear_1", "out_layer": "linear_2"}
+
+COMFY = Layout(
+    name="comfy",
+    family="hunyuan-video",
+    component="transformer",
+    rows=(
+        *(row for row in flux1.BFL.rows if row.source.startswith((_DOUBLE, _SINGLE))),
+        Row(f"{_REFINER}.self_attn.qkv", tuple(f"{_REFINED}.attn.{n}" for n in _QKV), thirds),
+        *renamed(
+            _REFINER,
+            _REFINED,
+            {
+                "adaLN_modulation.1": "norm_out.linear",
+                "mlp.0": "ff.net.0.proj",
+                "mlp.2": "ff.net.2",
+                "norm1": "norm1",
+                "norm2": "norm2",
+                "self_attn.proj": "attn.to_out.0",
+            },
+        ),
+        Row("txt_in.input_embedder", ("context_embedder.proj_in",)),
+        *chain.from_iterable(
+            renamed(source, target, _LAYERS)
+            for source, target in (
+                ("txt_in.c_embedder", "context_embedder.time_text_embed.text_embedder"),
+                ("txt_in.t_embedder", "context_embedder.time_text_embed.timestep_embedder"),
+                ("time_in", "time_text_embed.timestep_embedder"),
+                ("guidance_in", "time_text_embed.guidance_embedder"),
+                ("vector_in", "time_text_embed.text_embedder"),
+            )
+        ),
+        Row("img_in.proj", ("x_embedder.proj",)),
+        Row("final_layer.linear", ("proj_out",)),
+        Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped_halves),
+    ),
+)
+
 FAMILY = Family(
     key="hunyuan-video",
     title="HunyuanVideo",
     pipeline="HunyuanVideoPipeline",
     hub="hunyuanvideo-community/HunyuanVideo",
     task="text-to-video",
-    layouts=(ORIGINAL,),
+    layouts=(ORIGINAL, COMFY),
     blocks={
         "context_embedder.token_refiner.refiner_blocks": 2,
         "transformer_blocks": 20,

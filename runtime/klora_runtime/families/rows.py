@@ -172,8 +172,13 @@ def swapped_halves(out: int, _: int) -> list[list[range]]:
     return [[range(out // 2, out), range(out // 2)]]
 
 
-def same(*paths: str) -> Iterator[Row]:
-    """Rows of modules that have one name in the file and in diffusers."""
+def same(*names: str, under: str = "") -> Iterator[Row]:
+    """Rows of modules that have one name in the file and in diffusers.
+
+    Args:
+        under: the path that all of them are in, such as that of a list's blocks.
+    """
+    paths = (f"{under}.{name}" if under else name for name in names)
     return (Row(path, (path,)) for path in paths)
 
 
