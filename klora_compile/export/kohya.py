@@ -14,18 +14,20 @@ from collections.abc import Iterator, Sequence
 
 from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.families.convolutions import is_pointwise
-from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.forms.full import DIFF, DIFF_BIAS
+from klora_compile.reading.forms.lora import DOWN, UP
+from klora_compile.reading.forms.parts import ALPHA
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.backwards import Backwards, Home, shares
 from klora_runtime.families.catalogue import FAMILIES, family_name
 
 _ENDINGS = {
-    Part.DOWN: ".lora_down.weight",
-    Part.UP: ".lora_up.weight",
-    Part.ALPHA: ".alpha",
-    Part.DIFF: ".diff",
-    Part.DIFF_BIAS: ".diff_b",
+    DOWN: ".lora_down.weight",
+    UP: ".lora_up.weight",
+    ALPHA: ".alpha",
+    DIFF: ".diff",
+    DIFF_BIAS: ".diff_b",
 }
 
 

@@ -19,7 +19,9 @@ from klora_compile.export.peft import peft_spelling
 from klora_compile.export.settings import ExportSettings, Keys
 from klora_compile.export.targets import Spelling, Target
 from klora_compile.export.values import averaged, truncated
-from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.forms.full import DIFF, DIFF_BIAS
+from klora_compile.reading.forms.lora import DOWN, UP
+from klora_compile.reading.forms.parts import ALPHA
 from klora_compile.threads import single_thread
 from klora_runtime import __version__
 from klora_runtime.artifact.canonical import canonical_json
@@ -140,7 +142,7 @@ def _check(
         f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is not a product of "
         "factors"
         for target, delta in deltas
-        if isinstance(delta, Dense) and Part.DIFF not in spelling.endings
+        if isinstance(delta, Dense) and DIFF not in spelling.endings
     ]
     if unsayable:
         raise KloraError(
@@ -162,7 +164,7 @@ def _tensors(
     target: Target, delta: Delta, rank: int, spelling: Spelling
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(delta, Dense):
-        part = Part.DIFF if target.parameter == "weight" else Part.DIFF_BIAS
+        part = DIFF if target.parameter == "weight" else DIFF_BIAS
         yield f"{target.key}{spelling.endings[part]}", delta.values.reshape(target.shape)
         return
     kernel = target.shape[2:] or ((1, 1) if target.pointwise else ())
@@ -170,10 +172,10 @@ def _tensors(
     down[: delta.rank] = delta.down.reshape(-1, *down.shape[1:])
     up = torch.zeros(target.shape[0], rank, *(1 for _ in kernel), dtype=delta.up.dtype)
     up[:, : delta.rank] = delta.up.reshape(*delta.up.shape, *(1 for _ in kernel))
-    yield f"{target.key}{spelling.endings[Part.DOWN]}", down
-    yield f"{target.key}{spelling.endings[Part.UP]}", up
-    if Part.ALPHA in spelling.endings:
-        yield f"{target.key}{spelling.endings[Part.ALPHA]}", torch.tensor(float(rank))
+    yield f"{target.key}{spelling.endings[DOWN]}", down
+    yield f"{target.key}{spelling.endings[UP]}", up
+    if ALPHA in spelling.endings:
+        yield f"{target.key}{spelling.endings[ALPHA]}", torch.tensor(float(rank))
 
 
 def _metadata(
@@ -196,7 +198,7 @@ def _metadata(
         PROVENANCE_KEY: canonical_json(origin),
         **spelling.metadata,
     }
-    if Part.ALPHA in spelling.endings:
+    if ALPHA in spelling.endings:
         found |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     words = _trigger_words(fusion)
     return found | ({"modelspec.trigger_phrase": words} if words else {})

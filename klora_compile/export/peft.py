@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from klora_compile.export.targets import Piece, Spelling, Target
 from klora_compile.families.convolutions import is_pointwise
-from klora_compile.reading.forms.parts import Part
+from klora_compile.reading.forms.lora import DOWN, UP
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.families.backwards import Backwards
 from klora_runtime.families.text_encoders import CLIP
 
-_ENDINGS = {Part.DOWN: ".lora_A.weight", Part.UP: ".lora_B.weight"}
+_ENDINGS = {DOWN: ".lora_A.weight", UP: ".lora_B.weight"}
 
 #: Two transformers of one model have a file each, with the same names; the loader is told which.
 _COMPONENTS = {"transformer_2": "transformer"}

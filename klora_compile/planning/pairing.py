@@ -83,7 +83,7 @@ def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterato
     for name in sorted({name for own in layers.values() for name in own}):
         shapes = {slot: own[name].shape for slot, own in layers.items() if name in own}
         if len(set(shapes.values())) > 1:
-            found = (f"{list(shape)} in {slot.upper()}" for slot, shape in shapes.items())
+            found = (f"{list(shape or ())} in {slot.upper()}" for slot, shape in shapes.items())
             yield f"{shown(name)}: {', '.join(found)}"
 
 

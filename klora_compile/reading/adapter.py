@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -15,7 +15,8 @@ from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
 from klora_compile.reading.layers import Layer
-from klora_compile.reading.survey import Survey, problematic, refusal, survey_of
+from klora_compile.reading.pieces import largest
+from klora_compile.reading.survey import Survey, base_of, problematic, refusal, survey_of
 from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.devices.host_memory import free_host_memory
 from klora_runtime.errors import LoraError, shown
@@ -75,8 +76,8 @@ def open_adapter(
 ) -> Iterator[OpenAdapter]:
     """Open a LoRA and check all that its header tells; see :func:`read_adapter`."""
     options = options or ReadOptions()
-    with open_lora(Path(path)) as file, _in_order(survey_of(file, options), file, options) as each:
-        yield each
+    with open_lora(Path(path)) as file, base_of(options) as base:
+        yield _in_order(survey_of(file, options, base), file, options, base)
 
 
 def look_into(
@@ -91,28 +92,23 @@ def look_into(
         LoraError: the file cannot be opened, or holds nothing of a LoRA.
     """
     options = options or ReadOptions()
-    with open_lora(Path(path)) as file:
-        found = survey_of(file, options)
+    with open_lora(Path(path)) as file, base_of(options) as base:
+        found = survey_of(file, options, base)
         try:
-            with _in_order(found, file, options) as opened:
-                return found, opened.read()
+            return found, _in_order(found, file, options, base).read()
         except LoraError as error:
             return found, error
 
 
-@contextmanager
-def _in_order(found: Survey, file: LoraFile, options: ReadOptions) -> Iterator[OpenAdapter]:
-    """Open what else an adapter needs, once its header is in order."""
+def _in_order(
+    found: Survey, file: LoraFile, options: ReadOptions, base: BaseModel | None
+) -> OpenAdapter:
+    """An adapter whose header is in order."""
     error = refusal(found, options)
     if error is not None:
         raise error
     _refuse_large(found, options)
-    with ExitStack() as stack:
-        base = None
-        if found.needs_base:
-            assert options.base is not None
-            base = stack.enter_context(BaseModel(options.base))
-        yield OpenAdapter(found, options, file, base)
+    return OpenAdapter(found, options, file, base)
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ class OpenAdapter:
     options: ReadOptions
     file: LoraFile
     base: BaseModel | None
-    """Where it is needed."""
+    """Where one is given."""
 
     def read(self, on_module: OnModule | None = None) -> Adapter:
         """All of it; see :func:`read_adapter`."""
@@ -137,9 +133,15 @@ class OpenAdapter:
         found, max_error = self.survey, self.options.max_error
         layers: dict[str, Layer] = {}
         problems: list[str] = []
+        sizes = largest(found.pieces)
         for index, piece in enumerate(found.pieces, start=1):
             values = evaluate(
-                piece, self.file, base=self.base, axis=found.axis, max_error=max_error
+                piece,
+                self.file,
+                base=self.base,
+                axis=found.axis,
+                max_error=max_error,
+                largest=sizes,
             )
             for one in values:
                 if isinstance(one, str):
@@ -155,7 +157,7 @@ class OpenAdapter:
 
 def _refuse_large(found: Survey, options: ReadOptions) -> None:
     """Refuse what the host's memory does not hold, before it is filled."""
-    numbers = sum(prod(piece.facts.shape) for piece in found.pieces if piece.grows)
+    numbers = sum(prod(piece.facts.shape or ()) for piece in found.pieces if piece.grows)
     needed, free = 4 * numbers, _HOST_SHARE * free_host_memory()
     if needed > free and options.max_error <= MAX_ERROR:
         raise LoraError(

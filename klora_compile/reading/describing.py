@@ -17,13 +17,14 @@ import torch
 
 from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
-from klora_compile.reading.forms.dora import Axis, axes
-from klora_compile.reading.forms.parts import Form, Part, Shape
+from klora_compile.reading.forms.dora import ROW_MAGNITUDE, Axis, axes
+from klora_compile.reading.forms.lora import UP_BIAS, without_ones
+from klora_compile.reading.forms.parts import ALPHA, Form, Header, Need, Part, Shape
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.names.account import Account, Module
 from klora_compile.reading.names.keys import UnplacedKey
 from klora_compile.reading.names.placing import placements, targets_of
-from klora_compile.reading.pieces import BASE_FORMS, Piece
+from klora_compile.reading.pieces import Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
@@ -33,6 +34,9 @@ from klora_runtime.families.rows import Placement
 
 #: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
+
+#: Dtypes of positions and flags.
+_INTEGERS = ("I32", "I64")
 
 #: An alpha's source where no alpha acts.
 NO_ALPHA = "none"
@@ -45,6 +49,12 @@ class Tensors(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def tensor(self, name: str) -> torch.Tensor: ...
+
+
+class Base(Protocol):
+    """A base model whose headers were read."""
+
+    def shape(self, component: str, module: str, parameter: str = "weight") -> Shape | None: ...
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,12 @@ class _Subject:
     path: str
     form: Form | None
     """Of the weight's delta; None where only a bias is changed."""
-    shapes: Mapping[Part, Shape]
-    kernel: Shape
-    """The convolution's, where the tensors do not say it."""
+    header: Header
+
+    @property
+    def shapes(self) -> Mapping[Part, Shape]:
+        """Of its tensors."""
+        return self.header.shapes
 
     @property
     def magnitude(self) -> Part | None:
@@ -96,13 +109,20 @@ class Describer:
         account: what its keys are.
         scales: what it says about alphas.
         options: how to read it.
+        base: the base model, where one is given.
     """
 
     def __init__(
-        self, file: Tensors, account: Account, scales: Scales, options: ReadOptions
+        self,
+        file: Tensors,
+        account: Account,
+        scales: Scales,
+        options: ReadOptions,
+        base: Base | None,
     ) -> None:
         self._file, self._account = file, account
         self._scales, self._options = scales, options
+        self._base = base
 
     def describe(self, module: Module) -> Description:
         """The parameters that a module changes, and what is wrong with it."""
@@ -111,52 +131,101 @@ class Describer:
         if isinstance(form, str):
             return Description(problems=(form,))
         subject = self._subject(module, form)
+        if isinstance(subject, str):
+            return Description(problems=(subject,))
         problems = [*self._dtype_problems(module), *_form_problems(subject)]
         if problems:
             return Description(problems=tuple(problems))
         scale = self._scale(subject)
         weights = [] if form is None else [self._weight(subject, form, scale)]
         biases = list(self._biases(subject, scale))
+        if form is not None and form.changes_bias(subject.header):
+            biases.append(self._bias_of_base(subject, form))
         problems = [p for weight in weights for p in self._magnitude_problems(subject, weight)]
         problems += _size_problems(weights, biases)
         if problems:
             return Description(problems=tuple(problems))
-        inner = next((w.facts.shape[1] for w in weights if len(w.facts.shape) > 1), None)
+        shapes = [weight.facts.shape for weight in weights]
+        inner = next((shape[1] for shape in shapes if shape is not None and len(shape) > 1), None)
         return self._placed([*weights, *biases], inner, scale.problems)
 
-    def _subject(self, module: Module, form: Form | None) -> _Subject:
+    def _subject(self, module: Module, form: Form | None) -> _Subject | str:
+        """A module with its header, or what is wrong with it."""
         component, path = self._account.place(module)
-        shapes = {part: self._file.tensors[key].shape for part, key in module.parts.items()}
-        kernel = folded_kernel(component, self._diffusers_path(module, path))
-        return _Subject(module, component, path, form, shapes, kernel)
+        header = self._header(module, component, path, form)
+        if isinstance(header, str):
+            return header
+        return _Subject(module, component, path, form, header)
+
+    def _header(self, module: Module, component: str, path: str, form: Form | None) -> Header | str:
+        """What is known of a module, or why the base model does not tell the rest."""
+        parts = dict(module.parts)
+        weight, has_bias = None, False
+        if form is not None:
+            parts |= {p: key for p, key in self._account.shared.items() if p in form.shared}
+            if form.needs is not Need.NOTHING and self._base is not None:
+                found = self._base_shape(module, component, path)
+                if isinstance(found, str):
+                    return found
+                weight, has_bias = found
+        return Header(
+            shapes={part: self._file.tensors[key].shape for part, key in parts.items()},
+            kernel=folded_kernel(component, self._targets(module, path)[0]),
+            weight=weight,
+            has_bias=has_bias,
+            settings=self._scales.settings(component),
+            spelled=module.key.raw,
+        )
+
+    def _base_shape(self, module: Module, component: str, path: str) -> tuple[Shape, bool] | str:
+        """Shape of a module's weight as the base model's layers make it, and whether they have a
+        bias; or what is wrong."""
+        assert self._base is not None
+        component = self._denoiser(component)
+        shapes, biases = [], []
+        for target in self._targets(module, path):
+            shape = self._base.shape(component, target)
+            if not shape:
+                return f"the base model has no {component}.{target}.weight"
+            shapes.append((shape[0], *shape[1:2], *without_ones(shape[2:])))
+            biases.append(self._base.shape(component, target, "bias") is not None)
+        if len({shape[1:] for shape in shapes}) > 1:
+            return "the base model's layers that it stands for are of different widths"
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]), all(biases)
 
     def _denoiser(self, component: str) -> str:
         """The component of the pipeline, which the file may not know."""
         return self._options.denoiser or component if component == "transformer" else component
 
-    def _diffusers_path(self, module: Module, path: str) -> str:
+    def _targets(self, module: Module, path: str) -> tuple[str, ...]:
+        """The modules of diffusers that one is."""
         if not isinstance(module.key, UnplacedKey):
-            return path
+            return (path,)
         assert self._account.table is not None
-        return targets_of(self._account.table, module.key.stem)[0]
+        return targets_of(self._account.table, module.key.stem)
 
     def _dtype_problems(self, module: Module) -> Iterator[str]:
         for part, key in module.parts.items():
             info = self._file.tensors[key]
-            if part is Part.ALPHA:
+            if part == ALPHA:
                 if math.prod(info.shape) != 1:
                     yield "alpha is not one number"
+                continue
+            if part.whole_numbers:
+                if info.dtype not in _INTEGERS:
+                    found = DTYPES[info.dtype].in_torch
+                    yield f"{part.name} is torch.{found}, expected int32 or int64"
                 continue
             if info.dtype not in REAL + FLOAT8:
                 found = DTYPES[info.dtype].in_torch
                 yield (
-                    f"{part.value} is torch.{found}, expected float32, float16, bfloat16 or float8"
+                    f"{part.name} is torch.{found}, expected float32, float16, bfloat16 or float8"
                 )
 
     def _scale(self, subject: _Subject) -> _Scale:
         """Rank and alpha, and what is wrong with them."""
         form = subject.form
-        declared = None if form is None else form.rank(subject.shapes)
+        declared = None if form is None else form.rank(subject.header)
         rank = declared
         if form is not None and form.name == "lokr" and rank is None:
             rank = self._scales.rank(subject.component, subject.path)
@@ -182,14 +251,14 @@ class Describer:
         return _Scale(rank, alpha.value, alpha.source, (problem,))
 
     def _layer_scale(self, subject: _Subject, form: Form, rank: int) -> LayerScale:
-        key = subject.module.parts.get(Part.ALPHA)
+        key = subject.module.parts.get(ALPHA)
         return LayerScale(
             subject.component,
             subject.path,
             rank,
-            kernel=len(form.shape(subject.shapes, subject.kernel)) > 2,
+            kernel=len(form.shape(subject.header) or ()) > 2,
             by_kohya=subject.module.key.layout == "kohya",
-            whole=form.rank(subject.shapes) is None,
+            whole=form.rank(subject.header) is None,
             tensor=None if key is None else float(self._file.tensor(key)),
         )
 
@@ -198,12 +267,14 @@ class Describer:
         """Whether the tensors of some layer contradict kohya's record."""
         for module in self._account.modules:
             form = form_of(module.parts)
-            if Part.ALPHA not in module.parts or form is None or isinstance(form, str):
+            if ALPHA not in module.parts or form is None or isinstance(form, str):
                 continue
             subject = self._subject(module, form)
+            if isinstance(subject, str):
+                continue
             if any(self._dtype_problems(module)) or _form_problems(subject):
                 continue
-            rank = form.rank(subject.shapes)
+            rank = form.rank(subject.header)
             if rank is not None and self._scales.is_contradicted(
                 self._layer_scale(subject, form, rank)
             ):
@@ -211,8 +282,9 @@ class Describer:
         return False
 
     def _weight(self, subject: _Subject, form: Form, scale: _Scale) -> Piece:
-        shape = form.shape(subject.shapes, subject.kernel)
+        shape = form.shape(subject.header)
         name = form.name if subject.magnitude is None else "dora"
+        needs = form.needs if subject.magnitude is None else Need.WEIGHT
         facts = LayerFacts(
             component=self._denoiser(subject.component),
             module=subject.path,
@@ -228,16 +300,35 @@ class Describer:
             module=subject.module,
             form=form,
             part=None,
-            kernel=subject.kernel,
-            grows=name in BASE_FORMS or form.is_dense(subject.shapes, subject.kernel),
+            header=subject.header,
+            needs=needs,
+            shared={p: key for p, key in self._account.shared.items() if p in form.shared},
+            grows=name == "dora" or form.is_dense(subject.header),
             axis=_axes(subject, shape),
+        )
+
+    def _bias_of_base(self, subject: _Subject, form: Form) -> Piece:
+        """The bias that a form changes along with its weight."""
+        shape = form.shape(subject.header)
+        facts = LayerFacts(
+            component=self._denoiser(subject.component),
+            module=subject.path,
+            parameter="bias",
+            form=form.name,
+            rank=None,
+            alpha=None,
+            alpha_source=NO_ALPHA,
+            shape=None if shape is None else shape[:1],
+        )
+        return Piece(
+            facts, subject.module, form=form, part=None, header=subject.header, needs=Need.WEIGHT
         )
 
     def _biases(self, subject: _Subject, scale: _Scale) -> Iterator[Piece]:
         for part, form in BIASES.items():
             if part not in subject.shapes:
                 continue
-            scaled = part is Part.UP_BIAS  # up @ down + up's bias, all of it times alpha / rank
+            scaled = part == UP_BIAS  # up @ down + up's bias, all of it times alpha / rank
             facts = LayerFacts(
                 component=self._denoiser(subject.component),
                 module=subject.path,
@@ -254,7 +345,7 @@ class Describer:
         if subject.magnitude is not None and not weight.axis:
             yield (
                 f"its magnitude {list(subject.shapes[subject.magnitude])} matches neither the "
-                f"rows nor the columns of its weight {list(weight.facts.shape)}"
+                f"rows nor the columns of its weight {list(weight.facts.shape or ())}"
             )
         if weight.facts.form == "lora" and self._scales.is_dora(subject.component):
             yield "its metadata says DoRA, but it has no magnitude"
@@ -282,21 +373,23 @@ class Describer:
         if not isinstance(key, UnplacedKey):
             return (Placement(piece.facts.module, None),)
         assert table is not None
+        if piece.facts.shape is None:  # only to be shown
+            return tuple(Placement(target, None) for target in targets_of(table, key.stem))
         return placements(table, key.stem, piece.facts.shape[0], inner)
 
 
 def _form_problems(subject: _Subject) -> list[str]:
     if subject.form is not None:
-        return subject.form.problems(subject.shapes, subject.kernel)
-    return ["has lora_B.bias but no lora_B.weight"] if Part.UP_BIAS in subject.shapes else []
+        return subject.form.problems(subject.header)
+    return ["has lora_B.bias but no lora_B.weight"] if UP_BIAS in subject.shapes else []
 
 
-def _axes(subject: _Subject, shape: Shape) -> frozenset[Axis]:
+def _axes(subject: _Subject, shape: Shape | None) -> frozenset[Axis]:
     """What a DoRA's magnitude may belong to; nothing where it fits neither or is none."""
-    if subject.magnitude is None or len(shape) < 2:
+    if subject.magnitude is None or shape is None or len(shape) < 2:
         return frozenset()
     magnitude = subject.shapes[subject.magnitude]
-    if subject.magnitude is Part.ROW_MAGNITUDE:
+    if subject.magnitude == ROW_MAGNITUDE:
         return frozenset([Axis.OUTPUT] if math.prod(magnitude) == shape[0] else [])
     return axes(magnitude, shape)
 
@@ -304,6 +397,8 @@ def _axes(subject: _Subject, shape: Shape) -> frozenset[Axis]:
 def _size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterator[str]:
     for piece in (*weights, *biases):
         shape = piece.facts.shape
+        if shape is None:
+            continue
         if math.prod(shape) > MAX_ELEMENTS:
             yield (
                 f"its delta {list(shape)} would have {math.prod(shape)} elements, at most "
@@ -313,7 +408,8 @@ def _size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterato
             yield f"its bias is {list(shape)}, expected one dimension"
     if len(biases) > 1:
         yield "has two biases"
-    if weights and biases and biases[0].facts.shape != weights[0].facts.shape[:1]:
-        rows = weights[0].facts.shape[0]
-        found = list(biases[0].facts.shape)
+    whole = weights[0].facts.shape if weights else None
+    own = biases[0].facts.shape if biases else None
+    if whole is not None and own is not None and own != whole[:1]:
+        rows, found = whole[0], list(own)
         yield f"its bias is {found}, expected [{rows}], one value for each row of its weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -13,8 +14,9 @@ from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
-from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.layers import Layer, LayerFacts, Pair
+from klora_compile.reading.forms.lora import DOWN, MID, UP
+from klora_compile.reading.forms.parts import Need, Part, Shape, Values
+from klora_compile.reading.layers import Layer, LayerFacts, Pair, layer_name
 from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
 from klora_runtime.artifact.tensor_file import without_float8
@@ -34,6 +36,7 @@ def evaluate(
     base: Weights | None,
     axis: Axis | None,
     max_error: float,
+    largest: Mapping[str, tuple[int, int]],
 ) -> Iterator[Layer | str]:
     """The layers of a piece with their values, or what is wrong with them.
 
@@ -41,19 +44,17 @@ def evaluate(
         base: the base model, for pieces that need it.
         axis: of :func:`~klora_compile.reading.pieces.file_axis`.
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
+        largest: of :func:`~klora_compile.reading.pieces.largest`.
     """
     tensors = {part: without_float8(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
         return
-    delta, lost = _delta(piece, tensors, max_error)
-    if piece.needs_base:
-        assert base is not None
-        found = _against_base(piece, delta, tensors, base, axis)
-        if isinstance(found, str):
-            yield found
-            return
-        delta = found
+    values = _values(piece, tensors, base, max_error, largest)
+    if isinstance(values, str):
+        yield values
+        return
+    delta, lost = _delta(piece, values, axis)
     if not (_lies_as_it_is(piece) or delta.is_finite()):
         yield "its delta overflows float32"
         return
@@ -62,25 +63,55 @@ def evaluate(
 
 def _lies_as_it_is(piece: Piece) -> bool:
     """Whether its layers are numbers of the file, none of them computed."""
-    stored = isinstance(piece.form, Full) and len(piece.facts.shape) == 1
+    stored = isinstance(piece.form, Full) and len(piece.facts.shape or ()) == 1
     return not piece.needs_base and (piece.part is not None or stored or _is_pair(piece))
 
 
 def _numbers(piece: Piece) -> list[tuple[Part, str]]:
-    """Parts and keys of the tensors that a piece is made of; its description has the alpha."""
+    """Parts and keys of the tensors that a piece is made of."""
     if piece.part is not None:
         return [(piece.part, piece.module.parts[piece.part])]
-    others = {Part.ALPHA, *BIASES}
-    return [(part, key) for part, key in piece.module.parts.items() if part not in others]
+    own = [(part, key) for part, key in piece.module.parts.items() if part not in BIASES]
+    return [*own, *piece.shared.items()]
 
 
-def _delta(
-    piece: Piece, tensors: Mapping[Part, torch.Tensor], max_error: float
-) -> tuple[Delta, float]:
+def _values(
+    piece: Piece,
+    tensors: Mapping[Part, torch.Tensor],
+    base: Weights | None,
+    max_error: float,
+    largest: Mapping[str, tuple[int, int]],
+) -> Values | str:
+    """What a piece is computed from, or why the base model does not fit it."""
+    values = Values(tensors, max_error)
+    if piece.form is not None:
+        values = replace(values, largest=largest.get(piece.form.name, (0, 0)))
+    if piece.needs is not Need.WEIGHT:
+        return values
+    assert base is not None
+    weight = _of_base(piece, base, "weight")
+    bias = _of_base(piece, base, "bias") if piece.facts.parameter == "bias" else None
+    if isinstance(weight, str):
+        return weight
+    if isinstance(bias, str):
+        return bias
+    return replace(values, weight=weight, bias=bias)
+
+
+def _delta(piece: Piece, values: Values, axis: Axis | None) -> tuple[Delta, float]:
     if piece.part is not None:
-        return Dense(tensors[piece.part]), 0.0
+        return Dense(values.tensors[piece.part]), 0.0
     assert piece.form is not None
-    return piece.form.delta(tensors, piece.kernel, max_error)
+    if piece.facts.parameter == "bias":
+        return Dense(piece.form.bias_delta(piece.header, values).float()), 0.0
+    delta, lost = piece.form.delta(piece.header, values)
+    if piece.facts.form != "dora":
+        return delta, lost
+    assert axis is not None
+    assert values.weight is not None
+    magnitude = next(values.tensors[part] for part in MAGNITUDES if part in values.tensors)
+    scaled = _scaling(piece.facts) * delta.matrix().reshape(values.weight.shape)
+    return Dense(dora_delta(values.weight, scaled, magnitude, axis).float()), lost
 
 
 def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterator[Layer]:
@@ -94,7 +125,7 @@ def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterat
             rank=facts.rank if facts.rank is not None and facts.parameter == "weight" else rank,
             alpha=facts.alpha,
             alpha_source=facts.alpha_source,
-            scaling=1.0 if piece.needs_base else _scaling(facts),
+            scaling=1.0 if facts.form == "dora" else _scaling(facts),
             form=facts.form,
             parameter=facts.parameter,
             error=math.hypot(lost, error),
@@ -104,14 +135,14 @@ def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterat
 
 def _is_pair(piece: Piece) -> bool:
     plain = piece.form is not None and piece.facts.form == "lora"
-    return plain and Part.MID not in piece.module.parts
+    return plain and MID not in piece.module.parts
 
 
 def _pair(piece: Piece, place: Placement) -> Pair | None:
     if not _is_pair(piece):
         return None
     parts = piece.module.parts
-    return Pair(parts[Part.DOWN], parts[Part.UP], place.rows)
+    return Pair(parts[DOWN], parts[UP], place.rows)
 
 
 def _scaling(facts: LayerFacts) -> float:
@@ -120,33 +151,34 @@ def _scaling(facts: LayerFacts) -> float:
     return facts.alpha / facts.rank
 
 
-def _against_base(
-    piece: Piece,
-    delta: Delta,
-    tensors: Mapping[Part, torch.Tensor],
-    base: Weights,
-    axis: Axis | None,
-) -> Dense | str:
-    """The delta of a piece that says what the weight becomes."""
-    shape = piece.facts.shape
-    weight = torch.empty(shape, dtype=torch.float64)
+def _shape(piece: Piece) -> Shape:
+    """Of the weight that a piece changes or stands beside."""
+    if piece.facts.parameter == "weight":
+        assert piece.facts.shape is not None
+        return piece.facts.shape
+    assert piece.header.weight is not None
+    return piece.header.weight
+
+
+def _of_base(piece: Piece, base: Weights, parameter: str) -> torch.Tensor | str:
+    """A parameter of the base model as the piece's module has it, float64, or what is wrong.
+
+    Of layers that the file has as one, the rows lie as in the file.
+    """
+    shape = _shape(piece) if parameter == "weight" else _shape(piece)[:1]
+    joined = torch.empty(shape, dtype=torch.float64)
     for place, layer in zip(piece.places, piece.layers, strict=True):
-        own = base.weight(layer.component, layer.module).double()
-        if own.numel() != math.prod(layer.shape):
-            return (
-                f"{layer.name} is {list(own.shape)} in the base model, expected {list(layer.shape)}"
-            )
-        own = own.reshape(layer.shape)
+        own = base.weight(layer.component, layer.module, parameter).double()
+        rows = shape[0] if place.rows is None else sum(map(len, place.rows))
+        expected = (rows, *shape[1:])
+        if own.numel() != math.prod(expected):
+            name = layer_name(layer.component, layer.module, parameter)
+            return f"{name} is {list(own.shape)} in the base model, expected {list(expected)}"
+        own = own.reshape(expected)
         if place.rows is None:
-            weight = own
-            continue
+            return own
         start = 0
-        for rows in place.rows:
-            weight[rows.start : rows.stop] = own[start : start + len(rows)]
-            start += len(rows)
-    if piece.facts.form == "value":
-        return Dense((delta.matrix().reshape(shape) - weight).float())
-    assert axis is not None
-    magnitude = next(tensors[part] for part in MAGNITUDES if part in tensors)
-    scaled = _scaling(piece.facts) * delta.matrix().reshape(shape)
-    return Dense(dora_delta(weight, scaled, magnitude, axis).float())
+        for span in place.rows:
+            joined[span.start : span.stop] = own[start : start + len(span)]
+            start += len(span)
+    return joined

@@ -21,15 +21,16 @@ class LayerFacts:
     parameter: str
     """``weight`` or ``bias``."""
     form: str
-    """``lora``, ``loha``, ``lokr``, ``dora``, ``full``, ``norm``, ``value`` or ``bias``."""
+    """The name of one of ``FORMS``, ``dora`` or ``bias``."""
     rank: int | None
     """As the trainer declared it; None where the form has none."""
     alpha: float | None
     """None where the form has no rank to divide it by."""
     alpha_source: str
     """What alpha was taken from: ``tensor``, the name of a metadata entry, ``rank``, ``none``."""
-    shape: Shape
-    """Of the delta: (out, in), (out, in, height, width), (n,)."""
+    shape: Shape | None
+    """Of the delta: (out, in), (out, in, height, width), (n,); None where only the base model's
+    weight would tell."""
 
     @property
     def name(self) -> str:

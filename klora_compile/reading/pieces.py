@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from klora_compile.reading.forms.dora import Axis, common_axis
-from klora_compile.reading.forms.parts import Form, Part, Shape
+from klora_compile.reading.forms.parts import Form, Header, Need, Part
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.names.account import Module
 from klora_runtime.families.rows import Placement
-
-#: Forms whose delta depends on the base model's weight.
-BASE_FORMS = ("dora", "value")
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,12 @@ class Piece:
     """None for a bias."""
     part: Part | None
     """The tensor of a bias."""
-    kernel: Shape = ()
-    """The convolution's, where the tensors do not say it."""
+    header: Header = field(default_factory=lambda: Header({}))
+    """Of the module."""
+    needs: Need = Need.NOTHING
+    """What of the base model's layer its delta depends on."""
+    shared: Mapping[Part, str] = field(default_factory=dict)
+    """Keys of its tensors that the file has once."""
     places: tuple[Placement, ...] = ()
     """The layers of diffusers that it is, and their rows."""
     grows: bool = False
@@ -38,8 +39,8 @@ class Piece:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the delta depends on the base model's weight."""
-        return self.facts.form in BASE_FORMS
+        """Whether the delta depends on the base model's layer."""
+        return self.needs is not Need.NOTHING
 
     @cached_property
     def layers(self) -> tuple[LayerFacts, ...]:
@@ -48,6 +49,8 @@ class Piece:
 
     def _layer(self, place: Placement) -> LayerFacts:
         one = self.facts
+        if one.shape is None:
+            return replace(one, module=place.module)
         rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
         return replace(one, module=place.module, shape=(rows, *one.shape[1:]))
 
@@ -70,3 +73,14 @@ def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
         "its magnitudes are vectors and its weights are square, so rows and columns look "
         "alike; save it with magnitudes of (out, 1) or (1, in)"
     )
+
+
+def largest(pieces: Sequence[Piece]) -> Mapping[str, tuple[int, int]]:
+    """Form -> rows and columns, each the most of all weights of this form."""
+    found: dict[str, tuple[int, int]] = {}
+    for piece in pieces:
+        shape = piece.facts.shape
+        if piece.form is not None and shape is not None and len(shape) > 1:
+            rows, columns = found.get(piece.form.name, (0, 0))
+            found[piece.form.name] = (max(rows, shape[0]), max(columns, shape[1]))
+    return found

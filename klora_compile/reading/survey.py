@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from klora_compile.families.stating import stated_family
 from klora_compile.reading.describing import Describer
+from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, named
 from klora_compile.reading.forms.dora import Axis
 from klora_compile.reading.layers import LayerFacts
@@ -61,7 +63,12 @@ class Survey:
         return any(piece.needs_base for piece in self.pieces)
 
 
-def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
+def base_of(options: ReadOptions) -> AbstractContextManager[BaseModel | None]:
+    """The base model that is given, if any; it is opened where it is needed."""
+    return nullcontext() if options.base is None else BaseModel(options.base)
+
+
+def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> Survey:
     """What an open file holds.
 
     Raises:
@@ -77,7 +84,8 @@ def survey_of(file: LoraFile, options: ReadOptions) -> Survey:
         raise LoraError(f"{where} holds no tensors.")
     shapes = {key: info.shape for key, info in file.tensors.items()}
     account = account_for(shapes, stated_family(file.metadata))
-    describer = Describer(file, account, Scales(file.metadata, file.config, where), options)
+    scales = Scales(file.metadata, file.config, where)
+    describer = Describer(file, account, scales, options, base)
     pieces: list[Piece] = []
     problems = list(account.problems)
     for module in account.modules:

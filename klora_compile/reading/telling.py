@@ -38,7 +38,7 @@ def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) ->
     weights = [layer for layer in layers if layer.parameter == "weight"]
     if len(families) == 1:
         return next(iter(families))
-    by_shape = family_of({(v.component, v.module): v.shape for v in weights})
+    by_shape = family_of({(v.component, v.module): v.shape for v in weights if v.shape is not None})
     if by_shape is not None:
         return by_shape
     denoiser = [layer for layer in weights if layer.component not in TEXT_ENCODERS]
@@ -65,7 +65,8 @@ def _has(family: Family, layer: LayerFacts) -> bool:
         match = table.match(layer.module, flat=False) if table.component == first else None
         if match is not None:
             ratio = match[0].ratio
-            return ratio is None or len(layer.shape) < 2 or layer.shape[0] == ratio * layer.shape[1]
+            shape = layer.shape or ()
+            return ratio is None or len(shape) < 2 or shape[0] == ratio * shape[1]
     return False
 
 

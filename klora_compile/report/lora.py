@@ -20,9 +20,10 @@ _LISTED = 5
 def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
     """The object that ``klora inspect LORA --json`` prints. Other programs rely on its fields.
 
-    ``rank`` and ``alpha`` are null where the form of a layer has none; ``family`` where layers and
-    shapes tell none; ``norms`` (Frobenius, of the scaled deltas, by block) where they cannot be
-    computed. Layers are those of diffusers' model.
+    ``rank`` and ``alpha`` are null where the form of a layer has none; ``shape`` where only the
+    base model would tell it; ``family`` where layers and shapes tell none; ``norms`` (Frobenius, of
+    the scaled deltas, by block) where they cannot be computed. Layers are those of diffusers'
+    model.
     """
     return {
         "family": survey.family,
@@ -43,7 +44,7 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
                 "rank": layer.rank,
                 "alpha": layer.alpha,
                 "alpha_source": layer.alpha_source,
-                "shape": list(layer.shape),
+                "shape": None if layer.shape is None else list(layer.shape),
             }
             for layer in survey.layers
         ],
@@ -87,7 +88,9 @@ def _by_kind(survey: Survey) -> Iterator[tuple[str, str]]:
         yield label, f"{count:>5} {shown(component)}, {form}, {kind}"
 
 
-def _kind(shape: tuple[int, ...]) -> str:
+def _kind(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "shape as in the base model"
     if len(shape) == 1:
         return "vector"
     if len(shape) == 2:

@@ -101,14 +101,14 @@ def test_a_single_file(
 def test_files_of_no_model_are_named(tmp_path: Path) -> None:
     save_file({"a.weight": torch.ones(1), "b": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(LoraError, match="holds no model whose names klora knows"):
-        BaseModel(tmp_path / "a.safetensors")
+        BaseModel(tmp_path / "a.safetensors").shape("unet", "a")
     with pytest.raises(LoraError, match=r"base model .*: cannot be read: No such file"):
-        BaseModel(tmp_path / "none.safetensors")
+        BaseModel(tmp_path / "none.safetensors").shape("unet", "a")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoraError) as caught:
-        BaseModel(tmp_path)
+        BaseModel(tmp_path).shape("unet", "a")
     assert str(caught.value) == (
         f"base model {tmp_path}: has neither a model_index.json nor the config.json of a "
         "denoiser or a text encoder. Name a folder that diffusers saved."

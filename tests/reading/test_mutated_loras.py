@@ -22,7 +22,8 @@ from support.lora_files import METADATA, read_raw, write_raw
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter, look_into
-from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
+from klora_compile.reading.forms.catalogue import ENDINGS
+from klora_compile.reading.names.spelling import REFUSED_FORMS
 from klora_compile.report.lora import lora_json
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import KloraError
@@ -64,7 +65,7 @@ def rename(header: Header, data: bytearray, draw: Any) -> None:
     """Another ending, another prefix, or a character where none should be."""
     old = draw(st.sampled_from(sorted(header)))
     place = draw(st.integers(0, len(old)))
-    ending = draw(st.sampled_from([*PARTS, *REFUSED_FORMS]))
+    ending = draw(st.sampled_from([*ENDINGS, *REFUSED_FORMS]))
     spice = draw(st.sampled_from(SPICE))
     new = draw(
         st.sampled_from(

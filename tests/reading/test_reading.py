@@ -11,10 +11,13 @@ from safetensors.torch import save_file
 from support.lora_files import needs_real_loras, peft_keys, random_pair, real_lora, write_lora
 
 from klora_compile import compile_fusion, read_adapter
+from klora_compile.reading.forms.catalogue import ENDINGS
+from klora_compile.reading.forms.lokr import W2_B
+from klora_compile.reading.forms.lora import DOWN
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.names import spelling
 from klora_compile.reading.names.keys import ParsedKey, parse_key
-from klora_compile.reading.names.spelling import PARTS, REFUSED_FORMS
+from klora_compile.reading.names.spelling import REFUSED_FORMS
 from klora_compile.rules import Klora
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
@@ -67,34 +70,33 @@ FLAT: dict[str, tuple[str, str]] = {
 
 
 #: What a suffix says, written down a second time.
-SUFFIXES: dict[Part, str] = {
-    Part.ALPHA: ".alpha",
-    Part.DOWN: ".lora_A.weight .lora.down.weight .lora_down.weight .down.weight "
+SUFFIXES: dict[str, str] = {
+    "alpha": ".alpha",
+    "down": ".lora_A.weight .lora.down.weight .lora_down.weight .down.weight "
     ".lora_linear_layer.down.weight",
-    Part.UP: ".lora_B.weight .lora.up.weight .lora_up.weight .up.weight "
-    ".lora_linear_layer.up.weight",
-    Part.MID: ".lora_mid.weight",
-    Part.UP_BIAS: ".lora_B.bias .lora_up.bias",
-    Part.HADA_W1_A: ".hada_w1_a",
-    Part.HADA_W1_B: ".hada_w1_b",
-    Part.HADA_W2_A: ".hada_w2_a",
-    Part.HADA_W2_B: ".hada_w2_b",
-    Part.HADA_T1: ".hada_t1",
-    Part.HADA_T2: ".hada_t2",
-    Part.LOKR_W1: ".lokr_w1",
-    Part.LOKR_W1_A: ".lokr_w1_a",
-    Part.LOKR_W1_B: ".lokr_w1_b",
-    Part.LOKR_W2: ".lokr_w2",
-    Part.LOKR_W2_A: ".lokr_w2_a",
-    Part.LOKR_W2_B: ".lokr_w2_b",
-    Part.LOKR_T2: ".lokr_t2",
-    Part.DIFF: ".diff",
-    Part.DIFF_BIAS: ".diff_b",
-    Part.NORM_WEIGHT: ".w_norm",
-    Part.NORM_BIAS: ".b_norm",
-    Part.VALUE: ".scale .set_weight",
-    Part.MAGNITUDE: ".dora_scale",
-    Part.ROW_MAGNITUDE: ".lora_magnitude_vector .lora_magnitude_vector.weight",
+    "up": ".lora_B.weight .lora.up.weight .lora_up.weight .up.weight .lora_linear_layer.up.weight",
+    "mid": ".lora_mid.weight",
+    "bias of up": ".lora_B.bias .lora_up.bias",
+    "hada_w1_a": ".hada_w1_a",
+    "hada_w1_b": ".hada_w1_b",
+    "hada_w2_a": ".hada_w2_a",
+    "hada_w2_b": ".hada_w2_b",
+    "hada_t1": ".hada_t1",
+    "hada_t2": ".hada_t2",
+    "lokr_w1": ".lokr_w1",
+    "lokr_w1_a": ".lokr_w1_a",
+    "lokr_w1_b": ".lokr_w1_b",
+    "lokr_w2": ".lokr_w2",
+    "lokr_w2_a": ".lokr_w2_a",
+    "lokr_w2_b": ".lokr_w2_b",
+    "lokr_t2": ".lokr_t2",
+    "diff": ".diff",
+    "diff_b": ".diff_b",
+    "w_norm": ".w_norm",
+    "b_norm": ".b_norm",
+    "value": ".scale .set_weight",
+    "dora_scale": ".dora_scale",
+    "magnitude vector": ".lora_magnitude_vector .lora_magnitude_vector.weight",
 }
 
 
@@ -103,14 +105,14 @@ def test_every_prefix(prefix: str) -> None:
     component, module = (DOTTED | FLAT)[prefix]
     path = module if prefix in DOTTED else module.replace(".", "_")
     layout = "peft" if prefix in DOTTED else "kohya"
-    for suffix, part in ((".lora_A.weight", Part.DOWN), (".lokr_w2_b", Part.LOKR_W2_B)):
+    for suffix, part in ((".lora_A.weight", DOWN), (".lokr_w2_b", W2_B)):
         expected = ParsedKey(layout, component, module, part)
         assert parse_key(f"{prefix}{path}{suffix}") == expected
 
 
-@pytest.mark.parametrize("part", Part)
+@pytest.mark.parametrize("part", sorted(set(ENDINGS.values()), key=lambda part: part.name), ids=str)
 def test_every_suffix(part: Part) -> None:
-    for suffix in SUFFIXES[part].split():
+    for suffix in SUFFIXES[part.name].split():
         dotted, flat = (
             parse_key(f"unet.{UNET}{suffix}"),
             parse_key(f"lora_unet_{FLAT_UNET}{suffix}"),
@@ -120,7 +122,7 @@ def test_every_suffix(part: Part) -> None:
 
 
 def test_the_suffixes_above_are_all_there_are() -> None:
-    assert {suffix for row in SUFFIXES.values() for suffix in row.split()} == set(PARTS)
+    assert {suffix for row in SUFFIXES.values() for suffix in row.split()} == set(ENDINGS)
 
 
 def test_the_prefixes_above_are_all_there_are() -> None:
@@ -140,7 +142,7 @@ def test_a_path_without_a_component_is_known_by_its_first_name(root: str) -> Non
 def test_a_module_name_may_have_a_hyphen() -> None:
     """Z-Image names its first and last layers by their patch sizes."""
     parsed = parse_key("transformer.all_x_embedder.2-1.lora_A.weight")
-    assert parsed == ParsedKey("peft", "transformer", "all_x_embedder.2-1", Part.DOWN)
+    assert parsed == ParsedKey("peft", "transformer", "all_x_embedder.2-1", DOWN)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_pefts_name_of_an_adapter_is_left_out(key: str) -> None:
     assert parsed.layer == LAYER
 
 
-DOWN_SUFFIXES = [suffix for suffix, part in PARTS.items() if part is Part.DOWN]
+DOWN_SUFFIXES = [suffix for suffix, part in ENDINGS.items() if part == DOWN]
 
 
 def up_suffix(down: str) -> str:
@@ -171,7 +173,7 @@ def up_suffix(down: str) -> str:
 @pytest.mark.parametrize("suffix", DOWN_SUFFIXES)
 def test_a_file_of_each_spelling_is_read(suffix: str, tmp_path: Path) -> None:
     down, up = random_pair(6, 4, 2)
-    assert up_suffix(suffix) in PARTS
+    assert up_suffix(suffix) in ENDINGS
     file = {LAYER + suffix: down, LAYER + up_suffix(suffix): up}
     adapter = read_adapter(write_lora(tmp_path / "a.safetensors", file))
     layer = adapter.layers[LAYER]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -57,27 +58,42 @@ _Index = dict[str, _Place]
 
 
 class BaseModel:
-    """An open base model. Use it as a context manager.
+    """A base model, opened where something of it is asked for. Use it as a context manager.
 
     Args:
         path: a folder as ``save_pretrained`` of diffusers writes it, of a pipeline or of one
             component; or one safetensors file, in diffusers' names or in the authors'.
 
-    Raises:
-        LoraError: it is neither.
+    Its methods raise a LoraError where it is neither.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._where = f"base model {shown(path)}"
         self._stack = ExitStack()
-        self._components: dict[str, _Index] = {}
         self._is_pipeline = (path / "model_index.json").is_file()
-        if path.is_dir() and not self._is_pipeline:
-            component = self._own_component()
-            self._components[component] = self._of_folder(path)
-        elif not path.is_dir():
-            self._components = self._of_file(self._opened(path))
+
+    @cached_property
+    def _components(self) -> dict[str, _Index]:
+        """Those that are open; of a pipeline the rest follow as they are asked for."""
+        if not self._path.is_dir():
+            return self._of_file(self._opened(self._path))
+        return {} if self._is_pipeline else {self._own_component(): self._of_folder(self._path)}
+
+    def shape(
+        self, component: str, module: str, parameter: str = "weight"
+    ) -> tuple[int, ...] | None:
+        """Shape of a parameter, None where there is none; for the rest see :meth:`weight`."""
+        place = self._place(component, f"{module}.{parameter}")
+        if place is None:
+            return None
+        shape = place.file.tensors[place.key].shape
+        return shape if place.rows is None else (sum(map(len, place.rows)), *shape[1:])
+
+    def _place(self, component: str, name: str) -> _Place | None:
+        if component not in self._components and self._is_pipeline:
+            self._components[component] = self._of_folder(self._path / component)
+        return self._components.get(component, {}).get(name)
 
     def __enter__(self) -> BaseModel:
         return self
@@ -100,10 +116,8 @@ class BaseModel:
         Raises:
             LoraError: it is not there, or is quantised.
         """
-        if component not in self._components and self._is_pipeline:
-            self._components[component] = self._of_folder(self._path / component)
         name = f"{module}.{parameter}"
-        place = self._components.get(component, {}).get(name)
+        place = self._place(component, name)
         if place is None:
             raise LoraError(
                 f"{self._where}: has no {component}.{shown(name)}. Name the folder of the whole "

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
-from klora_compile.reading.forms.full import Full
+from klora_compile.reading.forms.dora import MAGNITUDE, ROW_MAGNITUDE
+from klora_compile.reading.forms.full import (
+    DIFF,
+    DIFF_BIAS,
+    NORM_BIAS,
+    NORM_WEIGHT,
+    Full,
+    Value,
+)
 from klora_compile.reading.forms.loha import Loha
 from klora_compile.reading.forms.lokr import Lokr
-from klora_compile.reading.forms.lora import Lora
-from klora_compile.reading.forms.parts import Form, Part
+from klora_compile.reading.forms.lora import UP_BIAS, Lora
+from klora_compile.reading.forms.parts import ALPHA, Form, Part
 
 #: A new form is a new file and a row here.
 FORMS: tuple[Form, ...] = (
     Lora(),
     Loha(),
     Lokr(),
-    Full("full", Part.DIFF),
-    Full("norm", Part.NORM_WEIGHT),
-    Full("value", Part.VALUE),
+    Full("full", DIFF),
+    Full("norm", NORM_WEIGHT),
+    Value(),
 )
 
 #: Parts that change the bias beside a weight, each a delta as it is -> the form's name.
-BIASES: Mapping[Part, str] = {
-    Part.UP_BIAS: "bias",
-    Part.DIFF_BIAS: "bias",
-    Part.NORM_BIAS: "norm",
-}
+BIASES: Mapping[Part, str] = {UP_BIAS: "bias", DIFF_BIAS: "bias", NORM_BIAS: "norm"}
 
 #: DoRA's magnitudes; they go with any form of a weight's delta.
-MAGNITUDES = (Part.MAGNITUDE, Part.ROW_MAGNITUDE)
+MAGNITUDES = (MAGNITUDE, ROW_MAGNITUDE)
+
+#: Ending of a key -> the part of its module. The longest ending that fits is taken.
+ENDINGS: Mapping[str, Part] = {
+    ending: part
+    for part in (ALPHA, *chain.from_iterable(form.parts for form in FORMS), *BIASES, *MAGNITUDES)
+    for ending in part.all_endings
+}
+
+#: Whole key -> the part that a file has once.
+SHARED: Mapping[str, Part] = {
+    ending: part for form in FORMS for part in form.shared for ending in part.all_endings
+}
+
+#: PEFT's types of adapters that are read, and where each states its alpha.
+PEFT_TYPES: Mapping[str, str | None] = {
+    name: alpha for form in FORMS for name, alpha in form.peft.items()
+}
 
 
 def form_of(parts: Iterable[Part]) -> Form | str | None:

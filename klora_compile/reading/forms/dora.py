@@ -14,7 +14,14 @@ from enum import Enum
 
 import torch
 
-from klora_compile.reading.forms.parts import Shape
+from klora_compile.reading.forms.parts import Part, Shape
+
+#: One per row or per column of the weight.
+MAGNITUDE = Part("dora_scale")
+#: As PEFT writes it, one per row.
+ROW_MAGNITUDE = Part(
+    "magnitude vector", (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+)
 
 
 class Axis(Enum):

@@ -8,31 +8,47 @@ other way round, as LyCORIS writes them.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 
 from klora_compile.reading.factoring import low_rank, pays
-from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, missing, shapes_text
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Part,
+    Shape,
+    Shapes,
+    Values,
+    missing,
+    shapes_text,
+)
 from klora_runtime.artifact.delta import Dense, LowRank
 
-_FIRST = (Part.HADA_W1_A, Part.HADA_W1_B)
-_SECOND = (Part.HADA_W2_A, Part.HADA_W2_B)
-_CORES = (Part.HADA_T1, Part.HADA_T2)
+W1_A, W1_B, W2_A, W2_B, T1, T2 = (
+    Part(f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
+)
+_FIRST = (W1_A, W1_B)
+_SECOND = (W2_A, W2_B)
+_CORES = (T1, T2)
 
 
-class Loha:
+class Loha(Form):
     """See :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "loha"
     parts = (*_FIRST, *_SECOND, *_CORES)
+    peft = MappingProxyType({"LOHA": "alpha"})
 
-    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
+    def problems(self, layer: Header) -> list[str]:
+        shapes = layer.shapes
         absent = missing((*_FIRST, *_SECOND), shapes)
         if absent:
             return absent
         cores = [part for part in _CORES if part in shapes]
         if len(cores) == 1:
-            return [f"has only {cores[0].value}, expected both cores or neither"]
-        fit = _fits_cores(shapes) if cores else _fits(shapes, kernel)
+            return [f"has only {cores[0].name}, expected both cores or neither"]
+        fit = _fits_cores(shapes) if cores else _fits(shapes, layer.kernel)
         expected = (
             "a (rank, out), b (rank, in), t (rank, rank, height, width)"
             if cores
@@ -41,24 +57,27 @@ class Loha:
         found = shapes_text(self.parts, shapes)
         return [] if fit else [f"{found} make no LoHa: expected {expected}"]
 
-    def rank(self, shapes: Shapes) -> int:
-        return shapes[Part.HADA_W1_B][0]
+    def rank(self, layer: Header) -> int:
+        return layer.shapes[W1_B][0]
 
-    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
-        if Part.HADA_T1 in shapes:
-            out, inner = shapes[Part.HADA_W1_A][1], shapes[Part.HADA_W1_B][1]
-            return out, inner, *shapes[Part.HADA_T1][2:]
-        return with_kernel(shapes[Part.HADA_W1_A][0], shapes[Part.HADA_W1_B][1], kernel)
+    def shape(self, layer: Header) -> Shape:
+        shapes = layer.shapes
+        if T1 in shapes:
+            out, inner = shapes[W1_A][1], shapes[W1_B][1]
+            return out, inner, *shapes[T1][2:]
+        return with_kernel(shapes[W1_A][0], shapes[W1_B][1], layer.kernel)
 
-    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
-        if Part.HADA_T1 in shapes:
+    def is_dense(self, layer: Header) -> bool:
+        shapes = layer.shapes
+        if T1 in shapes:
             return True
-        rank = shapes[Part.HADA_W1_B][0] * shapes[Part.HADA_W2_B][0]
-        return not pays(rank, shapes[Part.HADA_W1_A][0], shapes[Part.HADA_W1_B][1])
+        rank = shapes[W1_B][0] * shapes[W2_B][0]
+        return not pays(rank, shapes[W1_A][0], shapes[W1_B][1])
 
-    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank | Dense, float]:
+    def delta(self, layer: Header, values: Values) -> tuple[LowRank | Dense, float]:
+        tensors, kernel = values.tensors, layer.kernel
         a1, b1, a2, b2 = (tensors[part].double() for part in (*_FIRST, *_SECOND))
-        if Part.HADA_T1 in tensors:
+        if T1 in tensors:
             t1, t2 = (tensors[part].double() for part in _CORES)
             product = tucker(t1, a1, b1) * tucker(t2, a2, b2)
             return Dense(product.float()), 0.0
@@ -103,15 +122,15 @@ def _fits(shapes: Shapes, kernel: Shape) -> bool:
 
 
 def _fits_cores(shapes: Shapes) -> bool:
-    for (a, b), t in ((_FIRST, Part.HADA_T1), (_SECOND, Part.HADA_T2)):
+    for (a, b), t in ((_FIRST, T1), (_SECOND, T2)):
         if not (len(shapes[a]) == len(shapes[b]) == 2 and 3 <= len(shapes[t]) <= 5):
             return False
         if shapes[t][:2] != (shapes[a][0], shapes[b][0]) or 0 in (*shapes[a], *shapes[b]):
             return False
     return (
-        shapes[Part.HADA_W1_A][1] == shapes[Part.HADA_W2_A][1]
-        and shapes[Part.HADA_W1_B][1] == shapes[Part.HADA_W2_B][1]
-        and shapes[Part.HADA_T1][2:] == shapes[Part.HADA_T2][2:]
-        and 0 not in shapes[Part.HADA_T1]
-        and 0 not in shapes[Part.HADA_T2]
+        shapes[W1_A][1] == shapes[W2_A][1]
+        and shapes[W1_B][1] == shapes[W2_B][1]
+        and shapes[T1][2:] == shapes[T2][2:]
+        and 0 not in shapes[T1]
+        and 0 not in shapes[T2]
     )

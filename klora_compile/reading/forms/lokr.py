@@ -9,59 +9,79 @@ LyCORIS divides alpha by the rank of a factored matrix and has no scale where bo
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 
 from klora_compile.reading.factoring import kronecker, low_rank, pays
 from klora_compile.reading.forms.loha import tucker, with_kernel
-from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, shapes_text
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Part,
+    Shape,
+    Shapes,
+    Tensors,
+    Values,
+    shapes_text,
+)
 from klora_runtime.artifact.delta import Dense, LowRank
 
-_FIRST = (Part.LOKR_W1_A, Part.LOKR_W1_B)
-_SECOND = (Part.LOKR_W2_A, Part.LOKR_W2_B)
+W1, W1_A, W1_B, W2, W2_A, W2_B, T2 = (
+    Part(f"lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+)
+_FIRST = (W1_A, W1_B)
+_SECOND = (W2_A, W2_B)
 
 
-class Lokr:
+class Lokr(Form):
     """See :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "lokr"
-    parts = (Part.LOKR_W1, *_FIRST, Part.LOKR_W2, *_SECOND, Part.LOKR_T2)
+    parts = (W1, *_FIRST, W2, *_SECOND, T2)
+    peft = MappingProxyType({"LOKR": "alpha"})
 
-    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
-        for whole, pair in ((Part.LOKR_W1, _FIRST), (Part.LOKR_W2, _SECOND)):
-            found = [part.value for part in (whole, *pair) if part in shapes]
-            if found not in ([whole.value], [part.value for part in pair]):
-                named = ", ".join(found) or f"neither {whole.value} nor its factors"
-                return [f"has {named}, expected {whole.value}, or {' and '.join(_names(pair))}"]
-        fit = _fits(shapes) and self._folds(shapes, kernel)
+    def problems(self, layer: Header) -> list[str]:
+        shapes = layer.shapes
+        for whole, pair in ((W1, _FIRST), (W2, _SECOND)):
+            found = [part.name for part in (whole, *pair) if part in shapes]
+            if found not in ([whole.name], [part.name for part in pair]):
+                named = ", ".join(found) or f"neither {whole.name} nor its factors"
+                return [f"has {named}, expected {whole.name}, or {' and '.join(_names(pair))}"]
+        fit = _fits(shapes) and self._folds(shapes, layer.kernel)
         text = shapes_text(self.parts, shapes)
         return [] if fit else [f"{text} make no LoKr: w1 and w2 do not fit each other"]
 
-    def rank(self, shapes: Shapes) -> int | None:
-        ranks = [shapes[b][0] for b in (_SECOND[1], _FIRST[1]) if b in shapes]
+    def rank(self, layer: Header) -> int | None:
+        ranks = [layer.shapes[b][0] for b in (_SECOND[1], _FIRST[1]) if b in layer.shapes]
         return ranks[0] if ranks else None
 
-    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
+    def shape(self, layer: Header) -> Shape:
+        return self._shape(layer.shapes, layer.kernel)
+
+    def _shape(self, shapes: Shapes, kernel: Shape) -> Shape:
         a, b = _first_shape(shapes)
         c, d, *own = _second_shape(shapes)
         if own:
             return a * c, b * d, *own
         return with_kernel(a * c, b * d, kernel)
 
-    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+    def is_dense(self, layer: Header) -> bool:
+        shapes = layer.shapes
         (a, b), (c, *d) = _first_shape(shapes), _second_shape(shapes)
         first = shapes[_FIRST[1]][0] if _FIRST[1] in shapes else min(a, b)
         second = shapes[_SECOND[1]][0] if _SECOND[1] in shapes else min(c, math.prod(d))
-        if Part.LOKR_T2 in shapes:
+        if T2 in shapes:
             second = min(c, math.prod(d))
         return not pays(first * second, a * c, b * math.prod(d))
 
-    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank | Dense, float]:
-        shape = self.shape({part: tuple(t.shape) for part, t in tensors.items()}, kernel)
+    def delta(self, layer: Header, values: Values) -> tuple[LowRank | Dense, float]:
+        tensors, error = values.tensors, values.error
+        shape = self.shape(layer)
         out, inner = shape[0], math.prod(shape[1:])
-        first, second = _pair(tensors, Part.LOKR_W1, _FIRST), _pair(tensors, Part.LOKR_W2, _SECOND)
-        if Part.LOKR_T2 in tensors:
-            core, a, b = (tensors[part].double() for part in (Part.LOKR_T2, *_SECOND))
+        first, second = _pair(tensors, W1, _FIRST), _pair(tensors, W2, _SECOND)
+        if T2 in tensors:
+            core, a, b = (tensors[part].double() for part in (T2, *_SECOND))
             second = (tucker(core, a, b).flatten(1),)
         if len(first) == len(second) == 1:
             found = kronecker(first[0], second[0], error)
@@ -82,30 +102,30 @@ class Lokr:
 
 
 def _names(parts: tuple[Part, ...]) -> list[str]:
-    return [part.value for part in parts]
+    return [part.name for part in parts]
 
 
 def _first_shape(shapes: Shapes) -> Shape:
-    if Part.LOKR_W1 in shapes:
-        return shapes[Part.LOKR_W1]
+    if W1 in shapes:
+        return shapes[W1]
     return shapes[_FIRST[0]][0], shapes[_FIRST[1]][1]
 
 
 def _second_shape(shapes: Shapes) -> Shape:
     """(c, d), and the kernel where the tensors say it."""
-    if Part.LOKR_W2 in shapes:
-        return shapes[Part.LOKR_W2]
+    if W2 in shapes:
+        return shapes[W2]
     a, b = (shapes[part] for part in _SECOND)
-    if Part.LOKR_T2 in shapes:
-        return a[1], b[1], *shapes[Part.LOKR_T2][2:]
+    if T2 in shapes:
+        return a[1], b[1], *shapes[T2][2:]
     return a[0], b[1]
 
 
 def _fits(shapes: Shapes) -> bool:
     if any(0 in shapes[part] for part in Lokr.parts if part in shapes):
         return False
-    matrices = [shapes[part] for part in (Part.LOKR_W1, *_FIRST, *_SECOND) if part in shapes]
-    whole = shapes.get(Part.LOKR_W2)
+    matrices = [shapes[part] for part in (W1, *_FIRST, *_SECOND) if part in shapes]
+    whole = shapes.get(W2)
     if any(len(shape) != 2 for shape in matrices) or (whole and not 2 <= len(whole) <= 5):
         return False
     if _FIRST[0] in shapes and shapes[_FIRST[0]][1] != shapes[_FIRST[1]][0]:
@@ -113,7 +133,7 @@ def _fits(shapes: Shapes) -> bool:
     ranks = {shapes[b][0] for b in (_FIRST[1], _SECOND[1]) if b in shapes}
     if len(ranks) > 1:  # alpha would have two ranks to be divided by
         return False
-    core = shapes.get(Part.LOKR_T2)
+    core = shapes.get(T2)
     if core is not None:
         fitting = _SECOND[0] in shapes and 3 <= len(core) <= 5
         return fitting and core[:2] == (shapes[_SECOND[0]][0], shapes[_SECOND[1]][0])

@@ -6,27 +6,64 @@ within it, 1x1 out. Folded into the first, it is a pair again, of the same rank.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 
 from klora_compile.reading.factoring import low_rank
-from klora_compile.reading.forms.parts import Part, Shape, Shapes, Tensors, missing, shapes_text
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Part,
+    Shape,
+    Shapes,
+    Values,
+    missing,
+    shapes_text,
+)
 from klora_runtime.artifact.delta import LowRank
 
-_PAIR = (Part.DOWN, Part.UP)
+DOWN = Part(
+    "down",
+    (
+        ".lora_A.weight",
+        ".lora.down.weight",
+        ".lora_down.weight",
+        ".down.weight",
+        ".lora_linear_layer.down.weight",
+    ),
+)
+UP = Part(
+    "up",
+    (
+        ".lora_B.weight",
+        ".lora.up.weight",
+        ".lora_up.weight",
+        ".up.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+)
+MID = Part("mid", (".lora_mid.weight",))
+#: PEFT's and musubi-tuner's; scaled as the pair is.
+UP_BIAS = Part("bias of up", (".lora_B.bias", ".lora_up.bias"))
+
+_PAIR = (DOWN, UP)
 
 
-class Lora:
+class Lora(Form):
     """See :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "lora"
-    parts = (Part.DOWN, Part.UP, Part.MID)
+    parts = (DOWN, UP, MID)
+    peft = MappingProxyType({"LORA": "lora_alpha"})
 
-    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
+    def problems(self, layer: Header) -> list[str]:
+        shapes = layer.shapes
         absent = missing(_PAIR, shapes)
         if absent:
             return absent
-        down, up = shapes[Part.DOWN], shapes[Part.UP]
-        if Part.MID in shapes:
+        down, up = shapes[DOWN], shapes[UP]
+        if MID in shapes:
             return [] if _is_tucker(shapes) else [_no_tucker(shapes)]
         linear = len(down) == len(up) == 2
         conv = 3 <= len(down) == len(up) <= 5 and set(up[2:]) == {1}
@@ -37,20 +74,22 @@ class Lora:
             ]
         return []
 
-    def rank(self, shapes: Shapes) -> int:
-        return shapes[Part.DOWN][0]
+    def rank(self, layer: Header) -> int:
+        return layer.shapes[DOWN][0]
 
-    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
-        tail = shapes[Part.MID if Part.MID in shapes else Part.DOWN][2:]
-        return shapes[Part.UP][0], shapes[Part.DOWN][1], *without_ones(tail)
+    def shape(self, layer: Header) -> Shape:
+        shapes = layer.shapes
+        tail = shapes[MID if MID in shapes else DOWN][2:]
+        return shapes[UP][0], shapes[DOWN][1], *without_ones(tail)
 
-    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+    def is_dense(self, layer: Header) -> bool:
         return False
 
-    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[LowRank, float]:
-        down, up = tensors[Part.DOWN], tensors[Part.UP]
-        if Part.MID in tensors:
-            core = tensors[Part.MID].double()
+    def delta(self, layer: Header, values: Values) -> tuple[LowRank, float]:
+        tensors = values.tensors
+        down, up = tensors[DOWN], tensors[UP]
+        if MID in tensors:
+            core = tensors[MID].double()
             folded = torch.einsum("ab...,bi->ai...", core, down.double().flatten(1))
             return low_rank(folded.flatten(1), up.double().flatten(1), core.shape[2:]), 0.0
         if not without_ones(down.shape[2:]):  # a 1x1 convolution is a linear layer
@@ -64,7 +103,7 @@ def without_ones(kernel: Shape) -> Shape:
 
 
 def _is_tucker(shapes: Shapes) -> bool:
-    down, up, core = (shapes[part] for part in (*_PAIR, Part.MID))
+    down, up, core = (shapes[part] for part in (*_PAIR, MID))
     return (
         3 <= len(core) <= 5
         and 2 <= len(down) <= len(core)
@@ -77,6 +116,6 @@ def _is_tucker(shapes: Shapes) -> bool:
 
 def _no_tucker(shapes: Shapes) -> str:
     return (
-        f"{shapes_text((*_PAIR, Part.MID), shapes)} are no Tucker triple: expected "
+        f"{shapes_text((*_PAIR, MID), shapes)} are no Tucker triple: expected "
         "down (rank, in, 1, 1), mid (rank, rank, height, width), up (out, rank, 1, 1)"
     )

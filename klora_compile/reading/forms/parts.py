@@ -1,100 +1,141 @@
-"""What a tensor is to its layer, and what each form makes of a layer's tensors."""
+"""What a tensor is to its layer, and what a form makes of a layer's tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 
 from klora_runtime.artifact.delta import Delta
 
 
-class Part(Enum):
+@dataclass(frozen=True)
+class Part:
     """A tensor of a layer, in the words of the form that it belongs to."""
 
-    ALPHA = "alpha"
-    DOWN = "down"
-    UP = "up"
-    MID = "mid"
-    UP_BIAS = "bias of up"
-    HADA_W1_A = "hada_w1_a"
-    HADA_W1_B = "hada_w1_b"
-    HADA_W2_A = "hada_w2_a"
-    HADA_W2_B = "hada_w2_b"
-    HADA_T1 = "hada_t1"
-    HADA_T2 = "hada_t2"
-    LOKR_W1 = "lokr_w1"
-    LOKR_W1_A = "lokr_w1_a"
-    LOKR_W1_B = "lokr_w1_b"
-    LOKR_W2 = "lokr_w2"
-    LOKR_W2_A = "lokr_w2_a"
-    LOKR_W2_B = "lokr_w2_b"
-    LOKR_T2 = "lokr_t2"
-    DIFF = "diff"
-    DIFF_BIAS = "diff_b"
-    NORM_WEIGHT = "w_norm"
-    NORM_BIAS = "b_norm"
-    VALUE = "value"
-    """The parameter's new value itself, not a difference."""
-    MAGNITUDE = "dora_scale"
-    """DoRA's, one per row or per column of the weight."""
-    ROW_MAGNITUDE = "magnitude vector"
-    """DoRA's as PEFT writes it, one per row."""
+    name: str
+    """As errors call it."""
+    endings: tuple[str, ...] = ()
+    """Of its keys, behind the module's name; empty for a dot and the name."""
+    beside: str | None = None
+    """The ending is this part's only where the module has a key with this ending as well."""
+    whole_numbers: bool = False
+    """Whether its values are integers."""
 
+    @property
+    def all_endings(self) -> tuple[str, ...]:
+        """Endings of its keys."""
+        return self.endings or (f".{self.name}",)
+
+
+#: What divided by the rank multiplies a delta; of rotations, how far they may turn.
+ALPHA = Part("alpha")
 
 Shape = tuple[int, ...]
 Shapes = Mapping[Part, Shape]
 Tensors = Mapping[Part, torch.Tensor]
+Settings = Mapping[str, Any]
+
+
+class Need(Enum):
+    """What a form needs of the base model's layer."""
+
+    NOTHING = "nothing"
+    SHAPE = "shape"
+    WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a layer before any number is read."""
+
+    shapes: Shapes
+    """Of the layer's tensors, and of those that the file has once for all layers."""
+    kernel: Shape = ()
+    """The convolution's, where the tensors do not say it; empty for a linear layer."""
+    weight: Shape | None = None
+    """Shape of the base model's weight; None where no base model is at hand."""
+    has_bias: bool = False
+    """Whether the base model's layer has a bias; false where no base model is at hand."""
+    settings: Settings = field(default_factory=dict)
+    """PEFT's configuration of the component; empty where the file has none."""
+    spelled: str = ""
+    """What stands before the module's name, where that tells a trainer."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers of a layer."""
+
+    tensors: Tensors
+    """Of the layer, and those that the file has once for all layers."""
+    error: float = 0.0
+    """How much of a delta's norm may be lost where only an approximation is smaller."""
+    weight: torch.Tensor | None = None
+    """The base model's, float64, where the form needs it."""
+    bias: torch.Tensor | None = None
+    """The base model's, float64, where the form changes it."""
+    largest: tuple[int, int] = (0, 0)
+    """Rows and columns, each the most of all layers that are of this form in the file."""
 
 
 class Form(Protocol):
-    """How a weight's delta is written. Shapes come before tensors: they are in a file's header."""
+    """How a weight's delta is written. Headers come before values: they are cheap to look at.
 
-    @property
-    def name(self) -> str:
-        """As in a report."""
-        ...
+    A form subclasses this; what it does not define is as here.
+    """
 
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The parts that only this form has."""
-        ...
+    name: str
+    """As in a report."""
+    parts: Sequence[Part]
+    """The parts that only this form has."""
+    shared: Sequence[Part] = ()
+    """Parts that a file has once, for all layers."""
+    needs: Need = Need.NOTHING
+    """What of the base model's layer the delta depends on."""
+    peft: Mapping[str, str | None] = MappingProxyType({})
+    """PEFT's name of the form -> the key of its alpha, None where it has none."""
 
-    def problems(self, shapes: Shapes, kernel: Shape) -> list[str]:
+    def problems(self, layer: Header) -> list[str]:
         """What is wrong with a layer of these parts; empty where it can be read."""
         ...
 
-    def rank(self, shapes: Shapes) -> int | None:
+    def rank(self, layer: Header) -> int | None:
         """The rank that the trainer declared, which alpha is divided by; None where there is none,
         and with it no alpha."""
-        ...
+        return None
 
-    def shape(self, shapes: Shapes, kernel: Shape) -> Shape:
-        """Shape of the weight."""
-        ...
+    def shape(self, layer: Header) -> Shape | None:
+        """Shape of the weight; None where only a base model would tell."""
+        return layer.weight
 
-    def is_dense(self, shapes: Shapes, kernel: Shape) -> bool:
+    def is_dense(self, layer: Header) -> bool:
         """Whether the delta becomes more numbers than the file has for it, if nothing is lost."""
+        return True
+
+    def delta(self, layer: Header, values: Values) -> tuple[Delta, float]:
+        """The weight's delta without alpha / rank, and the share of its norm that is lost."""
         ...
 
-    def delta(self, tensors: Tensors, kernel: Shape, error: float) -> tuple[Delta, float]:
-        """The weight's delta without alpha / rank, and the share of its norm that is lost.
+    def changes_bias(self, layer: Header) -> bool:
+        """Whether the bias of the base model's layer changes too."""
+        return False
 
-        Args:
-            kernel: the convolution's, where the tensors do not say it; empty for a linear layer.
-            error: how much may be lost where only an approximation is smaller.
-        """
-        ...
+    def bias_delta(self, layer: Header, values: Values) -> torch.Tensor:
+        """The change of that bias, (out,)."""
+        raise AssertionError(f"{self.name} changes no bias")
 
 
 def missing(needed: Sequence[Part], shapes: Shapes) -> list[str]:
     """One sentence where parts are missing."""
-    absent = [part.value for part in needed if part not in shapes]
+    absent = [part.name for part in needed if part not in shapes]
     return [f"has no {' and no '.join(absent)}"] if absent else []
 
 
 def shapes_text(parts: Sequence[Part], shapes: Shapes) -> str:
     """Parts with their shapes, for an error."""
-    return ", ".join(f"{part.value} {list(shapes[part])}" for part in parts if part in shapes)
+    return ", ".join(f"{part.name} {list(shapes[part])}" for part in parts if part in shapes)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from klora_compile.reading.files.whole_models import token_embedding
-from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of
-from klora_compile.reading.forms.parts import Part, Shape
+from klora_compile.reading.forms.catalogue import MAGNITUDES, SHARED, form_of
+from klora_compile.reading.forms.parts import Header, Part, Shape
 from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.names.placing import (
     Choice,
@@ -16,6 +16,7 @@ from klora_compile.reading.names.placing import (
     fits,
     in_authors_names,
 )
+from klora_compile.reading.names.spelling import PEFT_ROOT
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.rows import Layout
@@ -59,6 +60,8 @@ class Account:
     """Where modules go whose names are for a table; None where there are none."""
     families: frozenset[str]
     """Families of all tables that say the same."""
+    shared: Mapping[Part, str]
+    """Keys of tensors that the file has once, for all modules."""
     unused: tuple[UnusedKey, ...]
     """In the order of the keys."""
     problems: tuple[str, ...]
@@ -103,8 +106,12 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
     why: dict[str, str] = {}
     parsed: dict[str, _Key] = {}
     refused: dict[str, str] = {}
+    shared: dict[Part, str] = {}
     for key in keys:
-        found = _EMBEDDING if token_embedding(key) else parse_key(key)
+        if key.removeprefix(PEFT_ROOT) in SHARED:
+            shared[SHARED[key.removeprefix(PEFT_ROOT)]] = key
+            continue
+        found = _EMBEDDING if token_embedding(key) else parse_key(key, shapes)
         if isinstance(found, str):
             why[key] = found
         elif isinstance(found, RefusedKey):
@@ -129,6 +136,7 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
         modules=tuple(m for m in modules if not _stem_in(m, choice.strangers)),
         table=choice.table,
         families=choice.families,
+        shared=shared,
         unused=tuple(UnusedKey(key, why[key]) for key in keys if key in why),
         problems=tuple(problems),
     )
@@ -169,7 +177,7 @@ def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
         own = parts.setdefault(each.layer, {})
         if each.part in own:
             problems.append(
-                f"{shown(key)}: is a second {each.part.value} of {shown(each.layer)}, beside "
+                f"{shown(key)}: is a second {each.part.name} of {shown(each.layer)}, beside "
                 f"{shown(own[each.part])}"
             )
         own[each.part] = key
@@ -191,10 +199,10 @@ def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int,
     """Of a module's weight; None where its parts do not say it."""
     form = form_of(module.parts)
     own = {part: shapes[key] for part, key in module.parts.items()}
-    if form is None or isinstance(form, str) or form.problems(own, ()):
+    if form is None or isinstance(form, str) or form.problems(Header(own)):
         return None
-    shape = form.shape(own, ())
-    return (shape[0], shape[1]) if len(shape) > 1 else None
+    shape = form.shape(Header(own))
+    return None if shape is None or len(shape) < 2 else (shape[0], shape[1])
 
 
 def _stem_in(module: Module, stems: Collection[object]) -> bool:

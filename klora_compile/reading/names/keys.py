@@ -8,15 +8,16 @@ those in the names of a model's authors are a
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 
+from klora_compile.reading.forms.catalogue import ENDINGS
 from klora_compile.reading.forms.parts import Part
 from klora_compile.reading.names.placing import Stem
 from klora_compile.reading.names.spelling import (
     COMFY_PREFIX,
     COMPONENTS,
     FLAT_PREFIXES,
-    PARTS,
     PEFT_PREFIX,
     PROCESSORS,
     REFUSED_FORMS,
@@ -32,7 +33,7 @@ _ADAPTER = re.compile(
 )
 _FLAT = re.compile(r"[A-Za-z0-9]+(_+[A-Za-z0-9]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_BY_LENGTH = sorted([*PARTS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
+_BY_LENGTH = sorted([*ENDINGS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,18 @@ class RefusedKey:
     form: str
 
 
-def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
+def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey | RefusedKey | str:
     """Take a key of a LoRA file apart.
+
+    Args:
+        key: the key.
+        others: all keys of the file.
 
     Returns:
         The parsed key, or one sentence that says why it cannot be used.
     """
     key = _ADAPTER.sub(r"\1\2", key)
-    suffix = next((s for s in _BY_LENGTH if key.endswith(s)), None)
+    suffix = next((s for s in _BY_LENGTH if _ends_in(key, s, others)), None)
     if suffix is None:
         return "its ending belongs to no known form of LoRA"
     if suffix in REFUSED_FORMS:
@@ -103,7 +108,7 @@ def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
         return place
     if place.module is None:
         assert place.stem is not None
-        return UnplacedKey(place.layout, place.stem, PARTS[suffix], raw)
+        return UnplacedKey(place.layout, place.stem, ENDINGS[suffix], raw)
     component, module = place.module
     if component.startswith("text_encoder"):
         module = module.removeprefix(CLIP_PREFIX)
@@ -111,12 +116,19 @@ def parse_key(key: str) -> ParsedKey | UnplacedKey | RefusedKey | str:
         place.layout,
         component,
         module,
-        PARTS[suffix],
+        ENDINGS[suffix],
         place.stem,
         place.prefix,
         place.stated,
         raw,
     )
+
+
+def _ends_in(key: str, suffix: str, others: Container[str]) -> bool:
+    if not key.endswith(suffix):
+        return False
+    beside = ENDINGS[suffix].beside if suffix in ENDINGS else None
+    return beside is None or key.removesuffix(suffix) + beside in others
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """How trainers spell the tensors of a LoRA file, as tables: a new spelling is new rows.
 
 A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
-*suffix* that says which part of the layer.
+*suffix* that says which part of the layer; each form has its own
+(:mod:`~klora_compile.reading.forms.catalogue`).
 """
 
 from __future__ import annotations
@@ -10,43 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from klora_compile.families.flat_names import UNET, Vocabulary, vocabulary
-from klora_compile.reading.forms.parts import Part
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import DENOISER_PREFIX, TextEncoder
 
 _ENCODERS = tuple(encoder for family in FAMILIES.values() for encoder in family.text_encoders)
-
-#: Suffix -> part. The longest suffix that fits is taken. PEFT's name of an adapter, as in
-#: ``.lora_A.default.weight``, is left out before.
-PARTS: Mapping[str, Part] = {
-    ".lora_A.weight": Part.DOWN,
-    ".lora_B.weight": Part.UP,
-    ".lora.down.weight": Part.DOWN,
-    ".lora.up.weight": Part.UP,
-    ".lora_down.weight": Part.DOWN,
-    ".lora_up.weight": Part.UP,
-    ".down.weight": Part.DOWN,
-    ".up.weight": Part.UP,
-    ".lora_linear_layer.down.weight": Part.DOWN,
-    ".lora_linear_layer.up.weight": Part.UP,
-    ".alpha": Part.ALPHA,
-    # LyCORIS
-    ".lora_mid.weight": Part.MID,
-    **{
-        f".{part.value}": part
-        for part in Part
-        if part.value.startswith(("hada_", "lokr_", "diff", "w_norm", "b_norm"))
-    },
-    ".dora_scale": Part.MAGNITUDE,
-    # PEFT
-    ".lora_B.bias": Part.UP_BIAS,
-    ".lora_up.bias": Part.UP_BIAS,
-    ".lora_magnitude_vector": Part.ROW_MAGNITUDE,
-    ".lora_magnitude_vector.weight": Part.ROW_MAGNITUDE,
-    # Values of norms in control LoRAs of FLUX; ComfyUI's new values.
-    ".scale": Part.VALUE,
-    ".set_weight": Part.VALUE,
-}
 
 #: Suffix -> the form it belongs to, of forms that are refused by name.
 REFUSED_FORMS: Mapping[str, str] = {
@@ -78,6 +46,9 @@ COMPONENTS: frozenset[str] = frozenset(
 
 #: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
 PEFT_PREFIX = "base_model.model."
+
+#: Prefix that PEFT puts before what a model has once.
+PEFT_ROOT = "base_model."
 
 #: Prefix that ComfyUI's names put before the denoiser's.
 COMFY_PREFIX = "diffusion_model."

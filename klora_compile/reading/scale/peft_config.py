@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from klora_compile.reading.forms.catalogue import PEFT_TYPES
+from klora_compile.reading.forms.parts import Settings
 from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.errors import LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
@@ -19,11 +21,9 @@ from klora_runtime.families.text_encoders import CLIP_PREFIX
 #: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
 MAX_ALPHA, MAX_RANK = 1e12, 2**20
 
-#: PEFT's types of adapters that are read.
-_TYPES = ("LORA", "LOHA", "LOKR")
-
 #: What configurations call the alpha and the rank of all modules.
-_ALPHAS, _RANKS = ("lora_alpha", "alpha"), ("r", "rank")
+_ALPHAS = tuple(dict.fromkeys(alpha for alpha in PEFT_TYPES.values() if alpha is not None))
+_RANKS = ("r", "rank")
 
 #: What diffusers' research script calls the configuration of a model -> the model's component.
 _RESEARCH: Mapping[str, str] = {"peft_config": "unet", "text_encoder_peft_config": "text_encoder"}
@@ -69,7 +69,13 @@ class AdapterConfig:
         if not isinstance(values, dict):
             raise LoraError(f"{where}: {name} is not a JSON object.")
         values = dict(_by_component(values))
-        issues = [issue for key, value in values.items() for issue in _problems(key, value)]
+        scaled = PEFT_TYPES.get(str(values.get("peft_type") or "LORA"), "alpha") is not None
+        issues = [
+            issue
+            for key, value in values.items()
+            if scaled or key not in _RANKS
+            for issue in _problems(key, value)
+        ]
         if issues:
             raise LoraError(f"{where}: {name} cannot be followed.", issues)
         self._values: Mapping[str, Any] = values
@@ -142,6 +148,13 @@ class AdapterConfig:
         values = (self._get(component, key) for key in keys)
         return next((value for value in values if value is not None), None)
 
+    def settings(self, component: str) -> Settings:
+        """All that is stated for a component."""
+        own = f"{component}."
+        stated = {key: value for key, value in self._values.items() if "." not in key}
+        special = {k.removeprefix(own): v for k, v in self._values.items() if k.startswith(own)}
+        return stated | special
+
     def _get(self, component: str, key: str) -> Any:
         return self._values.get(f"{component}.{key}", self._values.get(key))
 
@@ -175,8 +188,8 @@ def _problems(key: str, value: Any) -> Iterator[str]:
         if not _is_rank(value):
             yield f"{shown(key)}: expected a rank, found {shown(value)}"
     elif name == "peft_type":
-        if not isinstance(value, str) or value not in _TYPES:
-            known = ", ".join(_TYPES)
+        if not isinstance(value, str) or value not in PEFT_TYPES:
+            known = ", ".join(PEFT_TYPES)
             yield f"{shown(key)}: is {shown(value)}, which is not supported; {known} are"
     elif name == "use_rslora":
         if not isinstance(value, bool):

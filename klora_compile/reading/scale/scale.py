@@ -29,7 +29,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+from klora_compile.reading.forms.parts import Settings
 from klora_compile.reading.scale.entries import entries_of
 from klora_compile.reading.scale.peft_config import AdapterConfig
 from klora_compile.reading.scale.training import (
@@ -161,6 +163,13 @@ class Scales:
         if stated is None and self._training.rank_stabilised:
             return self._training.rank
         return stated
+
+    def settings(self, component: str) -> Settings:
+        """PEFT's configuration of a component; empty where the file has none."""
+        found: dict[str, Any] = {}
+        for config in reversed(self._configs):
+            found |= config.settings(component)
+        return found
 
     def is_dora(self, component: str) -> bool:
         """Whether the file says that its layers are DoRA's."""
