@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ torch.set_num_threads(1)
 
 #: Attention of all families, the text encoders, a 3x3 convolution, and what is a 1x1 in SD1.
 _BOTH = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "conv1", "proj_in")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

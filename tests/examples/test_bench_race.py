@@ -30,7 +30,7 @@ from klora_runtime.layers.leaf import attach
 
 CPU = torch.device("cpu")
 TINY = MODELS["sd1-tiny"]
-RACE = Race(TINY, CPU, steps=4, resolution=64, rank=4, rounds=2)
+RACE = Race(TINY, CPU, steps=3, resolution=64, rank=4, rounds=1)
 EXACT, EFFECT = 1e-4, 1e-3
 
 #: What issue trackers and scripts read; more keys may stand beside them.
@@ -54,6 +54,12 @@ def denoiser() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def files(denoiser: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Files:
     return write_files(denoiser, "unet", tmp_path_factory.mktemp("bench"), rank=4)
+
+
+@pytest.fixture
+def no_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is copied to time the memory."""
+    monkeypatch.setattr(race_module, "memory_bandwidth", lambda device: 1e10)
 
 
 def bench(*arguments: object) -> Any:
@@ -140,6 +146,7 @@ def test_what_has_no_meaning_is_null(result: Result) -> None:
     assert "| 1.000 (1.000 to 1.000) | – |" in race_table(on_a_gpu)
 
 
+@pytest.mark.usefixtures("no_bandwidth")
 def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
@@ -149,13 +156,14 @@ def test_rows_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         runner.works.append(2.0)
 
     monkeypatch.setattr(race_module, "_time", time_it)
-    run(replace(RACE, rounds=5, kinds=("peft-active", "branch")))
+    run(replace(RACE, steps=1, rounds=5, kinds=("peft-active", "branch")))
     rounds = [order[start : start + 3] for start in range(0, len(order), 3)]
     assert len(rounds) == 5
     assert all(Counter(one) == Counter(["bare", "peft-active", "branch"]) for one in rounds)
     assert len({tuple(one) for one in rounds}) > 1
 
 
+@pytest.mark.usefixtures("no_bandwidth")
 def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(race_module, "compile_for", lambda model, device: compiled.append(model))
@@ -167,7 +175,7 @@ def test_compiled_rows_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(race_module, "_time", time_it)
     monkeypatch.setattr(race_module, "turns", lambda count, rounds: iter([range(count)]))
-    result = run(replace(RACE, compiled=True, kinds=("merge",)))
+    result = run(replace(RACE, steps=1, compiled=True, kinds=("merge",)))
     rows = [(row.name, row.compiled, row.ratio) for row in result.rows]
     assert rows == [
         ("bare", False, 1.0),
@@ -279,6 +287,7 @@ def test_the_peak_is_above_what_was_there_before(monkeypatch: pytest.MonkeyPatch
     assert Peak(CPU).nbytes() is None
 
 
+@pytest.mark.usefixtures("no_bandwidth")
 def test_the_command_prints_the_table_or_json() -> None:
     options = ("--model", "sd1-tiny", "--device", "cpu", "--steps", 2, "--rounds", 1)
     few = (*options, "--rank", 2, "--row", "branch")

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import compare_rules
+import demo
 import pytest
 from click.testing import CliRunner
+
+from klora_compile.cli import main as klora
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -29,16 +32,37 @@ def test_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mode merge" in capsys.readouterr().out
 
 
+FEW = ("penguin", "--style", "ink", "--seeds", "1")
+
+
+def test_a_demo_of_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, and so are its commands."""
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "klora", lambda *words: run_klora(*map(str, words)))
+    result = CliRunner().invoke(demo.main, [str(tmp_path / "demo"), *FEW])
+    assert result.exit_code == 0, result.output
+    assert "after remove() the bare model's pictures are the same" in result.output
+    assert_pictures(tmp_path / "demo")
+
+
+def run_klora(*words: str) -> None:
+    klora(list(words), standalone_mode=False)
+
+
+def assert_pictures(folder: Path) -> None:
+    for name in ("pictures.png", "schedule.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_the_demo_leaves_pictures(tmp_path: Path) -> None:
-    few = ["penguin", "--style", "ink", "--seeds", "1"]
-    demo = str(ROOT / "examples" / "demo.py")
-    command = [sys.executable, demo, str(tmp_path / "demo"), *few]
+    script = str(ROOT / "examples" / "demo.py")
+    command = [sys.executable, script, str(tmp_path / "demo"), *FEW]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the models are tiny
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     assert run.returncode == 0, run.stderr
     assert "after remove() the bare model's pictures are the same" in run.stdout
-    for name in ("pictures.png", "schedule.png"):
-        assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    assert_pictures(tmp_path / "demo")
 
 
 def test_the_picture_of_the_rules_is_drawn(tmp_path: Path) -> None:

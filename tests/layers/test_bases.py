@@ -23,6 +23,7 @@ from support.families import (
     square,
 )
 from support.handmade import State, hand_entry, hand_fusion
+from support.pairs import some_pairs
 from support.sd_families import UNETS
 from tiny_pipeline import relative_difference, tiny_lora
 from torch import nn
@@ -146,7 +147,13 @@ def attention_of(fusion: Fusion, component: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("base", "case"),
-    [(base, SD1) for base in BASES] + [(base, FLUX) for base in BASES if base.on_flux],
+    [
+        *(
+            pytest.param(base, SD1, marks=pytest.mark.slow if "+" in base.name else ())
+            for base in BASES
+        ),
+        *some_pairs([base for base in BASES if base.on_flux], [FLUX], share=2),
+    ],
     ids=str,
 )
 def test_branch_adds_what_the_factors_say(

@@ -26,7 +26,7 @@ from klora_runtime.layers import groups
 from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.shipping import shipped
 
-CASE = Case(20, "DDIM", "batched", "sd1", "s*")
+CASE = Case(7, "DDIM", "batched", "sd1", "s*")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.lora_files import needs_cuda, random_pair, run_python
+from support.pairs import slow
 
 from klora_compile.measuring import magnitudes
 from klora_compile.measuring import measure as measuring
@@ -359,17 +360,20 @@ print(peak() - before)
 """
 
 
+#: Bytes of a layer of FLUX's size as float32: 144 MiB.
+ONE_DELTA = 12288 * 3072 * 4
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
-def test_peak_memory_does_not_grow_with_the_layer() -> None:
-    """A layer of FLUX's size, 144 MiB as float32: less than a quarter of it; dense takes two."""
-    extra = {}
-    for way in ("tiles", "dense"):
-        result = run_python(MEMORY, way, OMP_NUM_THREADS="1")
-        assert result.returncode == 0, result.stderr
-        extra[way] = int(result.stdout)
-    one_delta = 12288 * 3072 * 4
-    assert extra["tiles"] <= 24 * 2**20 < one_delta / 4
-    assert extra["dense"] >= 1.5 * one_delta
+@pytest.mark.parametrize(
+    ("way", "least", "most"),
+    [("tiles", 0, 24 * 2**20), slow("dense", 1.5 * ONE_DELTA, 4 * ONE_DELTA)],
+)
+def test_peak_memory_does_not_grow_with_the_layer(way: str, least: float, most: float) -> None:
+    """Less than a quarter of the layer; dense, which shows that this is seen, takes two."""
+    result = run_python(MEMORY, way, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    assert least <= int(result.stdout) <= most
 
 
 # --- devices ----------------------------------------------------------------------------------

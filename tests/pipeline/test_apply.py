@@ -19,6 +19,7 @@ from support.handmade import (
     hand_fusion,
     weight_of,
 )
+from support.pairs import slow
 from tiny_pipeline import SD_BETAS
 
 from klora_runtime import apply_fusion, save_fusion
@@ -32,14 +33,15 @@ TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
 # Removing.
 
 
+@pytest.mark.parametrize("rounds", [3, slow(100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_remove_gives_every_bit_back_after_a_hundred_rounds(
-    dtype: torch.dtype, pipe: Any, fusion: Fusion, other_fusion: Fusion
+def test_remove_gives_every_bit_back_after_many_rounds(
+    dtype: torch.dtype, rounds: int, pipe: Any, fusion: Fusion, other_fusion: Fusion
 ) -> None:
     pipe.to(dtype)
     before, image = State.of(pipe), generate(pipe, TWO_STEPS)
 
-    for _ in range(100):
+    for _ in range(rounds):
         handle = apply_fusion(pipe, fusion)
         fused = generate(pipe, TWO_STEPS)
         handle.swap(other_fusion)

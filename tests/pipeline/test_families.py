@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, lora_files, square
 from support.generation import LEAST_EFFECT, TOLERANCE
 from support.handmade import State
+from support.pairs import some_pairs
 from support.sd_families import UNETS
 from support.video_families import VIDEOS
 from tiny_pipeline import relative_difference
@@ -39,12 +40,14 @@ FULL_DEPTH = FamilyCase(
 )
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [*UNETS, *IMAGES, *VIDEOS], ids=str)
+@pytest.mark.parametrize(
+    ("case", "mode"), some_pairs([*UNETS, *IMAGES, *VIDEOS], MODES, share=2), ids=str
+)
 def test_latents_equal_the_reference(case: FamilyCase, mode: str, tmp_path: Path) -> None:
     compare(case, mode, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pattern", ["s", "s*"])
 def test_all_layers_of_flux(pattern: Literal["s", "s*"], mode: str, tmp_path: Path) -> None:

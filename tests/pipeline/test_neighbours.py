@@ -24,6 +24,7 @@ from diffusers import (
 from support.applying import Apply, live_of
 from support.generation import TWO_STEPS, Case, build, generate
 from support.handmade import State, fusion_for, weight_of
+from support.pairs import slow
 from tiny_pipeline import parameters, tiny_lora
 
 from klora_runtime import apply_fusion
@@ -364,8 +365,15 @@ def test_a_sibling_with_a_scheduler_of_its_own(
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("first", ["compile", "apply"])
-@pytest.mark.parametrize("compile_", [compiled_in_place, compiled_around])
+@pytest.mark.parametrize(
+    ("compile_", "first"),
+    [
+        slow(compiled_in_place, "compile"),
+        (compiled_in_place, "apply"),
+        (compiled_around, "compile"),
+        (compiled_around, "apply"),
+    ],
+)
 def test_a_sibling_with_a_scheduler_of_its_own_and_a_compiled_denoiser(
     compile_: Callable[[Any], Any], first: str, pipe: Any, fusion: Fusion
 ) -> None:

@@ -19,7 +19,7 @@ from klora_runtime.artifact.fusion import Fusion
 
 CONTENT, STYLE = real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft")
 
-pytestmark = needs_real_loras
+pytestmark = [needs_real_loras, pytest.mark.slow]
 
 STEPS = 3
 

@@ -15,6 +15,7 @@ from support.lora_files import (
     run_python,
     write_lora,
 )
+from support.pairs import slow
 
 from klora_compile import compile_fusion, read_adapter
 from klora_compile.measuring.norms import frobenius_norms
@@ -57,38 +58,43 @@ def lora(path: Path, *, seed: int, rank: int, dtype: torch.dtype) -> Path:
     return write_lora(path, peft_keys(pairs), {"unet.lora_alpha": 3, "text_encoder.lora_alpha": 1})
 
 
-def assert_same_bytes_everywhere(content: Path, style: Path, folder: Path, *rules: str) -> None:
+#: Of the other process; here is one thread.
+THREADS = pytest.mark.parametrize("threads", [4, slow(1), slow(2)])
+
+
+def assert_same_bytes(content: Path, style: Path, folder: Path, threads: int, *rules: str) -> None:
+    """Compile here and in a process with another hash seed and another number of threads."""
     for rule in rules:
         fusion = compile_fusion(content, style, RULES[rule](pattern="s*"), device="cpu")
         assert any(entry.timeline.switches for entry in fusion.entries)
         save_fusion(fusion, folder / f"here.{rule}")
-    for threads in (1, 2, 4):
-        there = folder / f"{threads}"
-        result = run_python(
-            COMPILE,
-            *(content, style, there, threads, *rules),
-            OMP_NUM_THREADS=str(threads),
-            PYTHONHASHSEED=str(threads),
-        )
-        assert result.returncode == 0, result.stderr
-        for rule in rules:
-            found, wanted = (folder / f"{name}.{rule}" for name in (threads, "here"))
-            assert found.read_bytes() == wanted.read_bytes(), (threads, rule)
+    result = run_python(
+        COMPILE,
+        *(content, style, folder / "there", threads, *rules),
+        OMP_NUM_THREADS=str(threads),
+        PYTHONHASHSEED=str(threads),
+    )
+    assert result.returncode == 0, result.stderr
+    for rule in rules:
+        found, wanted = (folder / f"{name}.{rule}" for name in ("there", "here"))
+        assert found.read_bytes() == wanted.read_bytes(), rule
 
 
+@THREADS
 def test_bytes_are_the_same_in_every_process_and_for_every_number_of_threads(
-    tmp_path: Path,
+    threads: int, tmp_path: Path
 ) -> None:
     content = lora(tmp_path / "content.safetensors", seed=1, rank=16, dtype=torch.float32)
     style = lora(tmp_path / "style.safetensors", seed=50, rank=8, dtype=torch.float16)
-    assert_same_bytes_everywhere(content, style, tmp_path, "klora", "np+klora")
+    assert_same_bytes(content, style, tmp_path, threads, "klora", "np+klora")
 
 
+@pytest.mark.slow
 @needs_real_loras
-def test_bytes_are_the_same_for_a_real_pair(tmp_path: Path) -> None:
-    assert_same_bytes_everywhere(
-        real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft"), tmp_path, "klora"
-    )
+@THREADS
+def test_bytes_are_the_same_for_a_real_pair(threads: int, tmp_path: Path) -> None:
+    pair = real_lora("sd2_character.peft"), real_lora("sd2_illustration.peft")
+    assert_same_bytes(*pair, tmp_path, threads, "klora")
 
 
 def test_the_folder_of_the_inputs_does_not_reach_the_bytes(tmp_path: Path) -> None:

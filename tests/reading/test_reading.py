@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.lora_files import needs_real_loras, peft_keys, random_pair, real_lora, write_lora
+from support.pairs import slow
 
 from klora_compile import compile_fusion, read_adapter
 from klora_compile.reading.forms.catalogue import ENDINGS
@@ -426,7 +427,8 @@ def test_kohya_and_peft_files_of_one_lora_are_one_adapter(name: str) -> None:
 
 @needs_real_loras
 @pytest.mark.parametrize(
-    ("content", "style"), [("sd2_character", "sd2_popart"), ("sd15_animation", "sd15_analog")]
+    ("content", "style"),
+    [("sd2_character", "sd2_popart"), slow("sd15_animation", "sd15_analog")],
 )
 def test_kohya_and_peft_files_compile_to_the_same_decisions(content: str, style: str) -> None:
     layouts = [("peft", "peft"), ("kohya", "kohya"), ("kohya", "peft")]
