@@ -283,7 +283,7 @@ class Describer:
 
     def _weight(self, subject: _Subject, form: Form, scale: _Scale) -> Piece:
         shape = form.shape(subject.header)
-        name = form.name if subject.magnitude is None else "dora"
+        name = form.title(subject.header) if subject.magnitude is None else "dora"
         needs = form.needs if subject.magnitude is None else Need.WEIGHT
         facts = LayerFacts(
             component=self._denoiser(subject.component),
@@ -314,7 +314,7 @@ class Describer:
             component=self._denoiser(subject.component),
             module=subject.path,
             parameter="bias",
-            form=form.name,
+            form=form.title(subject.header),
             rank=None,
             alpha=None,
             alpha_source=NO_ALPHA,

@@ -127,12 +127,12 @@ def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
     if not found.layers:
         return LoraError(f"{where} changes no layer.")
     if found.needs_base and options.base is None:
-        layers = [piece.module.name for piece in found.pieces if piece.needs_base]
+        needing = {p.module.name: p.facts.form for p in found.pieces if p.needs_base}
+        count, forms = _count(list(needing), "module"), ", ".join(sorted(set(needing.values())))
         return LoraError(
-            f"{where}: the base model's weights are needed for {_count(layers, 'module')} with new "
-            "weights instead of differences (DoRA or full values). Name the base model with "
-            "--base PATH (a diffusers folder or one safetensors file).",
-            [shown(layer) for layer in layers],
+            f"{where}: the base model's weights are needed for {count} of the form {forms}. Name "
+            "the base model with --base PATH (a diffusers folder or one safetensors file).",
+            [shown(layer) for layer in needing],
         )
     return None
 

@@ -27,8 +27,8 @@ class ReadOptions:
     base: Path | None = field(
         default=None,
         metadata=setting(
-            "The base model, whose weights DoRA needs: a folder of diffusers or a safetensors "
-            "file.",
+            "The base model, whose weights DoRA, OFT and other forms need: a folder of diffusers "
+            "or a safetensors file.",
             Place(),
         ),
     )

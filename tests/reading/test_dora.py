@@ -140,8 +140,8 @@ def test_without_a_base_it_is_refused_and_shown(tmp_path: Path) -> None:
     with pytest.raises(LoraError) as caught:
         read_adapter(path)
     assert str(caught.value) == (
-        f"LoRA file {path}: the base model's weights are needed for 1 module with new weights "
-        "instead of differences (DoRA or full values). Name the base model "
+        f"LoRA file {path}: the base model's weights are needed for 1 module of the form "
+        "dora. Name the base model "
         f"with --base PATH (a diffusers folder or one safetensors file).\n  - {DORA_LAYER}"
     )
     found, refused = look_into(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+from klora_compile.reading.forms.c3a import C3a
+from klora_compile.reading.forms.delora import Delora
 from klora_compile.reading.forms.dora import MAGNITUDE, ROW_MAGNITUDE
 from klora_compile.reading.forms.full import (
     DIFF,
@@ -14,10 +16,21 @@ from klora_compile.reading.forms.full import (
     Full,
     Value,
 )
+from klora_compile.reading.forms.glora import Glora, PeftGlora
+from klora_compile.reading.forms.gralora import Gralora
+from klora_compile.reading.forms.hira import Hira
+from klora_compile.reading.forms.ia3 import Ia3, PeftIa3
 from klora_compile.reading.forms.loha import Loha
 from klora_compile.reading.forms.lokr import Lokr
 from klora_compile.reading.forms.lora import UP_BIAS, Lora
+from klora_compile.reading.forms.miss import Miss
+from klora_compile.reading.forms.oft import Oft
 from klora_compile.reading.forms.parts import ALPHA, Form, Part
+from klora_compile.reading.forms.peft_oft import PeftBoft, PeftOft
+from klora_compile.reading.forms.randlora import RandLora
+from klora_compile.reading.forms.shira import Shira
+from klora_compile.reading.forms.spectra import FourierFt, WaveFt
+from klora_compile.reading.forms.vera import Vera
 
 #: A new form is a new file and a row here.
 FORMS: tuple[Form, ...] = (
@@ -27,6 +40,23 @@ FORMS: tuple[Form, ...] = (
     Full("full", DIFF),
     Full("norm", NORM_WEIGHT),
     Value(),
+    Oft(),
+    PeftOft(),
+    PeftBoft(),
+    Glora(),
+    PeftGlora(),
+    Ia3(),
+    PeftIa3(),
+    Vera(),
+    Hira(),
+    Miss(),
+    Shira(),
+    FourierFt(),
+    WaveFt(),
+    Delora(),
+    C3a(),
+    Gralora(),
+    RandLora(),
 )
 
 #: Parts that change the bias beside a weight, each a delta as it is -> the form's name.

@@ -100,6 +100,10 @@ class Form(Protocol):
     peft: Mapping[str, str | None] = MappingProxyType({})
     """PEFT's name of the form -> the key of its alpha, None where it has none."""
 
+    def title(self, layer: Header) -> str:
+        """As in a report, where it depends on the layer."""
+        return self.name
+
     def problems(self, layer: Header) -> list[str]:
         """What is wrong with a layer of these parts; empty where it can be read."""
         ...

@@ -24,19 +24,16 @@ REFUSED_FORMS: Mapping[str, str] = {
     ".lora_embedding_B": "a LoRA of an embedding",
     ".scale_weight": "scaled float8",
     ".reshape_weight": "a reshaped weight",
-    ".oft_blocks": "OFT",
-    ".oft_diag": "OFT",
-    ".oft_R.weight": "OFT",
-    ".boft_R": "BOFT",
-    ".boft_s": "BOFT",
-    ".rescale": "OFT",
-    ".ia3_l": "IA3",
-    ".on_input": "IA3",
-    ".vera_lambda_b": "VeRA",
-    ".vera_lambda_d": "VeRA",
-    **{f".{side}{i}.weight": "GLoRA" for side in "ab" for i in (1, 2)},
-    ".bm1": "GLoRA",
-    ".bm2": "GLoRA",
+    ".oft_diag": "an early OFT",
+    ".bm1": "an early GLoRA",
+    ".bm2": "an early GLoRA",
+    # PEFT's; all of its types are refused by name where its configuration states one.
+    ".lora_E": "AdaLoRA",
+    ".hra_u": "HRA",
+    ".road_alpha": "RoAd",
+    ".road_theta": "RoAd",
+    ".vblora_logits_A": "VBLoRA",
+    ".vblora_logits_B": "VBLoRA",
 }
 
 #: Components a dotted key may name.
@@ -109,6 +106,7 @@ def _vocabularies(encoders: Iterable[TextEncoder]) -> tuple[Vocabulary, ...]:
 #: (``lora_transformer_``).
 FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
     FlatPrefix(DENOISER_PREFIX, "unet", (UNET,), denoiser=True),
+    FlatPrefix("oft_unet_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lycoris_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
     *(
