@@ -9,7 +9,7 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 
-.PHONY: demo test test-all mutate bench lint types docs wheel clean
+.PHONY: demo test test-all mutate operations bench lint types docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
@@ -24,6 +24,10 @@ test-all: $(VENV)/.dev
 # Twenty thousand random changes of valid LoRA files; make test tries a few hundred.
 mutate: $(VENV)/.dev
 	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/reading/test_mutated_loras.py
+
+# A thousand rounds of random operations on a pipeline; make test does two. An hour.
+operations: $(VENV)/.dev
+	KLORA_OPERATIONS=1000 $(BIN)/python -m pytest tests/pipeline/test_random_operations.py
 
 # The documentation, as pages in out/site. Every warning is an error.
 docs: $(VENV)/.dev

@@ -134,10 +134,10 @@ class Branch:
         self._attached = False
         for target in self._targets:
             detach(target.module)
-        self._targets.clear()
-        self._leaves.clear()
+        self._leaves.clear()  # the leaves first: without them there is nothing to attach
         self._turns.clear()
         self._gates.clear()
+        self._targets.clear()
 
     def successor(self, targets: Sequence[Target]) -> Branch:
         """See :meth:`Mode.successor`."""

@@ -100,8 +100,9 @@ class LiveFusion:
                 self.write()
 
     def release(self) -> None:
-        """Give everything back to the bit, for good."""
-        self.mode.release()
+        """Give everything back to the bit, for good; where that fails, all layers act again."""
+        with self._as_it_was_on_failure():
+            self.mode.release()
 
     def _pause(self) -> None:
         """Remove all deltas; if that fails half-way, put all of them back."""

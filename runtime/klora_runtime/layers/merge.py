@@ -120,10 +120,10 @@ class Merge:
     def release(self) -> None:
         """See :meth:`Mode.release`."""
         self.pause()
-        self._pristine.forget()
-        self._layers.clear()
+        self._layers.clear()  # the layers first: without them there is nothing to write
         self._groups.clear()
         self._scratch.clear()
+        self._pristine.forget()
 
     def successor(self, targets: Sequence[Target]) -> Merge:
         """See :meth:`Mode.successor`."""

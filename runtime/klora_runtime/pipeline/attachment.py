@@ -118,9 +118,9 @@ class Attachment:
             model = original_module(getattr(self._pipe, name))
             timed = name not in TEXT_ENCODERS and _switches(fusion, name)
             on_evaluation = self._on_evaluation if timed else None
-            self._component_watches[name] = ComponentWatch(
-                model, self._owner, self.mode, on_evaluation, self.bare
-            )
+            watch = ComponentWatch(model, self._owner, self.mode, on_evaluation, self.bare)
+            self._component_watches[name] = watch  # before it attaches: what fails is undone
+            watch.attach()
             self.component_assigned(name)
         if _switches(fusion, *self.components):
             self._clock.attach(getattr(self._pipe, "scheduler", None))

@@ -25,7 +25,7 @@ _COMPILED = "_compiled_call_impl"
 
 
 class ComponentWatch:
-    """Watches one component of a pipeline.
+    """Watches one component of a pipeline, from :meth:`attach` to :meth:`detach`.
 
     Args:
         model: the component itself, not what ``torch.compile`` made around it.
@@ -59,9 +59,12 @@ class ComponentWatch:
             self._attributes["compile"] = self._compiling(model.compile)
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
-        own.update(self._attributes)
         self._hooks: dict[int, RemovableHandle] = {}  # by the id of the module they are on
-        self.observe(model)
+
+    def attach(self) -> None:
+        """Begin to watch. What fails in the middle, :meth:`detach` undoes."""
+        vars(self.model).update(self._attributes)
+        self.observe(self.model)
         self._observe_compiled()
 
     def observe(self, caller: nn.Module) -> None:
@@ -75,7 +78,7 @@ class ComponentWatch:
             self._hooks[id(caller)] = hook
 
     def detach(self) -> None:
-        """Stop for good."""
+        """Stop for good; also from the middle of attaching."""
         for hook in self._hooks.values():
             hook.remove()
         compiled = vars(self.model).get(_COMPILED)
