@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import platformdirs
 import pytest
@@ -125,24 +126,64 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "cut": write(None),
     "empty": write(b""),
     "a folder": make_folder,
-    "negative": alter("update layers set l1 = -1"),
-    "infinite": alter("update layers set frobenius = 9e999"),
-    "text": alter("update sums set value = 'x'"),
-    "a sum above all": alter("update sums set value = 1e30"),
-    "no sums": alter("delete from sums"),
-    "other tables": alter("drop table sums", "create table sums (a)"),
+    "another number": alter("update statistics set numbers = replace(numbers, '1', '2')"),
+    "another row's numbers": alter(
+        "update statistics set numbers = '[1.0, 1.0, [[9, 1.0]]]'",
+    ),
+    "no numbers": alter("update statistics set numbers = null"),
+    "bytes": alter("update statistics set numbers = x'ff00'"),
+    "another table": alter("drop table statistics", "create table statistics (a)"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_what_is_damaged_is_measured_again(case: str, file: Path, measured: list[str]) -> None:
-    once(file, layer())
+def test_what_is_damaged_is_measured_again(
+    case: str, file: Path, measured: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    once(file, layer(), layer(1, name="y"))
     DAMAGE[case](file)
+    once(file, layer(), layer(1, name="y"))
+    assert len(measured) == 4
+    told = [f"the statistics in {file} are damaged, so layers are measured again."]
+    assert caplog.messages == ([] if case in ("empty", "a folder") else told)
+    if case not in ("a folder", "another table"):  # and kept anew
+        once(file, layer(), layer(1, name="y"))
+        assert len(measured) == 4
+
+
+def test_no_damage_is_believed(file: Path) -> None:
+    layers = [layer(i, name=f"x{i}") for i in range(8)]
+    once(file, *layers)
+    whole, random = file.read_bytes(), Random(1)
+    for count in (1, 20, 200) * 4:
+        damaged = bytearray(whole)
+        for _ in range(count):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        file.write_bytes(damaged)
+        once(file, *layers)
+
+
+def test_a_file_that_another_process_holds_is_not_waited_for(
+    file: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(statistics_cache._WAITS) <= 1.0
+    monkeypatch.setattr(statistics_cache, "_WAITS", (0.0, 0.0))
     once(file, layer())
-    assert len(measured) == 2
-    if case in ("no database", "empty"):  # and kept anew
-        once(file, layer())
-        assert len(measured) == 2
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        once(file, layer(), layer(1, name="y"))
+    assert measured == ["unet.x", "unet.x", "unet.y"]
+
+
+def test_a_file_that_cannot_be_written_is_read(file: Path, measured: list[str]) -> None:
+    once(file, layer())
+    file.chmod(0o444)
+    file.parent.chmod(0o555)
+    try:
+        once(file, layer(), layer(1, name="y"))
+    finally:
+        file.parent.chmod(0o755)
+    assert measured == ["unet.x", "unet.y"]
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over(
