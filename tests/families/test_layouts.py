@@ -6,6 +6,7 @@ the authors' names, whose every row has a value of its own, must land where the 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,7 +30,17 @@ from klora_compile.families.tables import (
     TEXT_ENCODERS,
     WHOLE,
 )
-from klora_runtime.families import anima, flux1, hunyuan_video, krea2, qwen_image, sd1, sdxl
+from klora_runtime.families import (
+    anima,
+    flux1,
+    hunyuan_image,
+    hunyuan_video,
+    hunyuan_video_15,
+    krea2,
+    qwen_image,
+    sd1,
+    sdxl,
+)
 from klora_runtime.families.rows import (
     Layout,
     Placement,
@@ -69,7 +80,12 @@ def without_numbers(name: str) -> str:
     return re.sub(r"\d+|\{\}", "#", name)
 
 
-def expanded(layout: Layout) -> Iterator[Named]:
+@functools.cache
+def expanded(layout: Layout) -> tuple[Named, ...]:
+    return tuple(_expanded(layout))
+
+
+def _expanded(layout: Layout) -> Iterator[Named]:
     """Every module that a file for the real model can have, each row with the numbers that exist.
 
     The rows of a weight in the file are as many as those of its targets together.
@@ -166,6 +182,24 @@ def ltx2_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
     return {key.removeprefix("transformer."): value for key, value in found.items()}
 
 
+def ideogram4_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
+    """The one of LoRAs, which knows the linear layers of the blocks; the rest has no other name."""
+    linear = {key for key in values if key.startswith("layers.") and "norm" not in key}
+    found = lora_conversion_utils._convert_non_diffusers_ideogram4_lora_to_diffusers(
+        {
+            key.replace(".weight", f".lora_{part}.weight"): value if part == "B" else value[:1]
+            for key, value in values.items()
+            for part in "AB"
+            if key in linear and key.endswith(".weight")
+        }
+    )
+    rest = {key: value for key, value in values.items() if key not in linear}
+    return rest | {
+        key.removeprefix("transformer.").replace(".lora_B", ""): value
+        for key, value in found.items()
+    }
+
+
 CONVERTERS: Mapping[str, Convert] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), unet_converter),
     "sd3": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
@@ -180,8 +214,17 @@ CONVERTERS: Mapping[str, Convert] = {
     "anima": single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers,
     "krea-2": single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers,
     "ltx-2": ltx2_converter,
+    "wan-vace": single_file_utils.convert_wan_transformer_to_diffusers,
+    "qwen-image-2.1": single_file_utils.convert_qwen_image21_transformer_checkpoint_to_diffusers,
+    "sana": single_file_utils.convert_sana_transformer_to_diffusers,
+    "mochi-1": single_file_utils.convert_mochi_transformer_checkpoint_to_diffusers,
+    "ideogram-4": ideogram4_converter,
     "auraflow": single_file_utils.convert_auraflow_transformer_checkpoint_to_diffusers,
 }
+
+
+#: Names that no code of the installed diffusers converts: a script of its repository does.
+NOT_CONVERTED = (hunyuan_video_15.ORIGINAL, hunyuan_image.ORIGINAL)
 
 
 def is_converted(layout: Layout) -> bool:
@@ -189,7 +232,7 @@ def is_converted(layout: Layout) -> bool:
     return (
         layout.name != "diffusers"
         and layout.component not in PARTS
-        and layout is not hunyuan_video.COMFY
+        and layout not in (hunyuan_video.COMFY, *NOT_CONVERTED)
     )
 
 

@@ -94,7 +94,7 @@ def test_the_text_encoders_are_those_of_the_pipeline(family: Family) -> None:
 
 
 #: Family -> depths that differ from those of the model that the layouts are proven on.
-LARGER = {"sd3": {"transformer_blocks": 38}}
+LARGER = {"sd3": {"transformer_blocks": 38}, "sana": {"transformer_blocks": 60}}
 
 
 @ALL

@@ -32,11 +32,17 @@ STATED: dict[str | None, tuple[str, ...]] = {
     "krea-2": ("Krea-2/lora", "krea2"),
     "auraflow": ("auraflow",),
     "ltx-2": ("ltx2", "ltx2.3"),
+    "hunyuan-video-1.5": ("hunyuan-video-1.5/lora", "hunyuan_video_1_5"),
+    "hunyuan-image": ("hunyuan-image-2.1/lora",),
+    "qwen-image-2.1": ("qwen_image_2.1",),
+    "kandinsky-5": ("Kandinsky-5/lora", "kandinsky5"),
+    "pixart": ("pixart-alpha/lora", "pixart-sigma/lora", "pixart"),
+    "sana": ("sana/lora",),
+    "ideogram-4": ("Ideogram-4/lora", "Ideogram/lora", "ideogram4"),
     "hidream-i1": ("hidream-i1/lora", "hidream_i1"),
     # Of base models that have no record; several begin as one that has.
     None: (
-        *("hunyuan-image-2.1/lora", "hunyuan-video-1.5/lora", "hunyuan_video_1_5", "framepack"),
-        *("Ideogram-4/lora", "HiDream-O1-Image/lora", "zeta_chroma", "stable-cascade-v1-prior"),
+        *("framepack", "HiDream-O1-Image/lora", "zeta_chroma", "stable-cascade-v1-prior"),
         *("omnigen2", "wanderer", "fluxion", ""),
     ),
 }

@@ -94,6 +94,34 @@ HIDREAM: dict[str, Any] = {
     "max_resolution": (128, 128),
     "llama_layers": list(range(48)),
 }
+#: HunyuanImage 2.1, of diffusers' `scripts/convert_hunyuan_image_to_diffusers.py`, with what its
+#: distilled and its refining models have besides.
+HUNYUAN_IMAGE: dict[str, Any] = {
+    "guidance_embeds": True,
+    "use_meanflow": True,
+    "text_embed_2_dim": 1472,
+}
+#: Kandinsky 5 Pro, of the authors' `configs`.
+KANDINSKY_5_PRO: dict[str, Any] = {
+    "num_text_blocks": 4,
+    "num_visual_blocks": 60,
+    "model_dim": 4096,
+    "ff_dim": 16384,
+    "time_dim": 1024,
+}
+#: Of diffusers' `scripts/convert_cogview4_to_diffusers.py`.
+COGVIEW_4: dict[str, Any] = {
+    "num_layers": 28,
+    "num_attention_heads": 32,
+    "attention_head_dim": 128,
+    "time_embed_dim": 512,
+}
+#: CogVideoX 5B, of diffusers' `scripts/convert_cogvideox_to_diffusers.py`, and what only 1.5 has.
+COGVIDEOX_5B: dict[str, Any] = {
+    "num_attention_heads": 48,
+    "num_layers": 42,
+    "ofs_embed_dim": 512,
+}
 
 #: Family of a layout -> class and what differs from its defaults.
 DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -117,6 +145,17 @@ DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "auraflow": (diffusers.AuraFlowTransformer2DModel, {}),
     "ltx-2": (diffusers.LTX2VideoTransformer3DModel, LTX_23),
     "hidream-i1": (diffusers.HiDreamImageTransformer2DModel, HIDREAM),
+    "hunyuan-video-1.5": (diffusers.HunyuanVideo15Transformer3DModel, {"use_meanflow": True}),
+    "hunyuan-image": (diffusers.HunyuanImageTransformer2DModel, HUNYUAN_IMAGE),
+    "wan-vace": (diffusers.WanVACETransformer3DModel, {}),
+    "qwen-image-2.1": (diffusers.QwenImage21Transformer2DModel, {}),
+    "kandinsky-5": (diffusers.Kandinsky5Transformer3DModel, KANDINSKY_5_PRO),
+    "pixart": (diffusers.PixArtTransformer2DModel, {"caption_channels": 4096}),
+    "sana": (diffusers.SanaTransformer2DModel, {}),
+    "cogview-4": (diffusers.CogView4Transformer2DModel, COGVIEW_4),
+    "cogvideox": (diffusers.CogVideoXTransformer3DModel, COGVIDEOX_5B),
+    "mochi-1": (diffusers.MochiTransformer3DModel, {}),
+    "ideogram-4": (diffusers.Ideogram4Transformer2DModel, {}),
 }
 
 #: Released models of a family that have modules which the one above has not.

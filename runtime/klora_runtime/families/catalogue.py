@@ -29,6 +29,17 @@ _FILES = (
     "krea2",
     "auraflow",
     "hidream",
+    "hunyuan_video_15",
+    "hunyuan_image",
+    "wan_vace",
+    "qwen_image21",
+    "kandinsky5",
+    "pixart",
+    "sana",
+    "cogview4",
+    "cogvideox",
+    "mochi",
+    "ideogram4",
 )
 
 

@@ -1,0 +1,52 @@
+"""CogVideoX in diffusers' names, which its trainers of LoRAs keep.
+
+diffusers' own trainers (``examples/cogvideo``), finetrainers and the authors' (zai-org/CogVideo,
+``finetune``) train diffusers' model with PEFT and write its names after ``transformer.``. The LoRAs
+of the authors' older trainer, on SAT, have other names and are not read.
+"""
+
+from __future__ import annotations
+
+from klora_runtime.families.family import Family, Mark
+from klora_runtime.families.rows import Layout, same
+
+DIFFUSERS = Layout(
+    name="diffusers",
+    family="cogvideox",
+    component="transformer",
+    rows=(
+        *same(
+            *(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+            *(f"{norm}.{name}" for norm in ("norm1", "norm2") for name in ("linear", "norm")),
+            *("attn1.norm_q", "attn1.norm_k", "ff.net.0.proj", "ff.net.2"),
+            under="transformer_blocks.{}",
+        ),
+        *same("proj", "text_proj", under="patch_embed"),
+        *same("linear_1", "linear_2", under="time_embedding"),
+        *same("linear_1", "linear_2", under="ofs_embedding"),
+        *same("norm_final", "norm_out.linear", "norm_out.norm", "proj_out"),
+    ),
+)
+
+FAMILY = Family(
+    key="cogvideox",
+    title="CogVideoX",
+    pipeline="CogVideoXPipeline",
+    hub="THUDM/CogVideoX-5b",
+    task="text-to-video",
+    tag="cogvideox",
+    layouts=(DIFFUSERS,),
+    # Of 5 billion weights.
+    blocks={"transformer_blocks": 42},
+    # Of 2 billion weights, and of all. ConsisID has them too.
+    marks=(
+        Mark(r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$", (1920,)),
+        Mark(r"^transformer_blocks\.\d+\.norm2\.linear$", (512,)),
+    ),
+    missing={
+        "stated": "none of the trainers whose files klora reads states it",
+        "script": "none of kohya's trainers trains it",
+        "kohya": "none of kohya's trainers trains it",
+        "text_encoders": "none of the trainers whose files klora reads adapts its own",
+    },
+)

@@ -1,0 +1,53 @@
+"""PixArt-alpha and PixArt-Sigma in diffusers' names, which all trainers of LoRAs keep.
+
+OneTrainer (``modules/modelSaver/pixartAlpha``) writes them with underscores after
+``lora_transformer_``, SimpleTuner after ``lycoris_`` or ``transformer.``. The authors' own trainer
+(PixArt-alpha/PixArt-sigma, ``train_scripts/train_pixart_lora_hf.py``) wraps diffusers' model too.
+"""
+
+from __future__ import annotations
+
+from klora_runtime.families.family import Family, TextEncoder
+from klora_runtime.families.rows import Layout, same
+from klora_runtime.families.text_encoders import T5
+
+_BLOCK = "transformer_blocks.{}"
+_EMBEDDERS = ("timestep_embedder", "resolution_embedder", "aspect_ratio_embedder")
+
+DIFFUSERS = Layout(
+    name="diffusers",
+    family="pixart",
+    component="transformer",
+    rows=(
+        *(
+            row
+            for attention in ("attn1", "attn2")
+            for row in same("to_q", "to_k", "to_v", "to_out.0", under=f"{_BLOCK}.{attention}")
+        ),
+        *same("ff.net.0.proj", "ff.net.2", under=_BLOCK),
+        *(
+            row
+            for embedder in _EMBEDDERS
+            for row in same("linear_1", "linear_2", under=f"adaln_single.emb.{embedder}")
+        ),
+        *same("linear_1", "linear_2", under="caption_projection"),
+        *same("adaln_single.linear", "pos_embed.proj", "proj_out"),
+    ),
+)
+
+FAMILY = Family(
+    key="pixart",
+    title="PixArt",
+    pipeline="PixArtSigmaPipeline",
+    hub="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    layouts=(DIFFUSERS,),
+    blocks={"transformer_blocks": 28},
+    stated=r"pixart(-alpha|-sigma)?",
+    text_encoders=(TextEncoder("text_encoder", T5, others=("lora_te_", "lora_te1_")),),
+    missing={
+        "marks": "DiT and Latte have layers of these names and widths",
+        "tag": "diffusers has no trainer for it",
+        "script": "none of kohya's trainers trains it",
+        "kohya": "none of kohya's trainers trains it",
+    },
+)

@@ -1,0 +1,58 @@
+"""Wan VACE: Wan with blocks for what controls a video, in the names of its authors.
+
+The authors' ``wan/modules/vace_model.py`` (Wan-Video/Wan2.1) adds ``vace_blocks`` to Wan's model.
+Trainers (VideoX-Fun, DiffSynth-Studio) adapt both. The way into diffusers' names is that of
+``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from klora_runtime.families import wan
+from klora_runtime.families.family import Mark
+from klora_runtime.families.rows import Layout, Row, renamed, same
+
+_BLOCK, _VACE = "blocks.{}", "vace_blocks.{}"
+#: Of Wan from image to video, which VACE has not.
+_OF_IMAGES = ("_img", "img_emb")
+
+_PLAIN = tuple(row for row in wan.ORIGINAL.rows if not any(n in row.source for n in _OF_IMAGES))
+
+ORIGINAL = Layout(
+    name="vace",
+    family="wan-vace",
+    component="transformer",
+    rows=(
+        *_PLAIN,
+        *(
+            Row(f"vace_{row.source}", tuple(f"vace_{target}" for target in row.targets))
+            for row in _PLAIN
+            if row.source.startswith(_BLOCK)
+        ),
+        *renamed(_VACE, _VACE, {"before_proj": "proj_in", "after_proj": "proj_out"}),
+        *same("vace_patch_embedding"),
+    ),
+)
+
+FAMILY = replace(
+    wan.FAMILY,
+    key="wan-vace",
+    title="Wan VACE",
+    pipeline="WanVACEPipeline",
+    hub="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+    layouts=(ORIGINAL,),
+    blocks={**wan.FAMILY.blocks, "vace_blocks": 8},
+    marks=(Mark(r"^vace_blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 5120)),),
+    stated=None,
+    script=None,
+    kohya=None,
+    trained_from=wan.FAMILY,
+    shares_marks_of=(wan.FAMILY,),
+    missing={
+        **wan.FAMILY.missing,
+        "stated": "none of the trainers whose files klora reads states it",
+        "script": "none of kohya's trainers trains it",
+        "kohya": "none of kohya's trainers trains it",
+    },
+)
