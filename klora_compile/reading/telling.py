@@ -47,8 +47,11 @@ def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) ->
     fitting = set(families) or {
         key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in denoiser)
     }
+    fitting = {key for key in fitting if not _is_of_another_width(key, denoiser)} or fitting
     found = _by_depth(fitting, [layer.module for layer in denoiser])
     found -= {key for key in found if _parent(key) in found}
+    if families:
+        found -= {key for key in found if _namesake(key) in found}
     return found.pop() if len(found) == 1 else None
 
 
@@ -56,6 +59,12 @@ def _parent(key: str) -> str | None:
     """The family whose models this one's were trained from."""
     parent = FAMILIES[key].trained_from if key in FAMILIES else None
     return None if parent is None else parent.key
+
+
+def _namesake(key: str) -> str | None:
+    """The family whose names this one's blocks have too."""
+    other = FAMILIES[key].named_after if key in FAMILIES else None
+    return None if other is None else other.key
 
 
 def _has(family: Family, layer: LayerFacts) -> bool:
@@ -68,6 +77,19 @@ def _has(family: Family, layer: LayerFacts) -> bool:
             shape = layer.shape or ()
             return ratio is None or len(shape) < 2 or shape[0] == ratio * shape[1]
     return False
+
+
+def _is_of_another_width(key: str | None, layers: Iterable[LayerFacts]) -> bool:
+    """Whether a layer that tells the family by its width, or the one it began as, has another."""
+    if key is None:
+        return False
+    marks = FAMILIES[key].marks if key in FAMILIES else ()
+    return _is_of_another_width(_parent(key), layers) or any(
+        mark.names.search(layer.module) and layer.shape[1] not in mark.widths
+        for layer in layers
+        for mark in marks
+        if layer.shape is not None and len(layer.shape) > 1
+    )
 
 
 def _by_depth(families: Collection[str], modules: Iterable[str]) -> set[str]:

@@ -26,7 +26,15 @@ from klora_runtime.families.family import Family
 EXPLAINED = ("marks", "stated", "tag", "script", "kohya", "text_encoders")
 
 #: What says all there is to say where it is empty.
-MAY_BE_EMPTY = ("trained_from", "shares_marks_of", "kernels", "pointwise", "missing", "is_modular")
+MAY_BE_EMPTY = (
+    "trained_from",
+    "named_after",
+    "shares_marks_of",
+    "kernels",
+    "pointwise",
+    "missing",
+    "is_modular",
+)
 
 ALL = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.key)
 

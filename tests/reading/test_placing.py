@@ -39,7 +39,7 @@ REFUSED = {
     "anima_lora_lokr_format": "rows and columns look alike",
     "flux_control_lora_format": "are needed for 152 modules with new weights",
     "flux_dora_onetrainer_format": "are needed for 506 modules with new weights",
-    "flux_lokr_bfl_format": "is ambiguous: chroma, flux.1, flux.2 have .* the widths match none",
+    "flux_lokr_bfl_format": "is ambiguous: chroma, flux.1, flux.2, .* the widths match none",
 }
 
 
@@ -337,8 +337,8 @@ def test_widths_tell_families_of_one_name_apart(tmp_path: Path) -> None:
     assert list(second.layers) == ["transformer.transformer_blocks.0.ff.linear_in"]
     text = refusal(kohya({name: (40, 8)}), tmp_path)
     assert (
-        f"{name}.alpha: is ambiguous: chroma, flux.1, flux.2 have a module of this name, "
-        "each at another place" in text
+        f"{name}.alpha: is ambiguous: chroma, flux.1, flux.2, hunyuan-image, hunyuan-video, "
+        "hunyuan-video-1.5 have a module of this name, each at another place" in text
     )
 
 

@@ -43,6 +43,18 @@ def test_some_blocks_of_attention_tell_nothing() -> None:
     assert told(blocks(DOUBLE, 3, 3072)) is None
 
 
+def test_blocks_in_names_of_another_family_are_that_ones() -> None:
+    """ComfyUI builds HunyuanVideo of FLUX.1's blocks; 20 of them only HunyuanVideo has."""
+    named = ("flux.1", "chroma", "hunyuan-video")
+    assert told(blocks(DOUBLE, 3, 3072), *named) == "flux.1"
+    assert told(blocks(DOUBLE, 20, 3072), *named) == "hunyuan-video"
+
+
+def test_a_width_that_a_family_has_not_tells_that_it_is_another() -> None:
+    named = ("hunyuan-video", "hunyuan-image", "hunyuan-video-1.5")
+    assert told(blocks(f"transformer.{SINGLE}", 3, 3072), *named) == "hunyuan-video"
+
+
 def test_widths_go_before_the_depth() -> None:
     assert told(blocks(DOUBLE, 19, 1536)) == "sd3"
 

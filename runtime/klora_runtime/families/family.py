@@ -121,6 +121,9 @@ class Family:
     text_encoders: tuple[TextEncoder, ...] = ()
     trained_from: Family | None = None
     """Its models began as that one's: LoRAs of layers that both have are that one's."""
+    named_after: Family | None = None
+    """Whose names its blocks have in some tool: a file of these alone is that one's, where neither
+    widths nor the number of blocks tell."""
     shares_marks_of: tuple[Family, ...] = ()
     """Families whose marks its layers carry too; its own marks tell it from them."""
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

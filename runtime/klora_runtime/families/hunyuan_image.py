@@ -8,7 +8,7 @@ that of its ``scripts/convert_hunyuan_image_to_diffusers.py``.
 
 from __future__ import annotations
 
-from klora_runtime.families import hunyuan_video, hunyuan_video_15
+from klora_runtime.families import flux1, hunyuan_video, hunyuan_video_15
 from klora_runtime.families.family import SD_SCRIPTS, Family, Mark, Script
 from klora_runtime.families.rows import Layout, renamed
 
@@ -65,6 +65,7 @@ FAMILY = Family(
         Mark(r"^(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (3584,)),
         Mark(r"^context_embedder\.token_refiner\.", (3584,)),
     ),
+    named_after=flux1.FAMILY,
     stated=r"hunyuan-image(-2-1)?",
     script=Script("networks.lora_hunyuan_image", SD_SCRIPTS),
     missing={

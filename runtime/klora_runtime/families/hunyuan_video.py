@@ -176,6 +176,7 @@ FAMILY = Family(
         "single_transformer_blocks": 40,
     },
     marks=(Mark(r"^context_embedder\.token_refiner\.", (3072,)),),
+    named_after=flux1.FAMILY,
     shares_marks_of=(flux1.FAMILY,),
     # HunyuanVideo 1.5 is another model.
     stated=r"hunyuan-video(?!-1-5)",

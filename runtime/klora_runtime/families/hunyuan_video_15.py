@@ -8,7 +8,7 @@ into diffusers' names is that of its ``scripts/convert_hunyuan_video1_5_to_diffu
 
 from __future__ import annotations
 
-from klora_runtime.families import hunyuan_video
+from klora_runtime.families import flux1, hunyuan_video
 from klora_runtime.families.family import MUSUBI_TUNER, Family, Mark, Script
 from klora_runtime.families.rows import Layout, Row, renamed
 
@@ -79,6 +79,7 @@ FAMILY = Family(
         Mark(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (2048,)),
         Mark(r"^context_embedder\.token_refiner\.", (2048,)),
     ),
+    named_after=flux1.FAMILY,
     stated=r"hunyuan-video-1-5",
     script=Script("networks.lora_hv_1_5", MUSUBI_TUNER),
     missing={
