@@ -51,7 +51,7 @@ def test_blocks_in_names_of_another_family_are_that_ones() -> None:
 
 
 def test_a_width_that_a_family_has_not_tells_that_it_is_another() -> None:
-    named = ("hunyuan-video", "hunyuan-image", "hunyuan-video-1.5")
+    named = ("hunyuan-video", "hunyuan-image")
     assert told(blocks(f"transformer.{SINGLE}", 3, 3072), *named) == "hunyuan-video"
 
 
