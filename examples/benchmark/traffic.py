@@ -48,7 +48,10 @@ def branch_work(model: nn.Module, sample: Callable[[], object]) -> BranchWork:
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal nbytes, operations
-        down, up, _ = branch_of(module)
+        addition = branch_of(module)
+        down, up = addition.down, addition.up
+        assert down is not None
+        assert up is not None
         nbytes += inputs[0].nbytes + 2 * output.nbytes + down.nbytes + up.nbytes
         rank, out = up.shape
         inner = down.numel() // rank

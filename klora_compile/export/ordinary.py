@@ -138,6 +138,17 @@ def _check(
             f"no layer acts between progress {window.start:g} and {window.stop:g}, so there is "
             "no LoRA to write. Use fewer phases."
         )
+    others = [
+        f"{shown(target.key)}.{shown(target.parameter)}"
+        for target, _ in deltas
+        if target.parameter not in ("weight", "bias")
+    ]
+    if others:
+        raise KloraError(
+            f"{len(others)} parameters are no layer's weight or bias, and ordinary LoRA files have "
+            "no keys for them. Apply the artifact itself.",
+            others,
+        )
     unsayable = [
         f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is not a product of "
         "factors"

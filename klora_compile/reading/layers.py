@@ -34,7 +34,7 @@ class LayerFacts:
 
     @property
     def name(self) -> str:
-        """Component, dot, module path; for a bias with ``.bias`` behind it."""
+        """Component, dot, module path; with the parameter behind it where that is no weight."""
         return layer_name(self.component, self.module, self.parameter)
 
 
@@ -118,4 +118,5 @@ class Layer:
 
 def layer_name(component: str, module: str, parameter: str) -> str:
     """See :attr:`LayerFacts.name`."""
-    return f"{component}.{module}" + ("" if parameter == "weight" else f".{parameter}")
+    named = "" if parameter == "weight" else parameter
+    return ".".join(filter(None, (component, module, named)))

@@ -26,6 +26,7 @@ from tiny_pipeline import relative_difference
 
 from klora_compile.reading.adapter import read_adapter
 from klora_runtime.artifact.file import load_fusion
+from klora_runtime.layers.additions import Addition
 from klora_runtime.layers.leaf import attach
 
 CPU = torch.device("cpu")
@@ -112,7 +113,7 @@ def test_every_row_is_in_the_json_and_in_the_table(result: Result) -> None:
 
 def test_what_branches_do_is_counted() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Linear(10, 3))
-    attach(model[0], torch.zeros(2, 6), torch.zeros(2, 10), torch.zeros(2))
+    attach(model[0], Addition(torch.zeros(2, 6), torch.zeros(2, 10), torch.zeros(2)))
     x = torch.zeros(5, 6)
     work = branch_work(model, lambda: (model(x), model(x)))
     assert work.nbytes == 2 * 4 * (5 * 6 + 2 * 5 * 10 + 2 * 6 + 10 * 2)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.generation import TWO_STEPS, generate
 from support.handmade import ATTENTION, hand_fusion
 from support.lora_files import Artifact, RawTensor
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import relative_difference, tiny_pipeline
 from torch import nn
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
@@ -19,7 +20,7 @@ from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
-from klora_runtime.errors import ArtifactError, IncompatibleModelError
+from klora_runtime.errors import ArtifactError, IncompatibleModelError, InUseError
 
 LINEAR = f"unet.{ATTENTION}.to_q"
 WITH_BIAS = f"unet.{ATTENTION}.to_out.0"
@@ -163,45 +164,83 @@ def test_kernels_of_one_and_three_dimensions(rank: int, pipe: Any) -> None:
             after = before + stored.scale * delta
             torch.testing.assert_close(pipe.unet.extra.weight.detach(), after)
         assert torch.equal(pipe.unet.extra.weight, before)
-        with pytest.raises(IncompatibleModelError) as caught:
-            apply_fusion(pipe, hand_fusion(one), mode="branch")
-        why = f"it is a {kind.__name__}, which only mode merge can change"
-        why = why if rank else "its delta is dense, which only mode merge can apply"
-        assert caught.value.issues == (f"unet.extra: {why}",)
 
 
-def test_branch_refuses_by_name_and_auto_merges(pipe: Any) -> None:
-    base = parameters(pipe)
-    fused = ordered(fusion())
-    with pytest.raises(IncompatibleModelError) as caught:
-        apply_fusion(pipe, fused, mode="branch")
-    dense, bias = "its delta is dense, which only", "its bias is changed, which only"
-    assert caught.value.issues == (
-        f"{CONV}: {dense} mode merge can apply",
-        f"{NORM}.bias: {bias} mode merge can do",
-        f"{NORM}: {dense} mode merge can apply",
-        f"{WITH_BIAS}.bias: {bias} mode merge can do",
-        f"{WITH_BIAS}: {dense} mode merge can apply",
-        f"{LINEAR}: {dense} mode merge can apply",
-    )
-    assert all(torch.equal(value, base[name]) for name, value in pipe.unet.named_parameters())
-    with apply_fusion(pipe, fused) as handle:
-        report = handle.report()
-        assert report.mode == "merge"
-        assert f"not every layer can be branched ({CONV}: {dense} mode merge can apply)" in str(
-            report
-        )
+def test_branch_multiplies_with_dense_deltas_and_writes_the_rest(pipe: Any) -> None:
+    base, fused, bare = parameters(pipe), ordered(fusion()), generate(pipe, TWO_STEPS)
+    with apply_fusion(pipe, fused, mode="merge"):
+        expected = generate(pipe, TWO_STEPS)
+    handle = apply_fusion(pipe, fused, mode="branch")
+    held = parameters(pipe)
+    changed = {name for name, value in held.items() if not torch.equal(value, base[name])}
+    assert changed == {
+        "conv_norm_out.bias",
+        "conv_norm_out.weight",
+        f"{ATTENTION}.to_out.0.bias",
+    }
+    assert relative_difference(generate(pipe, TWO_STEPS), expected) < 1e-5
+    assert relative_difference(bare, expected) > 0.01
+    report = handle.report()
+    assert report.rounding < 1e-5
+    assert {"deltas on cpu", "base weights on cpu"} <= report.nbytes.keys()
+
+    handle.enabled = False
+    assert torch.equal(generate(pipe, TWO_STEPS), bare)
+    handle.enabled = True
+    handle.set(content=0.0, style=0.0)
+    assert relative_difference(generate(pipe, TWO_STEPS), bare) < 1e-6
+    handle.set(content=1.0, style=1.0)
+    handle.swap(ordered(hand_fusion(entry(NORM, (32,)))))
+    handle.swap(fused)
+    assert relative_difference(generate(pipe, TWO_STEPS), expected) < 1e-5
+    handle.remove()
+    assert torch.equal(generate(pipe, TWO_STEPS), bare)
+
+
+def test_what_would_mix_with_written_parameters_is_refused_in_branch(pipe: Any) -> None:
+    with apply_fusion(pipe, hand_fusion(entry(LINEAR, (32, 32))), mode="branch"):
+        pipe.unet.load_state_dict(pipe.unet.state_dict())
+    with apply_fusion(pipe, hand_fusion(entry(NORM, (32,))), mode="branch"):
+        with pytest.raises(InUseError, match=r"Call \.remove\(\) on the handle first\.$"):
+            pipe.unet.load_state_dict({})
+        with pytest.raises(InUseError, match=r"set \.enabled = False first\.$"):
+            pipe.unet.state_dict()
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+def test_a_parameter_may_have_any_name_and_be_of_the_component(mode: str, pipe: Any) -> None:
+    """Tables of modulation: of a block, and of the model."""
+    block = pipe.unet.get_submodule(ATTENTION)
+    tables = {"": pipe.unet, ATTENTION: block}
+    for module in tables.values():
+        module.scale_shift_table = nn.Parameter(torch.randn(1, 6, 8), requires_grad=False)
+    base = {path: module.scale_shift_table.clone() for path, module in tables.items()}
+    entries = [
+        replace(entry("unet.", (1, 6, 8)), module=path, parameter="scale_shift_table")
+        for path in tables
+    ]
+    assert [each.layer for each in entries] == [
+        "unet.scale_shift_table",
+        f"unet.{ATTENTION}.scale_shift_table",
+    ]
+    handle = apply_fusion(pipe, hand_fusion(*entries), mode=mode)
+    for each in entries:
+        stored = each.factors["content"]
+        expected = base[each.module] + stored.scale * stored.delta.tensors[0]
+        torch.testing.assert_close(tables[each.module].scale_shift_table.data, expected)
+    generate(pipe, TWO_STEPS)
+    handle.remove()
+    for path, module in tables.items():
+        assert torch.equal(module.scale_shift_table, base[path])
 
 
 def test_auto_names_both_reasons_where_no_mode_can(pipe: Any) -> None:
-    layer = pipe.unet.get_submodule(f"{ATTENTION}.to_q")
-    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    norm = pipe.unet.conv_norm_out
+    norm.weight = nn.Parameter(norm.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(IncompatibleModelError, match="no mode can apply this fusion") as caught:
-        apply_fusion(pipe, hand_fusion(entry(LINEAR, (32, 32))))
-    assert caught.value.issues == (
-        f"branch: {LINEAR}: its delta is dense, which only mode merge can apply",
-        f"merge: {LINEAR}: its weight is torch.float8_e4m3fn",
-    )
+        apply_fusion(pipe, hand_fusion(entry(NORM, (32,))))
+    why = f"{NORM}: its weight is torch.float8_e4m3fn, of a GroupNorm"
+    assert caught.value.issues == (f"branch: {why}", f"merge: {why}")
 
 
 def test_a_parameter_that_is_not_there_or_has_another_shape(pipe: Any) -> None:

@@ -30,8 +30,8 @@ MAX_SLOTS = 64
 _MAX_ISSUES = 50
 
 _ENTRY_KEYS = frozenset("component module parameter shape fate timeline factors scores".split())
-_PARAMETERS = ("weight", "bias")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,31}")
 _SLOT = re.compile(r"[a-z][a-z0-9_]*(\.[0-9]+)?")
 _RULE = re.compile(r"[a-z][a-z0-9_+-]{0,31}")
@@ -215,10 +215,11 @@ class _Check:
         shape, fate = entry["shape"], entry["fate"]
         if not isinstance(component, str) or not _IDENTIFIER.fullmatch(component):
             return self.say(f"{where}.component", f"not a component name: {shown(component)}")
-        if not isinstance(module, str) or not _MODULE.fullmatch(module):
+        if not isinstance(parameter, str) or not _PARAMETER.fullmatch(parameter):
+            return self.say(f"{where}.parameter", f"not a parameter's name: {shown(parameter)}")
+        of_component = module == "" and parameter not in ("weight", "bias")
+        if not isinstance(module, str) or not (of_component or _MODULE.fullmatch(module)):
             return self.say(f"{where}.module", f"not a module path: {shown(module)}")
-        if parameter not in _PARAMETERS:
-            return self.say(f"{where}.parameter", f"expected weight or bias: {shown(parameter)}")
         if (
             not isinstance(shape, list)
             or not 1 <= len(shape) <= 5

@@ -109,13 +109,13 @@ class EntryOf(Generic[H]):
 
     @property
     def layer(self) -> str:
-        """Name of the layer: its component, a dot, its module path; with ``.bias`` for a bias."""
+        """Name of the layer: its component, a dot, its module path; the parameter if no weight."""
         return self.path.removesuffix(".weight")
 
     @property
     def path(self) -> str:
         """Name of the parameter: component, module path, parameter."""
-        return f"{self.component}.{self.module}.{self.parameter}"
+        return ".".join(filter(None, (self.component, self.module, self.parameter)))
 
     @cached_property
     def acting(self) -> Mapping[str, H]:

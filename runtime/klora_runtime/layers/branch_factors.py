@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
 
 from klora_runtime.artifact.delta import LowRank, balanced
+from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair
@@ -24,11 +24,16 @@ def low_rank(target: Target) -> dict[str, LowRank]:
 
 def buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of down and up for the kind of module; a 1x1 convolution may be stored as linear."""
-    out, inner, *kernel = target.entry.shape
-    if not isinstance(target.module, nn.Conv2d):
-        return (rank, inner), (rank, out)
-    kernel = kernel or [1, 1]
-    return (rank, inner, *kernel), (rank, out)
+    out, *inner = weight_shape(target)
+    return (rank, *inner), (rank, out)
+
+
+def weight_shape(target: Target) -> tuple[int, ...]:
+    """The shape of a layer's weight for its kind of module, however the artifact writes it."""
+    kind = kind_of(type(target.module))
+    kernel = 0 if kind is None else kind.kernel
+    out, inner, *sizes = target.entry.shape
+    return (out, inner, *(sizes or [1] * kernel)[:kernel])
 
 
 def portions(targets: Sequence[Target]) -> Iterator[list[Target]]:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from klora_runtime.artifact.delta import Dense
 from klora_runtime.errors import InUseError
+from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.execution import COMPUTE_DTYPES, has_memory
+from klora_runtime.layers.leaf import misled
 from klora_runtime.layers.module_tree import uses_of
+from klora_runtime.layers.quantisers import quantiser_of
 from klora_runtime.layers.targets import Target
 
 
@@ -41,6 +43,8 @@ def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]
 
 def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     """What keeps targets from being merged into, one sentence each."""
+    if not targets:
+        return
     models = {id(target.model): target.model for target in targets}.values()
     owners = Counter(
         _storage(parameter)
@@ -66,6 +70,9 @@ def merge_hindrance(target: Target) -> str | None:
         return f"{its} is {parameter.dtype}{_reason(target)}"
     if type(parameter) is not torch.nn.Parameter:
         return f"{its} is a {type(parameter).__name__}, not a plain parameter"
+    quantiser = quantiser_of(target.module)
+    if quantiser is not None and target.entry.parameter == "weight":
+        return f"{quantiser} quantises its weight at each forward, so it would lose what is merged"
     unwritable = target.host.unwritable(target.lineage, parameter)
     if unwritable is not None:
         return unwritable
@@ -76,9 +83,17 @@ def merge_hindrance(target: Target) -> str | None:
     return None
 
 
-def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
+def is_written(target: Target) -> bool:
+    """Whether mode branch writes a target in place: no layer multiplies with it."""
+    return target.entry.parameter != "weight" or kind_of(type(target.module)) is None
+
+
+def branch_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     """What keeps targets from being branched, one sentence each."""
-    problems = [(target, branch_hindrance(target)) for target in targets]
+    written = [target for target in targets if is_written(target)]
+    yield from merge_hindrances(written)
+    leaves = [target for target in targets if not is_written(target)]
+    problems = [(target, branch_hindrance(target)) for target in leaves]
     uses = Counter(id(target.module) for target, problem in problems if problem is None)
     for target, problem in problems:
         if problem is None and uses[id(target.module)] > 1:
@@ -88,21 +103,25 @@ def branch_hindrances(targets: Iterable[Target]) -> Iterator[str]:
 
 
 def branch_hindrance(target: Target) -> str | None:
-    """What keeps one target from being branched, or None; cheap enough for every run."""
+    """What keeps one leaf from being branched, or None; cheap enough for every run."""
     module = target.module
-    if target.entry.parameter != "weight":
-        return f"its {target.entry.parameter} is changed, which only mode merge can do"
-    if any(isinstance(stored.delta, Dense) for stored in target.entry.acting.values()):
-        return "its delta is dense, which only mode merge can apply"
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        return f"it is a {type(module).__name__}, which only mode merge can change"
-    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
-        return "it is a convolution in groups or with padding other than zeros"
+    if getattr(module, "max_norm", None) is not None:
+        return "it is an embedding with max_norm, which only mode merge can change"
     read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    if read or isinstance(target.lineage[-2], nn.TransformerEncoderLayer):
+    if (
+        read
+        or isinstance(target.lineage[-2], nn.TransformerEncoderLayer)
+        or target.host.reads_weight(target.lineage, target.names[-1])
+    ):
         return "its parent module reads the weight directly, so a branch on it would be skipped"
     if not has_memory(target):
         return "its weight has no memory (meta device), and nothing loads it"
+    replaced = misled(module)
+    if replaced is not None:
+        return (
+            f"its forward was replaced on the instance ({replaced}), so a branch on it might be "
+            "skipped; undo that, or apply the fusion first"
+        )
     return None
 
 
@@ -112,7 +131,7 @@ def _reason(target: Target) -> str:
     if casting is not None:
         return f", by {casting.name}"
     kind = type(target.module).__name__
-    return "" if kind in ("Linear", "Conv2d") else f", of a {kind}"
+    return "" if kind in ("Linear", "Conv1d", "Conv2d", "Conv3d") else f", of a {kind}"
 
 
 def _storage(parameter: torch.Tensor) -> int:
@@ -146,7 +165,7 @@ def _displaced(target: Target) -> str | None:
             break
     if target.module._parameters.get(target.entry.parameter) is None:
         return f"has no parameter {target.entry.parameter} any more"
-    return target.host.unused(target.lineage, target.names[-1])
+    return target.host.unused(target.lineage, target.names[-1]) if target.names else None
 
 
 def _leads_to(target: Target) -> bool:

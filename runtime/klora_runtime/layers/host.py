@@ -58,6 +58,14 @@ class Host:
         """
         return None
 
+    def reads_weight(self, lineage: Sequence[nn.Module], name: str) -> bool:
+        """Whether the module before this one reads its weight and never calls it.
+
+        Args:
+            name: of the module in the one before it.
+        """
+        return False
+
     def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
         """Why what is written into a module's parameter would not last, and what to do."""
         return None

@@ -1,8 +1,12 @@
 """A leaf module that adds a gated low-rank branch to its own output.
 
 The module gets a class of its own kind (`subclass`): one for each base class, which overrides
-``__call__``, so that whatever replaced the module's ``forward`` (offloading, casting, quantisers)
-still runs inside. Compilers see a class and three tensors; forward hooks they would ignore.
+``forward``. So the branch acts inside of all that is called around it: torch's hooks, those of
+diffusers and accelerate, caches that predict its output. Those that hold the plain ``forward``
+already are led to the new one (`forwards`). Compilers see a class and a few tensors.
+
+A branch acts only where the module is called. :class:`Calls` tells of the last evaluation whether
+it was, or whether something read its weight instead.
 """
 
 from __future__ import annotations
@@ -11,31 +15,55 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, linear
 
+from klora_runtime.layers.additions import Addition, kind_of
+from klora_runtime.layers.forwards import lead, unled
 from klora_runtime.layers.subclass import Overlay
 
 #: Plain attributes of a branched module; in ``vars(module)``, so neither in its state nor moved.
 _DOWN, _UP, _GATE = "_klora_down", "_klora_up", "_klora_gate"
+_DENSE, _CALLS, _KEPT = "_klora_dense", "_klora_calls", "_klora_kept"
 
 
-def attach(module: nn.Module, down: torch.Tensor, up: torch.Tensor, gate: torch.Tensor) -> None:
-    """Make ``module(x)`` compute ``y + up^T @ (gate * (down @ x))``, y its own result.
+class Calls:
+    """What was done to one branched leaf since :meth:`forget`; compiled code does not tell."""
+
+    __slots__ = ("called", "read")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.called = False
+        """Its ``forward`` was called, so the branch acted."""
+        self.read = False
+        """Its weight was read, by itself or by others."""
+
+
+def attach(module: nn.Module, addition: Addition) -> None:
+    """Make ``module(x)`` compute its own result + what an addition adds.
 
     Args:
-        module: a linear layer, or a convolution of one group that pads with zeros.
-        down: (rank, in), or (rank, in, height, width).
-        up: (rank, out).
-        gate: (rank,); read anew at each call, so it may be written in place.
+        module: of a kind that :func:`~klora_runtime.layers.additions.kind_of` knows.
+        addition: its tensors are read anew at each call, so they may be written in place.
     """
-    vars(module).update({_DOWN: down, _UP: up, _GATE: gate})
+    own = vars(module)
+    own.update({_DOWN: addition.down, _UP: addition.up, _GATE: addition.gate})
+    own[_DENSE] = addition.dense
+    own.setdefault(_CALLS, Calls())
+    own.setdefault(_KEPT, {})
     _BRANCHED.put_on(module)
+    plain = _BRANCHED.beneath(module)
+    assert plain is not None
+    lead(module, plain, type(module), own[_KEPT])
 
 
 def detach(module: nn.Module) -> None:
     """Give ``module`` its class back; twice is once."""
+    if (plain := _BRANCHED.beneath(module)) is not None:
+        lead(module, type(module), plain, vars(module).get(_KEPT, {}))
     _BRANCHED.take_off(module)
-    for name in (_DOWN, _UP, _GATE):
+    for name in (_DOWN, _UP, _GATE, _DENSE, _CALLS, _KEPT):
         vars(module).pop(name, None)
 
 
@@ -44,49 +72,54 @@ def is_branched(module: nn.Module) -> bool:
     return _BRANCHED.is_outermost(module)
 
 
-def branch_of(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """down, up and gate of a module that is branched; see :func:`attach`."""
+def misled(module: nn.Module) -> str | None:
+    """What has replaced the module's ``forward`` and may not call the class's; None if nothing."""
+    return unled(module, type(module))
+
+
+def branch_of(module: nn.Module) -> Addition:
+    """What a branched module adds; see :func:`attach`."""
     own = vars(module)
-    return own[_DOWN], own[_UP], own[_GATE]
+    return Addition(own[_DOWN], own[_UP], own[_GATE], own[_DENSE])
+
+
+def calls_of(module: nn.Module) -> Calls:
+    """What is known of a branched module's calls."""
+    calls = vars(module)[_CALLS]
+    assert isinstance(calls, Calls)
+    return calls
 
 
 def _methods(plain: Any) -> dict[str, Any]:
-    add_branch = _add_convolution if issubclass(plain, nn.Conv2d) else _add_linear
+    kind = kind_of(plain)
+    assert kind is not None
 
-    def call(self: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return add_branch(self, input, plain.__call__(self, input, *args, **kwargs))
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = plain.forward(self, *args, **kwargs)
+        calls = getattr(self, _CALLS, None)
+        if calls is None:  # somebody kept this function for longer than the branch was there
+            return result
+        if not torch.compiler.is_compiling():
+            calls.called = True
+        x = args[0] if args else next(iter(kwargs.values()))
+        if self._klora_down is not None:
+            gate = self._klora_gate
+            result = kind.factors(self, x, result, self._klora_down, self._klora_up, gate)
+        if self._klora_dense is not None:
+            result = kind.dense(self, x, result, self._klora_dense)
+        return result
 
-    return {"__call__": call}
+    def weight(self: Any) -> Any:
+        own = self.__dict__
+        if not torch.compiler.is_compiling() and _CALLS in own:
+            own[_CALLS].read = True
+        try:
+            return own["_parameters"]["weight"]
+        except KeyError:
+            raise AttributeError("weight") from None  # asks Module.__getattr__
+
+    return {"forward": forward, "weight": property(weight)}
 
 
 #: One class over each class of leaf, for as long as the process: compiled code keeps to it.
-_BRANCHED = Overlay(_methods, makes_plain=False)
-
-
-def _add_linear(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    down, up = module._klora_down, module._klora_up
-    inner = linear(x.to(down), down) * module._klora_gate
-    if not _alike(inner, result) or result.dim() < 2:
-        return result + linear(inner, up.t()).to(result)
-    # The last product adds by itself: one pass over the result less, and one rounding less.
-    total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up)
-    return total.view(result.shape)
-
-
-def _add_convolution(module: Any, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    down, up = module._klora_down, module._klora_up
-    inner = conv2d(x.to(down), down, None, module.stride, module.padding, module.dilation)
-    inner = inner * module._klora_gate[:, None, None]
-    if not _alike(inner, result) or result.dim() != 4:
-        return result + conv2d(inner, up.t()[:, :, None, None]).to(result)
-    pixels = result.permute(0, 2, 3, 1)
-    if pixels.is_contiguous():  # channels_last
-        thin = inner.permute(0, 2, 3, 1).flatten(0, 2)
-        total = torch.addmm(pixels.flatten(0, 2), thin, up)
-        return total.view(pixels.shape).permute(0, 3, 1, 2)
-    stack = up.t().expand(len(result), -1, -1)
-    return torch.baddbmm(result.flatten(2), stack, inner.flatten(2)).view(result.shape)
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device
+_BRANCHED = Overlay(_methods, passes=False)

@@ -7,11 +7,12 @@ is ever subtracted, so nothing drifts, and no pointer changes, so compiled graph
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
@@ -53,6 +54,7 @@ class Merge:
         targets: the layers to change.
         previous: a merge on the same model that this one is to follow; its copies of the base
             values are used again, for the live weights are not the base now.
+        whole: whether it is a mode of its own, and not the part of one.
 
     Raises:
         IncompatibleModelError: a parameter cannot be merged into; ``issues`` lists every one.
@@ -60,7 +62,9 @@ class Merge:
 
     name = "merge"
 
-    def __init__(self, targets: Sequence[Target], previous: Merge | None = None) -> None:
+    def __init__(
+        self, targets: Sequence[Target], previous: Merge | None = None, *, whole: bool = True
+    ) -> None:
         refuse(
             merge_hindrances(targets),
             "these weights cannot be merged into; nothing was changed. Use mode='branch', or load "
@@ -78,7 +82,8 @@ class Merge:
         self._group()
         self._agenda = Agenda([layer.timeline for layer in self._layers])
         self._progress: float | None = None  # None: what the weights hold is not known
-        self._guards: list[RemovableHandle] = []  # see _refuse_state; none while paused
+        self._guards: list[RemovableHandle] = []  # see _refusing_state; none while paused
+        self._whole = whole
         for layer in self._layers:
             if not _direct(layer.target.parameter.data):
                 parameter = layer.target.parameter
@@ -93,6 +98,11 @@ class Merge:
     def switches(self) -> int:
         """How many single-layer switches one run from progress 0 to 1 makes."""
         return len(self._agenda)
+
+    @property
+    def writes(self) -> bool:
+        """See :attr:`Mode.writes`."""
+        return True
 
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
@@ -109,6 +119,9 @@ class Merge:
             if changed:
                 self._write_layers(changed, progress, weights)
             self._progress = progress
+
+    def confirm(self, model: nn.Module) -> None:
+        """See :meth:`Mode.confirm`. Whoever reads a weight reads the delta."""
 
     def pause(self) -> None:
         """See :meth:`Mode.pause`."""
@@ -169,7 +182,8 @@ class Merge:
         """Refuse to give weights away that hold a delta."""
         if not self._guards:
             modules: list[Any] = [layer.target.module for layer in self._layers]
-            self._guards = [each.register_state_dict_pre_hook(_refuse_state) for each in modules]
+            refuse_state = _refusing_state(", or apply the fusion with mode='branch'" * self._whole)
+            self._guards = [each.register_state_dict_pre_hook(refuse_state) for each in modules]
 
     def _unguard(self) -> None:
         for guard in self._guards:
@@ -254,13 +268,17 @@ def _groupable(write: Write | None) -> bool:
     return write is not None and bool(write.factors) and write.base.device == write.live.device
 
 
-def _refuse_state(*_: Any) -> None:
-    """Before ``state_dict`` of a merged module, or of one that it is part of."""
-    raise InUseError(
-        "state_dict would hold the fused weights of one moment, for instance in a model made from "
-        "this one. Call .remove() on the fusion's handle or set .enabled = False first, or apply "
-        "the fusion with mode='branch'."
-    )
+def _refusing_state(instead: str) -> Callable[..., None]:
+    """Made for ``state_dict`` of a merged module, or of one that it is part of."""
+
+    def refuse_state(*_: Any) -> None:
+        raise InUseError(
+            "state_dict would hold the fused weights of one moment, for instance in a model made "
+            "from this one. Call .remove() on the fusion's handle or set .enabled = False "
+            f"first{instead}."
+        )
+
+    return refuse_state
 
 
 def _scaled(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
+from torch import nn
+
 from klora_runtime.layers.rounding import Rounding
 from klora_runtime.layers.targets import Target
 
@@ -26,6 +28,10 @@ class Mode(Protocol):
     def switches(self) -> int:
         """How many single-layer switches one run from progress 0 to 1 makes."""
 
+    @property
+    def writes(self) -> bool:
+        """Whether it holds parameters of the model at other values than the base's."""
+
     def check(self) -> None:
         """See that nothing has come between this mode and its layers; follow a moved model.
 
@@ -38,6 +44,14 @@ class Mode(Protocol):
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
         """The same, where only the layers with a breakpoint since the last progress can differ."""
+
+    def confirm(self, model: nn.Module) -> None:
+        """A component has run for the first time since :meth:`check`: see that every layer acted.
+
+        Raises:
+            InUseError: something else read the weight of layers that this mode acts at the calls
+                of; ``issues`` names them.
+        """
 
     def pause(self) -> None:
         """Make every layer act as the bare model, to the bit; :meth:`write` ends it.

@@ -15,7 +15,6 @@ import torch
 
 from klora_runtime.artifact.delta import Delta
 from klora_runtime.devices.precision import home_of_float64
-from klora_runtime.layers.branch_factors import low_rank
 from klora_runtime.layers.targets import Target
 
 #: The gates of the slots that act in a segment, and its exact delta -> what is there instead.
@@ -72,7 +71,7 @@ def weight_rounding(
 
 
 def factor_rounding(target: Target, dtype: torch.dtype, weights: Mapping[str, float]) -> Rounding:
-    """Of mode branch: both factors and their gate are in a dtype, evenly sized.
+    """Of mode branch: factors, evenly sized, or a dense delta, and their gates are in a dtype.
 
     Args:
         dtype: in which the module multiplies.
@@ -80,8 +79,8 @@ def factor_rounding(target: Target, dtype: torch.dtype, weights: Mapping[str, fl
     """
     with torch.inference_mode():
         even = {
-            slot: delta.to(dtype=torch.float32).balanced()
-            for slot, delta in low_rank(target).items()
+            slot: stored.delta.to(dtype=torch.float32).balanced()
+            for slot, stored in target.entry.acting.items()
         }
         deltas = {slot: delta.in_float64() for slot, delta in even.items()}
         rounded = {slot: delta.to(dtype=dtype).in_float64() for slot, delta in even.items()}

@@ -19,7 +19,7 @@ from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
 from klora_runtime.layers.host import PLAIN, Host
 
 #: Modules that a low-rank delta can be of; a dense one can be of any that has the parameter.
-_MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Target:
     entry: Entry
     module: nn.Module
     path: str
-    """Name of the parameter as it is found here: component, module path, parameter."""
+    """Name of the parameter as it is found here: component, module path if any, parameter."""
     lineage: tuple[nn.Module, ...]
     """The component, every module between, and the module itself."""
     host: Host = PLAIN
@@ -48,8 +48,8 @@ class Target:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The module's path inside its component, one name for each step of the lineage."""
-        path = self.path.removesuffix(f".{self.entry.parameter}")
-        return tuple(path.removeprefix(f"{self.entry.component}.").split("."))
+        _, *names = self.path.removesuffix(f".{self.entry.parameter}").split(".")
+        return tuple(names)
 
     @cached_property
     def steps(self) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
@@ -127,13 +127,13 @@ def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
     if lineage is None:
         return f"{entry.layer}: there is no such module"
     module = lineage[-1]
-    name = f"{entry.component}.{path}"
+    name = ".".join(filter(None, (entry.component, path)))
     problem = (
         _check_type(module, entry)
         or _check_parameter(module, entry)
-        or host.unused(lineage, path.rpartition(".")[2])
+        or (path and host.unused(lineage, path.rpartition(".")[2]))
     )
-    if problem is not None:
+    if problem:
         return f"{name}: {problem}"
     return Target(entry, module, f"{name}.{entry.parameter}", lineage, host)
 
@@ -141,7 +141,7 @@ def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
 def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
     """The model and every module on the way to a path, or None where there is none."""
     lineage = [model]
-    for name in path.split("."):
+    for name in filter(None, path.split(".")):
         found = lineage[-1]._modules.get(name)
         if found is None:  # a wrapper (torch.compile) hands names on
             found = getattr(lineage[-1], name, None)

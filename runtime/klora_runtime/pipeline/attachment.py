@@ -19,6 +19,7 @@ from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.claim import Claimant, refuse_claimed
 from klora_runtime.layers.freezing import refuse_freezing
 from klora_runtime.layers.live_fusion import LiveFusion
+from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.module_tree import original_module
 from klora_runtime.layers.targets import Target, chosen_components, find_targets
 from klora_runtime.pipeline.clock import Clock
@@ -77,6 +78,7 @@ class Attachment:
         self._asked = components
         self._owner: Any = owner  # None: let go
         self._rechecked = False
+        self._unconfirmed: set[nn.Module] = set()  # components that have not run since a check
         self._component_watches: dict[str, ComponentWatch] = {}
         self._occupancy = Occupancy()
         self._clock = Clock(live.move, self._occupancy, self._on_loop)
@@ -98,9 +100,9 @@ class Attachment:
         return tuple(watch.model for watch in self._component_watches.values())
 
     @property
-    def mode(self) -> str:
-        """Name of the mode that it acts in."""
-        return self._live.mode.name
+    def mode(self) -> Mode:
+        """The mode that it acts in."""
+        return self._live.mode
 
     @property
     def progress(self) -> float | None:
@@ -118,7 +120,14 @@ class Attachment:
             model = original_module(getattr(self._pipe, name))
             timed = name not in TEXT_ENCODERS and _switches(fusion, name)
             on_evaluation = self._on_evaluation if timed else None
-            watch = ComponentWatch(model, self._owner, self.mode, on_evaluation, self.bare)
+            watch = ComponentWatch(
+                model,
+                self._owner,
+                lambda: self._live.mode,
+                on_evaluation,
+                self._on_evaluated,
+                self.bare,
+            )
             self._component_watches[name] = watch  # before it attaches: what fails is undone
             watch.attach()
             self.component_assigned(name)
@@ -187,16 +196,24 @@ class Attachment:
         if self._live.enabled:
             self._clock.evaluate(timestep)
 
+    def _on_evaluated(self, model: nn.Module) -> None:
+        """A component has run."""
+        if model in self._unconfirmed:
+            self._unconfirmed.discard(model)
+            self._live.mode.confirm(model)
+
     def _recheck(self) -> None:
         """See that nothing has come between the fusion and its layers."""
         if self._live.enabled:
             refuse_freezing(getattr(self._pipe, name) for name in self.components)
             self._live.mode.check()
+            self._unconfirmed = set(self.models)
 
     def _let_go_of_components(self) -> None:
         for watch in self._component_watches.values():
             watch.detach()
         self._component_watches = {}
+        self._unconfirmed = set()
 
 
 def _switches(fusion: Fusion, *components: str) -> bool:

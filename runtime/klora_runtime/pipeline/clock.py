@@ -25,7 +25,7 @@ from typing import Any
 
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.layers.subclass import Overlay, plain_twin
+from klora_runtime.layers.subclass import Overlay, inherited, plain_twin
 from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.timesteps import (
     Reader,
@@ -151,7 +151,7 @@ class Clock:
         wrapped = {
             name: functools.wraps(original)(wrap(self, original))
             for name, wrap in _WRAPPERS.items()
-            if (original := getattr(plain, name, None)) is not None
+            if (original := inherited(plain, name)) is not None
         }
         return wrapped | _copying(self, plain)
 

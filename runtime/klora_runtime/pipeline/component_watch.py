@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.layers.claim import Claimant, mark_of
+from klora_runtime.layers.mode import Mode
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.timesteps import timestep_reader
 
@@ -30,9 +31,10 @@ class ComponentWatch:
     Args:
         model: the component itself, not what ``torch.compile`` made around it.
         owner: the handle of the fusion; referred to weakly.
-        mode: the name of the mode that the fusion is applied in.
+        mode: gives the mode that the fusion is applied in.
         on_evaluation: called with the timestep (None where there is none) before each evaluation;
             may raise. None where it does not matter when the component runs.
+        on_evaluated: called with the component after each evaluation; may raise.
         bare: gives a context in which the component is bare, for saving it.
     """
 
@@ -40,8 +42,9 @@ class ComponentWatch:
         self,
         model: nn.Module,
         owner: Claimant,
-        mode: str,
+        mode: Callable[[], Mode],
         on_evaluation: Callable[[Any], None] | None,
+        on_evaluated: Callable[[nn.Module], None],
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.model = model
@@ -49,7 +52,7 @@ class ComponentWatch:
         for method in REFUSALS:
             if callable(getattr(model, method, None)):
                 self._attributes[method] = refusing(
-                    getattr(model, method), method, lambda *_, **__: mode
+                    getattr(model, method), method, lambda *_, **__: mode()
                 )
         save = getattr(model, "save_pretrained", None)
         if callable(save):
@@ -59,11 +62,14 @@ class ComponentWatch:
             self._attributes["compile"] = self._compiling(model.compile)
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
-        self._hooks: dict[int, RemovableHandle] = {}  # by the id of the module they are on
+        # By the id of the module that they are before; the one after the component under 0.
+        self._hooks: dict[int, RemovableHandle] = {}
+        self._after = _after(on_evaluated)
 
     def attach(self) -> None:
         """Begin to watch. What fails in the middle, :meth:`detach` undoes."""
         vars(self.model).update(self._attributes)
+        self._hooks[0] = self.model.register_forward_hook(self._after)
         self.observe(self.model)
         self._observe_compiled()
 
@@ -119,6 +125,16 @@ class _Observed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._observer(self._model, args, kwargs)
         return self.inner(*args, **kwargs)
+
+
+def _after(on_evaluated: Callable[[nn.Module], None]) -> Callable[..., None]:
+    """A forward hook; one in compiled code tells nothing."""
+
+    def observe(model: nn.Module, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            on_evaluated(model)
+
+    return observe
 
 
 def _observer(model: nn.Module, on_evaluation: Callable[[Any], None]) -> Callable[..., None]:

@@ -24,6 +24,13 @@ _OPTIONAL_PREFIX = "text_model."
 #: Projections that ``fuse_qkv_projections`` puts out of use.
 _FUSIBLE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
+#: Classes of diffusers whose ``forward`` reads the weight of layers and does not call them.
+_READERS = {
+    "HunyuanDiTAttentionPool": ("q_proj", "k_proj", "v_proj", "c_proj"),
+    "FirUpsample2D": ("Conv2d_0",),
+    "FirDownsample2D": ("Conv2d_0",),
+}
+
 
 class PipelineHost(Host):
     """A diffusers pipeline; see :class:`~klora_runtime.layers.host.Host`."""
@@ -52,6 +59,10 @@ class PipelineHost(Host):
             "is unused since fuse_qkv_projections(); call pipe.unfuse_qkv_projections(), "
             "apply the fusion, and leave the projections apart"
         )
+
+    def reads_weight(self, lineage: Sequence[nn.Module], name: str) -> bool:
+        """See :meth:`Host.reads_weight`."""
+        return name in _READERS.get(type(lineage[-2]).__name__, ())
 
     def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
         if parameter.device.type == "meta":

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from klora_runtime.errors import InUseError
-from klora_runtime.layers.subclass import Overlay
+from klora_runtime.layers.mode import Mode
+from klora_runtime.layers.subclass import Overlay, inherited
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 
 
@@ -25,8 +26,8 @@ class Events(Protocol):
         """Names of the components that carry the fusion."""
 
     @property
-    def mode(self) -> str:
-        """Name of the mode that it acts in."""
+    def mode(self) -> Mode:
+        """The mode that it acts in."""
 
     def scheduler_assigned(self, scheduler: Any) -> None:
         """A scheduler is being assigned to the pipeline."""
@@ -69,17 +70,19 @@ class PipelineWatch:
 
     def _methods(self, plain: type) -> dict[str, Any]:
         """The attributes of the watched pipeline's class."""
-        methods: dict[str, Any] = {"__setattr__": self._assigning(plain.__setattr__)}
+        methods: dict[str, Any] = {}
+        if (assign := inherited(plain, "__setattr__")) is not None:
+            methods["__setattr__"] = self._assigning(assign)
         for name in REFUSALS:
-            if callable(getattr(plain, name, None)):
-                methods[name] = refusing(getattr(plain, name), name, self._mode_on)
-        if callable(save := _attribute(plain, "save_pretrained")):
+            if (method := inherited(plain, name)) is not None:
+                methods[name] = refusing(method, name, self._mode_on)
+        if (save := inherited(plain, "save_pretrained")) is not None:
             methods["save_pretrained"] = saving(save, self._bare_on)
-        if callable(call := _attribute(plain, "__call__")):
+        if (call := inherited(plain, "__call__")) is not None:
             methods["__call__"] = self._generating(call)
         return methods
 
-    def _mode_on(self, pipe: Any, *_: Any, **__: Any) -> str | None:
+    def _mode_on(self, pipe: Any, *_: Any, **__: Any) -> Mode | None:
         events = self._events_of(pipe)
         return None if events is None else events.mode
 
@@ -120,11 +123,6 @@ def _refuse_another(name: str, value: Any, held: Any) -> None:
             f"pipe.{name} carries a fusion and cannot be replaced; call .remove() on the "
             "handle first, then apply the fusion to the new one."
         )
-
-
-def _attribute(cls: type, name: str) -> Any:
-    """A class's own or inherited attribute, not its metaclass's (every class is callable)."""
-    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _same_model(one: Any, other: Any) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klora_runtime.errors import ConfigError, InUseError
+from klora_runtime.layers.mode import Mode
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Refusal:
     """Why a method is refused while a fusion is applied."""
 
     reason: str
-    only_in: str | None = None
-    """The mode in which it is; None for all."""
+    only_where_written: bool = False
+    """Whether only modes that write into the model's parameters are concerned."""
     called: str | None = None
     """What people call it, where that is not the method's name."""
 
@@ -40,34 +41,34 @@ REFUSALS: Mapping[str, Refusal] = {
     "fuse_qkv_projections": _PROJECTIONS,
     "dequantize": Refusal("it would replace the layers that carry the fusion"),
     "__reduce_ex__": _COPY,
-    "load_state_dict": Refusal("a switch would mix these weights with the old base", "merge"),
-    "enable_sequential_cpu_offload": Refusal("the weights would be out of reach", "merge"),
-    "enable_group_offload": Refusal("it keeps its own copies of the weights", "merge"),
-    "enable_layerwise_casting": Refusal("it would round the fused weights", "merge"),
+    "load_state_dict": Refusal("a switch would mix these weights with the old base", True),
+    "enable_sequential_cpu_offload": Refusal("the weights would be out of reach", True),
+    "enable_group_offload": Refusal("it keeps its own copies of the weights", True),
+    "enable_layerwise_casting": Refusal("it would round the fused weights", True),
 }
 
 
-def refuse_method(name: str, mode: str) -> None:
+def refuse_method(name: str, mode: Mode) -> None:
     """Raise where calling the method ``name`` is refused in ``mode``.
 
     Raises:
         InUseError: says why, and what to do.
     """
     refusal = REFUSALS[name]
-    if refusal.only_in in (None, mode):
-        instead = "" if refusal.only_in is None else ", or apply the fusion with mode='branch'"
+    if mode.writes or not refusal.only_where_written:
+        branch = refusal.only_where_written and mode.name != "branch"
+        instead = ", or apply the fusion with mode='branch'" if branch else ""
         raise InUseError(
             f"{refusal.called or name} is not possible while a fusion is applied: "
             f"{refusal.reason}. Call .remove() on the handle first{instead}."
         )
 
 
-def refusing(method: Callable[..., Any], name: str, mode: Callable[..., str | None]) -> Any:
+def refusing(method: Callable[..., Any], name: str, mode: Callable[..., Mode | None]) -> Any:
     """``method``, refused by its row.
 
     Args:
-        mode: given the same arguments, the name of the mode that a fusion is applied in; None
-            where none is.
+        mode: given the same arguments, the mode that a fusion is applied in; None where none is.
     """
 
     @functools.wraps(method)

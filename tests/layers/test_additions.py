@@ -1,0 +1,92 @@
+"""What a branch adds, for every kind of module, against the module with the sum in its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from klora_runtime.artifact.delta import LowRank
+from klora_runtime.layers.additions import Addition, kind_of
+from klora_runtime.layers.leaf import attach, detach
+
+#: Name -> a module, and the shape of an input of two.
+MODULES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 4), (2, 5, 6)),
+    "one dimension": (lambda: nn.Conv1d(6, 4, 3, stride=2, padding=1), (2, 6, 9)),
+    "two": (lambda: nn.Conv2d(6, 4, (3, 1), dilation=2, padding=2), (2, 6, 7, 7)),
+    "three": (lambda: nn.Conv3d(6, 4, (1, 2, 2), stride=(1, 2, 2)), (2, 6, 3, 4, 4)),
+    "pointwise, three": (lambda: nn.Conv3d(6, 4, 1), (2, 6, 2, 3, 3)),
+    "same": (lambda: nn.Conv2d(6, 4, 3, padding="same"), (2, 6, 5, 5)),
+    "circular": (lambda: nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular"), (2, 6, 5, 5)),
+    "reflect": (lambda: nn.Conv1d(6, 4, 3, padding=1, padding_mode="reflect"), (2, 6, 5)),
+    "groups": (lambda: nn.Conv2d(6, 4, 3, padding=1, groups=2), (2, 6, 5, 5)),
+    "depthwise": (lambda: nn.Conv1d(6, 12, 3, padding=1, groups=6), (2, 6, 5)),
+    "groups, three, replicate": (
+        lambda: nn.Conv3d(6, 4, 3, padding=1, groups=2, padding_mode="replicate"),
+        (2, 6, 3, 4, 4),
+    ),
+    "embedding": (lambda: nn.Embedding(7, 4), (2, 5)),
+}
+
+
+def inputs(name: str, module: Any) -> torch.Tensor:
+    shape, generator = MODULES[name][1], torch.Generator().manual_seed(3)
+    if isinstance(module, nn.Embedding):
+        return torch.randint(0, 7, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def layouts(name: str, x: torch.Tensor) -> list[torch.Tensor]:
+    """As it is, without a batch, and with channels last."""
+    found = [x, x[0]]
+    if x.dim() in (4, 5) and name != "linear":
+        last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        found.append(x.to(memory_format=last))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", ["factors", "dense", "both"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_computes_as_with_the_sum_in_its_weight(
+    name: str, what: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    module = MODULES[name][0]().requires_grad_(False)
+    out, *inner = module.weight.shape
+    down, up, gate = torch.randn(3, *inner), torch.randn(3, out), torch.tensor([0.5, 0.0, -2.0])
+    dense = torch.randn(module.weight.shape)
+    delta = torch.zeros(module.weight.shape)
+    if what != "dense":
+        gated = LowRank(down * gate.view(-1, *(1 for _ in inner)), up.t())
+        delta += gated.matrix().reshape(delta.shape).float()
+    if what != "factors":
+        delta += dense
+    parts = (None, None, None) if what == "dense" else (down, up, gate)
+    own = [None if part is None else part.to(dtype) for part in parts]
+    addition = Addition(*own, None if what == "factors" else dense.to(dtype))
+    module.to(dtype)
+    exact = MODULES[name][0]().double().requires_grad_(False)
+    exact.load_state_dict(module.double().state_dict())
+    exact.weight += delta
+    module.to(dtype)
+
+    attach(module, addition)
+
+    tolerance = 1e-5 if dtype is torch.float32 else 0.1
+    for x in layouts(name, inputs(name, module)):
+        own_x, exact_x = (x, x) if x.dtype == torch.int64 else (x.to(dtype), x.to(dtype).double())
+        found, expected = module(own_x), exact(exact_x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=4 * tolerance)
+    detach(module)
+    assert type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
+
+def test_other_modules_cannot_add_a_branch() -> None:
+    assert kind_of(nn.LayerNorm) is None
+    assert kind_of(nn.ConvTranspose2d) is None
