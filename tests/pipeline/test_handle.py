@@ -23,7 +23,7 @@ from support.handmade import (
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
-from klora_runtime.layers import branch
+from klora_runtime.layers import leaves
 from klora_runtime.layers.merge import Merge
 
 TO_Q, TO_K, TO_V = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k", "to_v"))
@@ -238,7 +238,7 @@ def test_a_swap_that_fails_gives_back_what_only_the_other_fusion_has(
         if mode == "merge":
             fail_after(patch, 1, times=1)
         else:
-            patch.setattr(branch, "attach", failing_once(branch.attach, 1))
+            patch.setattr(leaves, "attach", failing_once(leaves.attach, 1))
         with pytest.raises(MemoryError):
             handle.swap(fusion_for(pipe, [TO_K, TO_Q]))
 
