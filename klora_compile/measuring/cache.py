@@ -39,6 +39,9 @@ _TABLE = "create table if not exists statistics (key text primary key, numbers t
 #: Seconds that a process waits for another one's lock: where it opens the file, and where it keeps.
 _WAITS = (0.5, 0.5)
 
+#: What sqlite3 raises for a damaged file; of texts in its own errors too.
+_ERRORS = (sqlite3.Error, UnicodeError)
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -142,7 +145,7 @@ class _Store:
             self._connection.execute("pragma busy_timeout = 0")
         except OSError:
             self.close()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             if isinstance(error, sqlite3.OperationalError) and _code(error) != sqlite3.SQLITE_ERROR:
                 self.close()  # no place for it, or another process holds it
             else:
@@ -167,7 +170,7 @@ class _Store:
                 return None
             self._warn()
             return None
-        except sqlite3.Error:
+        except _ERRORS:
             self._renew()
             return None
         if row is None:
@@ -195,7 +198,7 @@ class _Store:
                 )
         except sqlite3.OperationalError:
             return  # another process holds it, or it cannot be written: measured again next time
-        except sqlite3.Error:
+        except _ERRORS:
             self._renew()
 
     def _renew(self) -> None:
@@ -206,7 +209,7 @@ class _Store:
             self._file.unlink(missing_ok=True)
             self._connection = sqlite3.connect(self._file, timeout=0.0)
             self._connection.execute(_TABLE)
-        except (OSError, sqlite3.Error):
+        except (OSError, *_ERRORS):
             self.close()
 
     def _warn(self) -> None:
@@ -223,7 +226,7 @@ def _is_held(error: sqlite3.OperationalError) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def _code(error: Exception) -> int | None:
     """SQLite's own, None where Python's module raises by itself."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

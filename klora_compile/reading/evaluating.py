@@ -15,7 +15,7 @@ from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.lora import DOWN, MID, UP
-from klora_compile.reading.forms.parts import Need, Part, Shape, Values
+from klora_compile.reading.forms.parts import Need, Part, Shape, Values, WrongValuesError
 from klora_compile.reading.layers import Layer, LayerFacts, Pair, layer_name
 from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
@@ -54,7 +54,11 @@ def evaluate(
     if isinstance(values, str):
         yield values
         return
-    delta, lost = _delta(piece, values, axis)
+    try:
+        delta, lost = _delta(piece, values, axis)
+    except WrongValuesError as error:
+        yield str(error)
+        return
     if not (_lies_as_it_is(piece) or delta.is_finite()):
         yield "its delta overflows float32"
         return

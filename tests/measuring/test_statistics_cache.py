@@ -155,7 +155,7 @@ def test_no_damage_is_believed(file: Path) -> None:
     layers = [layer(i, name=f"x{i}") for i in range(8)]
     once(file, *layers)
     whole, random = file.read_bytes(), Random(1)
-    for count in (1, 20, 200) * 4:
+    for count in (1, 20, 200) * 8:
         damaged = bytearray(whole)
         for _ in range(count):
             damaged[random.randrange(len(damaged))] = random.randrange(256)

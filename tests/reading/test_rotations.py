@@ -191,6 +191,7 @@ def test_without_a_base_model_a_file_is_shown_and_not_compiled(tmp_path: Path) -
             "make no GLoRA: expected a1",
         ),
         ({"ia3_l": (31, 1)}, "its 31 numbers are neither the rows nor the columns"),
+        ({"ia3_l": (1, 32)}, "its 32 numbers are neither the rows nor the columns"),
         ({"oft_R.weight": (4, 28)}, "PEFT's configuration says how its blocks are meant"),
         ({"oft_R.weight": (4, 27)}, r"oft_R \[4, 27\] are no triangles of square blocks"),
         ({"boft_R": (1, 3, 8, 8)}, "has no boft_s"),
@@ -218,6 +219,28 @@ def test_what_is_wrong_is_one_sentence(
     with pytest.raises(LoraError, match=problem) as caught:
         read_adapter(write_lora(tmp_path / "a.safetensors", keys), ReadOptions(base=base))
     assert len(caught.value.issues) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        (
+            {"weight": torch.ones(OUT), "on_input": torch.tensor(1)},
+            "its 32 numbers are of the input by on_input, and the base model's weight is",
+        ),
+        (
+            {"shira_weight": torch.ones(1), "shira_indices": torch.tensor([[OUT], [0]])},
+            "its shira_indices lie outside of the base model's weight",
+        ),
+    ],
+)
+def test_numbers_that_contradict_the_shapes_are_named(
+    tensors: dict[str, torch.Tensor], problem: str, tmp_path: Path
+) -> None:
+    keys = {f"unet.{LINEAR}.{ending}": value for ending, value in tensors.items()}
+    base = base_model(tmp_path / "base", {("unet", LINEAR): np.ones((OUT, IN))})
+    with pytest.raises(LoraError, match=problem):
+        read_adapter(write_lora(tmp_path / "a.safetensors", keys), ReadOptions(base=base))
 
 
 def test_a_layer_that_the_base_model_has_not_is_named(tmp_path: Path) -> None:

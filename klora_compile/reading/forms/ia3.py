@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-from klora_compile.reading.forms.parts import Form, Header, Need, Part, Shape, Values, missing
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Need,
+    Part,
+    Shape,
+    Values,
+    WrongValuesError,
+    missing,
+)
 from klora_runtime.artifact.delta import Dense
 
 VECTOR = Part("weight", (".weight",), beside=".on_input")
@@ -42,6 +51,13 @@ class Ia3(Form):
     def delta(self, layer: Header, values: Values) -> tuple[Dense, float]:
         assert values.weight is not None
         axis = 1 if int(values.tensors[ON_INPUT]) else 0
+        shape = tuple(values.weight.shape)
+        found = values.tensors[VECTOR].numel()
+        if found != shape[axis]:
+            raise WrongValuesError(
+                f"its {found} numbers are of the {'input' if axis else 'output'} by on_input, and "
+                f"the base model's weight is {list(shape)}"
+            )
         return Dense(_scaled(values.weight, values.tensors[VECTOR].double(), axis)), 0.0
 
 
@@ -60,12 +76,13 @@ class PeftIa3(Form):
         found, fits = math.prod(shape), layer.weight[:2]
         if found != max(shape) or found not in fits or (len(shape) == 2 and len(fits) < 2):
             return [_misfit(found, layer.weight)]
-        if _axis(layer) is None:
+        axis = _axis(layer)
+        if axis is None:
             return [
                 "its numbers may be of rows or of columns: keep adapter_config.json beside the "
                 "file, with feedforward_modules as a list"
             ]
-        return []
+        return [] if found == layer.weight[axis] else [_misfit(found, layer.weight)]
 
     def delta(self, layer: Header, values: Values) -> tuple[Dense, float]:
         assert values.weight is not None

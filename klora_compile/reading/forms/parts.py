@@ -83,6 +83,10 @@ class Values:
     """Rows and columns, each the most of all layers that are of this form in the file."""
 
 
+class WrongValuesError(ValueError):
+    """Numbers of a layer contradict its header; the text says how."""
+
+
 class Form(Protocol):
     """How a weight's delta is written. Headers come before values: they are cheap to look at.
 
@@ -122,7 +126,11 @@ class Form(Protocol):
         return True
 
     def delta(self, layer: Header, values: Values) -> tuple[Delta, float]:
-        """The weight's delta without alpha / rank, and the share of its norm that is lost."""
+        """The weight's delta without alpha / rank, and the share of its norm that is lost.
+
+        Raises:
+            WrongValuesError: numbers, such as positions, contradict the header.
+        """
         ...
 
     def changes_bias(self, layer: Header) -> bool:

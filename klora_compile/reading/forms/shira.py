@@ -6,9 +6,16 @@ from types import MappingProxyType
 
 import torch
 
-from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values, missing
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Need,
+    Part,
+    Values,
+    WrongValuesError,
+    missing,
+)
 from klora_runtime.artifact.delta import Dense
-from klora_runtime.errors import LoraError
 
 NUMBERS, PLACES = Part("shira_weight"), Part("shira_indices", whole_numbers=True)
 
@@ -38,7 +45,9 @@ class Shira(Form):
         out, inner = layer.weight
         for found, length in ((rows, out), (columns, inner)):
             if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < length:
-                raise LoraError(f"shira_indices lie outside of the base model's {[out, inner]}.")
+                raise WrongValuesError(
+                    f"its shira_indices lie outside of the base model's weight {[out, inner]}"
+                )
         delta = torch.zeros(out, inner)
         delta.index_put_((rows, columns), values.tensors[NUMBERS].float(), accumulate=True)
         return Dense(delta), 0.0
