@@ -17,7 +17,7 @@ from klora_compile.reading.metadata import Origin, origin_of
 from klora_compile.reading.names.account import UnusedKey, account_for
 from klora_compile.reading.pieces import Piece, file_axis
 from klora_compile.reading.scale.scale import Scales
-from klora_compile.reading.telling import family_of_layers
+from klora_compile.reading.telling import families_of_layers
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.document import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown
@@ -36,7 +36,9 @@ class Survey:
     names: str
     """Whose names the denoiser's modules have: ``diffusers``, or its authors', as ``bfl``."""
     family: str | None
-    """Base model family; None where layers and shapes tell none."""
+    """Base model family; None where layers and shapes tell none, or several."""
+    families: tuple[str, ...]
+    """All that layers and shapes leave; sorted."""
     origin: Origin
     """What the file says about where it is from."""
     keys: int
@@ -101,12 +103,14 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     axis = file_axis(pieces)
     if isinstance(axis, str):
         problems.append(axis)
+    found = families_of_layers(layers.values(), account.families)
     return Survey(
         path=file.path,
         nbytes=file.size,
         layout=account.layout,
         names=account.names,
-        family=family_of_layers(layers.values(), account.families),
+        family=found[0] if len(found) == 1 else None,
+        families=found,
         origin=origin_of(file),
         keys=len(file.tensors),
         unused=account.unused,

@@ -29,21 +29,30 @@ _BLOCK = re.compile(r"([A-Za-z_.]+?)\.(\d+)\.")
 
 
 def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> str | None:
-    """A family of the catalogue or of the tables, or None where several are left.
+    """The one family that :func:`families_of_layers` finds, or None."""
+    found = families_of_layers(layers, families)
+    return found[0] if len(found) == 1 else None
+
+
+def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> tuple[str, ...]:
+    """Families of the catalogue or of the tables that the layers may be of.
 
     Args:
         layers: of diffusers' model.
         families: of the tables that placed them, where their names were for a table.
+
+    Returns:
+        Keys, sorted; one where the layers tell it, none where they tell nothing.
     """
     weights = [layer for layer in layers if layer.parameter == "weight"]
     if len(families) == 1:
-        return next(iter(families))
+        return tuple(families)
     by_shape = family_of({(v.component, v.module): v.shape for v in weights if v.shape is not None})
     if by_shape is not None:
-        return by_shape
+        return (by_shape,)
     denoiser = [layer for layer in weights if layer.component not in TEXT_ENCODERS]
     if not denoiser or {layer.component for layer in denoiser} == {"unet"}:
-        return None
+        return ()
     fitting = set(families) or {
         key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in denoiser)
     }
@@ -52,7 +61,7 @@ def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) ->
     found -= {key for key in found if _parent(key) in found}
     if families:
         found -= {key for key in found if _namesake(key) in found}
-    return found.pop() if len(found) == 1 else None
+    return tuple(sorted(found))
 
 
 def _parent(key: str) -> str | None:

@@ -52,6 +52,13 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
     }
 
 
+def _base_model(survey: Survey) -> str:
+    """Its name, or the few that it may be."""
+    if 1 < len(survey.families) <= _LISTED:
+        return f"one of {', '.join(map(family_name, survey.families))}"
+    return family_name(survey.family)
+
+
 def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, str]]:
     """Rows of (label, text) for a terminal.
 
@@ -60,7 +67,7 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
     """
     origin = survey.origin
     names = "" if survey.names == "diffusers" else f" in the names of {survey.names}"
-    yield "base model", family_name(survey.family)
+    yield "base model", _base_model(survey)
     yield "layout", f"{survey.layout}{names}"
     yield "trainer", shown(origin.trainer) if origin.trainer else "not stated"
     words = ", ".join(map(shown, origin.trigger_words))

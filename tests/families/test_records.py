@@ -18,9 +18,13 @@ from support.lora_files import ROOT, run_python
 from torch import nn
 
 from klora_compile.families.convolutions import folded_kernel, is_pointwise
+from klora_compile.reading.names.spelling import COMPONENTS
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family
+
+#: Classes of diffusers that are evaluated in each step.
+DENOISER = re.compile(r"\.(unets|transformers)\.|UNet\b|WuerstchenPrior")
 
 #: What a record may be without, and has to say why.
 EXPLAINED = ("marks", "stated", "tag", "script", "kohya", "text_encoders")
@@ -175,3 +179,16 @@ def test_prefixes_stand_for_one_text_encoder_of_a_family() -> None:
 def test_what_the_records_say_is_known_without_torch() -> None:
     code = "import sys, klora_runtime.families.catalogue; print('torch' in sys.modules)"
     assert run_python(code).stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_every_denoiser_of_diffusers_may_be_named() -> None:
+    """What its pipelines call their transformers and UNets."""
+    named: set[str] = set()
+    for name in dir(diffusers):
+        kind = getattr(diffusers, name, None)
+        if isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline):
+            parts = getattr(kind.__init__, "__annotations__", {})
+            named |= {part for part, of in parts.items() if DENOISER.search(str(of))}
+    assert named >= {"unet", "transformer", "prior", "decoder"}
+    assert named <= {*COMPONENTS, "motion_adapter"}  # which becomes a part of the UNet

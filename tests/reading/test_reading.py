@@ -51,6 +51,13 @@ DOTTED: dict[str, tuple[str, str]] = {
     "text_encoder_2.text_model.": ("text_encoder_2", CLIP),
     "text_encoder_3.": ("text_encoder_3", T5),
     "text_conditioner.": ("text_conditioner", "blocks.0.self_attn.q_proj"),
+    **{
+        f"{component}.": (component, "blocks.0.self_attn.q_proj")
+        for component in (
+            *("connectors", "prior", "prior_prior", "decoder", "unconditional_transformer"),
+            *("image_unet", "text_unet", "super_res_first", "super_res_last"),
+        )
+    },
     "text_encoders.clip_l.transformer.text_model.": ("text_encoder", CLIP),
     "text_encoders.clip_g.transformer.text_model.": ("text_encoder_2", CLIP),
     "text_encoders.t5xxl.transformer.": ("text_encoder_3", T5),

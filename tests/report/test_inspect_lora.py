@@ -275,3 +275,28 @@ def test_a_real_file() -> None:
     assert (found["family"], found["layout"]) == ("sd2", "kohya")
     assert (found["keys"], found["used"], len(found["layers"])) == (660, 660, 220)
     assert found["license"] == "Apache-2.0"
+
+
+def test_a_base_model_that_is_one_of_a_few_is_said_so(tmp_path: Path) -> None:
+    """Anima's transformer has as many blocks as LTX-Video 2B, of one width and one name."""
+    names = [f"transformer.transformer_blocks.{i}.attn1.to_q" for i in range(28)]
+    tensors = {
+        key: torch.ones(1, 2048) if ".lora_A." in key else torch.ones(2048, 1)
+        for name in names
+        for key in (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+    }
+    path = write(tmp_path / "a.safetensors", tensors)
+    found = inspect(path).stdout.replace("\n", " ")
+    assert "one of Anima, " in found
+    assert "LTX-Video 2B" in found
+    assert described(path)["family"] is None
+
+
+@pytest.mark.parametrize("component", ["prior", "decoder", "transformer_2"])
+def test_a_denoiser_of_no_record_is_read_under_its_own_paths(
+    component: str, tmp_path: Path
+) -> None:
+    name = f"{component}.stages.0.1.attention.to_q"
+    path = write(tmp_path / "a.safetensors", peft_keys({name: random_pair(8, 8, 2)}))
+    (layer,) = described(path)["layers"]
+    assert layer["name"] == name

@@ -36,9 +36,16 @@ REFUSED_FORMS: Mapping[str, str] = {
     ".vblora_logits_B": "VBLoRA",
 }
 
+#: What pipelines of diffusers call their denoisers, also those of no record.
+_DENOISERS = (
+    *("unet", "image_unet", "text_unet", "super_res_first", "super_res_last"),
+    *("transformer", "transformer_2", "unconditional_transformer"),
+    *("prior", "prior_prior", "decoder"),
+)
+
 #: Components a dotted key may name.
 COMPONENTS: frozenset[str] = frozenset(
-    component for family in FAMILIES.values() for component in family.components
+    (*_DENOISERS, *(part for family in FAMILIES.values() for part in family.components))
 )
 
 #: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.

@@ -1,9 +1,9 @@
 """The settings of a whole training, as kohya's scripts record them in a file's metadata.
 
-Under ``split_qkv`` sd-scripts trains query, key, value (and a feed-forward fused with them) as pairs of
-their own, each with alpha / dim, and saves them as one pair whose rank is the sum and whose alpha
-is that of one (``networks/lora_flux.py`` and ``networks/lora_sd3.py``, ``state_dict`` and
-``LoRAModule``). The joined pair acts as it was trained with as many times the alpha.
+Under ``split_qkv`` sd-scripts trains query, key, value (and a feed-forward fused with them) as
+pairs of their own, each with alpha / dim, and saves them as one pair whose rank is the sum and
+whose alpha is that of one (``networks/lora_flux.py`` and ``networks/lora_sd3.py``, ``state_dict``
+and ``LoRAModule``). The joined pair acts as it was trained with as many times the alpha.
 """
 
 from __future__ import annotations
