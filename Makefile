@@ -17,8 +17,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
-# Every combination as well, where make test takes pairs; with the real libraries that stand beside a
-# fusion, whose tests make test skips where they are not installed.
+# The slow tests too: every combination where make test takes pairs, many steps and rounds, models of
+# real size; with the real libraries that stand beside a fusion, whose tests make test skips where they
+# are not installed.
 test-all: $(VENV)/.companions
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 

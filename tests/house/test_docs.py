@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support.lora_files import ROOT
 from support.shipped import Shipped, klora
 
@@ -63,6 +64,19 @@ def test_the_readme_fits_on_a_page() -> None:
     assert len(README.read_bytes()) <= 9000
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a page asks for no number of steps, two."""
+    sample = StableDiffusionPipeline.__call__
+
+    @functools.wraps(sample)
+    def sample_in_two(*args: Any, num_inference_steps: int = 2, **kwargs: Any) -> Any:
+        return sample(*args, num_inference_steps=num_inference_steps, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", sample_in_two)
+
+
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if blocks(p, "python")], ids=named)
 def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained("FOLDER")

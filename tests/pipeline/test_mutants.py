@@ -58,8 +58,8 @@ MUTATED = [
     Case(4, "Heun", "batched", "sd2", "s*"),
     Case(4, "PNDM", "batched", "sdxl"),
     Case(4, "DPM++ 2M", "off", "img2img"),
-    Case(20, "DDIM", "off", "inpaint"),
-    Case(20, "DDIM", "off", "sdxl-split"),
+    Case(10, "DDIM", "off", "inpaint"),
+    Case(10, "DDIM", "off", "sdxl-split"),
 ]
 
 
