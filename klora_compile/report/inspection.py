@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from klora_compile.report.compression import compression_of, stored_json
+from klora_compile.report.scores import number_of
 from klora_compile.report.summary import summarise
 from klora_runtime.artifact.checks import FORMAT_VERSION
 from klora_runtime.artifact.fusion import Entry, Fusion
@@ -43,20 +44,18 @@ def _slot(slot: Slot) -> dict[str, Any]:
 
 
 def _layer(fusion: Fusion, entry: Entry, stored: dict[str, Any]) -> dict[str, Any]:
-    scores = entry.scores.get(fusion.rule.name, {})
     numbers: dict[str, Any] = {}
     for slot in fusion.slots:
-        side = scores.get(slot) or {}
         for json_name, key in _NUMBERS:
-            numbers[f"{slot}_{json_name}"] = side.get(key)
+            numbers[f"{slot}_{json_name}"] = number_of(fusion, entry, slot, key)
     return {
         "name": entry.layer,
         "parameter": entry.parameter,
         "shape": list(entry.shape),
         "fate": entry.fate,
-        "k": scores.get("k"),
+        "k": number_of(fusion, entry, "k"),
         **numbers,
-        "ratio": scores.get("ratio"),
+        "ratio": number_of(fusion, entry, "ratio"),
         "timeline": [{"from": start, **row} for start, row in entry.timeline.rows()],
         "stored": stored,
     }

@@ -9,6 +9,7 @@ import numpy as np
 
 from klora_compile.extras import missing_library
 from klora_compile.report.schedule_map import slot_label
+from klora_compile.report.scores import number_of
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
@@ -79,7 +80,7 @@ def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None
 
 def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:
     """0 where there is none."""
-    return float(entry.scores.get(fusion.rule.name, {}).get("ratio") or 0.0)
+    return number_of(fusion, entry, "ratio") or 0.0
 
 
 def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:

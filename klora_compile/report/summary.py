@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klora_compile.report.fates import COMMON, QUIET
+from klora_compile.report.scores import number_of
 from klora_compile.rules.kit.breakpoints import near_range_end, near_step
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
@@ -100,7 +101,7 @@ def near_ties(fusion: Schedule) -> Iterator[NearTie]:
             if step is not None:
                 index, steps = step
                 yield NearTie(entry.layer, f"switches at {start:.9g}, step {index} of {steps}")
-        ratio = entry.scores.get(fusion.rule.name, {}).get("ratio")
+        ratio = number_of(fusion, entry, "ratio")
         end = None if ratio is None else near_range_end(ratio, ends)
         if end is not None:
             yield NearTie(entry.layer, f"its ratio is {end:g}, an end of S's range")

@@ -154,7 +154,7 @@ def _require_libraries(folder: Path, model: str) -> None:
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         parts = {name: part for name, part in index.items() if isinstance(part, list)}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise KloraError(
             f"{_INDEX} of {shown(model)} cannot be read: {shown(error)}. Get the folder again."
         ) from error

@@ -135,3 +135,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     save_file({"b.weight": torch.zeros(1)}, tmp_path / "unet" / "c.safetensors")
     with BaseModel(tmp_path) as base, pytest.raises(LoraError, match="two files of unet have b"):
         base.weight("unet", "b")
+
+
+def test_a_config_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with BaseModel(tmp_path) as base, pytest.raises(LoraError, match=r"nor the config\.json of a"):
+        base.weight("unet", "conv_in", "weight")

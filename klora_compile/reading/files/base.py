@@ -145,7 +145,7 @@ class BaseModel:
         try:
             config = json.loads((self._path / "config.json").read_text())
             kinds = " ".join([config.get("_class_name", ""), *config.get("architectures", [])])
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             kinds = ""
         found = next((name for part, name in _CLASSES.items() if part in kinds), None)
         if found is None:
