@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family
-from klora_runtime.families.rows import Layout
+from klora_runtime.families.rows import Layout, Row
 
 
 def _together(family: Family) -> Iterator[Layout]:
@@ -17,6 +17,18 @@ def _together(family: Family) -> Iterator[Layout]:
         if len(own) > 1:
             rows = [replace(r, component=other.component) for other in own[1:] for r in other.rows]
             yield replace(own[0], rows=(*own[0].rows, *rows))
+
+
+def _mixed(family: Family) -> Iterator[Layout]:
+    """All names of each component as one table, those of diffusers behind the authors'."""
+    own = [layout for layout in family.layouts if layout.is_whole and layout.name != "diffusers"]
+    for first in (*own, *_together(family)):
+        others = [layout for layout in family.layouts if layout.component == first.component]
+        rows: dict[str, Row] = {}
+        for layout in (first, *others, first.in_diffusers_names()):
+            for row in layout.rows:
+                rows.setdefault(row.source, row)
+        yield replace(first, rows=tuple(rows.values()))
 
 
 def _text_encoders() -> Iterator[Layout]:
@@ -46,6 +58,11 @@ IN_DIFFUSERS_NAMES: tuple[Layout, ...] = tuple(
     for layout in {(table.family, table.component): table for table in reversed(WHOLE)}.values()
     if layout.name != "diffusers"
 )[::-1]
+
+#: Files whose trainer renamed only some modules: all names of a component as one table.
+MIXED: tuple[Layout, ...] = tuple(
+    layout for family in FAMILIES.values() for layout in _mixed(family)
+)
 
 TEXT_ENCODERS: tuple[Layout, ...] = tuple(_text_encoders())
 

@@ -36,7 +36,7 @@ from klora_runtime.families.rows import Placement
 MAX_ELEMENTS = 2**29
 
 #: Dtypes of positions and flags.
-_INTEGERS = ("I32", "I64")
+_INTEGERS = ("I16", "I32", "I64")
 
 #: An alpha's source where no alpha acts.
 NO_ALPHA = "none"
@@ -214,7 +214,7 @@ class Describer:
             if part.whole_numbers:
                 if info.dtype not in _INTEGERS:
                     found = DTYPES[info.dtype].in_torch
-                    yield f"{part.name} is torch.{found}, expected int32 or int64"
+                    yield f"{part.name} is torch.{found}, expected int16, int32 or int64"
                 continue
             if info.dtype not in REAL + FLOAT8:
                 found = DTYPES[info.dtype].in_torch

@@ -14,7 +14,7 @@ from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
-from klora_compile.reading.forms.lora import DOWN, MID, UP
+from klora_compile.reading.forms.lora import DOWN, MID, REST, UP
 from klora_compile.reading.forms.parts import Need, Part, Shape, Values, WrongValuesError
 from klora_compile.reading.layers import Layer, LayerFacts, Pair, layer_name
 from klora_compile.reading.pieces import Piece
@@ -139,7 +139,7 @@ def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterat
 
 def _is_pair(piece: Piece) -> bool:
     plain = piece.form is not None and piece.facts.form == "lora"
-    return plain and MID not in piece.module.parts
+    return plain and piece.module.parts.keys().isdisjoint((MID, *REST))
 
 
 def _pair(piece: Piece, place: Placement) -> Pair | None:

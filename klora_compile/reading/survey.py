@@ -95,11 +95,15 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
         pieces += described.pieces
         problems += [f"{shown(module.name)}: {problem}" for problem in described.problems]
     layers: dict[str, LayerFacts] = {}
+    modules: dict[str, str] = {}
     for piece in pieces:
         for facts in piece.layers:
             if facts.name in layers:
-                problems.append(f"{shown(piece.module.name)}: another module is {facts.name} too")
-            layers[facts.name] = facts
+                problems.append(
+                    f"{shown(piece.module.name)}: the file has {shown(facts.name)} twice, here and "
+                    f"in {shown(modules[facts.name])}; keep one of them"
+                )
+            layers[facts.name], modules[facts.name] = facts, piece.module.name
     axis = file_axis(pieces)
     if isinstance(axis, str):
         problems.append(axis)
@@ -124,7 +128,9 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
 def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
     """Why a LoRA cannot be compiled with these options, or None if it can."""
     where = named(found.path)
-    if found.unused and not (options.ignore_unknown and (found.layers or found.problems)):
+    may_ignore = not any(each.is_of_used for each in found.unused)
+    ignores = may_ignore and options.ignore_unknown and (found.layers or found.problems)
+    if found.unused and not ignores:
         return _unusable(where, found)
     if found.problems:
         return problematic(found.path, found.problems)
@@ -148,10 +154,16 @@ def problematic(path: Path, problems: Sequence[str]) -> LoraError:
 
 
 def _unusable(where: str, found: Survey) -> LoraError:
+    of_used = sum(each.is_of_used for each in found.unused)
+    advice = ", or leave them out with --ignore-unknown."
+    if of_used:
+        advice = (
+            f". {of_used} of them are parts of layers that mean something else without them; "
+            "--ignore-unknown does not leave these out."
+        )
     return LoraError(
         f"{where}: {len(found.unused)} of {found.keys} keys cannot be used, and klora reads a file "
-        "whole or not at all. Convert it to diffusers/PEFT keys, or leave them out with "
-        "--ignore-unknown.",
+        f"whole or not at all. Convert it to diffusers/PEFT keys{advice}",
         [f"{shown(each.key)}: {each.why}" for each in found.unused],
     )
 

@@ -37,8 +37,8 @@ READ: dict[str, tuple[str, str, str | None, int]] = {
 #: Real key list -> why it is refused. Both lists of LoKr have shapes that no model has.
 REFUSED = {
     "anima_lora_lokr_format": "rows and columns look alike",
-    "flux_control_lora_format": "are needed for 152 modules with new weights",
-    "flux_dora_onetrainer_format": "are needed for 506 modules with new weights",
+    "flux_control_lora_format": "are needed for 152 modules of the form value",
+    "flux_dora_onetrainer_format": "are needed for 506 modules of the form dora",
     "flux_lokr_bfl_format": "is ambiguous: chroma, flux.1, flux.2, .* the widths match none",
 }
 

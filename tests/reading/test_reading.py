@@ -105,7 +105,7 @@ SUFFIXES: dict[str, str] = {
     "b_norm": ".b_norm",
     "value": ".scale .set_weight",
     "dora_scale": ".dora_scale",
-    "magnitude vector": ".lora_magnitude_vector .lora_magnitude_vector.weight",
+    "magnitude vector": ".lora_magnitude_vector .lora_magnitude_vector.weight .magnitude",
     "oft_blocks": ".oft_blocks",
     **{f"oft_blocks.{i}": f".oft_blocks.{i}" for i in range(4)},
     "rescale": ".rescale",
@@ -137,6 +137,9 @@ SUFFIXES: dict[str, str] = {
     "gralora_A_general": ".gralora_A_general.weight",
     "gralora_B_general": ".gralora_B_general.weight",
     **{f"randlora_{name}": f".randlora_{name}" for name in ("lambda", "gamma", "A", "B")},
+    "bias_indices": ".bias_indices",
+    "bias_values": ".bias_values",
+    "bias_size": ".bias_size",
 }
 
 

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from support.lora_files import peft_keys, random_pair
 
 from klora_compile import read_adapter
-from klora_compile.reading.adapter import Adapter
-from klora_compile.reading.survey import survey
+from klora_compile.reading.adapter import Adapter, look_into
 from klora_compile.report.lora import lora_lines
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
@@ -261,7 +260,7 @@ def test_other_joined_pairs_are_scaled_by_their_tensors(
 def test_inspect_says_that_pairs_were_trained_apart(tmp_path: Path) -> None:
     tensors = flat_pair(f"{FLUX}img_attn_qkv", 48, 12, 2.0)
     tensors |= flat_pair(f"{FLUX}img_attn_proj", 16, 4, 2.0)
-    found, _ = survey(saved(tmp_path, tensors, record_of(split_qkv="True")))
+    found, _ = look_into(saved(tmp_path, tensors, record_of(split_qkv="True")))
     lines = [text for _, text in lora_lines(found, None)]
     assert "6, from tensor, times the 3 pairs of split_qkv" in lines
     assert "2, from tensor" in lines

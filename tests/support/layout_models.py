@@ -215,6 +215,25 @@ LLAMA_8B: dict[str, Any] = {
     "num_hidden_layers": 32,
     "num_key_value_heads": 8,
 }
+#: The language model of Qwen 2.5 VL 7B, which Qwen-Image has, of its `config.json`; without eyes.
+QWEN25_VL_7B: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {"depth": 1},
+}
+
+
+def _qwen25_vl(_: str) -> nn.Module:
+    config = transformers.Qwen2_5_VLConfig(**QWEN25_VL_7B)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    model.model.visual = nn.Identity()  # no trainer adapts it
+    model.lm_head = nn.Identity()
+    return model
 
 
 def _clip(component: str) -> nn.Module:
@@ -227,6 +246,7 @@ TEXT_ENCODERS: Mapping[str, Callable[[str], nn.Module]] = {
     "clip": _clip,
     "t5": lambda _: transformers.T5EncoderModel(transformers.T5Config(**T5_XXL)),
     "qwen3": lambda _: transformers.Qwen3Model(transformers.Qwen3Config(**QWEN3_06B)),
+    "qwen2.5-vl": _qwen25_vl,
     "llama": lambda _: transformers.LlamaModel(transformers.LlamaConfig(**LLAMA_8B)),
     "gemma2": lambda _: transformers.Gemma2Model(transformers.Gemma2Config(**GEMMA2_2B)),
 }

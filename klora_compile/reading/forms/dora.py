@@ -18,9 +18,9 @@ from klora_compile.reading.forms.parts import Part, Shape
 
 #: One per row or per column of the weight.
 MAGNITUDE = Part("dora_scale")
-#: As PEFT writes it, one per row.
+#: As PEFT and ai-toolkit (``toolkit/models/DoRA.py``) write it, one per row.
 ROW_MAGNITUDE = Part(
-    "magnitude vector", (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+    "magnitude vector", (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".magnitude")
 )
 
 

@@ -3,16 +3,20 @@
 (A1 B1) * (A2 B2) is a sum over pairs of their columns, so that it is itself a pair of factors, of
 rank r squared. Where those are more numbers than the matrix, the matrix is made. With Tucker cores
 (``hada_t1``, ``hada_t2``) the matrices are those of a convolution, the factors' dimensions the
-other way round, as LyCORIS writes them.
+other way round, as LyCORIS writes them. OneTrainer (``LoHaModule`` in its ``module/LoRAModule.py``)
+gives the factors of a convolution the dimensions of one: a (out, rank, 1, 1), b (rank, in, height,
+width).
 """
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 
 import torch
 
 from klora_compile.reading.factoring import low_rank, pays
+from klora_compile.reading.forms.lora import without_ones
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -52,7 +56,7 @@ class Loha(Form):
         expected = (
             "a (rank, out), b (rank, in), t (rank, rank, height, width)"
             if cores
-            else "a (out, rank), b (rank, in)"
+            else "a (out, rank), b (rank, in) or (rank, in, height, width)"
         )
         found = shapes_text(self.parts, shapes)
         return [] if fit else [f"{found} make no LoHa: expected {expected}"]
@@ -65,18 +69,26 @@ class Loha(Form):
         if T1 in shapes:
             out, inner = shapes[W1_A][1], shapes[W1_B][1]
             return out, inner, *shapes[T1][2:]
-        return with_kernel(shapes[W1_A][0], shapes[W1_B][1], layer.kernel)
+        out, (_, inner, *own) = shapes[W1_A][0], shapes[W1_B]
+        return (
+            (out, inner, *without_ones(tuple(own)))
+            if own
+            else with_kernel(out, inner, layer.kernel)
+        )
 
     def is_dense(self, layer: Header) -> bool:
         shapes = layer.shapes
         if T1 in shapes:
             return True
         rank = shapes[W1_B][0] * shapes[W2_B][0]
-        return not pays(rank, shapes[W1_A][0], shapes[W1_B][1])
+        return not pays(rank, shapes[W1_A][0], math.prod(shapes[W1_B][1:]))
 
     def delta(self, layer: Header, values: Values) -> tuple[LowRank | Dense, float]:
         tensors, kernel = values.tensors, layer.kernel
         a1, b1, a2, b2 = (tensors[part].double() for part in (*_FIRST, *_SECOND))
+        if b1.dim() > 2:
+            kernel = without_ones(b1.shape[2:])
+            a1, b1, a2, b2 = (factor.flatten(1) for factor in (a1, b1, a2, b2))
         if T1 in tensors:
             t1, t2 = (tensors[part].double() for part in _CORES)
             product = tucker(t1, a1, b1) * tucker(t2, a2, b2)
@@ -104,10 +116,13 @@ def tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
 
 
 def _fits(shapes: Shapes, kernel: Shape) -> bool:
-    found = [shapes[part] for part in (*_FIRST, *_SECOND)]
-    if any(len(shape) != 2 or 0 in shape for shape in found):
+    a1, b1, a2, b2 = found = [shapes[part] for part in (*_FIRST, *_SECOND)]
+    if any(0 in shape for shape in found) or not 2 <= len(b1) <= 5:
         return False
-    a1, b1, a2, b2 = found
+    if any(len(shape) != len(b1) for shape in found) or {1} < {1, *a1[2:], *a2[2:]}:
+        return False
+    if len(b1) > 2:
+        return (a1[1], a2[1], a1[0], b1[1:]) == (b1[0], b2[0], a2[0], b2[1:])
     size = with_kernel(1, 1, kernel)[2:]
     folded = 1
     for length in size:

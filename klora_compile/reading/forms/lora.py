@@ -2,10 +2,15 @@
 
 A Tucker core (LyCORIS, ``lora_mid``) makes of a convolution three: 1x1 into the rank, the kernel
 within it, 1x1 out. Folded into the first, it is a pair again, of the same rank.
+
+LyCORIS' ``extract_locon`` (``extract_diff`` in its ``utils``) may add what the pair leaves of the
+weight, as a sparse matrix: places (2, n), values (n,) and its size (2,).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -17,11 +22,13 @@ from klora_compile.reading.forms.parts import (
     Part,
     Shape,
     Shapes,
+    Tensors,
     Values,
+    WrongValuesError,
     missing,
     shapes_text,
 )
-from klora_runtime.artifact.delta import LowRank
+from klora_runtime.artifact.delta import Dense, LowRank
 
 DOWN = Part(
     "down",
@@ -44,6 +51,12 @@ UP = Part(
     ),
 )
 MID = Part("mid", (".lora_mid.weight",))
+#: The sparse rest of an extracted weight.
+REST = REST_INDICES, REST_VALUES, REST_SIZE = (
+    Part("bias_indices", whole_numbers=True),
+    Part("bias_values"),
+    Part("bias_size", whole_numbers=True),
+)
 #: PEFT's and musubi-tuner's; scaled as the pair is.
 UP_BIAS = Part("bias of up", (".lora_B.bias", ".lora_up.bias"))
 
@@ -54,7 +67,7 @@ class Lora(Form):
     """See :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "lora"
-    parts = (DOWN, UP, MID)
+    parts = (DOWN, UP, MID, *REST)
     peft = MappingProxyType({"LORA": "lora_alpha"})
 
     def problems(self, layer: Header) -> list[str]:
@@ -63,6 +76,9 @@ class Lora(Form):
         if absent:
             return absent
         down, up = shapes[DOWN], shapes[UP]
+        if any(part in shapes for part in REST) and not _is_sparse(shapes):
+            found = shapes_text(REST, shapes)
+            return [f"{found} are no sparse rest: expected indices (2, n), values (n,), size (2,)"]
         if MID in shapes:
             return [] if _is_tucker(shapes) else [_no_tucker(shapes)]
         linear = len(down) == len(up) == 2
@@ -83,10 +99,17 @@ class Lora(Form):
         return shapes[UP][0], shapes[DOWN][1], *without_ones(tail)
 
     def is_dense(self, layer: Header) -> bool:
-        return False
+        return REST_VALUES in layer.shapes
 
-    def delta(self, layer: Header, values: Values) -> tuple[LowRank, float]:
+    def delta(self, layer: Header, values: Values) -> tuple[LowRank | Dense, float]:
         tensors = values.tensors
+        if REST_VALUES in tensors:
+            pair = {part: tensor for part, tensor in tensors.items() if part not in REST}
+            product, lost = self.delta(layer, replace(values, tensors=pair))
+            rows, columns = self._places_of_rest(layer, tensors)
+            total = product.matrix().double()
+            total.index_put_((rows, columns), tensors[REST_VALUES].double(), accumulate=True)
+            return Dense(total.float().reshape(self.shape(layer))), lost
         down, up = tensors[DOWN], tensors[UP]
         if MID in tensors:
             core = tensors[MID].double()
@@ -96,10 +119,28 @@ class Lora(Form):
             down, up = down.flatten(1), up.flatten(1)
         return LowRank(down, up), 0.0
 
+    def _places_of_rest(self, layer: Header, tensors: Tensors) -> torch.Tensor:
+        """Rows and columns, (2, n); a convolution's kernel is in the columns."""
+        out, *columns = self.shape(layer)
+        expected = [out, math.prod(columns)]
+        size, places = tensors[REST_SIZE].long(), tensors[REST_INDICES].long()
+        inside = bool((places >= 0).all()) and bool((places < size[:, None]).all())
+        if size.tolist() != expected or not inside:
+            raise WrongValuesError(f"its sparse rest does not lie in a weight of {expected}")
+        return places
+
 
 def without_ones(kernel: Shape) -> Shape:
     """A kernel, or none where it is 1x1."""
     return tuple(kernel) if any(size > 1 for size in kernel) else ()
+
+
+def _is_sparse(shapes: Shapes) -> bool:
+    if any(part not in shapes for part in REST):
+        return False
+    count = math.prod(shapes[REST_VALUES])
+    found = [shapes[part] for part in REST]
+    return found == [(2, count), (count,), (2,)]
 
 
 def _is_tucker(shapes: Shapes) -> bool:

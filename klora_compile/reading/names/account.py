@@ -19,6 +19,7 @@ from klora_compile.reading.names.placing import (
 from klora_compile.reading.names.spelling import PEFT_ROOT
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import FAMILIES
+from klora_runtime.families.family import TextEncoder
 from klora_runtime.families.rows import Layout
 
 _Key = ParsedKey | UnplacedKey
@@ -48,6 +49,9 @@ class UnusedKey:
 
     key: str
     why: str
+    is_of_used: bool = False
+    """Whether it is a part of a module whose other parts are used, so that these mean something
+    else without it."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,27 @@ class Account:
         if isinstance(module.key, UnplacedKey):
             assert self.table is not None
             return component_of(self.table, module.key.stem), module.key.stem.name
-        return self._text_encoder(module.key) or module.key.component, module.key.module
+        key, encoder = module.key, self._text_encoder(module.key)
+        if encoder is None:
+            return key.component, key.module
+        return encoder.component, encoder.model.home(key.written) or key.module
 
-    def _text_encoder(self, key: ParsedKey) -> str | None:
-        """The component that a key's prefix stands for in the family of the table."""
-        family = None if self.table is None else FAMILIES.get(self.table.family)
-        if family is None or key.prefix is None:
+    def _text_encoder(self, key: ParsedKey) -> TextEncoder | None:
+        """What a key's prefix stands for in the first family of the table that has such a module.
+
+        VideoX-Fun writes one prefix before all text encoders; then the family's one that has such a
+        module is meant.
+        """
+        if self.table is None or key.prefix is None:
             return None
-        encoder = family.encoder(key.prefix)
-        return None if encoder is None else encoder.component
+        fitting = {self.table.family, *self.families}
+        for family in (family for name, family in FAMILIES.items() if name in fitting):
+            named = family.encoder(key.prefix)
+            having = [e for e in family.text_encoders if e.model.home(key.written) is not None]
+            if named in having or (named is None and len(having) == 1):
+                return named or having[0]
+        own = FAMILIES.get(self.table.family)
+        return None if own is None else own.encoder(key.prefix)
 
 
 def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Account:
@@ -121,12 +137,14 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
             parsed[key] = found
     for key in [key for key, each in parsed.items() if each.raw in refused]:
         why[key] = _refusal(refused[parsed.pop(key).raw])
+    used = {each.raw for each in parsed.values()}
     modules, problems = _modules(dict(_for_tables(parsed)))
     choice = _choice(modules, shapes, family)
     strangers = [m for m in modules if _stem_in(m, choice.strangers)]
     for module in strangers:
         assert isinstance(module.key, UnplacedKey)
         why |= dict.fromkeys(module.parts.values(), choice.strangers[module.key.stem])
+        used.discard(module.key.raw)
     for module in modules:
         if _stem_in(module, choice.ambiguous):
             assert isinstance(module.key, UnplacedKey)
@@ -137,9 +155,15 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
         table=choice.table,
         families=choice.families,
         shared=shared,
-        unused=tuple(UnusedKey(key, why[key]) for key in keys if key in why),
+        unused=tuple(UnusedKey(key, why[key], _is_of(key, used)) for key in keys if key in why),
         problems=tuple(problems),
     )
+
+
+def _is_of(key: str, modules: Collection[str]) -> bool:
+    """Whether a key is of one of these modules, its ending being any."""
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
 
 
 def _refusal(form: str) -> str:

@@ -22,6 +22,7 @@ from klora_compile.reading.names.spelling import (
     PROCESSORS,
     REFUSED_FORMS,
     ROOTS,
+    TEXT_MODELS,
     TEXT_PREFIXES,
 )
 from klora_runtime.families.text_encoders import CLIP_PREFIX
@@ -31,7 +32,7 @@ _ADAPTER = re.compile(
     r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\."
     r"(?!(?:weight|bias)$)[A-Za-z0-9_-]+(\.weight|\.bias|)$"
 )
-_FLAT = re.compile(r"[A-Za-z0-9]+(_+[A-Za-z0-9]+)*")
+_FLAT = re.compile(r"[A-Za-z0-9-]+(_+[A-Za-z0-9-]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _BY_LENGTH = sorted([*ENDINGS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
 
@@ -50,6 +51,9 @@ class ParsedKey:
     prefix: str | None = field(default=None, compare=False)
     """What stands before the module where that names a text encoder; which component that is in the
     pipeline follows from the family."""
+    written: str = field(default="", compare=False)
+    """The module in dots as the file has it, where :attr:`prefix` is a text encoder's; its name in
+    klora may follow from the family too."""
     stated: bool = field(default=False, compare=False)
     """Whether the file names the component; then the module is in diffusers' names as a rule."""
     raw: str = field(default="", compare=False)
@@ -110,17 +114,19 @@ def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey 
         assert place.stem is not None
         return UnplacedKey(place.layout, place.stem, ENDINGS[suffix], raw)
     component, module = place.module
+    written = module
     if component.startswith("text_encoder"):
-        module = module.removeprefix(CLIP_PREFIX)
+        module = _text_module(place.prefix or "", module.removeprefix(CLIP_PREFIX))
     return ParsedKey(
         place.layout,
         component,
         module,
         ENDINGS[suffix],
         place.stem,
-        place.prefix,
-        place.stated,
-        raw,
+        prefix=place.prefix,
+        written=written,
+        stated=place.stated,
+        raw=raw,
     )
 
 
@@ -146,7 +152,7 @@ class _Place:
 def _place(path: str) -> _Place | str:
     for row in FLAT_PREFIXES:
         if path.startswith(row.prefix):
-            flat = path.removeprefix(row.prefix)
+            flat = path.removeprefix(row.prefix).removeprefix("_").replace(".", "_")
             dotted = (vocabulary.dotted(flat) for vocabulary in row.vocabularies)
             module = next((each for each in dotted if each is not None), None)
             if module is None and not (row.denoiser and _FLAT.fullmatch(flat)):
@@ -159,9 +165,14 @@ def _place(path: str) -> _Place | str:
             )
     for prefix, component in TEXT_PREFIXES.items():
         if path.startswith(prefix) and _PATH.fullmatch(path.removeprefix(prefix)):
-            module = path.removeprefix(prefix)
-            return _Place("peft", (component, module), prefix=prefix)
+            return _Place("peft", (component, path.removeprefix(prefix)), prefix=prefix)
     return _dotted_place(path)
+
+
+def _text_module(prefix: str, module: str) -> str:
+    """A text encoder's module under klora's name; as it is where no encoder is known to have it."""
+    homes = (model.home(module) for model in TEXT_MODELS.get(prefix, ()))
+    return next((home for home in homes if home is not None), module)
 
 
 def _dotted_place(path: str) -> _Place | str:

@@ -3,6 +3,12 @@
 A name such as ``double_blocks_0_img_attn_qkv`` may be in the tables of several families. All of a
 file's modules are of one model, so the tables that name every one of them decide together; where
 they say different things, nothing is guessed.
+
+Two kinds of files have names that no table has as they stand. musubi-tuner's ``convert_lora.py``
+guesses which underscores of a flat name were dots: such names are found by their letters alone, for
+one flat name is one module. Other trainers rename only some modules to the authors' names: such
+files are read by all names of one family together. Both are tried only where no table has all names
+exactly.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from klora_compile.families.tables import (
     FURTHER,
     IN_DIFFUSERS_NAMES,
+    MIXED,
     TOGETHER,
     WHOLE,
 )
@@ -25,6 +32,10 @@ _TABLES: tuple[Layout, ...] = tuple(
     for table in (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TOGETHER)
     if table.component in ("unet", "transformer")
 )
+_MIXED: tuple[Layout, ...] = tuple(
+    table for table in MIXED if table.component in ("unet", "transformer")
+)
+_IN_DIFFUSERS_NAMES = tuple(table for table in _TABLES if table.name == "diffusers")
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = N
         family: as the file states it; it decides where widths do not either.
     """
     stems = list(shapes)
-    fitting = [table for table in _TABLES if all(_match(table, stem) for stem in stems)]
+    fitting = _fitting(stems, family)
     if not fitting:
         strangers = dict(_strangers(stems))
         rest = {stem: shape for stem, shape in shapes.items() if stem not in strangers}
@@ -85,13 +96,41 @@ def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = N
 
 def fits(stems: Collection[Stem]) -> bool:
     """Whether some table has all of these modules."""
-    return any(all(_match(table, stem) for stem in stems) for table in _TABLES)
+    return bool(_fitting(stems, None))
 
 
 def in_authors_names(stems: Collection[Stem]) -> bool:
-    """Whether some table has all of these modules, and none in diffusers' names has."""
-    names = {t.name for t in _TABLES if all(_match(t, stem) for stem in stems)}
-    return bool(names) and "diffusers" not in names
+    """Whether modules that a file names behind diffusers' component are for a table nevertheless.
+
+    They are where a table has all or most of them, some under names that diffusers has not. A name
+    that no model has does not change how the others are read.
+    """
+    if any(all(_exact(table, stem) for stem in stems) for table in _IN_DIFFUSERS_NAMES):
+        return False
+    _, found = _best(stems)
+    strange = [s for s in found if not any(_exact(table, s) for table in _IN_DIFFUSERS_NAMES)]
+    return bool(strange) and 2 * len(found) > len(stems)
+
+
+def _fitting(stems: Collection[Stem], family: str | None) -> list[Layout]:
+    """The tables that have all of these modules, by the strictest reading that any allows.
+
+    Args:
+        family: as the file states it; a less strict reading is taken if only that fits it.
+    """
+    strictest: list[Layout] = []
+    for tables, match in ((_TABLES, _exact), (_TABLES, _match), (_MIXED, _match)):
+        found = [table for table in tables if all(match(table, stem) for stem in stems)]
+        if any(family in (None, table.family) for table in found):
+            return found
+        strictest = strictest or found
+    return strictest
+
+
+def _best(stems: Collection[Stem]) -> tuple[Layout, list[Stem]]:
+    """The table that has most of these modules, and which it has."""
+    found = ((table, [s for s in stems if _match(table, s)]) for table in (*_TABLES, *_MIXED))
+    return max(found, key=lambda each: len(each[1]))
 
 
 def component_of(table: Layout, stem: Stem) -> str:
@@ -148,6 +187,14 @@ def _needs_columns(row: Row, numbers: tuple[str, ...], out: int) -> bool:
 
 
 def _match(table: Layout, stem: Stem) -> tuple[Row, tuple[str, ...]] | None:
+    """A module in a table, by its letters where it is not there as it stands."""
+    found = _exact(table, stem)
+    if found is not None or stem.flat:
+        return found
+    return table.match(stem.name.replace(".", "_"), flat=True)
+
+
+def _exact(table: Layout, stem: Stem) -> tuple[Row, tuple[str, ...]] | None:
     return table.match(stem.name, flat=stem.flat)
 
 
@@ -169,8 +216,8 @@ def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
 
 def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:
     """The modules that are not in the table that names most."""
-    best = max(_TABLES, key=lambda table: sum(bool(_match(table, stem)) for stem in stems))
-    known = next((stem for stem in stems if _match(best, stem)), None)
+    best, found = _best(stems)
+    known = next(iter(found), None)
     for stem in stems:
         if known is None:
             yield stem, "klora knows no model with a module of this name"

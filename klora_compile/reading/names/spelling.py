@@ -7,12 +7,13 @@ A key is a *prefix* that says which component, a *module path* in dots or unders
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klora_compile.families.flat_names import UNET, Vocabulary, vocabulary
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import DENOISER_PREFIX, TextEncoder
+from klora_runtime.families.text_encoders import TextModel
 
 _ENCODERS = tuple(encoder for family in FAMILIES.values() for encoder in family.text_encoders)
 
@@ -65,6 +66,13 @@ _TEXT_ENCODERS: Mapping[str, tuple[TextEncoder, ...]] = {
     for prefix in encoder.prefixes
 }
 
+#: What stands before the modules of a text encoder -> the kinds that it may be, most likely first;
+#: the family of the denoiser decides.
+TEXT_MODELS: Mapping[str, tuple[TextModel, ...]] = {
+    prefix: tuple({encoder.model.title: encoder.model for encoder in encoders}.values())
+    for prefix, encoders in _TEXT_ENCODERS.items()
+}
+
 #: Prefixes of text encoders before dots -> component: that of diffusers' research script, and
 #: ComfyUI's.
 TEXT_PREFIXES: Mapping[str, str] = {
@@ -103,21 +111,21 @@ class FlatPrefix:
     """Whether the names may also be those of a denoiser's authors."""
 
 
-def _vocabularies(encoders: Iterable[TextEncoder]) -> tuple[Vocabulary, ...]:
-    """One for each kind of text encoder."""
-    models = {encoder.model.title: encoder.model for encoder in encoders}
-    return tuple(vocabulary(model.layouts) for model in models.values())
-
-
-#: kohya's sd-scripts and musubi-tuner; LyCORIS' own wrapper (SimpleTuner); OneTrainer
-#: (``lora_transformer_``).
+#: kohya's sd-scripts and musubi-tuner, and sd-scripts' OFT; LyCORIS' own wrapper (SimpleTuner);
+#: OneTrainer (``lora_transformer_``). VideoX-Fun writes one more underscore behind the prefix
+#: (``create_modules`` in ``videox_fun/utils/lora_utils.py``); diffusers'
+#: ``convert_state_dict_to_kohya`` leaves a module that has DoRA's magnitude its last dot.
 FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
     FlatPrefix(DENOISER_PREFIX, "unet", (UNET,), denoiser=True),
     FlatPrefix("oft_unet_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lycoris_", "unet", (UNET,), denoiser=True),
     FlatPrefix("lora_transformer_", "transformer", (), denoiser=True),
     *(
-        FlatPrefix(prefix, encoders[0].component, _vocabularies(encoders))
+        FlatPrefix(
+            prefix,
+            encoders[0].component,
+            tuple(vocabulary(model.layouts) for model in TEXT_MODELS[prefix]),
+        )
         for prefix, encoders in _TEXT_ENCODERS.items()
         if prefix.endswith("_")
     ),

@@ -87,6 +87,6 @@ FAMILY = Family(
         (COSMOS, LLM_ADAPTER),
         {"ss_base_model_version": "anima", "modelspec.architecture": "anima-preview/lora"},
     ),
-    text_encoders=(TextEncoder("text_encoder", QWEN3, kohya="lora_te_"),),
+    text_encoders=(TextEncoder("text_encoder", QWEN3, kohya="lora_te_", comfy="qwen3_06b"),),
     missing={"tag": "diffusers has no trainer for it"},
 )

@@ -182,7 +182,7 @@ FAMILY = Family(
     stated=r"hunyuan-video(?!-1-5)",
     script=Script("networks.lora", MUSUBI_TUNER),
     text_encoders=(
-        TextEncoder("text_encoder", LLAMA, others=("lora_te1_",)),
+        TextEncoder("text_encoder", LLAMA, others=("lora_te1_",), comfy="llama"),
         TextEncoder("text_encoder_2", CLIP, others=("lora_te2_",), comfy="clip_l"),
     ),
     missing={

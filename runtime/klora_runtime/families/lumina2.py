@@ -89,5 +89,5 @@ FAMILY = Family(
         (ORIGINAL,),
         {"ss_base_model_version": "lumina2", "modelspec.architecture": "lumina-2/lora"},
     ),
-    text_encoders=(TextEncoder("text_encoder", GEMMA2, kohya="lora_te_"),),
+    text_encoders=(TextEncoder("text_encoder", GEMMA2, kohya="lora_te_", comfy="gemma2_2b"),),
 )

@@ -8,8 +8,9 @@ are those of diffusers' ``models/transformers/transformer_qwenimage.py``.
 
 from __future__ import annotations
 
-from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import Layout, same
+from klora_runtime.families.text_encoders import QWEN25_VL
 
 _BLOCK = "transformer_blocks.{}"
 _ATTENTION = (
@@ -67,5 +68,7 @@ FAMILY = Family(
         (DIFFUSERS,),
         {"ss_base_model_version": "qwen_image", "modelspec.architecture": "Qwen-Image/lora"},
     ),
-    missing={"text_encoders": "there is no table of the names of Qwen 2.5 VL"},
+    text_encoders=(
+        TextEncoder("text_encoder", QWEN25_VL, others=("lora_te_",), comfy="qwen25_7b"),
+    ),
 )

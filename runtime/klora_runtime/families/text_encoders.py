@@ -5,8 +5,8 @@ which a class of transformers has in front or not, by its version and whether it
 klora's names of CLIP have none (as in transformers 5), T5's and the language models' are those of
 the class that the pipeline holds. Which of a pipeline's components one is, and what trainers write
 before its modules, each base model's record says.
-Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a real file, and its
-converters of keys in ``modules/util/convert/lora``.
+Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a real file, and
+``lora_text_encoders`` of each model in ``modules/model``, which has ComfyUI's names as well.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ _DECODER = (
     "norm",
 )
 _QWEN3 = (*_DECODER, "layers.{}.self_attn.q_norm", "layers.{}.self_attn.k_norm")
+#: Where transformers 5 keeps the language model of Qwen 2.5 VL; versions before it and ComfyUI
+#: leave the second name out.
+_QWEN25_VL_INSIDE = "model.language_model"
 _GEMMA2 = (
     *_DECODER,
     "layers.{}.pre_feedforward_layernorm",
@@ -70,6 +73,14 @@ class TextModel:
     def layouts(self) -> tuple[Layout, ...]:
         """All names that files have for its modules."""
         return (self.names,) if self.inside is None else (self.names, self.inside)
+
+    def home(self, module: str) -> str | None:
+        """A module of a file, in dots, under its name here; None where the model has none such."""
+        for layout in self.layouts:
+            match = layout.match(module, flat=False)
+            if match is not None:
+                return match[0].targets[0].format(*match[1])
+        return None
 
     @property
     def written(self) -> Layout:
@@ -96,11 +107,19 @@ _QWEN3_NAMES = _names("qwen3", _QWEN3)
 _GEMMA2_NAMES = _names("gemma2", _GEMMA2)
 _LLAMA_NAMES = _names("llama", _DECODER)
 
+_QWEN25_VL_NAMES = _names("qwen2.5-vl", tuple(f"{_QWEN25_VL_INSIDE}.{n}" for n in _DECODER))
+_QWEN25_VL_BEFORE = replace(
+    _QWEN25_VL_NAMES,
+    name="model",
+    rows=tuple(Row(f"model.{n}", (f"{_QWEN25_VL_INSIDE}.{n}",)) for n in _DECODER),
+)
+
 CLIP = TextModel("CLIP", _CLIP_NAMES, _inside("text_model", _CLIP_NAMES), is_written_inside=True)
 T5 = TextModel("T5", _names("t5", _T5))
 QWEN3 = TextModel("Qwen 3", _QWEN3_NAMES, _inside("model", _QWEN3_NAMES))
 GEMMA2 = TextModel("Gemma 2", _GEMMA2_NAMES, _inside("model", _GEMMA2_NAMES))
 LLAMA = TextModel("Llama", _LLAMA_NAMES, _inside("model", _LLAMA_NAMES))
+QWEN25_VL = TextModel("Qwen 2.5 VL", _QWEN25_VL_NAMES, _QWEN25_VL_BEFORE)
 
 #: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
 CLIP_PREFIX = "text_model."

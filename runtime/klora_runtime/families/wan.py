@@ -1,10 +1,13 @@
 """Wan 2.1 and 2.2 in the names of their authors (Wan-Video/Wan2.1), text and image to video.
 
 musubi-tuner (``wan/modules/model.py``, after ``lora_unet_``), diffusion-pipe and ai-toolkit (after
-``diffusion_model.``) write these. The way into diffusers' names is that of
-``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``. Only Wan 2.1 from
-image to video has ``k_img``, ``v_img`` and ``img_emb``. diffusers swaps the numbers of the second
-and third norm: only the authors' third has a weight. A file says nowhere whether it is for
+``diffusion_model.``) write these. ai-toolkit (``toolkit/models/wan21/wan_lora_convert.py``) leaves
+what is outside attention and feed-forward in diffusers' names; its LoKr of 2025 has underscores,
+and the last layer of an attention as ``self_attn.to_out.0`` between both namings. The way into
+diffusers' names is that of ``convert_wan_transformer_to_diffusers`` in its
+``loaders/single_file_utils.py``. Only Wan 2.1 from image to video has ``k_img``, ``v_img`` and
+``img_emb``. diffusers swaps the numbers of the second and third norm: only the authors' third has
+a weight. A file says nowhere whether it is for
 Wan 2.2's first or second transformer; the component here is the first.
 """
 
@@ -44,6 +47,17 @@ ORIGINAL = Layout(
     ),
 )
 
+AI_TOOLKIT = Layout(
+    name="ai-toolkit",
+    family="wan",
+    component="transformer",
+    rows=(
+        Row(f"{_BLOCK}.self_attn.to_out.0", (f"{_BLOCK}.attn1.to_out.0",)),
+        Row(f"{_BLOCK}.cross_attn.to_out.0", (f"{_BLOCK}.attn2.to_out.0",)),
+    ),
+    is_whole=False,
+)
+
 FAMILY = Family(
     key="wan",
     title="Wan",
@@ -51,7 +65,7 @@ FAMILY = Family(
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
     task="text-to-video",
     denoisers=("transformer", "transformer_2"),
-    layouts=(ORIGINAL,),
+    layouts=(ORIGINAL, AI_TOOLKIT),
     blocks={"blocks": 40},
     # Models of 1.3, 5 and 14 billion weights.
     marks=(Mark(r"^blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 3072, 5120)),),
