@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.bases import torchao_int8
 from support.generation import TWO_STEPS, generate
 from support.handmade import ATTENTION, hand_fusion
 from support.lora_files import Artifact, RawTensor
@@ -195,6 +196,29 @@ def test_branch_multiplies_with_dense_deltas_and_writes_the_rest(pipe: Any) -> N
     assert relative_difference(generate(pipe, TWO_STEPS), expected) < 1e-5
     handle.remove()
     assert torch.equal(generate(pipe, TWO_STEPS), bare)
+
+
+def test_every_kind_of_delta_acts_on_a_quantised_base(pipe: Any) -> None:
+    x = torch.randn(3, 32)
+    torchao_int8(pipe.unet)
+    layer = pipe.unet.get_submodule(f"{ATTENTION}.to_out.0")
+    bare, norm = layer(x), pipe.unet.conv_norm_out.weight.detach().clone()
+    linear, bias, gains = (
+        entry(WITH_BIAS, (32, 32)),
+        entry(WITH_BIAS, (32,), "bias"),
+        entry(NORM, (32,)),
+    )
+    changes = [
+        stored.scale * stored.delta.tensors[0]
+        for stored in (each.factors["content"] for each in (linear, bias, gains))
+    ]
+    handle = apply_fusion(pipe, ordered(hand_fusion(linear, bias, gains)))
+    assert handle.report().mode == "branch"
+    torch.testing.assert_close(layer(x), bare + x @ changes[0].t() + changes[1])
+    torch.testing.assert_close(pipe.unet.conv_norm_out.weight.data, norm + changes[2])
+    handle.remove()
+    assert torch.equal(layer(x), bare)
+    assert torch.equal(pipe.unet.conv_norm_out.weight, norm)
 
 
 def test_what_would_mix_with_written_parameters_is_refused_in_branch(pipe: Any) -> None:
