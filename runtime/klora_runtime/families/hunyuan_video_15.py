@@ -76,7 +76,7 @@ FAMILY = Family(
     layouts=(ORIGINAL, COMFY),
     blocks={"context_embedder.token_refiner.refiner_blocks": 2, "transformer_blocks": 54},
     marks=(
-        Mark(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (2048,)),
+        Mark(r"^transformer_blocks\.\d+\.attn\.add_q_proj$", (2048,)),
         Mark(r"^context_embedder\.token_refiner\.", (2048,)),
     ),
     named_after=flux1.FAMILY,

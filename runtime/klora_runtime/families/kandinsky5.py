@@ -53,7 +53,7 @@ FAMILY = Family(
     blocks={"text_transformer_blocks": 4, "visual_transformer_blocks": 60},
     marks=(
         Mark(
-            r"^visual_transformer_blocks\.\d+\.(self|cross)_attention\.to_(query|key|value)$",
+            r"^visual_transformer_blocks\.\d+\.cross_attention\.to_(query|key|value)$",
             (1792, 2048, 2560, 4096),
         ),
     ),
