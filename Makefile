@@ -29,7 +29,7 @@ mutate: $(VENV)/.dev
 	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/reading/test_mutated_loras.py \
 		tests/reading/test_mutated_files.py tests/artifact/test_mutated_artifacts.py
 
-# A thousand rounds of random operations on a pipeline; make test does two. An hour.
+# A thousand rounds of random operations on a pipeline; make test does one. Hours.
 operations: $(VENV)/.dev
 	KLORA_OPERATIONS=1000 $(BIN)/python -m pytest tests/pipeline/test_random_operations.py
 

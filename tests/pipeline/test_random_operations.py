@@ -1,6 +1,6 @@
 """Random operations on one pipeline: every picture is a fresh pipeline's, every removal is whole.
 
-``make operations`` runs a thousand rounds instead of a few.
+``make operations`` runs a thousand rounds instead of one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import InUseError
 from klora_runtime.pipeline.handle import FusionHandle
 
-ROUNDS = int(os.environ.get("KLORA_OPERATIONS", "2"))
+ROUNDS = int(os.environ.get("KLORA_OPERATIONS", "1"))
 
 TO_Q, TO_K = f"unet.{ATTENTION}.to_q", f"unet.{ATTENTION}.to_k"
 CROSS = f"unet.{CROSS_ATTENTION}.to_out.0"
