@@ -24,7 +24,6 @@ from diffusers import (
 from support.applying import Apply, live_of
 from support.generation import TWO_STEPS, Case, build, generate
 from support.handmade import State, fusion_for, weight_of
-from support.pairs import slow
 from tiny_pipeline import parameters, tiny_lora
 
 from klora_runtime import apply_fusion
@@ -368,7 +367,7 @@ def test_a_sibling_with_a_scheduler_of_its_own(
 @pytest.mark.parametrize(
     ("compile_", "first"),
     [
-        slow(compiled_in_place, "compile"),
+        (compiled_in_place, "compile"),
         (compiled_in_place, "apply"),
         (compiled_around, "compile"),
         (compiled_around, "apply"),
