@@ -16,8 +16,6 @@ from support.shipped import Shipped
 from tiny_pipeline import Family
 
 from klora_compile import (
-    Direct,
-    Klora,
     Settings,
     compile_fusion,
     read_adapter,
@@ -25,6 +23,7 @@ from klora_compile import (
     verify_fusion,
 )
 from klora_compile.cli import main
+from klora_compile.rules import Direct, Klora
 from klora_compile.sources import by_slot
 from klora_compile.storing.thin import thin
 from klora_runtime import (

@@ -75,7 +75,8 @@ def test_another_shape_and_another_kind_of_module(pipe: Any) -> None:
     )
     assert issues == (
         f"{TEXT}: weight has shape [32, 32], expected [32, 32, 3, 3]",
-        "unet.conv_norm_out: is a GroupNorm, expected one of Linear, Conv1d, Conv2d, Conv3d",
+        "unet.conv_norm_out: is a GroupNorm, expected one of Linear, Conv1d, Conv2d, Conv3d, "
+        "Embedding",
         f"{TO_Q}: weight has shape [32, 32], expected [48, 32]",
     )
 

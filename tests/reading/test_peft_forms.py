@@ -87,7 +87,7 @@ def test_deltas_are_those_that_peft_merges(case: str, tmp_path: Path) -> None:
     assert adapter.survey.origin.trainer == "PEFT"
 
 
-@pytest.mark.parametrize("kind", ["OFT", "VERA", "IA3"])
+@pytest.mark.parametrize("kind", ["VBLORA", "TRAINABLE_TOKENS", "XLORA"])
 def test_other_types_of_peft_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert kind in peft.PeftType.__members__
     trained(tmp_path, CONFIGS["LoHa"])

@@ -178,7 +178,7 @@ def test_what_is_wrong_is_in_the_object_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_which_nothing_can_be_used_is_an_object_too(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.safetensors", {f"{TO_Q}.oft_blocks": torch.ones(2)})
+    path = write(tmp_path / "a.safetensors", {f"{TO_Q}.mystery": torch.ones(2)})
     result = inspect(path, "--json")
     assert result.exit_code == 1
     assert "1 of 1 keys cannot be used" in result.stderr

@@ -12,15 +12,14 @@ from support.lora_files import peft_keys, random_pair, write_lora
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
 from klora_compile import (
-    Klora,
     ReadOptions,
-    Rule,
     Settings,
     compile_fusion,
     read_adapter,
     verify_fusion,
 )
 from klora_compile.reading.adapter import Adapter
+from klora_compile.rules import Klora, Rule
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.artifact.timeline import Timeline

@@ -17,8 +17,8 @@ from torch import nn
 #: Attributes of a module that hold its ``forward``: the instance's own, and accelerate's.
 _OWN = ("forward", "_old_forward")
 
-#: Where diffusers keeps a module's hooks, and the attributes of each in which a forward may be.
-_REGISTRY, _REFERENCES, _HELD = "_diffusers_hook", "_fn_refs", ("forward", "original_forward")
+#: Where a registry of hooks on a module lists them, and what in each of them may be a forward.
+_REFERENCES, _HELD = "_fn_refs", ("forward", "original_forward")
 
 
 #: What :func:`lead` took out of a place, by the place and the name in it.
@@ -60,9 +60,12 @@ def unled(module: nn.Module, cls: type) -> str | None:
 def _places(module: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str]]:
     own = vars(module)
     yield from ((own, name) for name in _OWN if name in own)
-    for reference in getattr(own.get(_REGISTRY), _REFERENCES, ()):
-        held = vars(reference)
-        yield from ((held, name) for name in _HELD if name in held)
+    for registry in list(own.values()):
+        for reference in (
+            vars(registry).get(_REFERENCES, ()) if hasattr(registry, "__dict__") else ()
+        ):
+            held = vars(reference)
+            yield from ((held, name) for name in _HELD if name in held)
 
 
 def _function(cls: Any) -> Any:
