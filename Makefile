@@ -9,7 +9,7 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 
-.PHONY: demo test test-all mutate operations bench lint types docs wheel clean
+.PHONY: demo test test-all mutate pipelines operations bench lint types docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py out/demo
@@ -32,6 +32,10 @@ mutate: $(VENV)/.dev
 # A thousand rounds of random operations on a pipeline; make test does one. Hours.
 operations: $(VENV)/.dev
 	KLORA_OPERATIONS=1000 $(BIN)/python -m pytest tests/pipeline/test_random_operations.py
+
+# The table of all pipeline classes of the installed diffusers: half an hour. git diff says what changed.
+pipelines: $(VENV)/.dev
+	PYTHONPATH=examples:tests $(BIN)/python -m support.sweep
 
 # The documentation, as pages in out/site. Every warning is an error.
 docs: $(VENV)/.dev

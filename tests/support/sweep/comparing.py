@@ -1,0 +1,107 @@
+"""What a fusion does in a pipeline, against K-LoRA recomputed at every evaluation."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from reference import KLora, sampling
+from support.generation import LEAST_EFFECT, TOLERANCE
+from support.sweep.pipelines import DENOISERS, build, generate, pipeline_classes
+from tiny_pipeline import relative_difference, tiny_lora
+
+from klora_compile import compile_fusion
+from klora_runtime import apply_fusion
+from klora_runtime.errors import KloraError
+
+MODES = ("merge", "branch")
+EQUAL = "equal"
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a pipeline class gets on with fusions."""
+
+    pipeline: str
+    built: str | None
+    """Why it could not be built or called by the rules; None where it could."""
+    modes: tuple[str, ...] = ()
+    """For each mode ``equal``, or why not."""
+
+
+def look_at(name: str) -> Found:
+    """Build a pipeline class, and sample with a fusion in each mode."""
+    moments: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            pipe = build(pipeline_classes()[name])
+            generate(pipe)  # leaves attributes on pipelines and schedulers
+            with recorded(pipe, moments):
+                bare = generate(pipe)
+            files = [
+                tiny_lora(
+                    pipe, Path(folder) / f"{rank}.safetensors", seed=rank, rank=rank, modules=("",)
+                )
+                for rank in (4, 3)
+            ]
+            with sampling(pipe, KLora(*files), moments):
+                expected = generate(pipe)
+        except Exception as error:  # whatever diffusers raises where the rules do not fit
+            return Found(name, f"{type(error).__name__}: {error}".splitlines()[0][:100])
+        if not relative_difference(expected, bare) >= LEAST_EFFECT:
+            return Found(name, "its LoRAs change nothing")
+        fusion = compile_fusion(*files, device="cpu")
+        return Found(name, None, tuple(_in_mode(pipe, fusion, m, expected, bare) for m in MODES))
+
+
+def _in_mode(pipe: Any, fusion: Any, mode: str, expected: Any, bare: Any) -> str:
+    try:
+        with apply_fusion(pipe, fusion, mode=mode):
+            found = generate(pipe)
+    except KloraError as error:
+        return f"refused: {error}".splitlines()[0]
+    except Exception as error:  # a fault, to be seen in the table
+        return f"raises {type(error).__name__}: {error}".splitlines()[0]
+    difference = relative_difference(found, expected)
+    if not difference <= TOLERANCE:
+        return f"differs by {difference:.0e}"
+    again = relative_difference(generate(pipe), bare)
+    return EQUAL if again == 0 else f"leaves {again:.0e} behind"
+
+
+@contextmanager
+def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
+    """Write down the progress of every evaluation of a denoiser.
+
+    A step is over when ``scheduler.step`` follows an evaluation, however often it is called. What
+    begins in the middle of a schedule ends at its end.
+    """
+    scheduler, step = type(pipe.scheduler), type(pipe.scheduler).step
+    at: list[int] = []
+    done = total = 0
+    evaluated = False
+
+    def evaluating(*_: Any) -> None:
+        nonlocal evaluated
+        evaluated = True
+        at.append(done)
+
+    def stepping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done, evaluated, total
+        done, evaluated, total = done + evaluated, False, len(self.timesteps)
+        return step(self, *args, **kwargs)
+
+    denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
+    hooks = [model.register_forward_pre_hook(evaluating) for model in denoisers]
+    try:
+        with patch.object(scheduler, "step", stepping):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    moments += [(total - done + index + 0.5) / total for index in at]
