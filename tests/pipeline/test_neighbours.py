@@ -368,8 +368,8 @@ def test_a_sibling_with_a_scheduler_of_its_own(
     ("compile_", "first"),
     [
         (compiled_in_place, "compile"),
-        (compiled_in_place, "apply"),
-        (compiled_around, "compile"),
+        pytest.param(compiled_in_place, "apply", marks=pytest.mark.slow),
+        pytest.param(compiled_around, "compile", marks=pytest.mark.slow),
         (compiled_around, "apply"),
     ],
 )

@@ -273,6 +273,7 @@ assert torch.get_num_threads() == int(threads)
 """
 
 
+@pytest.mark.slow
 def test_equal_bytes_for_every_number_of_threads(tmp_path: Path) -> None:
     """Of a layer so large that a decomposition on two threads rounds differently."""
     assert torch.get_num_threads() == 1
