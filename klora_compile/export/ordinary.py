@@ -174,11 +174,12 @@ def _check(
 def _tensors(
     target: Target, delta: Delta, rank: int, spelling: Spelling
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    weight = target.parameter == "weight"
+    kernel = target.shape[2:] or ((1, 1) if target.pointwise and weight else ())
     if isinstance(delta, Dense):
-        part = DIFF if target.parameter == "weight" else DIFF_BIAS
-        yield f"{target.key}{spelling.endings[part]}", delta.values.reshape(target.shape)
+        ending = spelling.endings[DIFF if weight else DIFF_BIAS]
+        yield f"{target.key}{ending}", delta.values.reshape(*target.shape[:2], *kernel)
         return
-    kernel = target.shape[2:] or ((1, 1) if target.pointwise else ())
     down = torch.zeros(rank, target.shape[1], *kernel, dtype=delta.down.dtype)
     down[: delta.rank] = delta.down.reshape(-1, *down.shape[1:])
     up = torch.zeros(target.shape[0], rank, *(1 for _ in kernel), dtype=delta.up.dtype)

@@ -30,7 +30,7 @@ class Target:
     """In the file; that of the entry, or of the module that several entries are fused into."""
     pieces: tuple[Piece, ...]
     pointwise: bool = False
-    """Whether it is a 1x1 convolution, whose factors have four dimensions in a file."""
+    """Whether it is a 1x1 convolution, whose delta or factors have four dimensions in a file."""
 
 
 @dataclass(frozen=True)

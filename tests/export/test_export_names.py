@@ -338,6 +338,34 @@ def test_a_convolution_that_is_no_product_keeps_its_kernel(tmp_path: Path) -> No
     assert error(as_klora_reads(path)[entry.layer], average(entry)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("family", "module", "key", "kernel"),
+    [
+        ("sd1", "down_blocks.0.attentions.0.proj_in", "down_blocks_0_attentions_0_proj_in", (1, 1)),
+        ("sd2", "down_blocks.0.attentions.0.proj_in", "down_blocks_0_attentions_0_proj_in", ()),
+        (
+            "sdxl",
+            "down_blocks.1.resnets.0.conv_shortcut",
+            "input_blocks_4_0_skip_connection",
+            (1, 1),
+        ),
+    ],
+)
+def test_a_pointwise_convolution_that_is_no_product_has_four_dimensions(
+    family: str, module: str, key: str, kernel: tuple[int, ...], tmp_path: Path
+) -> None:
+    """ComfyUI adds a difference only to a weight of its shape; a linear layer stays a matrix."""
+    entries = [
+        dense_entry(f"unet.{module}", 6, 5),
+        dense_entry(f"unet.{module}", 6, parameter="bias"),
+    ]
+    path = written(hand_fusion(*entries, family=family), tmp_path)
+    tensors = load_file(path)
+    assert tensors[f"lora_unet_{key}.diff"].shape == (6, 5, *kernel)
+    assert tensors[f"lora_unet_{key}.diff_b"].shape == (6,)
+    assert error(as_klora_reads(path)[f"unet.{module}"], average(entries[0])) < 1e-6
+
+
 def test_pefts_names_refuse_what_is_no_product(tmp_path: Path) -> None:
     entries = [
         dense_entry("unet.mid_block.attentions.0.proj_in", 6, 5),
