@@ -10,6 +10,7 @@ Deltas that are no products are ``diff`` and ``diff_b``, as ComfyUI reads them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from klora_compile.export.targets import Piece, Spelling, Target
@@ -21,6 +22,8 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.backwards import Backwards, Home, shares
 from klora_runtime.families.catalogue import FAMILIES, family_name
+from klora_runtime.families.family import Family
+from klora_runtime.families.text_encoders import CLIP
 
 _ENDINGS = {
     DOWN: ".lora_down.weight",
@@ -29,6 +32,10 @@ _ENDINGS = {
     DIFF: ".diff",
     DIFF_BIAS: ".diff_b",
 }
+
+
+#: What ComfyUI looks for in CLIP under kohya's prefix.
+_KNOWN_OF_CLIP = re.compile(r"\.self_attn\.|\.mlp\.|text_projection$")
 
 
 def kohya_spelling(fusion: Fusion) -> Spelling:
@@ -54,7 +61,8 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
         if home is None:
             issues.append(f"{shown(entry.layer)}: has no name in kohya's spelling")
             continue
-        key = prefix + home.module.replace(".", "_")
+        full = _full_name(family, entry.component, home.module)
+        key = full or prefix + home.module.replace(".", "_")
         modules.setdefault((key, entry.parameter), []).append((entry, home))
     targets = []
     for (key, parameter), parts in sorted(modules.items()):
@@ -72,6 +80,20 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
         )
     script = {} if family.script is None else {"ss_network_module": family.script.module}
     return Spelling(_ENDINGS, {**script, **family.kohya.metadata}, tuple(targets))
+
+
+def _full_name(family: Family, component: str, module: str) -> str | None:
+    """ComfyUI's name of a CLIP module that it does not know under kohya's prefix; None for others.
+
+    Under ``lora_te_``, ``lora_te1_`` and ``lora_te2_`` it looks for attention, feed-forward layers
+    and the projection alone (``LORA_CLIP_MAP`` and ``model_lora_keys_clip`` in its comfy/lora.py).
+    """
+    encoder = next((e for e in family.text_encoders if e.component == component), None)
+    if encoder is None or encoder.model is not CLIP or encoder.comfy is None:
+        return None
+    if _KNOWN_OF_CLIP.search(module):
+        return None
+    return f"text_encoders.{encoder.comfy}.transformer.{module}"
 
 
 def _no_names(family: str | None) -> str:

@@ -366,6 +366,32 @@ def test_a_pointwise_convolution_that_is_no_product_has_four_dimensions(
     assert error(as_klora_reads(path)[f"unet.{module}"], average(entries[0])) < 1e-6
 
 
+@pytest.mark.parametrize("module", ["encoder.layers.0.layer_norm1", "final_layer_norm"])
+@pytest.mark.parametrize(
+    ("family", "component", "name"),
+    [
+        ("sd1", "text_encoder", "clip_l"),
+        ("sd2", "text_encoder", "clip_h"),
+        ("sdxl", "text_encoder", "clip_l"),
+        ("sdxl", "text_encoder_2", "clip_g"),
+    ],
+)
+def test_norms_of_clip_have_the_full_name_that_comfyui_knows(
+    family: str, component: str, name: str, module: str, tmp_path: Path
+) -> None:
+    """Under kohya's prefix it looks for attention and feed-forward layers alone."""
+    entries = [dense_entry(f"{component}.{module}", 4, parameter=p) for p in ("weight", "bias")]
+    attention = f"{component}.encoder.layers.0.self_attn.q_proj"
+    path = written(hand_fusion(*entries, hand_entry(attention, (4, 4)), family=family), tmp_path)
+    keys = set(load_file(path))
+    full = f"text_encoders.{name}.transformer.text_model.{module}"
+    assert {f"{full}.diff", f"{full}.diff_b"} <= keys
+    assert all(key.startswith("lora_te") for key in keys if not key.startswith(full))
+    found = as_klora_reads(path)
+    for entry in entries:
+        assert error(found[entry.layer], average(entry)) < 1e-6
+
+
 def test_pefts_names_refuse_what_is_no_product(tmp_path: Path) -> None:
     entries = [
         dense_entry("unet.mid_block.attentions.0.proj_in", 6, 5),
