@@ -14,6 +14,7 @@ from support.lora_files import peft_keys, random_pair
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter, look_into
+from klora_compile.reading.scale.entries import entries_of
 from klora_compile.report.lora import lora_lines
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
@@ -264,3 +265,12 @@ def test_inspect_says_that_pairs_were_trained_apart(tmp_path: Path) -> None:
     lines = [text for _, text in lora_lines(found, None)]
     assert "6, from tensor, times the 3 pairs of split_qkv" in lines
     assert "2, from tensor" in lines
+
+
+def test_the_order_of_entries_does_not_matter() -> None:
+    """safetensors writes metadata in another order each time."""
+    metadata = {"transformer.lora_alpha": "4", "alpha": "4", "transformer.r": "8"}
+    turned = dict(reversed(metadata.items()))
+    found = [entries_of(each, "LoRA file a.safetensors") for each in (metadata, turned)]
+    assert found[0] == found[1]
+    assert [entry.key for entry in found[0]] == ["alpha", "transformer.lora_alpha"]

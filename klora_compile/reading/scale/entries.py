@@ -48,7 +48,7 @@ def entries_of(metadata: Mapping[str, str], where: str) -> Sequence[Entry]:
 
 
 def _entries(metadata: Mapping[str, str], where: str) -> Iterator[Entry]:
-    for key, text in metadata.items():
+    for key, text in sorted(metadata.items()):  # writers leave the order to chance
         scope, dot, name = key.rpartition(".")
         if name in _ALPHAS and text not in SILENT:
             alpha = stated_number(text, key, where)
