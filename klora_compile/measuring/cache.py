@@ -167,8 +167,10 @@ class _Store:
         except sqlite3.OperationalError as error:
             if _is_held(error):
                 self.close()
-                return None
-            self._warn()
+            elif _code(error) == sqlite3.SQLITE_ERROR:  # the table is not ours
+                self._renew()
+            else:
+                self._warn()
             return None
         except _ERRORS:
             self._renew()
