@@ -92,7 +92,6 @@ def compile_command(
     check_output(output, force, inputs=(*contents, *styles))
 
     from klora_compile.compiler import compile_sources
-    from klora_compile.measuring.cache import cache_file
     from klora_compile.report.compilation import Compilation
     from klora_compile.settings.config import Config
     from klora_compile.sources import by_slot, read_sources
@@ -103,13 +102,7 @@ def compile_command(
     where, begin = as_device(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(by_slot(contents, styles), config, reading, on_module=on_module)
-    cache = None if no_cache else cache_file()
-    if cache is None and not no_cache:
-        click.echo(
-            "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to "
-            "one, or add --no-cache.",
-            err=True,
-        )
+    cache = None if no_cache else _cache()
     with layer_bar("measuring") as on_layer:
         fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
     if compress is not None:
@@ -122,6 +115,20 @@ def compile_command(
     seconds = time.perf_counter() - begin
     compilation = Compilation(fusion, adapters, output, size, seconds)
     print_result(as_json, "compilation", compilation.json, compilation.text)
+
+
+def _cache() -> Path | None:
+    """The file of statistics; None, with a line that says so, where it has no folder."""
+    from klora_compile.measuring.cache import cache_file
+
+    file = cache_file()
+    if file is None:
+        click.echo(
+            "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to "
+            "one, or add --no-cache.",
+            err=True,
+        )
+    return file
 
 
 def _compressed(fusion: Fusion, tolerance: float) -> Fusion:

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from klora_compile.families.convolutions import folded_kernel
+from klora_compile.reading.checking import dtype_problems, form_problems, size_problems
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
 from klora_compile.reading.forms.dora import ROW_MAGNITUDE, Axis, axes
 from klora_compile.reading.forms.lora import UP_BIAS, without_ones
@@ -28,15 +29,8 @@ from klora_compile.reading.pieces import Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
-from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
-
-#: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
-MAX_ELEMENTS = 2**29
-
-#: Dtypes of positions and flags.
-_INTEGERS = ("I16", "I32", "I64")
 
 #: An alpha's source where no alpha acts.
 NO_ALPHA = "none"
@@ -133,7 +127,7 @@ class Describer:
         subject = self._subject(module, form)
         if isinstance(subject, str):
             return Description(problems=(subject,))
-        problems = [*self._dtype_problems(module), *_form_problems(subject)]
+        problems = [*self._dtype_problems(module), *form_problems(form, subject.header)]
         if problems:
             return Description(problems=tuple(problems))
         scale = self._scale(subject)
@@ -142,7 +136,7 @@ class Describer:
         if form is not None and form.changes_bias(subject.header):
             biases.append(self._bias_of_base(subject, form))
         problems = [p for weight in weights for p in self._magnitude_problems(subject, weight)]
-        problems += _size_problems(weights, biases)
+        problems += size_problems(weights, biases)
         if problems:
             return Description(problems=tuple(problems))
         shapes = [weight.facts.shape for weight in weights]
@@ -205,29 +199,15 @@ class Describer:
         return targets_of(self._account.table, module.key.stem)
 
     def _dtype_problems(self, module: Module) -> Iterator[str]:
-        for part, key in module.parts.items():
-            info = self._file.tensors[key]
-            if part == ALPHA:
-                if math.prod(info.shape) != 1:
-                    yield "alpha is not one number"
-                continue
-            if part.whole_numbers:
-                if info.dtype not in _INTEGERS:
-                    found = DTYPES[info.dtype].in_torch
-                    yield f"{part.name} is torch.{found}, expected int16, int32 or int64"
-                continue
-            if info.dtype not in REAL + FLOAT8:
-                found = DTYPES[info.dtype].in_torch
-                yield (
-                    f"{part.name} is torch.{found}, expected float32, float16, bfloat16 or float8"
-                )
+        tensors = self._file.tensors
+        return dtype_problems({part: tensors[key] for part, key in module.parts.items()})
 
     def _scale(self, subject: _Subject) -> _Scale:
         """Rank and alpha, and what is wrong with them."""
         form = subject.form
         declared = None if form is None else form.rank(subject.header)
         rank = declared
-        if form is not None and form.name == "lokr" and rank is None:
+        if form is not None and form.settings_state_rank and rank is None:
             rank = self._scales.rank(subject.component, subject.path)
         if form is None or rank is None:
             return _Scale(rank)
@@ -272,7 +252,7 @@ class Describer:
             subject = self._subject(module, form)
             if isinstance(subject, str):
                 continue
-            if any(self._dtype_problems(module)) or _form_problems(subject):
+            if any(self._dtype_problems(module)) or form_problems(form, subject.header):
                 continue
             rank = form.rank(subject.header)
             if rank is not None and self._scales.is_contradicted(
@@ -378,12 +358,6 @@ class Describer:
         return placements(table, key.stem, piece.facts.shape[0], inner)
 
 
-def _form_problems(subject: _Subject) -> list[str]:
-    if subject.form is not None:
-        return subject.form.problems(subject.header)
-    return ["has lora_B.bias but no lora_B.weight"] if UP_BIAS in subject.shapes else []
-
-
 def _axes(subject: _Subject, shape: Shape | None) -> frozenset[Axis]:
     """What a DoRA's magnitude may belong to; nothing where it fits neither or is none."""
     if subject.magnitude is None or shape is None or len(shape) < 2:
@@ -392,24 +366,3 @@ def _axes(subject: _Subject, shape: Shape | None) -> frozenset[Axis]:
     if subject.magnitude == ROW_MAGNITUDE:
         return frozenset([Axis.OUTPUT] if math.prod(magnitude) == shape[0] else [])
     return axes(magnitude, shape)
-
-
-def _size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterator[str]:
-    for piece in (*weights, *biases):
-        shape = piece.facts.shape
-        if shape is None:
-            continue
-        if math.prod(shape) > MAX_ELEMENTS:
-            yield (
-                f"its delta {list(shape)} would have {math.prod(shape)} elements, at most "
-                f"{MAX_ELEMENTS} are read"
-            )
-        if piece.part is not None and len(shape) != 1:
-            yield f"its bias is {list(shape)}, expected one dimension"
-    if len(biases) > 1:
-        yield "has two biases"
-    whole = weights[0].facts.shape if weights else None
-    own = biases[0].facts.shape if biases else None
-    if whole is not None and own is not None and own != whole[:1]:
-        rows, found = whole[0], list(own)
-        yield f"its bias is {found}, expected [{rows}], one value for each row of its weight"

@@ -39,6 +39,7 @@ class Lokr(Form):
 
     name = "lokr"
     parts = (W1, *_FIRST, W2, *_SECOND, T2)
+    settings_state_rank = True
     peft = MappingProxyType({"LOKR": "alpha"})
 
     def problems(self, layer: Header) -> list[str]:

@@ -101,6 +101,8 @@ class Form(Protocol):
     """Parts that a file has once, for all layers."""
     needs: Need = Need.NOTHING
     """What of the base model's layer the delta depends on."""
+    settings_state_rank: bool = False
+    """Whether the file's settings may state the rank where its tensors do not."""
     peft: Mapping[str, str | None] = MappingProxyType({})
     """PEFT's name of the form -> the key of its alpha, None where it has none."""
 
