@@ -33,7 +33,7 @@ mutate: $(VENV)/.dev
 operations: $(VENV)/.dev
 	KLORA_OPERATIONS=1000 $(BIN)/python -m pytest tests/pipeline/test_random_operations.py
 
-# The table of all pipeline classes of the installed diffusers: half an hour. git diff says what changed.
+# The table of all pipeline classes of the installed diffusers: a quarter of an hour. git diff says what changed.
 pipelines: $(VENV)/.dev
 	PYTHONPATH=examples:tests $(BIN)/python -m support.sweep
 

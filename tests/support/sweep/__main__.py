@@ -31,7 +31,8 @@ INTRODUCTION = """\
 
 Every pipeline class of diffusers {version}, sampled with two random LoRAs on all linear layers and
 convolutions of its denoisers. *equal*: the latents are those of K-LoRA written out literally, which
-computes all weights anew before each evaluation, and the pipeline is bare again afterwards.
+computes all weights anew before each evaluation; layers switch between LoRAs meanwhile; and the
+pipeline is bare again afterwards.
 `make pipelines` writes this page anew.
 
 {equal} classes are equal in both modes, {other} are not, and {unbuilt} were not compared.
@@ -83,7 +84,7 @@ def _too_long(*_: Any) -> None:
 
 
 def main() -> None:
-    """Look at all of them; half an hour on two cores."""
+    """Look at all of them; a quarter of an hour on two cores."""
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)

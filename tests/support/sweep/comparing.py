@@ -17,6 +17,7 @@ from tiny_pipeline import relative_difference, tiny_lora
 
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import KloraError
 
 MODES = ("merge", "branch")
@@ -56,10 +57,23 @@ def look_at(name: str) -> Found:
         if not relative_difference(expected, bare) >= LEAST_EFFECT:
             return Found(name, "its LoRAs change nothing")
         fusion = compile_fusion(*files, device="cpu")
+        if not _switches(fusion, moments):
+            return Found(name, "no layer switches while it is sampled")
         return Found(name, None, tuple(_in_mode(pipe, fusion, m, expected, bare) for m in MODES))
 
 
-def _in_mode(pipe: Any, fusion: Any, mode: str, expected: Any, bare: Any) -> str:
+def _switches(fusion: Fusion, moments: list[float]) -> bool:
+    """Whether a layer of a denoiser changes its LoRA between the first evaluation and the last."""
+    first, last = min(moments), max(moments)
+    return any(
+        first < moment <= last
+        for entry in fusion.entries
+        if entry.component in DENOISERS
+        for moment in entry.timeline.starts
+    )
+
+
+def _in_mode(pipe: Any, fusion: Fusion, mode: str, expected: Any, bare: Any) -> str:
     try:
         with apply_fusion(pipe, fusion, mode=mode):
             found = generate(pipe)
