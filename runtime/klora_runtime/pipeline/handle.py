@@ -40,9 +40,10 @@ def apply_fusion(
         pipe: any diffusers pipeline with a scheduler.
         path_or_fusion: an artifact file, or a fusion that is loaded or compiled already.
         mode: ``merge`` writes base + delta into the live weights when something switches, and
-            then costs nothing per step. ``branch`` leaves the base untouched and adds each
-            layer's low-rank output, for weights that are quantised, offloaded, or too coarse to
-            hold the delta. ``auto`` chooses; ``.report()`` says which and why.
+            then costs nothing per step. ``branch`` leaves the weights of layers untouched and
+            adds what each delta makes of the layer's input, for weights that are quantised,
+            offloaded, or too coarse to hold it; it writes biases, norms and other small
+            parameters. ``auto`` chooses; ``.report()`` says which and why.
         components: pipeline components to change; all of the fusion's by default.
         weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
             default.
