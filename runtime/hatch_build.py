@@ -1,6 +1,6 @@
-"""What the builds of both distributions take from `klora_runtime/__about__.py`.
+"""Build hook of both distributions: fills in metadata from `klora_runtime/__about__.py`.
 
-The source distributions of both carry the two files, so each builds alone.
+Both source distributions carry the two files, so each builds alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Metadata(MetadataHookInterface):
     """Fills the dynamic fields of ``[project]``."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Add links and, of the compiler, the requirements and the README.
+        """Add the links; for the compiler also the requirements and the README.
 
         Args:
             metadata: the table ``[project]``, with the version; changed in place.
@@ -42,12 +42,12 @@ class Metadata(MetadataHookInterface):
 
 
 def readable_anywhere(text: str, repository: str | None) -> str:
-    """A README whose links and pictures of files hold outside the repository.
+    """Return a README whose links and pictures also work outside the repository.
 
     Args:
         text: Markdown.
-        repository: the address of the repository's page. Without one a link becomes its text and
-            a picture is left out.
+        repository: the address of the repository's page. Without one, links become plain text and
+            pictures are left out.
     """
 
     def replaced(match: re.Match[str]) -> str:

@@ -6,7 +6,7 @@
     image = pipe("a fox in ink").images[0]
     handle.remove()
 
-Importing this package is cheap; torch is imported with the first use of a name that needs it.
+Importing this package is cheap: torch is imported on first use of a name that needs it.
 """
 
 from __future__ import annotations

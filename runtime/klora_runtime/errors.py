@@ -1,7 +1,7 @@
-"""The errors a user of klora can meet.
+"""The errors that klora raises.
 
-Every error says what is wrong, where, what was expected, what was found and what to do. Where
-one look finds several problems, they are all in the message and, one by one, in ``issues``.
+Every error says what is wrong, where, what was expected, what was found and what to do. If one
+check finds several problems, the message lists them and ``issues`` holds them one by one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _SHOWN_CHARACTERS = 160
 
 
 class KloraError(Exception):
-    """Root of all errors of klora.
+    """Base class of all klora errors.
 
     Attributes:
-        issues: each problem found, one sentence each; empty where the message says it all.
+        issues: the problems found, one sentence each; empty if the message says everything.
     """
 
     def __init__(self, message: str, issues: Iterable[str] = ()) -> None:
@@ -26,7 +26,7 @@ class KloraError(Exception):
 
 
 class FileFormatError(KloraError):
-    """A file is not what it should be: not safetensors, truncated, altered, or refused by name."""
+    """A file is invalid: not safetensors, truncated, altered, or of a kind that klora refuses."""
 
 
 class LoraError(FileFormatError):
@@ -42,7 +42,7 @@ class ConfigError(KloraError, ValueError):
 
 
 class PairingError(KloraError):
-    """Two LoRAs do not belong together: other layer shapes, or nothing in common."""
+    """Two LoRAs cannot be fused: their layer shapes differ, or they share no layer."""
 
 
 class IncompatibleModelError(KloraError):
@@ -52,11 +52,11 @@ class IncompatibleModelError(KloraError):
 class InUseError(KloraError):
     """The pipeline or its denoiser is in use.
 
-    Another fusion holds it, another thread is generating, or a change would come between a fusion
-    and its layers.
+    Another fusion is applied, another thread is generating, or the call would break an applied
+    fusion.
 
     Attributes:
-        handle: the handle of the fusion that is in the way, where that is what is.
+        handle: the handle of the fusion that is in the way, if there is one.
     """
 
     def __init__(self, message: str, issues: Iterable[str] = (), *, handle: Any = None) -> None:
@@ -65,7 +65,7 @@ class InUseError(KloraError):
 
 
 def shown(text: object, limit: int = _SHOWN_CHARACTERS) -> str:
-    """Text from a file, made safe for a terminal: no control characters, a bounded length."""
+    """Return text from a file made safe for a terminal: no control characters, bounded length."""
     plain = str(text)
     if not plain.isprintable():
         plain = "".join(

@@ -1,4 +1,4 @@
-"""Public names that are imported with their first use, so that importing a package is cheap."""
+"""Public names that are imported on first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` for a package (PEP 562).
+    """Return ``__getattr__`` and ``__dir__`` for a package (PEP 562).
 
     Args:
-        package: its ``__name__``.
+        package: the package's ``__name__``.
         homes: public name -> the module that defines it.
     """
 

@@ -145,6 +145,6 @@ def test_a_tensor_of_no_dtype_of_a_file_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         save_fusion(fusion, tmp_path / "a")
     assert str(caught.value) == (
-        "the fusion cannot be written: a tensor is torch.complex64, which files do not hold."
+        "the fusion cannot be written: a tensor is torch.complex64, which files cannot hold."
     )
     assert list(tmp_path.iterdir()) == []

@@ -1,1 +1,1 @@
-"""The artifact: one file, its specification `FORMAT.md` as code. Knows no model and no pipeline."""
+"""The artifact: the format of `FORMAT.md` as code. Nothing here knows a model or a pipeline."""

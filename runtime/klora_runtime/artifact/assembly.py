@@ -1,4 +1,4 @@
-"""A document and the tensors of its file make a fusion; a fusion is taken apart into both again."""
+"""Builds a fusion from a document and the tensors of its file, and takes a fusion apart again."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ T = TypeVar("T")
 
 
 def tensor_name(tensor: torch.Tensor) -> str:
-    """Name of a tensor in an artifact: digest over its dtype, shape and bytes, 32 hex digits."""
+    """Return a tensor's name in an artifact: a digest of dtype, shape and bytes, 32 hex digits."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     text = f"{dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
 
 
 def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion:
-    """A document with its numbers.
+    """Return the fusion that a document and its tensors make.
 
     Args:
-        tensors: the file's, by name.
+        tensors: the file's tensors by name.
 
     Raises:
-        ArtifactError: a packed tensor is damaged, which only its bytes tell.
+        ArtifactError: a packed tensor is damaged; only reading its bytes shows that.
     """
     packed: Mapping[tuple[int, str], Stored] = {}
     if any(slot.quantised for entry in document.entries for slot in entry.factors.values()):
-        from klora_runtime.artifact.q.codec import unpacked  # which plain artifacts do without
+        from klora_runtime.artifact.q.codec import unpacked  # plain artifacts do not need it
 
         packed = unpacked(document, tensors)
     return _as(
@@ -60,18 +60,18 @@ def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion
 
 
 def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
-    """A fusion as its file says it, and the tensors by name.
+    """Return the document of a fusion and its tensors by name.
 
     Raises:
-        ValueError: a compressed delta has numbers that are not those of its compression, or a
-            tensor is of no dtype of a file.
+        ValueError: the numbers of a compressed delta do not fit its compression, or files cannot
+            hold the dtype of a tensor.
     """
     tensors: dict[str, torch.Tensor] = {}
 
     def kept(tensor: torch.Tensor) -> StoredTensor:
         name = tensor_name(tensor)
         if tensor.dtype not in DTYPE_NAMES:
-            raise ValueError(f"a tensor is {tensor.dtype}, which files do not hold")
+            raise ValueError(f"a tensor is {tensor.dtype}, which files cannot hold")
         tensors.setdefault(name, tensor)
         return StoredTensor(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
 
@@ -103,7 +103,7 @@ def _plain(slot: SlotInFile, tensors: Mapping[str, torch.Tensor]) -> Stored:
 
 
 def _packed(fusion: Fusion) -> torch.Tensor | None:
-    """The one tensor that holds all compressed deltas, if there are any."""
+    """Return the tensor that holds all compressed deltas; None if there are none."""
     compressed = [
         (entry.factors[name], entry.shape)
         for entry in fusion.entries
@@ -120,6 +120,6 @@ def _packed(fusion: Fusion) -> torch.Tensor | None:
 
 
 def _as(kind: type[T], value: Any, **changed: Any) -> T:
-    """A value as another class with the same fields, some of them changed."""
+    """Convert a value to another class with the same fields, some of them changed."""
     stated = {field.name: getattr(value, field.name) for field in fields(value)}
     return kind(**stated | changed)

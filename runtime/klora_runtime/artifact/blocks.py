@@ -9,7 +9,7 @@ from klora_runtime.artifact.palette import parts_of
 from klora_runtime.artifact.schedule import TEXT_ENCODERS, Schedule, ScheduledEntry
 from klora_runtime.families.catalogue import FAMILIES
 
-#: Lists of blocks in the order in which data flows, of models that are not known.
+#: Lists of blocks in the order data flows, for unknown models: those of all known families.
 _ANY_BLOCKS = tuple(dict.fromkeys(name for each in FAMILIES.values() for name in each.blocks))
 _INNER_LISTS = ("attentions", "resnets", "downsamplers", "upsamplers")
 
@@ -22,11 +22,11 @@ class Block:
     entries: tuple[ScheduledEntry, ...]
 
     def acting(self) -> Block:
-        """The block without the layers that never act."""
+        """Return the block without the layers that never act."""
         return Block(self.name, tuple(entry for entry in self.entries if entry.acts))
 
     def parts(self, progress: float) -> dict[str, float]:
-        """Slot -> its mean part in the layers that act here; empty where none acts."""
+        """Return slot -> its mean share in the layers that act then; empty if none acts."""
         rows = (entry.timeline.at(progress) for entry in self.entries if entry.acts)
         acting = [parts for row in rows if (parts := parts_of(row))]
         slots = {slot for parts in acting for slot in parts}
@@ -34,7 +34,7 @@ class Block:
 
 
 def blocks(fusion: Schedule) -> list[Block]:
-    """The denoiser's layers by block, in the order data flows."""
+    """Return the denoiser's layers by block, in the order data flows."""
     groups: dict[str, list[ScheduledEntry]] = {}
     family = FAMILIES.get(fusion.family or "")
     flow = _ANY_BLOCKS if family is None else tuple(family.blocks)
@@ -57,13 +57,13 @@ def _block_name(module: str) -> str:
 
 
 def _flow_key(entry: ScheduledEntry, flow: Sequence[str]) -> tuple[object, ...]:
-    """Blocks in the order of ``flow``, then the other layers by name."""
+    """Sort blocks in the order of ``flow``, then the other layers by name."""
     path = f"{entry.module}."
     place = next((i for i, name in enumerate(flow) if path.startswith(f"{name}.")), len(flow))
     return entry.component, place, tuple(map(_natural, entry.module.split(".")))
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """Numbers by size, however many digits they have, and after names."""
+    """Sort numbers by value, whatever their number of digits, and after names."""
     digits = name.lstrip("0")
     return (len(digits), digits) if name.isdigit() else (-1, name)

@@ -1,4 +1,4 @@
-"""JSON with one spelling for each value, and none that the standard forbids."""
+"""Canonical JSON: one spelling for each value, and strict parsing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from klora_runtime.errors import shown
 
 
 def parse_json(raw: bytes | str, *, canonical: bool = False) -> Any:
-    """JSON without what the standard parser lets pass: duplicate keys, NaN and Infinity.
+    """Parse JSON and refuse what Python's parser accepts: duplicate keys, NaN and Infinity.
 
     Args:
-        canonical: duplicate keys pass, for the caller compares the text with what
-            :func:`canonical_json` makes of the result, which has each key once.
+        canonical: skip the search for duplicate keys; the caller compares the text with
+            :func:`canonical_json` of the result, which has each key once.
 
     Raises:
-        ValueError: also for the cases above and for bytes that are not UTF-8.
-        RecursionError: nested too deeply.
+        ValueError: the text is not JSON, has one of these faults, or is not UTF-8.
+        RecursionError: the JSON is nested too deeply.
     """
     text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
     hook = None if canonical else _unique
@@ -25,7 +25,7 @@ def parse_json(raw: bytes | str, *, canonical: bool = False) -> Any:
 
 
 def canonical_json(value: object) -> str:
-    """The one way to write ``value``: sorted keys, no spaces, ASCII, shortest round-trip floats."""
+    """Write ``value`` canonically: sorted keys, no spaces, ASCII, shortest round-trip floats."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )

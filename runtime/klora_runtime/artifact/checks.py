@@ -1,8 +1,8 @@
 """The rules of ``FORMAT.md`` for the JSON inside an artifact, checked all at once.
 
-Nothing is believed: every name, shape, range and reference is looked at, every problem is
-listed, and only then are values built from the JSON. Keys that decide a picture must be known;
-keys that are provenance (`sources`, `scores`, rule parameters) are carried as they are.
+Nothing is trusted: every name, shape, range and reference is checked and every problem listed
+before values are built from the JSON. Keys that affect a picture must be known; keys that are
+provenance (`sources`, `scores`, rule parameters) are kept as they are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
         where: how to name the file in the error.
 
     Raises:
-        ArtifactError: at least one rule is broken; ``issues`` has every one (at most 50).
+        ArtifactError: the document breaks a rule; ``issues`` lists every breach, up to 50.
     """
     check = _Check()
     if not check.keys(
@@ -69,7 +69,7 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
         raise ArtifactError(f"{where} breaks its format:", check.issues)
 
 
-#: Required key of a source -> whether a value of it is right.
+#: Required key of a source -> test of its value.
 _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
     "file": lambda v: isinstance(v, str) and "/" not in v and "\\" not in v,
     "sha256": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
@@ -81,12 +81,12 @@ _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-#: The keys of a source that are no notes.
+#: The keys of a source that are not notes.
 SOURCE_KEYS = frozenset(_SOURCE_TESTS)
 
 
 class _Check:
-    """Collects what is wrong; each method looks at one part of the document."""
+    """Collects the problems of a document; each method checks one part."""
 
     def __init__(self) -> None:
         self.issues: list[str] = []
@@ -178,7 +178,7 @@ class _Check:
     def entries(
         self, value: Any, slots: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
     ) -> set[str]:
-        """The names of the tensors that belong to entries."""
+        """Check the entries and return the names of the tensors that they use."""
         used: set[str] = set()
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ENTRIES:
             self.say("entries", f"expected a list of 1 to {MAX_ENTRIES} entries")
@@ -237,7 +237,7 @@ class _Check:
         slots: Mapping[str, Any],
         tensors: Mapping[str, TensorInfo],
     ) -> set[str]:
-        """The slots that are stored."""
+        """Check the factors of an entry and return its stored slots."""
         value = entry["factors"]
         if not isinstance(value, dict):
             self.say(where, "expected an object")
@@ -300,7 +300,7 @@ class _Check:
 
 
 def _is_shallow(value: Mapping[str, Any], test: Callable[[Any], bool]) -> bool:
-    """Every value passes the test, or is an object whose values do."""
+    """Return whether every value passes the test, or is an object whose values all do."""
     return all(
         all(map(test, inner.values())) if isinstance(inner, dict) else test(inner)
         for inner in value.values()

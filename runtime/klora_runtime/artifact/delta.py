@@ -1,8 +1,8 @@
-"""A delta as a value: what one LoRA adds to one parameter, without the scale that it is added with.
+"""Deltas: what one LoRA adds to one parameter, without its scale.
 
-It has one of two forms with the same methods: the product of two factors, or all its numbers. What
-is asked of a product is computed from its factors by matrices of rank x rank; the product itself is
-made by :meth:`LowRank.matrix` alone.
+A delta is a product of two factors (:class:`LowRank`) or a full tensor (:class:`Dense`); both have
+the same methods. Norms, inner products and singular values of a product are computed from its
+factors by rank x rank matrices; only :meth:`LowRank.matrix` forms the product.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Singular:
 
 @dataclass(frozen=True)
 class LowRank:
-    """up @ down."""
+    """A delta as the product up @ down."""
 
     down: torch.Tensor
-    """(rank, in), or (rank, in, *kernel) for kernels above 1."""
+    """(rank, in), or (rank, in, *kernel) for kernels larger than 1."""
     up: torch.Tensor
     """(out, rank), or (out, rank, 1, ...)."""
 
@@ -47,12 +47,12 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the parameter that it changes."""
+        """Shape of the parameter that it changes."""
         return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All its numbers."""
+        """The tensors that hold its numbers."""
         return self.down, self.up
 
     @property
@@ -60,50 +60,50 @@ class LowRank:
         return self.down.nbytes + self.up.nbytes
 
     def rows(self, ranges: Sequence[range]) -> LowRank:
-        """The delta of these rows of the parameter, in this order."""
+        """Return the delta of these rows of the parameter, in the given order."""
         return LowRank(self.down, _rows(self.up, ranges))
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> LowRank:
-        """The same delta elsewhere or in another dtype; None keeps what it has."""
+        """Return the delta on another device or in another dtype; None keeps the present one."""
         return LowRank(
             self.down.to(device=device, dtype=dtype), self.up.to(device=device, dtype=dtype)
         )
 
     def flattened(self) -> LowRank:
-        """The same delta of a matrix: (rank, in * kernel) and (out, rank)."""
+        """Return the delta with matrices as factors: (rank, in * kernel) and (out, rank)."""
         return LowRank(self.down.flatten(1), self.up.flatten(1))
 
     def in_float64(self, device: torch.device | None = None) -> LowRank:
-        """The same delta of a matrix in float64.
+        """Return the flattened delta in float64.
 
         Args:
-            device: where to, one that has float64; None for where it is, or for the host where that
-                has none.
+            device: a device that has float64; None keeps the delta on its own device, or moves it
+                to the host if that device has no float64.
         """
         return self.flattened().to(device or _home(self)).to(dtype=torch.float64)
 
     def matrix(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """All of it as (rows, all other dimensions), in a dtype; see :meth:`in_float64`."""
+        """Return the whole delta as (rows, all other dimensions); for its device see in_float64."""
         exact = dtype == torch.float64
         flat = self.in_float64() if exact else self.flattened().to(dtype=dtype)
         return flat.up @ flat.down
 
     def norm(self) -> float:
-        """Frobenius norm, computed in float64."""
+        """Return the Frobenius norm, computed in float64."""
         flat = self.in_float64()
         return math.sqrt(max(0.0, float(inner_products(flat, flat))))
 
     def inner(self, other: Delta) -> float:
-        """Frobenius inner product with another delta of the shape, computed in float64."""
+        """Return the Frobenius inner product with a delta of the same shape, in float64."""
         if isinstance(other, Dense):
             return other.inner(self)
         return float(inner_products(self.in_float64(), other.in_float64()))
 
     def singular(self) -> Singular:
-        """Its singular value decomposition, n = rank.
+        """Return the singular value decomposition, n = rank.
 
-        The singular values are those of R_up R_down^T, rank x rank, where up = Q_up R_up and
-        down^T = Q_down R_down.
+        It is computed from R_up R_down^T, rank x rank, where up = Q_up R_up and
+        down^T = Q_down R_down are QR decompositions.
         """
         flat = self.in_float64()
         up_basis, up_core = torch.linalg.qr(flat.up)
@@ -112,23 +112,20 @@ class LowRank:
         return Singular(up_basis @ left, values, (down_basis @ right.T).T)
 
     def balanced(self) -> LowRank:
-        """The same delta, each column of up as large as its row of down, by powers of two.
-
-        See :func:`balanced`.
-        """
+        """Return the same delta with factors of equal size; see :func:`balanced`."""
         return balanced([self])[0]
 
     def is_finite(self) -> bool:
-        """Whether no stored value is NaN or infinite."""
+        """Return whether no stored value is NaN or infinite."""
         return is_finite(self.down) and is_finite(self.up)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Every number of the delta."""
+    """A delta with all its numbers."""
 
     values: torch.Tensor
-    """Of the parameter's shape, one dimension or more."""
+    """The delta, in the parameter's shape (one dimension or more)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,7 +150,7 @@ class Dense:
         return Dense(self.values.to(device=device, dtype=dtype))
 
     def flattened(self) -> Dense:
-        """The same delta of a matrix: (rows, all other dimensions)."""
+        """Return the delta as a matrix: (rows, all other dimensions)."""
         return Dense(self.values.reshape(len(self.values), -1))
 
     def in_float64(self, device: torch.device | None = None) -> Dense:
@@ -174,11 +171,11 @@ class Dense:
         return float((self.matrix() * other.matrix()).sum())
 
     def singular(self) -> Singular:
-        """Its singular value decomposition, n = min(rows, columns)."""
+        """Return the singular value decomposition, n = min(rows, columns)."""
         return Singular(*torch.linalg.svd(self.matrix(), full_matrices=False))
 
     def balanced(self) -> Dense:
-        """Itself: it has no factors."""
+        """Return the delta itself: it has no factors."""
         return self
 
     def is_finite(self) -> bool:
@@ -186,32 +183,32 @@ class Dense:
         return is_finite(self.values)
 
 
-#: In one of two forms with the same methods.
+#: Either form of a delta.
 Delta = LowRank | Dense
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What an artifact holds of one slot of one entry: scale * delta."""
+    """The stored delta of one slot of one entry; the model gets scale * delta."""
 
     scale: float
-    """alpha / rank of the source (float64); 1 where the network alpha is ignored."""
+    """alpha / rank of the source (float64); 1 if the network alpha is ignored."""
     delta: Delta
-    """Dtype and bytes of the source, or in float32 what :attr:`quantised` stands for."""
+    """The source's dtype and bytes; if :attr:`quantised` is set, its decoded values in float32."""
     quantised: Quantised | None = None
-    """How the file encodes the delta; None where it holds the numbers as they are."""
+    """How the file encodes the delta; None if it is not compressed."""
 
     def sizes(self) -> Mapping[Hashable, int]:
-        """Place in memory of each tensor -> its bytes."""
+        """Return address of each tensor's memory -> its bytes."""
         return {tensor.data_ptr(): tensor.nbytes for tensor in self.delta.tensors}
 
 
 def inner_products(one: LowRank, other: LowRank) -> torch.Tensor:
-    """Frobenius inner product of two products, from matrices of rank x rank alone.
+    """Return the Frobenius inner product of two low-rank deltas, from rank x rank matrices alone.
 
     Args:
-        one: down (..., rank, columns) and up (..., rows, rank): matrices, or stacks of them.
-        other: of the same rows and columns; its rank may differ.
+        one: down (..., rank, columns) and up (..., rows, rank): matrices or stacks of matrices.
+        other: a delta of the same rows and columns; its rank may differ.
 
     Returns:
         (...), in the dtype of the factors.
@@ -221,13 +218,13 @@ def inner_products(one: LowRank, other: LowRank) -> torch.Tensor:
 
 
 def balanced(deltas: Sequence[LowRank]) -> list[LowRank]:
-    """The same deltas, each column of up as large as its row of down, by powers of two.
+    """Return the same deltas with each column of up about as large as its row of down.
 
-    A power of two changes no bit of a mantissa, and evenly large factors are farthest from what
-    float16 cannot hold, as are the products of ``down`` with an input.
+    The factors are scaled by powers of two, so no mantissa changes. Factors of equal size, and the
+    products of ``down`` with an input, are the safest from overflow and underflow in float16.
 
     Args:
-        deltas: of one dtype and on one device, for which many together wait once.
+        deltas: deltas of one dtype on one device; one call for all waits for the device once.
     """
     if not deltas:
         return []
@@ -247,7 +244,7 @@ def balanced(deltas: Sequence[LowRank]) -> list[LowRank]:
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Whether none is NaN or infinite: both show in the extremes, ten times as fast."""
+    """Return whether no value is NaN or infinite; minimum and maximum show both."""
     if not values.numel():
         return True
     least, most = torch.aminmax(values)
@@ -259,7 +256,7 @@ def _home(delta: Delta) -> torch.device:
 
 
 def _largest(factor: torch.Tensor, dim: int) -> torch.Tensor:
-    """The largest magnitude of each rank, (rank,)."""
+    """Return the largest magnitude of each rank, (rank,)."""
     size: torch.Tensor = torch.linalg.vector_norm(factor.flatten(1), math.inf, dim=dim)
     return size
 

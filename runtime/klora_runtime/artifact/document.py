@@ -1,9 +1,9 @@
-"""The JSON of an artifact as values, in both directions; all that can be had without its numbers.
+"""The JSON of an artifact as a value, in both directions: everything but the factors' numbers.
 
     file  <-- safetensors_file -->  text  <-- here -->  Document  <-- assembly -->  Fusion
 
-A document has the schedule, the sources and the scores, and says of each slot in which tensors of
-the file its numbers lie. Nothing here needs torch.
+A document holds the schedule, the sources and the scores, and names the tensors of the file that
+hold the numbers of each slot. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ _DEFLATED = "deflate:"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of the file, its numbers not read."""
+    """A tensor of the file whose numbers are not read."""
 
     name: str
-    """Its digest, 32 hexadecimal digits."""
+    """The tensor's digest, 32 hexadecimal digits."""
     dtype: str
     """A key of :data:`~klora_runtime.artifact.dtypes.DTYPES`."""
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """In the file."""
+        """Size in the file."""
         return math.prod(self.shape) * DTYPES[self.dtype].nbytes
 
 
 @dataclass(frozen=True)
 class SlotInFile:
-    """What the file holds of one slot of one entry."""
+    """The stored delta of one slot of one entry, as the JSON describes it."""
 
     kind: str
     """``lowrank`` or ``dense``."""
     scale: float
-    """As of :class:`~klora_runtime.artifact.delta.Stored`."""
+    """See :class:`~klora_runtime.artifact.delta.Stored`."""
     tensors: Mapping[str, StoredTensor]
-    """By part: ``down`` and ``up``, ``delta``, or ``packed``, which slots share."""
+    """Part -> tensor: ``down`` and ``up``, or ``delta``, or ``packed``, which slots share."""
     quantised: Quantised | None = None
-    """How its numbers are encoded; None where they are as they are."""
+    """How the file encodes the delta; None if it is not compressed."""
 
     @property
     def encoding(self) -> str:
@@ -88,23 +88,23 @@ class SlotInFile:
 
     @property
     def rank(self) -> int | None:
-        """Of the factors; None of a dense delta."""
+        """Rank of the factors; None for a dense delta."""
         if self.kind != "lowrank":
             return None
         return len(self.quantised.levels) if self.quantised else self.tensors["down"].shape[0]
 
     def sizes(self) -> Mapping[Hashable, int]:
-        """Name of each tensor -> its bytes in the file."""
+        """Return name of each tensor -> its bytes in the file."""
         return {tensor.name: tensor.nbytes for tensor in self.tensors.values()}
 
 
 @dataclass(frozen=True, repr=False)
 class Document(ScheduleOf[SlotInFile]):
-    """What an artifact says, its numbers not read."""
+    """A fusion as its file describes it, without the numbers."""
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Name -> tensor, of all in the file."""
+        """Name -> tensor, for all tensors of the file."""
         return {
             tensor.name: tensor
             for entry in self.entries
@@ -114,7 +114,7 @@ class Document(ScheduleOf[SlotInFile]):
 
 
 def load_document(path: str | os.PathLike[str]) -> Document:
-    """Read and check all of an artifact but its numbers.
+    """Read and check an artifact, except its numbers.
 
     Raises:
         ArtifactError: the file breaks the format; ``issues`` lists every problem found.
@@ -129,7 +129,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Whether a file says that it is an artifact; it may still be a broken one."""
+    """Return whether a file claims to be an artifact; it may still be broken."""
     try:
         with SafetensorsFile(Path(path), "artifact") as file:
             return METADATA_KEY in file.metadata
@@ -138,7 +138,7 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 
 def read_document(file: SafetensorsFile) -> Document:
-    """See :func:`load_document`; of an open file."""
+    """Read and check the document of an open file; see :func:`load_document`."""
     where = f"artifact {shown(file.path)}"
     if set(file.metadata) != {METADATA_KEY}:
         found = ", ".join(shown(key) for key in file.metadata) or "none"
@@ -163,11 +163,11 @@ def read_document(file: SafetensorsFile) -> Document:
 
 
 def document_text(document: Document) -> str:
-    """A document as the value of the file's metadata key.
+    """Return the value of the file's metadata key for a document.
 
     Raises:
-        ValueError, TypeError: it holds a value that JSON cannot, or a source's note has the name
-            of something else.
+        ValueError, TypeError: JSON cannot hold a value of the document, or a source's note has the
+            name of another key.
     """
     inner = canonical_json(
         {
@@ -197,7 +197,7 @@ def document_text(document: Document) -> str:
 
 
 def _opened(text: str, where: str) -> Any:
-    """The value of ``fusion``, after a look at its digest and its spelling."""
+    """Return the value of ``fusion`` after checking its digest and its spelling."""
     try:
         text = _inflated(text)
         canonical = _canonical(text)
@@ -222,7 +222,7 @@ def _opened(text: str, where: str) -> Any:
 
 
 def _canonical(text: str) -> tuple[dict[str, Any], str] | None:
-    """The values of a text in canonical form, and its part ``fusion``; None for any other text."""
+    """Return the value of a canonical text and the text of ``fusion``; None for any other text."""
     try:
         outer = parse_json(text, canonical=True)
         if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
@@ -239,17 +239,17 @@ def _enveloped(digest: object, inner: str) -> str:
 
 
 def _is_large(document: Document) -> bool:
-    """Whether the JSON would be a large part of the file: factors compressed, or elsewhere."""
+    """Return whether the JSON is a large part of the file: factors are compressed or absent."""
     return document.is_thin or any(
         slot.quantised is not None for entry in document.entries for slot in entry.factors.values()
     )
 
 
 def _inflated(text: str) -> str:
-    """The JSON of a file's metadata, which may be compressed.
+    """Return the JSON of a file's metadata, decompressed if necessary.
 
     Raises:
-        ValueError: it is damaged, or longer than a header may be.
+        ValueError: the text is damaged, or longer than a header may be.
     """
     if not text.startswith(_DEFLATED):
         return text
@@ -264,7 +264,7 @@ def _inflated(text: str) -> str:
     return found.decode("ascii")
 
 
-# --- parts: checked JSON as values, and values as JSON ----------------------------------------
+# --- parts: from checked JSON to values, and from values to JSON -------------------------------
 
 
 def _source(value: Mapping[str, Any]) -> Source:

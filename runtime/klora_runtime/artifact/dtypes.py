@@ -1,4 +1,4 @@
-"""The dtypes of tensors in files: one table of all that klora reads or writes. Needs no torch."""
+"""The dtypes of tensors in files: one table for reading and writing. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Dtype:
-    """One dtype of safetensors; other ones are refused."""
+    """A dtype of safetensors that klora reads or writes; it refuses others."""
 
     name: str
-    """As the header of a file writes it."""
+    """Name in the header of a file."""
     in_torch: str
-    """What torch calls it."""
+    """Name in torch."""
     nbytes: int
-    """Of one number."""
+    """Bytes per number."""
 
 
-#: Name in a file -> dtype, in the order in which files hold their tensors.
+#: Name in a file -> dtype, in the order of tensors in a file.
 DTYPES: Mapping[str, Dtype] = MappingProxyType(
     {
         dtype.name: dtype
@@ -40,8 +40,8 @@ DTYPES: Mapping[str, Dtype] = MappingProxyType(
     }
 )
 
-#: Dtypes that products are computed in, and that artifacts hold their factors in.
+#: Dtypes of factors in artifacts, and of products.
 REAL = ("F32", "F16", "BF16")
 
-#: Dtypes that are read as float16, which holds every value of them.
+#: Dtypes that are read as float16, which holds all their values exactly.
 FLOAT8 = ("F8_E4M3", "F8_E5M2")

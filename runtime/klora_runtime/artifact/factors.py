@@ -1,6 +1,6 @@
-"""The rules of ``FORMAT.md`` for factors: what is stored of one slot in one entry, by its form.
+"""The rules of ``FORMAT.md`` for factors: the stored delta of one slot of one entry.
 
-A form is a kind with an encoding; a new one is a new row of :data:`FORMS`.
+A form is a kind together with an encoding; a new form is a new row of :data:`FORMS`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Form:
     """How the JSON writes the factors of a slot."""
 
     tensors: tuple[str, ...]
-    """The keys that name its tensors."""
+    """Keys that name its tensors."""
     dtypes: tuple[str, ...]
-    """Those that its tensors may have."""
+    """Dtypes that its tensors may have."""
     others: tuple[str, ...] = ()
-    """Its further keys."""
+    """Further keys."""
 
     @property
     def keys(self) -> frozenset[str]:
-        """All of them."""
+        """All keys."""
         return frozenset(("kind", "encoding", "scale", *self.tensors, *self.others))
 
 
@@ -55,19 +55,19 @@ _KEYS = {form: form.keys for form in FORMS.values()}
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number of the format's range."""
+    """Return whether a JSON value is a number within the format's range."""
     return type(value) in (int, float) and abs(value) < 1e38  # false for NaN as well
 
 
 def factors_problems(
     value: Any, shape: list[int], tensors: Mapping[str, TensorInfo], sources: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong with the factors of one slot: where inside them, and what.
+    """Yield the problems of the factors of one slot: the place inside them, and the problem.
 
     Args:
-        shape: of the entry's parameter.
-        tensors: the file's, by name.
-        sources: of the slot.
+        shape: shape of the entry's parameter.
+        tensors: the file's tensors by name.
+        sources: names of the slot's sources.
     """
     form = _form_of(value)
     if isinstance(form, str):
@@ -107,12 +107,12 @@ def factors_problems(
 def packed_problems(
     entries: Iterable[Mapping[str, Any]], tensors: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str, str]]:
-    """Which packed tensors cannot hold what they are said to: their name, and what is wrong.
+    """Yield the packed tensors that are too small for their slots: the name, and the problem.
 
-    A number takes a bit or more, so what is read is never much larger than the file.
+    A number takes at least one bit, so a small file cannot claim a huge amount of numbers.
 
     Args:
-        entries: whose factors have no problem.
+        entries: entries whose factors have no problem.
     """
     numbers: Counter[str] = Counter()
     for entry in entries:
@@ -128,14 +128,14 @@ def packed_problems(
 
 
 def tensor_names(value: Any) -> list[str]:
-    """The names of tensors in the factors of one slot, right or wrong."""
+    """Return the names of tensors in the factors of one slot; the factors may be invalid."""
     form = _form_of(value)
     named = [] if isinstance(form, str) else [value.get(part) for part in form.tensors]
     return [name for name in named if isinstance(name, str)]
 
 
 def _form_of(value: Any) -> Form | str:
-    """The form of factors, or why they have none."""
+    """Return the form of factors, or the reason why it is unknown."""
     if not isinstance(value, dict):
         return "expected an object"
     kind, encoding = value.get("kind"), value.get("encoding")
@@ -146,7 +146,7 @@ def _form_of(value: Any) -> Form | str:
 
 
 def _make(kind: str, found: Mapping[str, tuple[int, ...]], shape: list[int]) -> bool:
-    """Whether tensors of these shapes give a delta of ``shape``."""
+    """Return whether tensors of these shapes give a delta of ``shape``."""
     if kind == "dense":
         return found["delta"] == tuple(shape)
     down, up = found["down"], found["up"]

@@ -1,8 +1,8 @@
-"""Reading and writing the one file that is shipped; the format itself is ``runtime/FORMAT.md``.
+"""Reading and writing artifacts; ``runtime/FORMAT.md`` specifies the format.
 
-The file is a safetensors file with one metadata key. Its value is canonical JSON, so that equal
-fusions are equal bytes. Tensors are named by their own digest: a tensor that was altered or
-swapped no longer fits its name, and a tensor used twice is stored once.
+An artifact is a safetensors file with one metadata key. Its value is canonical JSON, so equal
+fusions give equal bytes. A tensor's name is its digest: an altered or swapped tensor no longer
+matches its name, and a tensor used twice is stored once.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ def load_fusion(
     device: str | torch.device = "cpu",
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Fusion:
-    """Read an artifact: its data in one piece, whatever the number of layers.
+    """Read an artifact, its data in one block, whatever the number of layers.
 
     Args:
         path: a ``.klora.safetensors`` file.
         check: ``structure`` checks the header, the JSON's digest and every reference, shape and
             range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
             and infinity.
-        device: where the factors are kept: in host memory, or on the GPU of the pipelines that
-            they are for, which saves sending them again whenever they are applied. A name that
-            torch knows (``cuda:1``), or ``auto`` for the first GPU, else the CPU.
-        sources: of a thin artifact: source name -> the LoRA file that it was compiled from.
-            Without them it is read and cannot be applied (:attr:`Fusion.is_thin`).
+        device: where the factors are kept: in host memory, or on the GPU of the pipelines, which
+            saves a transfer each time they are applied. A name that torch knows (``cuda:1``), or
+            ``auto`` for the first GPU, else the CPU.
+        sources: for a thin artifact, source name -> the LoRA file that it was compiled from.
+            Without them the fusion is read but cannot be applied (:attr:`Fusion.is_thin`).
 
     Returns:
-        The fusion, its factors in the dtypes of the file, or in float32 where they are compressed.
+        The fusion. Factors have the dtypes of the file, or float32 if they are compressed.
 
     Raises:
-        ArtifactError: the file breaks the format, or a source is not the one that it was compiled
+        ArtifactError: the file breaks the format, or a source is not the file that it was compiled
             from; ``issues`` lists every problem found.
-        ConfigError: ``sources`` has a name that the artifact does not have, or it is not thin;
-            there is no such device.
+        ConfigError: ``sources`` names an unknown source, or the artifact is not thin; or there is
+            no such device.
     """
     place, where = Path(path), as_device(device)
     try:
@@ -74,21 +74,21 @@ def load_fusion(
 
 
 def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
-    """Write ``fusion`` as an artifact, whole or not at all.
+    """Write a fusion as an artifact, completely or not at all.
 
-    The bytes go to a new file beside ``path``, which then takes its place in one step: a
-    process that dies half-way leaves an old file as it was. A file that the reader would
-    refuse never gets there.
+    The bytes go to a new file beside ``path`` that then replaces it in one step: a process that
+    dies half-way leaves the old file unchanged. The new file is read back first, so a file that the
+    reader refuses never arrives.
 
     Args:
         overwrite: replace an existing file.
 
     Returns:
-        Bytes written.
+        The number of bytes written.
 
     Raises:
-        ArtifactError: ``path`` exists and ``overwrite`` is false, it cannot be written, or the
-            fusion breaks the format.
+        ArtifactError: ``path`` exists and ``overwrite`` is false, ``path`` cannot be written, or
+            the fusion breaks the format.
     """
     place = Path(path)
     with replacing(place, overwrite=overwrite, error=ArtifactError) as new:

@@ -1,4 +1,4 @@
-"""The compiled result: a schedule with the numbers that it applies, as artifacts hold it."""
+"""Fusions: a schedule together with the numbers that it applies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Entry(EntryOf[Stored]):
 
 @dataclass(frozen=True, repr=False)
 class Fusion(ScheduleOf[Stored]):
-    """Two (or more) LoRAs and the schedule that fuses them; what an artifact holds."""
+    """Two or more LoRAs and the schedule that fuses them: the content of an artifact."""
 
     entries: tuple[Entry, ...]
     """Sorted by component, module and parameter."""

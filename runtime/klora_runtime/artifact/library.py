@@ -1,4 +1,4 @@
-"""Fusions that stay loaded: what a service that answers with many of them keeps at hand."""
+"""A cache of loaded fusions, for a service that applies many of them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError
 
-#: A file as it was when it was loaded: its path, its bytes, when it was changed.
+#: A version of a file: its path, its size in bytes, and its time of modification.
 _Key = tuple[str, int, int]
 
 
 class FusionLibrary:
-    """Loads artifacts and keeps those used last, up to a budget of memory. Threads may share it.
+    """A cache of loaded artifacts that evicts the least recently used ones. Threads may share it.
 
     Args:
-        budget: bytes of factors that may stay loaded, 0 or more. A fusion that is larger is given
-            out and not kept.
-        device: where the factors are kept; on that of the pipelines, no swap has to send them.
+        budget: bytes of factors that may stay loaded, 0 or more. A larger fusion is returned but
+            not kept.
+        device: where the factors are kept; on the pipelines' device, a swap does not send them.
 
     Raises:
-        ConfigError: the budget is not a whole number of 0 or more, or there is no such device.
+        ConfigError: the budget is not a whole number >= 0, or there is no such device.
     """
 
     def __init__(self, budget: int, *, device: str | torch.device = "cpu") -> None:
@@ -36,7 +36,7 @@ class FusionLibrary:
             raise ConfigError(f"budget: expected a whole number of bytes, found {budget!r}.")
         self.budget = budget
         self.device = as_device(device)
-        self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the one used last at the end
+        self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the most recently used one is last
         self._lock = Lock()
 
     def get(
@@ -45,16 +45,16 @@ class FusionLibrary:
         *,
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> Fusion:
-        """The fusion of an artifact, loaded if it is not at hand or its file was changed.
+        """Return the fusion of an artifact; load it if it is not kept or its file has changed.
 
         Args:
             path: a ``.klora.safetensors`` file.
-            sources: of a thin artifact, see :func:`klora_runtime.load_fusion`; as their digests
-                decide, it does not matter later which files they were.
+            sources: see :func:`klora_runtime.load_fusion`. Files are identified by their digests,
+                so a kept fusion is returned whatever their paths.
 
         Raises:
-            ArtifactError: see :func:`klora_runtime.load_fusion`; nothing is kept of this file.
-            ConfigError: ``sources`` has a name that the artifact does not have, or it is not thin.
+            ArtifactError: see :func:`klora_runtime.load_fusion`; the file is not kept.
+            ConfigError: ``sources`` names an unknown source, or the artifact is not thin.
         """
         key = _key(path)
         with self._lock:
@@ -62,26 +62,26 @@ class FusionLibrary:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         fusion = load_fusion(path, device=self.device, sources=sources)
-        if not fusion.is_thin and key is not None and key == _key(path):  # not replaced meanwhile
+        if not fusion.is_thin and key is not None and key == _key(path):  # the file did not change
             self._keep(key, fusion)
         return fusion
 
     @property
     def nbytes(self) -> int:
-        """Bytes of factors that are kept."""
+        """Bytes of all kept factors."""
         with self._lock:
             return sum(fusion.nbytes for fusion in self._kept.values())
 
     def __len__(self) -> int:
-        """How many fusions are kept."""
+        """Return the number of kept fusions."""
         return len(self._kept)
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
-        """Whether an artifact is at hand as it is now."""
+        """Return whether the present version of an artifact is kept."""
         return _key(path) in self._kept
 
     def clear(self) -> None:
-        """Keep none of them."""
+        """Drop all kept fusions."""
         with self._lock:
             self._kept.clear()
 
@@ -99,7 +99,7 @@ class FusionLibrary:
 
 
 def _key(path: str | os.PathLike[str]) -> _Key | None:
-    """None where there is no such file; loading it says what is wrong."""
+    """Return the version of a file; None if there is no such file, which loading then reports."""
     try:
         place = Path(os.path.realpath(path))
         stat = place.stat()

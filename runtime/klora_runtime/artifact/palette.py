@@ -1,4 +1,4 @@
-"""A colour for each slot: blues for contents, oranges for styles, from dark to light."""
+"""Colours of slots: blues for contents, oranges for styles, from dark to light."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from klora_runtime.artifact.schedule import Slot
 
 Rgb = tuple[int, int, int]
 
-#: Colours of the two roles: a blue and an orange that stay apart in print and for colour-blind
+#: The colours of the two roles: a blue and an orange that differ in print and for colour-blind
 #: readers.
 CONTENT_RGB: Rgb = (38, 103, 168)
 STYLE_RGB: Rgb = (232, 133, 44)
 
 _WHITE: Rgb = (255, 255, 255)
 
-#: How far the last slot of a role is on its way to white.
+#: How far the colour of a role's last slot is from the role's colour towards white, 0 to 1.
 _LIGHTEST = 0.6
 
 
 def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
-    """Slot -> colour; contents first, then in the order of the LoRAs."""
+    """Return slot -> colour: contents first, each role in the order of its LoRAs."""
     roles = {name: slot.role for name, slot in slots.items()}
     ordered = sorted(roles, key=lambda name: _place(name, roles[name]))
     found = {}
@@ -33,13 +33,13 @@ def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
 
 
 def mixed(parts: Sequence[tuple[Rgb, float]]) -> Rgb:
-    """Colours mixed in these parts, which add up to 1."""
+    """Mix colours in the given shares, which add up to 1."""
     red, green, blue = (round(sum(share * colour[i] for colour, share in parts)) for i in range(3))
     return red, green, blue
 
 
 def parts_of(row: Mapping[str, float]) -> dict[str, float]:
-    """Slot -> its part of all that acts, by the size of coefficients; empty where nothing acts."""
+    """Return slot -> its share of the sum of |coefficients|; empty if nothing acts."""
     largest = max(map(abs, row.values()), default=0.0)
     if not largest:
         return {}
@@ -49,7 +49,7 @@ def parts_of(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def _place(name: str, role: str) -> tuple[str, str, int, str]:
-    """``content.2`` before ``content.10``: numbers by length and digits, whatever their size."""
+    """Return a sort key that puts ``content.2`` before ``content.10``."""
     stem, _, number = name.partition(".")
     digits = number.lstrip("0")
     return role, stem, len(digits), digits

@@ -1,7 +1,7 @@
-"""Thin fusions: their factors lie in the LoRA files that they were compiled from.
+"""Thin fusions: fusions whose factors are in the LoRA files that they were compiled from.
 
-The schedule names, for each slot of each layer, the keys of one file and rows of them. Whoever has
-those very files (told by their SHA-256) gets the fusion that a full artifact holds, to the bit.
+For each slot of each layer, the schedule names the keys of one file and a range of rows. Filled
+from the same files (compared by SHA-256), it equals a full artifact's fusion to the bit.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ def fill(
     sources: Mapping[str, str | os.PathLike[str]],
     device: torch.device = torch.device("cpu"),  # noqa: B008  # a value
 ) -> Fusion:
-    """A thin fusion with its factors.
+    """Return a thin fusion filled with its factors.
 
     Args:
-        fusion: as :func:`klora_runtime.load_fusion` gives it without sources.
-        sources: source name -> the safetensors file that it was compiled from, under any name.
+        fusion: a thin fusion, as :func:`klora_runtime.load_fusion` returns it without sources.
+        sources: source name -> the safetensors file that it was compiled from; the file's name
+            does not matter.
         device: where the factors are kept.
 
     Returns:
-        The fusion as compiling without ``--thin`` gives it.
+        The fusion that compiling without ``--thin`` gives.
 
     Raises:
-        ConfigError: a name that is no source of the fusion, or a fusion that is not thin.
+        ConfigError: ``sources`` names an unknown source, or the fusion is not thin.
         ArtifactError: a source is missing, cannot be read, or is another file; ``issues`` lists
-            every one, and then nothing was read.
+            every such source.
     """
     if not isinstance(sources, Mapping):
         raise ConfigError(
@@ -75,10 +76,10 @@ def fill(
 
 
 def complete(fusion: Fusion, sources: Mapping[str, str | os.PathLike[str]] | None = None) -> Fusion:
-    """A fusion that can be applied: as it is where it has its factors, else filled.
+    """Return a fusion that can be applied: the fusion itself if it has its factors, else filled.
 
     Raises:
-        the errors of :func:`fill`.
+        ConfigError, ArtifactError: see :func:`fill`.
     """
     return fill(fusion, sources or {}) if sources or fusion.is_thin else fusion
 
@@ -126,7 +127,10 @@ def _open(path: Path, what: str) -> TensorFile:
 
 
 def _problems(entry: Entry, files: Mapping[str, TensorFile]) -> Iterator[str]:
-    """What the files lack of an entry: its digests hold, so the artifact is wrong about them."""
+    """Yield the references of an entry that the files do not satisfy.
+
+    The digests of the files match, so the artifact is at fault.
+    """
     for slot, reference in entry.references.items():
         where, tensors = f"{entry.path}, {slot}", files[reference.source].tensors
         infos = [tensors.get(key) for key in (reference.down, reference.up)]
@@ -144,7 +148,7 @@ def _problems(entry: Entry, files: Mapping[str, TensorFile]) -> Iterator[str]:
 
 
 def _make(entry: Entry, reference: Reference, down: tuple[int, ...], up: tuple[int, ...]) -> bool:
-    """Whether tensors of these shapes give the entry's delta; both may have further ones."""
+    """Return whether tensors of these shapes give the entry's delta, apart from trailing ones."""
     if len(down) < 2 or len(up) < 2 or down[0] == 0:
         return False
     last = up[0] if reference.rows is None else max(end for _, end in reference.rows)
@@ -154,7 +158,7 @@ def _make(entry: Entry, reference: Reference, down: tuple[int, ...], up: tuple[i
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the ones of a 1x1 kernel."""
+    """Return a shape without the trailing ones of a 1x1 kernel."""
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
 
 

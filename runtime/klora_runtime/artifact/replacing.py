@@ -1,8 +1,8 @@
-"""Files and folders that take their place whole or not at all.
+"""Atomic replacement of files and folders.
 
-The new one is written beside the old one and then renamed. A process that dies half-way leaves the
-old one as it was, and a temporary one beside it, which the next write to that folder removes. Who
-writes holds a lock on the temporary one, so that another process knows whether its writer lives.
+The new file is written beside the old one and then renamed. A process that dies half-way leaves
+the old file unchanged and a temporary file beside it, which the next write to that folder removes.
+A writer holds a lock on its temporary file, so other processes know whether the writer is alive.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if sys.platform != "win32":
 _TEMPORARY = re.compile(r"\.klora-[0-9a-f]{16}\.tmp(\.\w{1,15})?")
 _SHORT_SUFFIX = re.compile(r"\.\w{1,15}")
 
-#: Seconds after which a temporary file is nobody's, where no lock can tell.
+#: Seconds after which a temporary file counts as abandoned on file systems without locks.
 _ABANDONED = 24 * 60 * 60.0
 
-#: What renaming a folder answers where another one is in its place.
+#: Errors of renaming a folder onto an existing one.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
-#: Whether a file of this name may be in a folder that is replaced.
+#: Returns whether a folder that is replaced may contain a file of this name.
 Ours = Callable[[str], bool]
 
 
@@ -45,21 +45,21 @@ def replacing(
     folder_of: Ours | None = None,
     error: type[KloraError] = KloraError,
 ) -> Iterator[Path]:
-    """A new file beside ``path``, of the same ending, that takes its place at the block's end.
+    """Give the block a new file, with the suffix of ``path``, that then replaces ``path``.
 
-    Where the block fails, and where the process dies in it, ``path`` is as it was. Of two processes
-    that write one path without ``overwrite``, one gets the error.
+    If the block fails, or the process dies in it, ``path`` is unchanged. If two processes write the
+    same path without ``overwrite``, one of them gets the error.
 
     Args:
-        path: the file. A link stays; the file that it leads to is replaced.
+        path: the file. A symbolic link stays; the file that it points to is replaced.
         overwrite: replace an existing file.
-        folder_of: given for a folder, which is then made and replaced; an old one with a file whose
-            name it refuses is not replaced.
-        error: the class of what is raised.
+        folder_of: write a folder instead of a file. An existing folder is replaced only if this
+            function accepts the names of all its files.
+        error: class of the error that is raised.
 
     Raises:
-        KloraError: ``path`` exists and ``overwrite`` is false; something else than such a file or
-            folder is there; it cannot be written.
+        KloraError: ``path`` exists and ``overwrite`` is false, is something other than a file (or
+            folder) that may be replaced, or cannot be written.
     """
     place = _place(path, overwrite=overwrite, folder_of=folder_of, error=error)
     try:
@@ -79,7 +79,7 @@ def replacing(
 
 
 def check_place(path: Path, *, overwrite: bool, folder_of: Ours | None = None) -> None:
-    """See, before the work whose result goes there, that :func:`replacing` can begin.
+    """Check, before the work whose result goes there, that :func:`replacing` can begin.
 
     Raises:
         KloraError: see :func:`replacing`.
@@ -93,14 +93,14 @@ def check_place(path: Path, *, overwrite: bool, folder_of: Ours | None = None) -
 
 
 def wrong_kind(path: Path, *, folder: bool) -> str | None:
-    """What is in the way at ``path``, if it is something that no file (or folder) replaces."""
+    """Return an error text if ``path`` is something that no file (or folder) can replace."""
     if not os.path.exists(path) or (os.path.isdir(path) if folder else os.path.isfile(path)):
         return None
     return f"{shown(path)} is not a {'folder' if folder else 'regular file'}; name another."
 
 
 def _place(path: Path, *, overwrite: bool, folder_of: Ours | None, error: type[KloraError]) -> Path:
-    """Where the new one goes, links followed; refuses what cannot be replaced."""
+    """Return the target of the write, links resolved; refuse one that cannot be replaced."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def _place(path: Path, *, overwrite: bool, folder_of: Ours | None, error: type[K
 
 @contextmanager
 def _temporary(place: Path, *, folder: bool) -> Iterator[Path]:
-    """A new, empty file or folder beside ``place``, gone after the block unless it was renamed."""
+    """Give the block a new, empty file or folder; remove it afterwards unless it was renamed."""
     new, lock = _begin(place, folder=folder)
     try:
         yield new
@@ -138,7 +138,7 @@ def _temporary(place: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def _begin(place: Path, *, folder: bool) -> tuple[Path, int | None]:
-    """A new file or folder, and the handle that locks it; None where there are no locks."""
+    """Return a new file or folder and the handle that locks it; None if there are no locks."""
     while True:
         new = _beside(place, "tmp", "" if folder else place.suffix)
         if folder:
@@ -146,8 +146,8 @@ def _begin(place: Path, *, folder: bool) -> tuple[Path, int | None]:
         else:
             new.touch(exist_ok=False)
         if sys.platform == "win32":
-            return new, None  # an open handle would keep it from being renamed
-        with suppress(FileNotFoundError):  # taken for abandoned by another process, see _is_locked
+            return new, None  # Windows cannot rename a file that is open
+        with suppress(FileNotFoundError):  # another process took it for abandoned, see _is_locked
             lock = os.open(new, os.O_RDONLY)
             if _is_locked(lock, new):
                 return new, lock
@@ -155,7 +155,7 @@ def _begin(place: Path, *, folder: bool) -> tuple[Path, int | None]:
 
 
 def _is_locked(lock: int, new: Path) -> bool:
-    """Lock a new file; false where another process took it for abandoned before that."""
+    """Lock a new file; return False if another process took it for abandoned before that."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(lock), os.stat(new))
@@ -166,7 +166,7 @@ def _is_locked(lock: int, new: Path) -> bool:
 
 
 def _beside(place: Path, kind: str, suffix: str = "") -> Path:
-    """A name of our own; libraries choose a picture's format by the suffix."""
+    """Return a temporary name with a given suffix; libraries choose a picture's format by it."""
     kept = suffix if _SHORT_SUFFIX.fullmatch(suffix) else ""
     return place.with_name(f".klora-{secrets.token_hex(8)}.{kind}{kept}")
 
@@ -175,7 +175,7 @@ def _put_file(new: Path, place: Path, *, overwrite: bool) -> None:
     """Rename a file.
 
     Raises:
-        FileExistsError: not to overwrite, and another process was first.
+        FileExistsError: ``overwrite`` is false and another process was first.
     """
     if overwrite:
         new.replace(place)
@@ -194,14 +194,14 @@ def _put_file(new: Path, place: Path, *, overwrite: bool) -> None:
 
 
 def _put_folder(new: Path, place: Path, *, overwrite: bool) -> None:
-    """Rename a folder; an old one is moved away for that moment.
+    """Rename a folder; an old one is moved aside first.
 
     Raises:
-        FileExistsError: not to overwrite, and another process was first.
+        FileExistsError: ``overwrite`` is false and another process was first.
     """
     old = None
     if overwrite and place.exists():
-        old = _beside(place, "old")  # not a temporary name: no other process may remove it
+        old = _beside(place, "old")  # not a temporary name, so no other process removes it
         place.rename(old)
     try:
         new.rename(place)
@@ -217,7 +217,7 @@ def _put_folder(new: Path, place: Path, *, overwrite: bool) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what writers left in a folder when they were killed."""
+    """Remove the temporary files that killed writers left in a folder."""
     with suppress(OSError):
         for name in os.listdir(folder):
             if _TEMPORARY.fullmatch(name):
@@ -239,9 +239,9 @@ def _remove_if_abandoned(path: Path) -> None:
     lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(path)  # while it is locked: no writer can begin with it
+        _remove(path)  # while it is locked, so that no writer can start to use it
     except BlockingIOError:
-        pass  # it is being written
+        pass  # its writer is alive
     except OSError:  # a file system without locks
         if is_old:
             _remove(path)
@@ -250,7 +250,7 @@ def _remove_if_abandoned(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder if it is there."""
+    """Remove a file or folder if it exists."""
     with suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path)
@@ -274,7 +274,7 @@ def _unwritable(path: Path, problem: OSError) -> str:
 
 
 def _longest_name(path: Path) -> int:
-    """Bytes that a name in this folder may take."""
+    """Return the longest name that this folder allows, in bytes."""
     try:
         return os.pathconf(path.absolute().parent, "PC_NAME_MAX")
     except (OSError, AttributeError):

@@ -1,8 +1,8 @@
-"""The border to the file system: a safetensors file, its header checked before anything is used.
+"""Safetensors files whose header is checked before anything is used.
 
-The safetensors library checks offsets, but accepts duplicate keys and headers of 100 MB, and its
-errors do not say what to do. LoRA files and artifacts come from strangers, so both are opened here
-and nowhere else. Nothing here needs torch; `tensor_file` makes tensors of the bytes.
+The safetensors library checks offsets, but it accepts duplicate keys and headers of 100 MB, and its
+errors do not say what to do. LoRA files and artifacts come from strangers, so only this module
+opens them. Nothing here needs torch; `tensor_file` turns the bytes into tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INFO_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor."""
+    """One tensor as the header describes it."""
 
     dtype: str
     """A key of :data:`~klora_runtime.artifact.dtypes.DTYPES`."""
@@ -48,23 +48,21 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """An open safetensors file whose header has been checked. Use it as a context manager.
-
-    Threads may share it.
+    """An open safetensors file with a checked header, as a context manager; threads may share it.
 
     Args:
         path: the file.
-        what: how to name the file in errors, such as ``"LoRA file"``.
+        what: what errors call the file, such as ``"LoRA file"``.
 
     Attributes:
         path: the file.
-        size: bytes of the whole file.
-        metadata: the header's ``__metadata__``, empty where the file has none.
+        size: size of the whole file in bytes.
+        metadata: the header's ``__metadata__``; empty if the file has none.
         tensors: name -> :class:`TensorInfo`, in the header's order.
 
     Raises:
-        FileFormatError: the file is missing, a folder, truncated, not safetensors, or its
-            header breaks a limit or the format.
+        FileFormatError: the file is missing, a folder, truncated or not safetensors, or its header
+            breaks the format or a limit.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -99,10 +97,10 @@ class SafetensorsFile:
         self._open.close()
 
     def read_into(self, memory: memoryview, start: int) -> None:
-        """Fill memory with the bytes of the data from ``start`` on.
+        """Fill ``memory`` with the bytes of the data from ``start`` on.
 
         Raises:
-            FileFormatError: they cannot be read, or the file is shorter by now.
+            FileFormatError: the bytes cannot be read, or the file became shorter.
         """
         try:
             with self._lock:
@@ -115,7 +113,7 @@ class SafetensorsFile:
             raise self.error("its data cannot be read: the file became shorter. Get it again")
 
     def error(self, problem: str) -> FileFormatError:
-        """What is wrong with this file."""
+        """Return an error about this file."""
         return FileFormatError(f"{self._what}: {problem}.")
 
     def _opened(self) -> FileIO:
@@ -125,12 +123,12 @@ class SafetensorsFile:
                 raise self.error("is a folder; name the .safetensors file inside it")
             if not stat.S_ISREG(kind):
                 raise self.error("is not a regular file; name one")
-            return FileIO(self.path)  # no buffer: it would hold bytes that the file has no more
+            return FileIO(self.path)  # unbuffered: a buffer could hold bytes that the file lost
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror or error}") from error
 
     def _read_header(self) -> tuple[int, bytes]:
-        """Bytes of the file, and of its header."""
+        """Return the size of the file in bytes, and the header."""
         try:
             size = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)
@@ -152,7 +150,7 @@ class SafetensorsFile:
         try:
             header = parse_json(raw)
             if b"\\ud" in raw or b"\\uD" in raw:
-                json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                json.dumps(header, ensure_ascii=False).encode()  # refuses half a surrogate pair
         except (ValueError, RecursionError) as error:
             raise self.error(f"its header is not valid JSON: {shown(error)}") from error
         if not isinstance(header, dict):

@@ -1,7 +1,7 @@
-"""The schedule of a fusion for notebooks: layers by progress, as HTML with one SVG in it.
+"""The schedule of a fusion for notebooks: a map of layers over progress, as HTML with an SVG.
 
-It needs nothing beside it. Names come from strangers' files, so every text is escaped and cut; and
-however many layers and breakpoints a fusion has, the picture stays within some hundred kilobytes.
+The HTML needs no other files. Names come from strangers' files, so every text is escaped and cut.
+The picture stays within a few hundred kilobytes, however many layers and breakpoints there are.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import shown
 
-#: Pixels: of the map, of the names beside it, of a line of text.
+#: Widths of the map and of the names beside it, and height of a line of text, in pixels.
 _WIDTH, _LABELS, _LINE = 480, 200, 12
-#: Pixels that the map is high at most, and that a layer is.
+#: Greatest heights of the map and of a layer, in pixels.
 _HEIGHT, _ROW = 480, 8
 
-#: Layers that are drawn at most; of more, every second, third, … one.
+#: Greatest number of drawn layers; of more layers, every second, third, … is drawn.
 _MAX_ROWS = 1_000
-#: Columns on the axis of progress: the most of these at which there are few enough pieces.
+#: Numbers of columns on the axis of progress: the largest with few enough pieces is used.
 _COLUMNS = (480, 96, 16)
 _MAX_PIECES = 20_000
 
 _NAME = 34
 
-#: From a column to before another, in a colour.
+#: First column, end column (excluded) and colour.
 _Piece = tuple[int, int, str]
 
 
@@ -39,16 +39,16 @@ def schedule_html(
     weights: Mapping[str, float] | None = None,
     progress: float | None = None,
 ) -> str:
-    """The map with a text above it.
+    """Return the map of a schedule with a text above it.
 
     Rows are the denoiser's layers that act, from input to output; columns are progress. Each slot
-    has a colour; slots that act together are mixed by the size of their coefficients.
+    has a colour; the colours of slots that act together are mixed by |coefficient|.
 
     Args:
-        fusion: whose schedule is drawn.
-        text: plain text, of several lines perhaps.
-        weights: slot -> factor on its coefficients; 1 where missing.
-        progress: marked in the map, where given.
+        fusion: the schedule to draw.
+        text: plain text of one or more lines.
+        weights: slot -> factor on its coefficients; a missing slot has 1.
+        progress: a progress to mark in the map.
     """
     palette = colours(fusion.slots)
     acting = [block.acting() for block in blocks(fusion)]
@@ -67,7 +67,7 @@ def schedule_html(
 
 
 def _thinned(acting: Sequence[Block], every: int) -> list[Block]:
-    """One layer in so many, and the blocks that have one."""
+    """Return the blocks reduced to one layer in ``every``; drop blocks that become empty."""
     thinned, skipped = [], 0
     for block in acting:
         kept = block.entries[-skipped % every :: every] if every else ()
@@ -120,7 +120,7 @@ def _heat(
     rows: int,
     height: float,
 ) -> str:
-    """One path for each colour: rectangles, each a piece of a row and of those alike below it."""
+    """Draw one path per colour, of rectangles that join equal pieces of neighbouring rows."""
     timelines = [entry.timeline for block in drawn for entry in block.entries]
     bands = [(timeline, len(list(alike))) for timeline, alike in groupby(timelines)]
     for columns in _COLUMNS:
@@ -143,10 +143,10 @@ def _heat(
 def _pieces(
     timeline: Timeline, palette: Mapping[str, Rgb], weights: Mapping[str, float], columns: int
 ) -> list[_Piece]:
-    """A layer's row: neighbours of one colour are one piece; there is none where nothing acts."""
+    """Return a layer's row, neighbours of one colour joined; no piece covers what does not act."""
     begins = [round(start * columns) for start in timeline.starts]
     rows = [row for _, row in timeline.rows()] if len(begins) <= columns else []
-    if not rows:  # more than can be seen
+    if not rows:  # too many to see
         begins = list(range(columns))
         rows = [timeline.at((begin + 0.5) / columns) for begin in begins]
     pieces: list[_Piece] = []
@@ -164,7 +164,7 @@ def _pieces(
 
 
 def _block_names(drawn: Sequence[Block], step: float) -> str:
-    """The names of blocks where there is room, all of them in tooltips, and lines between."""
+    """Draw lines between blocks, names where there is room, and a tooltip for every name."""
     parts, top, free = [], 0.0, 0.0
     for block in drawn:
         height = step * len(block.entries)

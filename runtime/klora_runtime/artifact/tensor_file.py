@@ -1,7 +1,7 @@
-"""The tensors of a safetensors file: read one by one or all at once, written, and named by digest.
+"""Tensors of safetensors files: read one by one or all at once, written, and digested.
 
-The bytes are read into memory that torch has allocated and nothing else holds: whatever happens to
-the file afterwards, a tensor stays what was read.
+The bytes are read into memory that torch allocated, not mapped: later changes of the file do not
+change a tensor.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
 _ALIGNMENT = 8
 _ORDER = {name: place for place, name in enumerate(DTYPES)}
 
-#: Name of a dtype in a file -> torch's.
+#: Name of a dtype in a file -> torch's dtype.
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     name: getattr(torch, dtype.in_torch) for name, dtype in DTYPES.items()
 }
-#: The inverse.
+#: The inverse of :data:`TORCH_DTYPES`.
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-#: Torch's of :data:`~klora_runtime.artifact.dtypes.REAL`.
+#: Torch's dtypes of :data:`~klora_runtime.artifact.dtypes.REAL`.
 REAL_DTYPES = tuple(TORCH_DTYPES[name] for name in REAL)
 
 _FLOAT8_DTYPES = tuple(TORCH_DTYPES[name] for name in FLOAT8)
 
 
 class TensorFile(SafetensorsFile):
-    """A safetensors file whose tensors can be had."""
+    """An open safetensors file that gives its tensors."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor called ``name``, on the CPU, in the dtype of the file."""
+        """Return the tensor called ``name``, on the CPU, in the dtype of the file."""
         info = self.tensors[name]
         data = self._data(info.start, info.stop)
         return data.view(TORCH_DTYPES[info.dtype]).view(info.shape)
 
     def block(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Every tensor by name, as views of one block of memory on a device."""
+        """Return all tensors by name, as views of one block of memory on a device."""
         end = max((info.stop for info in self.tensors.values()), default=0)
         return _views(self._data(0, end).to(device), self.tensors)
 
     def _data(self, start: int, stop: int) -> torch.Tensor:
-        """(bytes,) uint8."""
+        """Return a range of the data as (bytes,) uint8."""
         try:
             data = torch.empty(stop - start, dtype=torch.uint8)
-        except RuntimeError as error:  # torch's, where there is no memory
+        except RuntimeError as error:  # torch's error for lack of memory
             raise self.error(f"{stop - start} bytes of it do not fit into memory") from error
         self.read_into(memory_of(data), start)
         return data
@@ -61,15 +61,15 @@ class TensorFile(SafetensorsFile):
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write tensors over an existing file, whose bytes follow from its contents alone.
+    """Write tensors over an existing file; equal contents give equal bytes.
 
-    The safetensors library needs numpy to write, orders metadata of several keys by chance, and
-    promises no order of tensors. Here the header has its keys in order, is ASCII and padded to 8
-    bytes; tensors lie by dtype, in the order of :data:`~klora_runtime.artifact.dtypes.DTYPES`,
-    which aligns each, then by name.
+    The safetensors library needs numpy to write, orders several metadata keys by chance, and
+    promises no order of tensors. Here the header's keys are sorted, and it is ASCII and padded to 8
+    bytes. Tensors are sorted by dtype in the order of
+    :data:`~klora_runtime.artifact.dtypes.DTYPES`, which aligns each of them, then by name.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     dtypes = {name: DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}
     ordered = sorted(tensors.items(), key=lambda item: (_ORDER[dtypes[item[0]]], item[0]))
@@ -92,26 +92,26 @@ def write_tensors(
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of the tensor's bytes in row-major order, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a tensor's bytes in row-major order, 64 hexadecimal digits."""
     data = _flat(tensor)
     return hashlib.sha256(memory_of(data)).hexdigest()
 
 
 def without_float8(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor as it is, or in float16 where it is float8, every value of which float16 holds."""
+    """Return a float8 tensor in float16, which holds all its values, and any other unchanged."""
     return tensor.half() if tensor.dtype in _FLOAT8_DTYPES else tensor
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """A copy of the tensor's bytes in row-major order."""
+    """Return a copy of a tensor's bytes in row-major order."""
     data = _flat(tensor)
     return bytes(memory_of(data))
 
 
 def memory_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, in place: without numpy, and without a copy.
+    """Return the memory of a contiguous CPU tensor, without numpy and without a copy.
 
-    It is of use only as long as the caller holds the tensor.
+    It is valid only while the caller holds the tensor.
     """
     if not tensor.nbytes:
         return memoryview(bytearray())
@@ -119,13 +119,15 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bytes as a tensor on the CPU, in row-major order."""
+    """Return a tensor's bytes as a tensor on the CPU, in row-major order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _views(data: torch.Tensor, tensors: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """The tensors in a file's data, neighbours of one dtype at once; copies of those that begin at
-    an address that their dtype cannot have."""
+    """Return views of a file's data, and copies of misaligned tensors.
+
+    Neighbours of one dtype are converted together.
+    """
     found: dict[str, torch.Tensor] = {}
     by_place = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
     for dtype, same in groupby(by_place, key=lambda item: item[1].dtype):

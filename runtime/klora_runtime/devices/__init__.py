@@ -1,6 +1,6 @@
-"""What differs from device to device: one record per type, names, free memory, precision.
+"""Device-specific behaviour: one record per type of device, names, free memory, precision.
 
-Every room may ask here, and nothing else of klora names a type of device. `device_types` has the
-records, `names` turns what a user says into a device, `host_memory` tells what the host can give,
-and `precision` says where float64 is and keeps float32 products full. A new device is a new record.
+This is the only room that names a type of device; every other room may use it. `device_types` has
+the records, `names` parses device names, `host_memory` measures free host memory, and `precision`
+finds a device with float64 and keeps float32 products exact. A new device is a new record.
 """

@@ -1,6 +1,6 @@
-"""What klora asks of a type of device: one record for each type, and one for any other.
+"""The types of device: one record for each known type, and one for any other.
 
-The records import torch when they are asked, so that a command line can list their names without.
+The records import torch lazily, so that a command line can list their names without torch.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 class DeviceType:
-    """A type of device of which only the name is known; its answers are right for any.
+    """A type of device that klora knows by name only; its defaults are safe for every device.
 
     Args:
-        name: as torch has it, such as ``hpu``.
+        name: torch's name of the type, such as ``hpu``.
     """
 
     is_host = False
-    """Whether it is the host itself."""
+    """Whether this is the host itself."""
     single = False
-    """Whether there is never more than one."""
+    """Whether a machine never has more than one."""
     grouped = False
-    """Whether mode merge writes layers of one shape together there: where starting a product takes
-    longer than a product. It costs padding, so it is on only where it is known to pay."""
+    """Whether mode merge writes layers of one shape in one batch. This pays where launching a
+    product takes longer than computing it. It costs padding, so it is off unless known to pay."""
     streams = False
-    """Whether pinned host memory and a second stream carry tensors there while it computes; its
-    module of torch then has ``Stream``, ``stream``, ``current_stream`` and ``Event``."""
+    """Whether pinned host memory and a second stream can send tensors while the device computes.
+    Torch's module for the type then has ``Stream``, ``stream``, ``current_stream``, ``Event``."""
     graphs = False
-    """Whether ``torch.compile(mode="reduce-overhead")`` records its work and replays it."""
+    """Whether ``torch.compile(mode="reduce-overhead")`` records graphs and replays them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @property
     def title(self) -> str:
-        """The type in a sentence."""
+        """The name of the type for use in a sentence."""
         return self.name.upper()
 
     @property
     def module(self) -> Any:
-        """Torch's module of this type, such as ``torch.cuda``; None where torch has none."""
+        """Torch's module for this type, such as ``torch.cuda``; None if torch has none."""
         import torch
 
         try:
@@ -54,35 +54,37 @@ class DeviceType:
             return None
 
     def count(self) -> int | None:
-        """How many torch sees; None where it does not tell."""
+        """Return the number of devices that torch sees; None if torch does not say."""
         count = getattr(self.module, "device_count", None)
         return None if count is None else int(count())
 
     def has_float64(self, device: torch.device) -> bool:
-        """Whether a device computes in float64. What is not known to is spared it."""
+        """Return whether a device computes in float64; False if that is unknown."""
         return False
 
     def free_memory(self, device: torch.device) -> float:
-        """Bytes that a device can give now; 0 where it does not tell, so that nothing stays there
-        that may be elsewhere."""
+        """Return the free bytes of a device now.
+
+        Return 0 if the device does not say, so that nothing optional is kept on it.
+        """
         tell = getattr(self.module, "mem_get_info", None)
         try:
             return 0.0 if tell is None else float(tell(device)[0])
-        except RuntimeError:  # some drivers do not tell
+        except RuntimeError:  # some drivers do not say
             return 0.0
 
     def float32_switches(self) -> Sequence[Any]:
-        """Objects whose ``fp32_precision`` says in what float32 matrices are multiplied there."""
+        """Return the objects whose ``fp32_precision`` sets the precision of float32 products."""
         return ()
 
     def synchronise(self, device: torch.device) -> None:
-        """Wait until a device has done its work."""
+        """Wait until a device has finished its work."""
         synchronise = getattr(self.module, "synchronize", None)
         if synchronise is not None:
             synchronise(device)
 
     def describe(self, device: torch.device) -> str:
-        """One device in words, for a table of measurements."""
+        """Return a description of one device for a table of measurements."""
         name = getattr(self.module, "get_device_name", None)
         return f"{self.title} {device.index or 0}" if name is None else str(name(device))
 
@@ -107,7 +109,7 @@ class Cpu(DeviceType):
         return [getattr(torch.backends.mkldnn, "matmul", None)]
 
     def synchronise(self, device: torch.device) -> None:
-        """A CPU is never behind."""
+        """Do nothing: a CPU runs synchronously."""
 
     def describe(self, device: torch.device) -> str:
         import torch
@@ -117,7 +119,7 @@ class Cpu(DeviceType):
 
 
 class Cuda(DeviceType):
-    """NVIDIA's GPUs, and AMD's, which torch names so too."""
+    """NVIDIA's GPUs, and AMD's, which torch also calls ``cuda``."""
 
     grouped = streams = graphs = True
 
@@ -131,7 +133,7 @@ class Cuda(DeviceType):
 
 
 class Xpu(DeviceType):
-    """Intel's GPUs, of which some have no float64."""
+    """Intel's GPUs; some have no float64."""
 
     streams = True
 
@@ -140,7 +142,7 @@ class Xpu(DeviceType):
 
 
 class Mps(DeviceType):
-    """Apple's GPUs: no float64, and the host's memory."""
+    """Apple's GPUs: they have no float64 and share the host's memory."""
 
     single = True
 
@@ -153,15 +155,15 @@ class Mps(DeviceType):
         self.module.synchronize()
 
 
-#: Name -> the types that are known, in the order in which ``auto`` prefers all but the host.
+#: Name -> known type; ``auto`` prefers them in this order, and the host last.
 TYPES: Mapping[str, DeviceType] = {
     known.name: known for known in (Cpu("cpu"), Cuda("cuda"), Xpu("xpu"), Mps("mps"))
 }
 
-#: The name of the device that suits best.
+#: The name that selects the best device.
 AUTO = "auto"
 
-#: How a user may name a device; a type that is not known may be named like one that is.
+#: The spellings of device names in help and errors; types not listed are spelled the same way.
 SPELLINGS = (
     AUTO,
     *(known.name if known.single else f"{known.name}[:N]" for known in TYPES.values()),
@@ -169,5 +171,5 @@ SPELLINGS = (
 
 
 def type_of(device: torch.device) -> DeviceType:
-    """What is known of a device's type."""
+    """Return the record of a device's type."""
     return TYPES.get(device.type) or DeviceType(device.type)

@@ -1,4 +1,4 @@
-"""How much memory the host can give: what its system tells, within what its container may take."""
+"""Free host memory: what the operating system reports, within the limit of the container."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pathlib import Path
 
 _ROOT = Path("/")
 
-#: What ``vm_stat`` of macOS counts and can be had without writing to the disk.
+#: The pages of macOS's ``vm_stat`` that can be had without writing to disk.
 _FREE_PAGES = ("free", "inactive", "speculative")
 
 
 def free_host_memory() -> float:
-    """Bytes that the host can give without swapping; infinite where no one tells.
+    """Return the bytes that the host can give without swapping; infinity if unknown.
 
-    Asks psutil where that is installed, else the system itself: Linux, macOS, Windows, and any
-    that knows ``SC_AVPHYS_PAGES``. On Linux no more than the limit of the cgroup, in which
-    containers and schedulers of clusters put a process.
+    Ask psutil if it is installed, else the operating system: Linux, macOS, Windows, or any system
+    that has ``SC_AVPHYS_PAGES``. On Linux the limits of the process's cgroups, which containers
+    and cluster schedulers set, cap the result.
     """
     told = (_ask(source) for source in (_psutil, _system))
     of_system = next((room for room in told if room is not None), math.inf)
@@ -33,7 +33,7 @@ def free_host_memory() -> float:
 
 
 def _ask(source: Callable[[], float | None]) -> float | None:
-    """What a source tells, or None where it is not there or tells something else."""
+    """Return the answer of a source; None if the source is missing or answers nonsense."""
     try:
         return source()
     except (ImportError, OSError, AttributeError, KeyError, ValueError, subprocess.SubprocessError):
@@ -105,10 +105,10 @@ _SYSTEMS: Mapping[str, Callable[[], float]] = {
 
 
 def _cgroup_rooms(root: Path) -> Iterator[float]:
-    """What each cgroup that this process is in leaves it, from its own to the outermost.
+    """Yield the bytes left in each cgroup of this process, from the innermost to the outermost.
 
-    A container may see the host's path of its cgroup while only its own part is mounted, so that
-    folders which are not there are passed over.
+    Skip folders that do not exist: a container may see the host's path of its cgroup while only
+    its own part is mounted.
     """
     for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -139,7 +139,7 @@ def _room_of_v1(folder: Path) -> float:
 
 
 def _used(folder: Path, usage: str, cached: str) -> int:
-    """Bytes in use, but those of files that are kept because there is room."""
+    """Return the bytes in use without the page cache, which can be dropped."""
     statistics = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     counts = dict(line.split(" ", 1) for line in statistics)
     return int((folder / usage).read_text(encoding="ascii")) - int(counts.get(cached, 0))

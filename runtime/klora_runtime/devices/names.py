@@ -1,4 +1,4 @@
-"""From what a user calls a device to the device."""
+"""Device names: from the name that a user gives to a device of torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import torch
 from klora_runtime.devices.device_types import AUTO, SPELLINGS, TYPES, type_of
 from klora_runtime.errors import ConfigError, shown
 
-#: Where files are read, and where everything is that a device does not have.
+#: The device of the host, where files are read.
 HOST = torch.device("cpu")
 
 
 def as_device(name: str | torch.device) -> torch.device:
-    """A device as tensors on it name it: ``cuda`` is ``cuda:0``.
+    """Return the device of this name, with its index as on tensors: ``cuda`` gives ``cuda:0``.
 
     Args:
         name: ``auto`` for the first GPU that torch sees, or else the CPU; or a type of device that
-            torch knows, alone or with an index.
+            torch knows, with or without an index.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such device.
     """
     if name == AUTO:
         return as_device(_best())
@@ -36,12 +36,12 @@ def as_device(name: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
         return indexed(device)
-    except (RuntimeError, ImportError, AssertionError) as error:  # each is raised for some type
+    except (RuntimeError, ImportError, AssertionError) as error:  # torch raises each for some type
         raise _refusal(name, shown(error)) from error
 
 
 def indexed(device: str | torch.device) -> torch.device:
-    """A device that is there, as tensors on it name it: ``cuda:0`` for ``cuda``, ``cpu``."""
+    """Return a device that exists with its index as on tensors: ``cuda:0`` for ``cuda``."""
     device = torch.device(device)
     if type_of(device).is_host:
         return HOST

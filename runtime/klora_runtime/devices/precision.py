@@ -1,4 +1,4 @@
-"""Where float64 is, and full float32 products whatever the process has allowed elsewhere."""
+"""Precision: a device that has float64, and full float32 products whatever the process allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _before: list[str] = []
 
 
 def home_of_float64(device: torch.device) -> torch.device:
-    """The device itself where it has float64, else the host.
+    """Return the device itself where it has float64, else the host.
 
     Bring a tensor there before it is converted, in a call of its own: ``tensor.to(home).double()``.
     """
@@ -27,10 +27,10 @@ def home_of_float64(device: torch.device) -> torch.device:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 matrices in float32: no TF32 on a GPU, no bfloat16 on a CPU.
+    """Multiply float32 matrices in full float32 inside the block: no TF32, no bfloat16.
 
-    The switches belong to the whole process. Several threads may be inside at once; the last one
-    out puts back what the first one found.
+    The switches are global to the process. Several threads may be inside at once; the last one
+    out restores what the first one found.
     """
     global _inside
     with _LOCK:
@@ -54,7 +54,7 @@ def _switches() -> list[Any]:
 def _precisions() -> list[str]:
     if all(hasattr(switch, "fp32_precision") for switch in _switches()):
         return [switch.fp32_precision for switch in _switches()]
-    return [torch.get_float32_matmul_precision()]  # torch before 2.9 has one switch for all
+    return [torch.get_float32_matmul_precision()]  # torch before 2.9 has a single switch
 
 
 def _set_precisions(values: list[str]) -> None:
@@ -62,6 +62,6 @@ def _set_precisions(values: list[str]) -> None:
         torch.set_float32_matmul_precision("highest" if values == ["ieee"] else values[0])
         return
     for switch, value in zip(_switches(), values, strict=True):
-        switch.fp32_precision = "none"  # what the switches above it say
+        switch.fp32_precision = "none"  # inherit from the parent switch
         if switch.fp32_precision != value:
             switch.fp32_precision = value

@@ -1,1 +1,1 @@
-"""Encoding q: factors in few bits (`FORMAT.md`)."""
+"""Encoding q of `FORMAT.md`: factors in few bits."""

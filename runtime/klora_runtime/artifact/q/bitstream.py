@@ -1,8 +1,8 @@
-"""Whole numbers as bytes (`FORMAT.md`, q): in each class of rows alike, a Huffman code.
+"""Whole numbers as bytes (`FORMAT.md`, q): one Huffman code per class of similar rows.
 
-The level and the length of a row tell how large its numbers are, so nothing has to be stored to
-tell which rows are alike: those of one *class*, a quarter of an octave, share a code. Of large
-numbers the lowest bits are as good as random: they are stored as they are, and the rest is coded.
+The level and the length of a row determine how large its numbers are, so classes need not be
+stored: rows of one *class*, a quarter of an octave wide, share a code. The lowest bits of large
+numbers are nearly random; they are stored uncoded, and only the rest is coded.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from klora_runtime.artifact.tensor_file import bytes_of, memory_of
 
 _LENGTH_BYTES = 4
 
-#: The bits of a byte.
+#: The positions of the bits in a byte.
 _EIGHT = torch.arange(8, dtype=torch.uint8)
 
-#: Rows of some groups: (index of the group, (rows,) bool: which of it).
+#: A selection of rows: (index of a group, (rows,) bool mask) for each group concerned.
 _Where = list[tuple[int, torch.Tensor]]
 
 
@@ -31,43 +31,43 @@ class Rows:
     """Rows of equal length that are coded together, in the order of the file."""
 
     length: int
-    """Numbers of a row, 1 or more."""
+    """Numbers per row, 1 or more."""
     levels: torch.Tensor
     """(rows,) int64."""
 
     @property
     def classes(self) -> torch.Tensor:
-        """(rows,) int64: the class of each."""
+        """(rows,) int64: the class of each row."""
         return self.levels - class_offset(self.length)
 
     @property
     def bits(self) -> torch.Tensor:
-        """(rows,) int64: how many lowest bits are kept apart."""
+        """(rows,) int64: how many lowest bits are stored uncoded."""
         return ((self.classes - TOP_CLASS + 3) // 4).clamp_min(0)
 
     @property
     def codes(self) -> torch.Tensor:
-        """(rows,) int64: the class of what is left of each number."""
+        """(rows,) int64: the class of the numbers without those bits."""
         return self.classes - 4 * self.bits
 
     @property
     def limits(self) -> torch.Tensor:
-        """(rows,) int64: the numbers of each lie in [-limit, limit)."""
+        """(rows,) int64: the numbers of a row are in [-limit, limit)."""
         return 128 << self.bits
 
     def hold(self, numbers: torch.Tensor) -> bool:
-        """Whether the bytes can tell numbers, (rows, length) int32, of such rows."""
+        """Return whether all numbers, (rows, length) int32, are within the limits."""
         limits = self.limits.unsqueeze(1)
         fit = (self.classes <= MAX_CLASS).unsqueeze(1) & (-limits <= numbers) & (numbers < limits)
         return bool(fit.all())
 
 
 def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Numbers as bytes.
+    """Encode numbers as bytes.
 
     Args:
-        groups: ascending in length.
-        indices: for each group (rows, length), int32, below its limits.
+        groups: groups of rows in ascending order of length.
+        indices: for each group (rows, length), int32, within its limits.
 
     Returns:
         (bytes,) uint8.
@@ -83,17 +83,17 @@ def pack(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> torch.Tenso
 
 
 def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
-    """Bytes as numbers.
+    """Decode numbers from bytes.
 
     Args:
         packed: (bytes,) uint8, on the CPU.
-        groups: ascending in length.
+        groups: groups of rows in ascending order of length.
 
     Returns:
         For each group (rows, length), int32.
 
     Raises:
-        ValueError: the bytes are no such numbers.
+        ValueError: the bytes do not encode such numbers.
     """
     spare = 0
     found = [torch.empty(len(rows.levels), rows.length, dtype=torch.int32) for rows in groups]
@@ -121,7 +121,7 @@ def unpack(packed: torch.Tensor, groups: Sequence[Rows]) -> list[torch.Tensor]:
 
 
 def sizes(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What each row takes of the bytes that :func:`pack` gives, in bits per number.
+    """Return the size of each row in the result of :func:`pack`, in bits per number.
 
     Returns:
         For each group (rows,) float64.
@@ -137,7 +137,7 @@ def sizes(groups: Sequence[Rows], indices: Sequence[torch.Tensor]) -> list[torch
 def _streams(
     groups: Sequence[Rows], indices: Sequence[torch.Tensor]
 ) -> Iterator[tuple[_Where, bytes]]:
-    """For each code that occurs its rows, and their numbers less their lowest bits."""
+    """Yield, for each code in use, its rows and the deflated numbers without their lowest bits."""
     for _, where in _alike(rows.codes for rows in groups):
         chosen = [
             (indices[index][mask] >> groups[index].bits[mask].unsqueeze(1).int()).to(torch.int8)
@@ -147,7 +147,7 @@ def _streams(
 
 
 def _alike(values: Iterable[torch.Tensor]) -> list[tuple[int, _Where]]:
-    """The distinct values, ascending, each with the rows that have it."""
+    """Return the distinct values in ascending order, each with the rows that have it."""
     found: dict[int, _Where] = defaultdict(list)
     for index, each in enumerate(values):
         for value in set(each.tolist()):
@@ -160,28 +160,28 @@ def _flat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _count(groups: Sequence[Rows], where: _Where) -> int:
-    """Numbers of the rows that are chosen."""
+    """Return how many numbers the chosen rows have."""
     return sum(groups[index].length * int(mask.sum()) for index, mask in where)
 
 
 def _cut(numbers: torch.Tensor, groups: Sequence[Rows], where: _Where) -> list[torch.Tensor]:
-    """The inverse of :func:`_flat`: (chosen rows, length) for each group that has some."""
+    """Invert :func:`_flat`: return (chosen rows, length) for each group that has chosen rows."""
     counts = [groups[index].length * int(mask.sum()) for index, mask in where]
     parts = zip(where, torch.split(numbers, counts), strict=True)
     return [part.reshape(-1, groups[index].length) for (index, _), part in parts]
 
 
 def _deflated(raw: bytes) -> bytes:
-    """A raw deflate stream of Huffman codes alone."""
+    """Return a raw deflate stream that uses Huffman codes only."""
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     return coder.compress(raw) + coder.flush()
 
 
 def _inflated(stream: memoryview, count: int) -> torch.Tensor:
-    """(count,) int8.
+    """Inflate a stream to (count,) int8.
 
     Raises:
-        ValueError: the stream is damaged, or of another length.
+        ValueError: the stream is damaged or has another length.
     """
     coder = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -194,7 +194,7 @@ def _inflated(stream: memoryview, count: int) -> torch.Tensor:
 
 
 def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """(numbers,) int32 of [0, 2^width) as bytes, the lowest bit first."""
+    """Pack (numbers,) int32 in [0, 2^width) into bytes, lowest bit first."""
     bits = ((codes.unsqueeze(1) >> torch.arange(width, dtype=torch.int32)) & 1).flatten()
     padded = torch.zeros(-(-len(bits) // 8), 8, dtype=torch.uint8)
     padded.view(-1)[: len(bits)] = bits
@@ -202,7 +202,7 @@ def _pack_bits(codes: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _unpack_bits(packed: torch.Tensor, width: int, numbers: int) -> torch.Tensor:
-    """The inverse of :func:`_pack_bits`; bytes that lack are 0."""
+    """Invert :func:`_pack_bits`; missing bytes count as 0."""
     padded = torch.zeros(-(-numbers * width // 8), dtype=torch.uint8)
     padded[: len(packed)] = packed
     bits = ((padded.unsqueeze(1) >> _EIGHT) & 1).flatten()[: numbers * width]

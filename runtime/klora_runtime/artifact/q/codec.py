@@ -1,8 +1,7 @@
-"""The compressed slots of a file, all in one tensor.
+"""The compressed slots of a file, all packed into one tensor.
 
-Their whole numbers, between `values` and `bitstream`, are coded together where their rows are
-alike, whichever layer they are of. This is the door of the room: an artifact without compressed
-slots is read without it.
+`values` turns their numbers into whole numbers, and `bitstream` codes similar rows of all layers
+together. This module is the room's entry; artifacts without compressed slots do not import it.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ from klora_runtime.errors import ArtifactError
 
 @dataclass(frozen=True)
 class PackedSlot:
-    """What a file's JSON says of the compressed factors of one slot in one entry."""
+    """The compressed delta of one slot of one entry, as the file's JSON describes it."""
 
     scale: float
     shape: tuple[int, ...]
-    """Of the parameter."""
+    """Shape of the parameter."""
     dense: bool
     quantised: Quantised
 
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
-        """(rows, numbers of a row) of what is stored of it."""
+        """(rows, numbers per row) of each stored matrix."""
         return matrices_of(self.shape, len(self.quantised.levels), dense=self.dense)
 
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
-    """Refuse a compressed delta that is not as many numbers as its levels say.
+    """Check that a compressed delta has the rank and shape that its levels describe.
 
     Args:
-        shape: of the parameter.
+        shape: shape of the parameter.
 
-    Raises:
-        ValueError: it is of another rank or shape.
+        Raises:
+        ValueError: its rank or shape differs.
     """
     assert stored.quantised is not None
     dense = isinstance(stored.delta, Dense)
@@ -56,16 +55,16 @@ def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
 def unpacked(
     document: Document, tensors: Mapping[str, torch.Tensor]
 ) -> dict[tuple[int, str], Stored]:
-    """What a document's file holds compressed.
+    """Decode all compressed deltas of a document's file.
 
     Args:
-        tensors: the file's, by name.
+        tensors: the file's tensors by name.
 
     Returns:
-        Index of an entry and slot -> its delta.
+        (index of the entry, slot) -> its delta.
 
     Raises:
-        ArtifactError: a tensor is damaged, which only its bytes tell.
+        ArtifactError: a tensor is damaged; only reading its bytes shows that.
     """
     found: dict[tuple[int, str], Stored] = {}
     for name, slots in _slots_by_tensor(document).items():
@@ -78,7 +77,7 @@ def unpacked(
 
 
 def _slots_by_tensor(document: Document) -> dict[str, dict[tuple[int, str], PackedSlot]]:
-    """Name of a tensor -> index of the entry and slot -> what is packed there, in order."""
+    """Return name of a tensor -> (index of the entry, slot) -> packed slot, in packing order."""
     found: dict[str, dict[tuple[int, str], PackedSlot]] = defaultdict(dict)
     for index, entry in enumerate(document.entries):
         for name, slot in sorted(entry.factors.items()):
@@ -89,26 +88,26 @@ def _slots_by_tensor(document: Document) -> dict[str, dict[tuple[int, str], Pack
 
 
 def pack_factors(stored: Sequence[Stored]) -> torch.Tensor:
-    """Compressed deltas as bytes.
+    """Encode compressed deltas as bytes.
 
     Returns:
         (bytes,) uint8.
 
     Raises:
-        ValueError: one of them has numbers that are not those of its compression.
+        ValueError: the numbers of a delta do not fit its compression.
     """
     return pack(*_grouped(stored))
 
 
 def unpack_factors(packed: torch.Tensor, slots: Sequence[PackedSlot]) -> list[Stored]:
-    """Bytes as deltas, in float32, all in one block of memory where the bytes are.
+    """Decode deltas in float32, all in one block of memory on the device of the bytes.
 
     Args:
         packed: (bytes,) uint8.
-        slots: in the order in which they were packed.
+        slots: the packed slots in packing order.
 
     Raises:
-        ValueError: the bytes are no such numbers.
+        ValueError: the bytes do not encode such numbers.
     """
     levels, steps = _Groups(), _Groups()
     for slot in slots:
@@ -126,7 +125,7 @@ def unpack_factors(packed: torch.Tensor, slots: Sequence[PackedSlot]) -> list[St
 
 
 def stored_sizes(stored: Sequence[Stored]) -> list[float]:
-    """The bytes that :func:`pack_factors` takes for each."""
+    """Return the bytes that each delta takes in the result of :func:`pack_factors`."""
     groups, indices = _grouped(stored)
     bits = {
         rows.length: size * rows.length
@@ -146,7 +145,7 @@ def stored_sizes(stored: Sequence[Stored]) -> list[float]:
 
 
 class _Groups:
-    """Matrices by the length of their rows, each group's in the order they come."""
+    """Matrices grouped by the length of their rows, each group in order of arrival."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[torch.Tensor]] = defaultdict(list)
@@ -155,11 +154,11 @@ class _Groups:
         self._parts[length].append(part)
 
     def joined(self) -> list[torch.Tensor]:
-        """The groups, ascending in length."""
+        """Return the groups in ascending order of length."""
         return [torch.cat(self._parts[length]) for length in sorted(self._parts)]
 
     def rows(self) -> list[Rows]:
-        """The same, of levels."""
+        """Return the groups of levels as :class:`Rows`, in ascending order of length."""
         return [Rows(n, own) for n, own in zip(sorted(self._parts), self.joined(), strict=True)]
 
 
@@ -178,14 +177,14 @@ def _grouped(stored: Sequence[Stored]) -> tuple[list[Rows], list[torch.Tensor]]:
 
 
 def _of_rows(quantised: Quantised, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The level of each row of a matrix, (rows,), and its step, (rows, 1)."""
+    """Return the level of each row of a matrix, (rows,), and its step, (rows, 1)."""
     levels = torch.tensor(quantised.levels)
     steps = steps_of(quantised.step, quantised.levels)
     return levels.expand(rows), steps.expand(rows, 1)
 
 
 def matrices(delta: Delta) -> list[torch.Tensor]:
-    """What is stored of one slot: see :func:`matrices_of`."""
+    """Return the stored matrices of one slot; see :func:`matrices_of`."""
     if isinstance(delta, Dense):
         values = delta.values.cpu()
         return [values.reshape(1 if values.dim() == 1 else len(values), -1)]
@@ -195,7 +194,7 @@ def matrices(delta: Delta) -> list[torch.Tensor]:
 def _laid_out(
     values: Mapping[int, torch.Tensor], slots: Sequence[PackedSlot], device: torch.device
 ) -> list[Stored]:
-    """The delta of each slot, of rows in the order of the slots."""
+    """Return the delta of each slot from rows in the order of the slots."""
     flat = torch.empty(sum(matrix.numel() for matrix in values.values()))
     begins: dict[int, int] = defaultdict(int)
     place = 0

@@ -1,6 +1,6 @@
-"""Encoding q as the JSON of a file tells it (`FORMAT.md`): what is stored, and within which limits.
+"""Encoding q in the JSON of a file (`FORMAT.md`): stored values and their limits.
 
-Needs no torch; `codec` reads and writes the numbers.
+This module needs no torch; `codec` reads and writes the numbers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 #: The highest level.
 MAX_LEVEL = 255
 
-#: The least and the largest step at level 0, so that every number at every level is a normal
+#: The smallest and the largest step at level 0: every number at every level is then a normal
 #: float32.
 LEAST_STEP, MOST_STEP = 1e-28, 1e28
 
-#: The class of numbers, about 4 in root mean square, above which lowest bits are kept apart.
+#: The highest class whose numbers (about 4 in root mean square) are coded with all their bits.
 TOP_CLASS = 8
 
-#: How many lowest bits may be kept apart.
+#: The greatest number of lowest bits that are stored uncoded.
 MOST_BITS = 15
 
 #: The highest class.
@@ -28,27 +28,27 @@ MAX_CLASS = TOP_CLASS + 4 * MOST_BITS
 
 @dataclass(frozen=True)
 class Quantised:
-    """How the numbers of one slot of one entry are stored."""
+    """The parameters of encoding q for one slot of one entry."""
 
     step: float
-    """The distance of two points of a grid at level 0, 1e-28 to 1e28."""
+    """Distance of two points of a grid at level 0, 1e-28 to 1e28."""
     levels: tuple[int, ...]
-    """Of each rank, 0 to 255, none above the one before; of a dense delta a single one."""
+    """One level per rank, 0 to 255, in descending order; a dense delta has a single one."""
     error: float
-    """What the compiler lost: relative Frobenius error of the delta, 0 to 1."""
+    """Relative Frobenius error of the delta, 0 to 1, as the compiler measured it."""
 
 
 def class_offset(length: int) -> int:
-    """What a row's length takes from its level: 2 log2(length), rounded down."""
+    """Return 2 log2(length) rounded down: a row's class is its level minus this."""
     return (length * length).bit_length() - 1
 
 
 def matrices_of(shape: Sequence[int], rank: int, *, dense: bool) -> tuple[tuple[int, int], ...]:
-    """Rows and numbers of a row of what is stored of one slot.
+    """Return (rows, numbers per row) of each stored matrix of one slot.
 
     Args:
-        shape: of the parameter.
-        rank: of the factors; of no meaning for a dense delta.
+        shape: shape of the parameter.
+        rank: rank of the factors; ignored for a dense delta.
     """
     if not dense:
         return (rank, math.prod(shape[1:])), (rank, shape[0])

@@ -1,11 +1,12 @@
-"""Whole numbers for real ones: how factors lie in an artifact that was compressed (`FORMAT.md`, q).
+"""Quantisation of factors to whole numbers (`FORMAT.md`, q).
 
-A slot is a handful of *rows*: one per rank of down, then one per rank of up, turned; of a dense
-delta its rows. Each has a *level*, which gives both its step and the class of numbers that it is
-coded with (`bitstream`). What a number stands for depends on the parities before it in its row: of
-two grids that lie half a step apart they choose one. So the grids in all dimensions together are
-denser, at the same distance of points, than any grid in one: *trellis-coded quantisation*
-(Marcellin and Fischer 1990), in the form of VVC's dependent quantisation (Schwarz et al. 2021).
+A slot is a list of *rows*: one per rank of down, then one per rank of up (transposed), or the rows
+of a dense delta. Each row has a *level*, which gives its step and the class of its code
+(`bitstream`). The value of a number depends on the parities before it in its row: they choose one
+of two grids that are half a step apart. Together, the grids of all dimensions pack points more
+densely than any grid of a single dimension with the same distance of points. This is *trellis-coded
+quantisation* (Marcellin and Fischer 1990), in the form of VVC's dependent quantisation (Schwarz et
+al. 2021).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from collections.abc import Sequence
 
 import torch
 
-#: What is wrong with factors that are not what their numbers stand for.
+#: The error text for factors that differ from the values of their numbers.
 CHANGED = "compressed factors were changed; compress them again"
 
-#: Numbers that are computed at a time: what is made of them on the way stays in the cache.
+#: Numbers that are computed at a time, so that intermediate results stay in the cache.
 _IN_CACHE = 2**15
 
-#: 2^(-i / 8): levels are eighths of an octave of steps. As literals, for every machine to have the
-#: same.
+#: 2^(-i / 8): a level is an eighth of an octave of steps. Literals, so that all machines use the
+#: same values.
 _EIGHTHS = torch.tensor(
     [
         *(1.0, 0.9170040432046712, 0.8408964152537145, 0.7711054127039704),
@@ -32,7 +33,7 @@ _EIGHTHS = torch.tensor(
 
 
 def steps_of(step: float, levels: Sequence[int]) -> torch.Tensor:
-    """The step at each level: step * 2^(-level / 8).
+    """Return the step at each level: step * 2^(-level / 8).
 
     Returns:
         (levels, 1), float32.
@@ -43,10 +44,10 @@ def steps_of(step: float, levels: Sequence[int]) -> torch.Tensor:
 
 
 def shifted(parities: torch.Tensor) -> torch.Tensor:
-    """Which numbers lie on the second grid.
+    """Return which numbers are on the second grid.
 
-    Of the numbers before one, every second counts, from the nearest on: where an odd number of
-    those is odd, the second grid holds.
+    A number is on the second grid if, among every second number before it in its row, starting with
+    its neighbour, an odd number of them are odd.
 
     Args:
         parities: (rows, numbers), uint8, 0 or 1.
@@ -63,15 +64,17 @@ def shifted(parities: torch.Tensor) -> torch.Tensor:
 
 
 def values_of(indices: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """What stored numbers stand for: on the first grid all multiples of the step; on the second
-    zero, and those half a step nearer to it.
+    """Return the values of stored numbers.
+
+    The first grid has all multiples of the step. The second grid has zero, and the other multiples
+    moved half a step towards zero.
 
     Args:
         indices: (rows, numbers), int32, within ±2^22.
         steps: (rows, 1), float32.
 
     Returns:
-        (rows, numbers), float32: a whole number, below 2^24, of half steps, times that half step.
+        (rows, numbers), float32: whole multiples, below 2^24, of half the step.
     """
     found = torch.empty(indices.shape, device=indices.device)
     size = max(1, _IN_CACHE // indices.shape[1])
@@ -83,10 +86,10 @@ def values_of(indices: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 
 
 def indices_of(values: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """The inverse of :func:`values_of`.
+    """Invert :func:`values_of`.
 
     Raises:
-        ValueError: the values are not what numbers stand for.
+        ValueError: some values are on neither grid.
     """
     halves = (values.double() / (steps.double() / 2)).round_()
     indices = ((halves.abs() + 1) / 2).floor_().mul_(halves.sign()).to(torch.int32)
