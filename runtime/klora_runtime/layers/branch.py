@@ -16,6 +16,7 @@ from torch import nn
 from klora_runtime.layers.hindrances import branch_hindrances, is_written
 from klora_runtime.layers.leaves import Leaves
 from klora_runtime.layers.merge import Merge
+from klora_runtime.layers.overflow import refuse_overflow
 from klora_runtime.layers.rounding import Rounding
 from klora_runtime.layers.targets import Target, refuse
 
@@ -64,6 +65,7 @@ class Branch:
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """See :meth:`Mode.write`."""
         self.check()
+        refuse_overflow(self._leaves.overflows(weights))  # the rest sees to itself
         self._rest.write(progress, weights)
         self._leaves.write(progress, weights)
 
@@ -71,6 +73,11 @@ class Branch:
         """See :meth:`Mode.move`."""
         self._rest.move(progress, weights)
         self._leaves.move(progress, weights)
+
+    def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
+        """See :meth:`Mode.overflows`."""
+        yield from self._leaves.overflows(weights)
+        yield from self._rest.overflows(weights)
 
     def confirm(self, model: nn.Module) -> None:
         """See :meth:`Mode.confirm`."""

@@ -29,6 +29,7 @@ from klora_runtime.layers.execution import compute_dtype, execution_device
 from klora_runtime.layers.gates import Gates
 from klora_runtime.layers.hindrances import branch_hindrance, recheck
 from klora_runtime.layers.leaf import attach, calls_of, detach, is_branched
+from klora_runtime.layers.overflow import leaf_overflow, refuse_overflow, sizes_of
 from klora_runtime.layers.rounding import Rounding, factor_rounding
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
@@ -76,6 +77,7 @@ class Leaves:
 
     def __init__(self, targets: Sequence[Target], previous: Leaves | None = None) -> None:
         self._targets = list(targets)
+        self._sizes = sizes_of(targets)
         self._agenda = Agenda([target.entry.timeline for target in targets])
         self._progress: float | None = None  # None: what the gates hold is not known
         self._filled = False
@@ -105,6 +107,7 @@ class Leaves:
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """See :meth:`Mode.write`."""
         self.check()
+        refuse_overflow(self.overflows(weights))
         self._progress = None
         with torch.no_grad():
             self._fill()
@@ -148,6 +151,7 @@ class Leaves:
         self._turns.clear()
         self._gates.clear()
         self._targets.clear()
+        self._sizes.clear()
 
     def yield_to(self, other: Leaves) -> None:
         """See :meth:`Mode.yield_to`."""
@@ -168,6 +172,13 @@ class Leaves:
         if self._attached:
             for target in self._targets:
                 calls_of(target.module).forget()
+
+    def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
+        """See :meth:`Mode.overflows`."""
+        for leaf, sizes in zip(self._leaves, self._sizes, strict=True):
+            issue = leaf_overflow(leaf.target, leaf.down.dtype, sizes, weights)
+            if issue is not None:
+                yield issue
 
     def confirm(self, model: nn.Module) -> None:
         """See :meth:`Mode.confirm`. What is neither called nor read does nothing in any mode."""

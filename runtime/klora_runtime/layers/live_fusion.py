@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from numbers import Real
 
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.errors import ConfigError, InUseError, shown
+from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError, shown
 from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.targets import Target
 
@@ -44,7 +44,7 @@ class LiveFusion:
         """Make every layer act for the present progress; where that fails, none acts any more."""
         try:
             self.mode.write(self._progress, self.weights)
-        except InUseError:
+        except (InUseError, IncompatibleModelError):
             raise  # nothing was changed
         except BaseException:
             self.enabled = False

@@ -22,6 +22,7 @@ from klora_runtime.devices.precision import full_float32
 from klora_runtime.errors import InUseError
 from klora_runtime.layers.groups import Group, Write, groups_of
 from klora_runtime.layers.hindrances import merge_hindrance, merge_hindrances, recheck
+from klora_runtime.layers.overflow import refuse_overflow, sizes_of, weight_overflow
 from klora_runtime.layers.pristine import Pristine
 from klora_runtime.layers.rounding import Rounding, weight_rounding
 from klora_runtime.layers.targets import Target, refuse
@@ -77,6 +78,7 @@ class Merge:
             _Layer(target, terms, target.parameter.device)
             for target, terms in zip(targets, terms_of(targets), strict=True)
         ]
+        self._sizes = sizes_of(targets)
         self._scratch: dict[torch.device, torch.Tensor] = {}
         self._groups: list[tuple[Group, list[int]]] = []
         self._group()
@@ -107,6 +109,7 @@ class Merge:
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
         self.check()
+        refuse_overflow(self.overflows(weights))
         self._guard()
         self._write_layers(range(len(self._layers)), progress, weights)
 
@@ -134,6 +137,7 @@ class Merge:
         """See :meth:`Mode.release`."""
         self.pause()
         self._layers.clear()  # the layers first: without them there is nothing to write
+        self._sizes.clear()
         self._groups.clear()
         self._scratch.clear()
         self._pristine.forget()
@@ -170,6 +174,14 @@ class Merge:
         """See :meth:`Mode.rounding`."""
         for layer in self._layers:
             yield weight_rounding(layer.target, self._pristine.of(layer.target), weights)
+
+    def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
+        """See :meth:`Mode.overflows`."""
+        for layer, sizes in zip(self._layers, self._sizes, strict=True):
+            base = self._pristine.of(layer.target)
+            issue = weight_overflow(layer.target, base, sizes, weights)
+            if issue is not None:
+                yield issue
 
     def check(self) -> None:
         """See :meth:`Mode.check`. All is written anew to a model that was converted."""

@@ -39,8 +39,16 @@ class Mode(Protocol):
             InUseError: something has; nothing was changed.
         """
 
+    def overflows(self, weights: Mapping[str, float]) -> Iterable[str]:
+        """Layers that would hold infinity somewhere in their schedule, in a sentence each."""
+
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
-        """Make every layer act as at ``progress``."""
+        """Make every layer act as at ``progress``.
+
+        Raises:
+            InUseError: as :meth:`check`.
+            IncompatibleModelError: there are :meth:`overflows`; nothing was changed.
+        """
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
         """The same, where only the layers with a breakpoint since the last progress can differ."""
@@ -57,7 +65,7 @@ class Mode(Protocol):
         """Make every layer act as the bare model, to the bit; :meth:`write` ends it.
 
         Raises:
-            InUseError: as :meth:`check`, as do :meth:`write`, :meth:`yield_to`, :meth:`release`.
+            InUseError: as :meth:`check`, as do :meth:`yield_to` and :meth:`release`.
         """
 
     def successor(self, targets: Sequence[Target]) -> Self:

@@ -58,7 +58,8 @@ def apply_fusion(
     Raises:
         ArtifactError: the file breaks the format, or a source is missing or another file.
         ConfigError: an unknown mode, component, slot, source or device, or a weight out of range.
-        IncompatibleModelError: the fusion does not fit the pipeline; nothing was changed.
+        IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
+            hold it; nothing was changed.
         InUseError: the pipeline carries a fusion already; the error's ``handle`` is that one's.
     """
     if mode not in MODES:
@@ -143,7 +144,8 @@ class FusionHandle:
         Raises:
             ArtifactError: as of :func:`apply_fusion`.
             ConfigError: as of :func:`apply_fusion`.
-            IncompatibleModelError: the other fusion does not fit the pipeline, or not this mode.
+            IncompatibleModelError: the other fusion does not fit the pipeline, or not this mode, or
+                the layers' dtype cannot hold it.
             InUseError: another thread is generating, a layer is out of reach, or this fusion was
                 removed.
         """
@@ -168,6 +170,7 @@ class FusionHandle:
 
         Raises:
             ConfigError: an unknown slot or a factor out of range; nothing was changed.
+            IncompatibleModelError: layers would hold infinity; nothing was changed.
             InUseError: another thread is generating, or the fusion was removed.
         """
         self._require_applied()
