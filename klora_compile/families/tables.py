@@ -66,4 +66,13 @@ MIXED: tuple[Layout, ...] = tuple(
 
 TEXT_ENCODERS: tuple[Layout, ...] = tuple(_text_encoders())
 
+#: Last names of parameters that are no module's weight or bias, in files and in diffusers.
+PARAMETERS: frozenset[str] = frozenset(
+    path.rpartition(".")[2]
+    for layout in _LAYOUTS
+    for row in layout.rows
+    if row.is_parameter
+    for path in (row.source, *row.targets)
+)
+
 ALL: tuple[Layout, ...] = (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TEXT_ENCODERS)

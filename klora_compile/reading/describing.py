@@ -19,12 +19,13 @@ from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.checking import dtype_problems, form_problems, size_problems
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
 from klora_compile.reading.forms.dora import ROW_MAGNITUDE, Axis, axes
+from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.lora import UP_BIAS, without_ones
 from klora_compile.reading.forms.parts import ALPHA, Form, Header, Need, Part, Shape
-from klora_compile.reading.layers import LayerFacts
+from klora_compile.reading.layers import LayerFacts, layer_name
 from klora_compile.reading.names.account import Account, Module
 from klora_compile.reading.names.keys import UnplacedKey
-from klora_compile.reading.names.placing import placements, targets_of
+from klora_compile.reading.names.placing import in_diffusers_names, placements, targets_of
 from klora_compile.reading.pieces import Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Scales
@@ -164,7 +165,7 @@ class Describer:
                 weight, has_bias = found
         return Header(
             shapes={part: self._file.tensors[key].shape for part, key in parts.items()},
-            kernel=folded_kernel(component, self._targets(module, path)[0]),
+            kernel=folded_kernel(component, self._targets(module, path)[0].path),
             weight=weight,
             has_bias=has_bias,
             settings=self._scales.settings(component),
@@ -178,11 +179,13 @@ class Describer:
         component = self._denoiser(component)
         shapes, biases = [], []
         for target in self._targets(module, path):
-            shape = self._base.shape(component, target)
+            parameter = target.parameter or "weight"
+            shape = self._base.shape(component, target.module, parameter)
             if not shape:
-                return f"the base model has no {component}.{target}.weight"
+                name = layer_name(component, target.module, parameter)
+                return f"the base model has no {name}{'' if target.parameter else '.weight'}"
             shapes.append((shape[0], *shape[1:2], *without_ones(shape[2:])))
-            biases.append(self._base.shape(component, target, "bias") is not None)
+            biases.append(self._base.shape(component, target.module, "bias") is not None)
         if len({shape[1:] for shape in shapes}) > 1:
             return "the base model's layers that it stands for are of different widths"
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]), all(biases)
@@ -191,10 +194,10 @@ class Describer:
         """The component of the pipeline, which the file may not know."""
         return self._options.denoiser or component if component == "transformer" else component
 
-    def _targets(self, module: Module, path: str) -> tuple[str, ...]:
+    def _targets(self, module: Module, path: str) -> tuple[Placement, ...]:
         """The modules of diffusers that one is."""
         if not isinstance(module.key, UnplacedKey):
-            return (path,)
+            return (in_diffusers_names(path),)
         assert self._account.table is not None
         return targets_of(self._account.table, module.key.stem)
 
@@ -344,6 +347,10 @@ class Describer:
             places = self._places(piece, inner)
             if isinstance(places, str):
                 problems.append(places)
+            elif places[0].parameter is not None and not isinstance(piece.form, Full):
+                problems.append(
+                    f"{places[0].path} is a parameter and no layer, expected its difference alone"
+                )
             else:
                 placed.append(replace(piece, places=places))
         return Description(tuple(placed), (*problems, *conflicts))
@@ -351,10 +358,10 @@ class Describer:
     def _places(self, piece: Piece, inner: int | None) -> tuple[Placement, ...] | str:
         key, table = piece.module.key, self._account.table
         if not isinstance(key, UnplacedKey):
-            return (Placement(piece.facts.module, None),)
+            return (in_diffusers_names(piece.facts.module),)
         assert table is not None
         if piece.facts.shape is None:  # only to be shown
-            return tuple(Placement(target, None) for target in targets_of(table, key.stem))
+            return targets_of(table, key.stem)
         return placements(table, key.stem, piece.facts.shape[0], inner)
 
 

@@ -122,6 +122,8 @@ def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterat
     for place, facts in zip(piece.places, piece.layers, strict=True):
         part = delta if place.rows is None else delta.rows(place.rows)
         small, rank, error = compact(part, max_error)
+        if place.parameter is not None:  # which nothing multiplies with
+            small, error = part, 0.0
         yield Layer(
             component=facts.component,
             module=facts.module,
@@ -172,12 +174,13 @@ def _of_base(piece: Piece, base: Weights, parameter: str) -> torch.Tensor | str:
     shape = _shape(piece) if parameter == "weight" else _shape(piece)[:1]
     joined = torch.empty(shape, dtype=torch.float64)
     for place, layer in zip(piece.places, piece.layers, strict=True):
-        own = base.weight(layer.component, layer.module, parameter).double()
+        name = parameter if place.parameter is None else place.parameter
+        own = base.weight(layer.component, layer.module, name).double()
         rows = shape[0] if place.rows is None else sum(map(len, place.rows))
         expected = (rows, *shape[1:])
         if own.numel() != math.prod(expected):
-            name = layer_name(layer.component, layer.module, parameter)
-            return f"{name} is {list(own.shape)} in the base model, expected {list(expected)}"
+            full = layer_name(layer.component, layer.module, name)
+            return f"{full} is {list(own.shape)} in the base model, expected {list(expected)}"
         own = own.reshape(expected)
         if place.rows is None:
             return own

@@ -48,11 +48,12 @@ class Piece:
         return tuple(self._layer(place) for place in self.places)
 
     def _layer(self, place: Placement) -> LayerFacts:
-        one = self.facts
+        parameter = place.parameter or self.facts.parameter
+        one = replace(self.facts, module=place.module, parameter=parameter)
         if one.shape is None:
-            return replace(one, module=place.module)
+            return one
         rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
-        return replace(one, module=place.module, shape=(rows, *one.shape[1:]))
+        return replace(one, shape=(rows, *one.shape[1:]))
 
 
 def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:

@@ -60,7 +60,8 @@ class Projecting(Rule):
 
     def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
         content, style = layers[CONTENT], layers[STYLE]
-        if len(content.shape) < 2 or content.component in TEXT_ENCODERS or style.scaling == 0.0:
+        multiplies = content.parameter == "weight" and len(content.shape) > 1
+        if not multiplies or content.component in TEXT_ENCODERS or style.scaling == 0.0:
             return content.delta
         return project(content.delta, style.delta, self.mu)
 

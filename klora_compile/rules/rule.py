@@ -39,6 +39,9 @@ class LayerOfSlot(Protocol):
     def component(self) -> str: ...
 
     @property
+    def parameter(self) -> str: ...
+
+    @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property

@@ -50,7 +50,8 @@ def modules_of(layout: Layout) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The first module of each row of a table that LoRAs are for, and of long tables of every
     ninth row, with the shapes of the released model."""
     shapes = weights(layout.family, layout.component)
-    rows = layout.rows[:: 9 if len(layout.rows) > 200 else 1]
+    rows = [row for row in layout.rows if not row.is_parameter]
+    rows = rows[:: 9 if len(rows) > 200 else 1]
     for row in rows:
         for target in row.targets:
             pattern = re.escape(target).replace(r"\{\}", r"\d+")

@@ -83,11 +83,12 @@ def is_convolution(row: Row) -> bool:
 
 def chosen(layout: Layout, kind: str) -> list[Row]:
     """Some rows of a kind; all that part a weight, and all that tell a family by their width."""
-    rows = [row for row in layout.rows if not is_norm(row) and not is_convolution(row)]
+    layers = [row for row in layout.rows if not row.is_parameter]
+    rows = [row for row in layers if not is_norm(row) and not is_convolution(row)]
     if kind == "norm":
-        return [row for row in layout.rows if is_norm(row)][:ROWS]
+        return [row for row in layers if is_norm(row)][:ROWS]
     if kind == "convolution":
-        return [row for row in layout.rows if is_convolution(row)][:4]
+        return [row for row in layers if is_convolution(row)][:4]
     telling = [row for row in rows if row.split is not None or row.ratio is not None]
     return [*telling, *(row for row in rows if row not in telling)][: max(ROWS, len(telling))]
 

@@ -254,14 +254,15 @@ TEXT_ENCODERS: Mapping[str, Callable[[str], nn.Module]] = {
 
 @functools.cache
 def weights(family: str, component: str) -> Mapping[str, tuple[int, ...]]:
-    """Path of every module that has a weight -> the weight's shape."""
+    """Path of every module that has a weight -> the weight's shape; and of every parameter that is
+    neither weight nor bias."""
     with torch.device("meta"):
         models = list(_models(family, component))
     return {
-        name.removeprefix("text_model."): tuple(module.weight.shape)
+        name.removesuffix(".weight").removeprefix("text_model."): tuple(parameter.shape)
         for model in models
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not name.endswith(".bias")
     }
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import torch
 
+from klora_compile.families.tables import PARAMETERS
 from klora_compile.reading.names.placing import Stem, choose, component_of, placements
 from klora_runtime.artifact.dtypes import FLOAT8, REAL
 from klora_runtime.artifact.tensor_file import TensorFile
@@ -84,7 +85,7 @@ class BaseModel:
         self, component: str, module: str, parameter: str = "weight"
     ) -> tuple[int, ...] | None:
         """Shape of a parameter, None where there is none; for the rest see :meth:`weight`."""
-        place = self._place(component, f"{module}.{parameter}")
+        place = self._place(component, _joined(module, parameter))
         if place is None:
             return None
         shape = place.file.tensors[place.key].shape
@@ -111,12 +112,13 @@ class BaseModel:
 
         Args:
             component: such as ``unet``.
-            module: dotted diffusers module path, CLIP's without ``text_model.``.
+            module: dotted diffusers module path, CLIP's without ``text_model.``; empty for the
+                component itself.
 
         Raises:
             LoraError: it is not there, or is quantised.
         """
-        name = f"{module}.{parameter}"
+        name = _joined(module, parameter)
         place = self._place(component, name)
         if place is None:
             raise LoraError(
@@ -207,7 +209,11 @@ def _denoiser(file: TensorFile) -> Iterator[tuple[str, str, _Place]]:
     for key in file.tensors:
         module, _, last = key.removeprefix(prefix).rpartition(".")
         parameter = "weight" if last == "scale" else last  # norms in the names of FLUX' authors
-        if key.startswith(prefix) and module and parameter in _PARAMETERS:
+        if not key.startswith(prefix):
+            continue
+        if parameter in PARAMETERS:
+            modules[Stem(_joined(module, parameter), flat=False)] = {"": key}
+        elif module and parameter in _PARAMETERS:
             modules.setdefault(Stem(module, flat=False), {})[parameter] = key
     shapes = {
         stem: (shape[0], prod(shape[1:])) if len(shape) > 1 else None
@@ -227,4 +233,8 @@ def _denoiser(file: TensorFile) -> Iterator[tuple[str, str, _Place]]:
             if isinstance(places, str):
                 continue
             for place in places:
-                yield component, f"{place.module}.{parameter}", _Place(file, key, place.rows)
+                yield component, _joined(place.path, parameter), _Place(file, key, place.rows)
+
+
+def _joined(module: str, parameter: str) -> str:
+    return ".".join(filter(None, (module, parameter)))

@@ -18,6 +18,7 @@ from klora_compile.reading.names.spelling import (
     COMFY_PREFIX,
     COMPONENTS,
     FLAT_PREFIXES,
+    PARAMETER_ENDINGS,
     PEFT_PREFIX,
     PROCESSORS,
     REFUSED_FORMS,
@@ -101,6 +102,9 @@ def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey 
         The parsed key, or one sentence that says why it cannot be used.
     """
     key = _ADAPTER.sub(r"\1\2", key)
+    for ending, meaning in PARAMETER_ENDINGS.items():
+        if key.endswith(ending):
+            key = key.removesuffix(ending) + meaning
     suffix = next((s for s in _BY_LENGTH if _ends_in(key, s, others)), None)
     if suffix is None:
         return "its ending belongs to no known form of LoRA"

@@ -20,6 +20,7 @@ from klora_compile.families.tables import (
     FURTHER,
     IN_DIFFUSERS_NAMES,
     MIXED,
+    PARAMETERS,
     TOGETHER,
     WHOLE,
 )
@@ -140,11 +141,17 @@ def component_of(table: Layout, stem: Stem) -> str:
     return match[0].component or table.component
 
 
-def targets_of(table: Layout, stem: Stem) -> tuple[str, ...]:
+def targets_of(table: Layout, stem: Stem) -> tuple[Placement, ...]:
     """The modules of diffusers that one becomes, whatever its rows."""
     match = _match(table, stem)
     assert match is not None
-    return tuple(target.format(*match[1]) for target in match[0].targets)
+    return match[0].targets_of(match[1])
+
+
+def in_diffusers_names(path: str) -> Placement:
+    """What a path means that a file has in diffusers' names: a module, or a parameter of one."""
+    module, _, last = path.rpartition(".")
+    return Placement(module, None, last) if last in PARAMETERS else Placement(path, None)
 
 
 def placements(

@@ -37,6 +37,11 @@ REFUSED_FORMS: Mapping[str, str] = {
     ".vblora_logits_B": "VBLoRA",
 }
 
+#: Ending of the difference of a module's parameter -> the parameter and the ending of a difference.
+#: lightx2v's distilled LoRAs have it; kijai/ComfyUI-WanVideoWrapper reads it like this in
+#: ``standardize_lora_key_format`` of its ``nodes_model_loading.py``.
+PARAMETER_ENDINGS: Mapping[str, str] = {".diff_m": ".modulation.diff"}
+
 #: What pipelines of diffusers call their denoisers, also those of no record.
 _DENOISERS = (
     *("unet", "image_unet", "text_unet", "super_res_first", "super_res_last"),

@@ -7,7 +7,7 @@ The way into diffusers' names is that of ``convert_ltx_transformer_checkpoint_to
 from __future__ import annotations
 
 from klora_runtime.families.family import Family, Mark
-from klora_runtime.families.rows import Layout, Row, renamed, same
+from klora_runtime.families.rows import Layout, Row, parameters, renamed, same
 
 _BLOCK = "transformer_blocks.{}"
 
@@ -43,6 +43,7 @@ ORIGINAL = Layout(
             },
         ),
         Row("patchify_proj", ("proj_in",)),
+        *parameters(f"{_BLOCK}.scale_shift_table", "scale_shift_table"),
     ),
 )
 

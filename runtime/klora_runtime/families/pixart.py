@@ -8,7 +8,7 @@ OneTrainer (``modules/modelSaver/pixartAlpha``) writes them with underscores aft
 from __future__ import annotations
 
 from klora_runtime.families.family import Family, TextEncoder
-from klora_runtime.families.rows import Layout, same
+from klora_runtime.families.rows import Layout, parameters, same
 from klora_runtime.families.text_encoders import T5
 
 _BLOCK = "transformer_blocks.{}"
@@ -32,6 +32,7 @@ DIFFUSERS = Layout(
         ),
         *same("linear_1", "linear_2", under="caption_projection"),
         *same("adaln_single.linear", "pos_embed.proj", "proj_out"),
+        *parameters(f"{_BLOCK}.scale_shift_table", "scale_shift_table"),
     ),
 )
 

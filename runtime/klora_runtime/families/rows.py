@@ -28,6 +28,13 @@ class Placement:
     """Dotted diffusers module path."""
     rows: tuple[range, ...] | None
     """Rows of the file's weight, in this order; None for all as they are."""
+    parameter: str | None = None
+    """Which one of the module is meant, if neither weight nor bias."""
+
+    @property
+    def path(self) -> str:
+        """The module's, with the parameter behind it where that is stated."""
+        return ".".join(filter(None, (self.module, self.parameter)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,13 @@ class Row:
     """Rows by columns, where that tells this family from another one with this name."""
     component: str | None = None
     """Where that is not the table's."""
+    is_parameter: bool = False
+    """Whether the patterns end in a parameter that is no weight or bias, such as a table of shifts
+    and scales; such a thing is one *module* of a file."""
+
+    def targets_of(self, numbers: Sequence[str]) -> tuple[Placement, ...]:
+        """What the module becomes, whatever its rows."""
+        return tuple(self._placement(target.format(*numbers), None) for target in self.targets)
 
     def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
         """Where the module goes.
@@ -56,13 +70,19 @@ class Row:
         Raises:
             ValueError: the rows cannot be shared out; says why.
         """
-        modules = [target.format(*numbers) for target in self.targets]
+        paths = [target.format(*numbers) for target in self.targets]
         if self.split is None:
-            return (Placement(modules[0], None),)
+            return (self._placement(paths[0], None),)
         shares = self.split(out, inner)
         return tuple(
-            Placement(module, tuple(share)) for module, share in zip(modules, shares, strict=True)
+            self._placement(path, tuple(share)) for path, share in zip(paths, shares, strict=True)
         )
+
+    def _placement(self, path: str, rows: tuple[range, ...] | None) -> Placement:
+        if not self.is_parameter:
+            return Placement(path, rows)
+        module, _, parameter = path.rpartition(".")
+        return Placement(module, rows, parameter)
 
     def numbers_of(self, numbers: Sequence[str]) -> tuple[str, ...] | None:
         """Those of a module's numbers that stand for ``{}``; None where another one differs."""
@@ -108,8 +128,9 @@ class Layout:
 
     def in_diffusers_names(self) -> Layout:
         """The layout of files that write the same modules under diffusers' own names."""
-        targets = dict.fromkeys(target for row in self.rows for target in row.targets)
-        return replace(self, name="diffusers", rows=tuple(same(*targets)))
+        targets = {target: row.is_parameter for row in self.rows for target in row.targets}
+        rows = tuple(Row(t, (t,), is_parameter=parameter) for t, parameter in targets.items())
+        return replace(self, name="diffusers", rows=rows)
 
     @cached_property
     def _dotted(self) -> Mapping[str, Sequence[Row]]:
@@ -180,6 +201,11 @@ def same(*names: str, under: str = "") -> Iterator[Row]:
     """
     paths = (f"{under}.{name}" if under else name for name in names)
     return (Row(path, (path,)) for path in paths)
+
+
+def parameters(*names: str) -> Iterator[Row]:
+    """Rows of parameters that are no module's weight or bias, of one name in both."""
+    return (replace(row, is_parameter=True) for row in same(*names))
 
 
 def renamed(prefix: str, target: str, names: dict[str, str]) -> Iterator[Row]:

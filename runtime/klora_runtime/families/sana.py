@@ -46,6 +46,8 @@ ORIGINAL = Layout(
         Row("final_layer.linear", ("proj_out",)),
         Row("t_block.1", ("time_embed.linear",)),
         Row("x_embedder.proj", ("patch_embed.proj",)),
+        Row(f"{_BLOCK}.scale_shift_table", (f"{_TARGET}.scale_shift_table",), is_parameter=True),
+        Row("final_layer.scale_shift_table", ("scale_shift_table",), is_parameter=True),
     ),
 )
 

@@ -44,6 +44,8 @@ ORIGINAL = Layout(
         Row("time_projection.1", ("condition_embedder.time_proj",)),
         Row("head.head", ("proj_out",)),
         *same("patch_embedding"),
+        Row(f"{_BLOCK}.modulation", (f"{_BLOCK}.scale_shift_table",), is_parameter=True),
+        Row("head.modulation", ("scale_shift_table",), is_parameter=True),
     ),
 )
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from klora_runtime.families import wan
 from klora_runtime.families.family import Mark
-from klora_runtime.families.rows import Layout, Row, renamed, same
+from klora_runtime.families.rows import Layout, renamed, same
 
 _BLOCK, _VACE = "blocks.{}", "vace_blocks.{}"
 #: Of Wan from image to video, which VACE has not.
@@ -26,7 +26,11 @@ ORIGINAL = Layout(
     rows=(
         *_PLAIN,
         *(
-            Row(f"vace_{row.source}", tuple(f"vace_{target}" for target in row.targets))
+            replace(
+                row,
+                source=f"vace_{row.source}",
+                targets=tuple(f"vace_{target}" for target in row.targets),
+            )
             for row in _PLAIN
             if row.source.startswith(_BLOCK)
         ),
