@@ -1,20 +1,21 @@
-"""Live weights: layers that follow the progress of sampling. Knows no pipeline and no schedule.
+"""Live weights: layers that follow the progress of sampling. Nothing here knows a pipeline.
 
-A host is the program that samples. `pipeline/` is one; another stands beside it and changes
-nothing in here. It calls, in this order:
+A host is the program that samples. `pipeline/` is one; another host is a new room beside it and
+needs no change here. A host calls, in this order:
 
-1. ``targets.chosen_components(fusion, names)``, and collects the modules of these components.
-2. ``claim.refuse_claimed(models, self)``, ``freezing.refuse_freezing(models.values())``: nothing
-   else is on them.
-3. ``targets.find_targets(models, fusion, host)``: every layer is found and checked. ``host`` tells
-   what the program does around its modules (`host.Host`).
-4. ``choice.choose(mode, targets, weights)``: a mode, and why; it has allocated what it needs.
+1. ``targets.chosen_components(fusion, names)``, then it collects the modules of these components.
+2. ``claim.refuse_claimed(models, self)`` and ``freezing.refuse_freezing(models.values())``, which
+   check that the components are free.
+3. ``targets.find_targets(models, fusion, host)``, which finds and checks every layer. ``host``
+   (`host.Host`) describes what the program does to its modules.
+4. ``choice.choose(mode, targets, weights)``, which returns a mode, with its memory allocated, and
+   the reason for it.
 5. ``live_fusion.LiveFusion(fusion, mode, weights)`` and its ``write()``, which changes the layers.
-   ``claim.mark_of(self)`` goes into the ``vars`` of each component.
-6. ``live.mode.check()`` when a run begins, ``live.move(progress)`` before each step of it, with the
-   progress in [0, 1) of ``artifact.timeline.progress_of_step``.
-7. ``live.set_weights``, ``live.enable``, ``live.swap`` between runs.
-8. ``live.release()``: every parameter is given back to the bit. The mark goes.
+   The host puts ``claim.mark_of(self)`` into the ``vars`` of each component.
+6. ``live.mode.check()`` when a run begins, and ``live.move(progress)`` before each of its steps,
+   with a progress in [0, 1) from ``artifact.timeline.progress_of_step``.
+7. ``live.set_weights``, ``live.enable`` and ``live.swap`` between runs.
+8. ``live.release()``, which restores every parameter to the bit. The host then removes the mark.
 
-Where one of these raises, nothing was changed.
+If a call raises, nothing was changed.
 """

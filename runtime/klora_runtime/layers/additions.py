@@ -1,8 +1,9 @@
-"""What a branch adds to a module's own result, by the kind of module.
+"""The computation of a branch, for each kind of module.
 
-``y + up^T @ (gate * (down @ x))`` for factors, ``y + delta @ x`` for a delta with all its numbers.
-A convolution's factors are a convolution like the module's own, with as many outputs as ranks,
-and a pointwise one. A new kind of module is a new row of :data:`_KINDS`.
+A branch adds to the module's result y: ``y + up^T @ (gate * (down @ x))`` for factors,
+``y + delta @ x`` for a dense delta. In a convolution, down is a convolution with the module's own
+settings and ``rank`` outputs, and up is a pointwise one. A new kind of module is a new row of
+:data:`_KINDS`.
 """
 
 from __future__ import annotations
@@ -19,38 +20,38 @@ from torch.nn.functional import conv1d, conv2d, conv3d, embedding, linear, pad
 
 @dataclass(frozen=True, eq=False)
 class Addition:
-    """The tensors of one branch, in the dtype and on the device that its module computes in."""
+    """The tensors of one branch, in the dtype and on the device of its module's computation."""
 
     down: torch.Tensor | None
-    """(rank, in), or (rank, in / groups, *kernel); None where no slot has factors."""
+    """(rank, in), or (rank, in / groups, *kernel); None if no slot has factors."""
     up: torch.Tensor | None
     """(rank, out)."""
     gate: torch.Tensor | None
     """(rank,)."""
     dense: torch.Tensor | None = None
-    """Of the weight's shape: the sum of the deltas without factors, each times its gate."""
+    """Sum of gate * delta over the dense deltas, in the weight's shape."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Those that there are."""
+        """The tensors that are not None."""
         every = (self.down, self.up, self.gate, self.dense)
         return tuple(tensor for tensor in every if tensor is not None)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How modules of a kind add factors and dense deltas."""
+    """The functions that add factors and dense deltas in one kind of module."""
 
     factors: Callable[..., torch.Tensor]
-    """(module, x, result, down, up, gate) -> result with what they add."""
+    """(module, x, result, down, up, gate) -> result plus the branch's output."""
     dense: Callable[..., torch.Tensor]
-    """(module, x, result, dense) -> the same."""
+    """(module, x, result, dense) -> result plus the branch's output."""
     kernel: int = 0
-    """Dimensions of the kernel."""
+    """Number of dimensions of the kernel."""
 
 
 def kind_of(module_class: type) -> Kind | None:
-    """How modules of this class add a branch; None where they cannot."""
+    """Return the kind of a module class; None if its modules cannot have a branch."""
     return next((kind for base, kind in _KINDS.items() if issubclass(module_class, base)), None)
 
 
@@ -65,7 +66,7 @@ def _add_linear(
     inner = linear(x.to(down), down) * gate
     if not _alike(inner, result) or result.dim() < 2:
         return result + linear(inner, up.t()).to(result)
-    # The last product adds by itself: one pass over the result less, and one rounding less.
+    # addmm adds in the product: one pass over the result less, and one rounding less.
     total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up)
     return total.view(result.shape)
 
@@ -109,7 +110,7 @@ def _add_in_groups(
     up: torch.Tensor,
     gate: torch.Tensor,
 ) -> torch.Tensor:
-    """Each group of inputs passes through all ranks, and each group of outputs sees its own."""
+    """Send each group of inputs through all ranks; each group of outputs uses its own result."""
     groups, ones = module.groups, (1,) * (down.dim() - 2)
     every = down.repeat(groups, 1, *ones)
     inner = _as_the_module_does(convolve, module, x, every, groups)

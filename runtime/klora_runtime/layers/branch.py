@@ -1,8 +1,8 @@
-"""Mode *branch*: the base's layers stay untouched, and each adds its delta's output to its own.
+"""Mode *branch*: the base weights stay untouched, and each layer adds its delta's output.
 
-What is no layer's weight is not multiplied with anything, and it is small: biases, norms, tables of
-modulation. It is written in place, as mode merge writes it. So a mode branch is two: leaves that
-add (`leaves`), and a merge of the rest.
+Parameters that no layer multiplies with (biases, norms, modulation tables) are small and are
+written in place, as mode merge does. So this mode has two parts: leaves that add (`leaves`), and a
+merge of the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from klora_runtime.layers.targets import Target, refuse
 
 
 class Branch:
-    """Adds sum of scale * coefficient * weight * delta to its targets, see the module's words.
+    """Mode branch on a set of targets: adds sum of scale * coefficient * weight * delta.
 
     Args:
         targets: the layers to change.
-        previous: a branch on the same model that this one is to follow.
+        previous: the branch on the same model that this one replaces.
 
     Raises:
-        IncompatibleModelError: a target cannot be branched; ``issues`` lists every one.
+        IncompatibleModelError: a target cannot be branched; ``issues`` lists all of them.
     """
 
     name = "branch"
@@ -65,7 +65,7 @@ class Branch:
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
         """See :meth:`Mode.write`."""
         self.check()
-        refuse_overflow(self._leaves.overflows(weights))  # the rest sees to itself
+        refuse_overflow(self._leaves.overflows(weights))  # the rest checks itself
         self._rest.write(progress, weights)
         self._leaves.write(progress, weights)
 
@@ -102,7 +102,7 @@ class Branch:
     def release(self) -> None:
         """See :meth:`Mode.release`."""
         self.check()
-        self._rest.pause()  # what is interrupted from here on is written anew by the next move
+        self._rest.pause()  # if the rest is interrupted, the next move writes everything again
         self._leaves.release()
         self._rest.release()
 

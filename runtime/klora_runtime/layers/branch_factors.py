@@ -1,4 +1,4 @@
-"""The factors of the layers of mode branch, as their buffers hold them."""
+"""The factors of branched layers, prepared for their buffers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from klora_runtime.layers.shipping import shipped
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair
 
-#: So many bytes of float32 are converted at a time, or one layer's if they are more.
+#: Bytes of float32 that are converted at a time (at least one layer).
 PORTION = 2**24
 
 
 def low_rank(target: Target) -> dict[str, LowRank]:
-    """The deltas of a target that can be branched, by slot, without their scales."""
+    """Return the deltas of a target that can be branched, by slot, without their scales."""
     deltas = ((slot, stored.delta) for slot, stored in target.entry.acting.items())
     return {slot: delta for slot, delta in deltas if isinstance(delta, LowRank)}
 
 
 def buffer_shapes(target: Target, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of down and up for the kind of module; a 1x1 convolution may be stored as linear."""
+    """Return the shapes of down and up for the module; files may store 1x1 kernels as linear."""
     out, *inner = weight_shape(target)
     return (rank, *inner), (rank, out)
 
 
 def weight_shape(target: Target) -> tuple[int, ...]:
-    """The shape of a layer's weight for its kind of module, however the artifact writes it."""
+    """Return the shape of a layer's weight in its module; the artifact's may lack a 1x1 kernel."""
     kind = kind_of(type(target.module))
     kernel = 0 if kind is None else kind.kernel
     out, inner, *sizes = target.entry.shape
@@ -37,7 +37,7 @@ def weight_shape(target: Target) -> tuple[int, ...]:
 
 
 def portions(targets: Sequence[Target]) -> Iterator[list[Target]]:
-    """The targets in runs whose factors take at most :data:`PORTION` bytes in float32."""
+    """Yield the targets in runs whose factors take at most :data:`PORTION` bytes in float32."""
     portion, size = list[Target](), 0
     for target in targets:
         own = 4 * sum(t.numel() for each in low_rank(target).values() for t in each.tensors)
@@ -53,7 +53,7 @@ def portions(targets: Sequence[Target]) -> Iterator[list[Target]]:
 def pairs_of(
     targets: Sequence[Target], device: torch.device, dtype: torch.dtype
 ) -> Iterator[dict[str, Pair]]:
-    """Of each target: slot -> down and up on a device in a dtype, memory of their own."""
+    """Yield, per target, slot -> new down and up on a device in a dtype."""
     slots = [low_rank(target) for target in targets]
     stored = [tensor for own in slots for delta in own.values() for tensor in delta.tensors]
     factors = iter(shipped(stored, device, torch.float32))

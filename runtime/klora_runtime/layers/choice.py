@@ -1,4 +1,4 @@
-"""Which mode a fusion is applied in, and why."""
+"""The choice of the mode in which a fusion is applied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from klora_runtime.layers.pristine import host_shortage
 from klora_runtime.layers.rounding import rounding_share, weight_rounding
 from klora_runtime.layers.targets import Target, refuse
 
-#: What ``apply_fusion`` takes as ``mode``.
+#: Values of ``mode`` in ``apply_fusion``.
 MODES = ("auto", "merge", "branch")
 
-#: Beyond this share of the deltas lost to the weights' dtype, ``auto`` does not merge.
+#: ``auto`` does not merge if the weights' dtype loses more than this share of the deltas.
 MAX_ROUNDING = 0.1
 
 #: Rows of each layer from which ``auto`` estimates that share.
@@ -25,13 +25,13 @@ _ROWS = 64
 
 
 def choose(mode: str, targets: Sequence[Target], weights: Mapping[str, float]) -> tuple[Mode, str]:
-    """The mode asked for, or the one that suits the weights, and why it is that one.
+    """Return the requested mode, or for ``auto`` the one that suits the weights; and the reason.
 
-    Merging is chosen where it can be done, its copies fit into memory, and the weights' dtype
-    holds the deltas to :data:`MAX_ROUNDING`.
+    ``auto`` merges if every weight can be merged into, the copies fit into memory, and the
+    weights' dtype loses at most :data:`MAX_ROUNDING` of the deltas.
 
     Raises:
-        IncompatibleModelError: the layers cannot be changed in that mode; nothing was changed.
+        IncompatibleModelError: that mode cannot change these layers; nothing was changed.
     """
     if mode != "auto":
         return {"merge": Merge, "branch": Branch}[mode](targets), "asked for"
@@ -57,7 +57,7 @@ def _merge_only(targets: Sequence[Target], why: str) -> tuple[Mode, str]:
 
 
 def _obstacle(targets: Sequence[Target]) -> str | None:
-    """Why these targets are not to be merged into at all."""
+    """Return why these targets should not be merged into; None if nothing prevents it."""
     first = next(iter(merge_hindrances(targets)), None)
     if first is not None:
         return f"not every weight can be merged into ({first})"

@@ -1,6 +1,6 @@
-"""One fusion at a time on a component, whichever host it was applied through.
+"""The mark that allows one fusion at a time on a component, whatever the host.
 
-The mark is an attribute of the component module: a weak reference to what :class:`Claimant` says.
+The mark is an attribute of the component module: a weak reference to a :class:`Claimant`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import nn
 
 from klora_runtime.errors import InUseError
 
-#: The attribute; in ``vars(model)``, so neither in its state nor seen by compiled code.
+#: The attribute, in ``vars(model)``: not part of the model's state and not seen by compiled code.
 MARK = "_klora_applied"
 
 
 class Claimant(Protocol):
-    """Who has applied a fusion, and can remove it."""
+    """The object that applied a fusion and can remove it."""
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -26,19 +26,19 @@ class Claimant(Protocol):
 
 
 def mark_of(claimant: Claimant) -> Mapping[str, object]:
-    """What the attributes of a component are to be while this one has a fusion on it."""
+    """Return the attributes of a component while this claimant has a fusion on it."""
     return {MARK: weakref.ref(claimant)}
 
 
 def refuse_claimed(models: Mapping[str, nn.Module], claimant: Claimant) -> None:
-    """See that no other fusion is on these components.
+    """Refuse components that carry another fusion.
 
     Args:
-        models: by name, for the error.
-        claimant: who may have claimed them already.
+        models: component modules by name; the error states the name.
+        claimant: a claimant whose own mark is allowed.
 
     Raises:
-        InUseError: one is, or was on a model that this one is a copy of.
+        InUseError: a component carries another fusion, or is a copy of one that did.
     """
     for name, model in models.items():
         mark = getattr(model, MARK, None)

@@ -1,4 +1,4 @@
-"""Deltas with all their numbers, of one branched layer: the sum of those that act now."""
+"""The sum of the dense deltas that act now in one branched layer."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from klora_runtime.layers.targets import Target
 
 
 def dense_slots(target: Target) -> dict[str, Dense]:
-    """The deltas of a target that have no factors, by slot, without their scales."""
+    """Return the dense deltas of a target by slot, without their scales."""
     deltas = ((slot, stored.delta) for slot, stored in target.entry.acting.items())
     return {slot: delta for slot, delta in deltas if isinstance(delta, Dense)}
 
 
 class DenseSum:
-    """Holds sum of scale * coefficient * weight * delta in one buffer, written in place.
+    """The sum of scale * coefficient * weight * delta in one buffer that is written in place.
 
     Args:
         target: a layer with :func:`dense_slots`.
-        device: where its module computes.
-        dtype: in which it computes.
+        device: device on which the module computes.
+        dtype: dtype in which the module computes.
 
     Attributes:
-        buffer: of the weight's shape.
+        buffer: the sum, in the weight's shape.
     """
 
     def __init__(self, target: Target, device: torch.device, dtype: torch.dtype) -> None:
         self._target = target
         self._deltas: dict[str, torch.Tensor] = {}
         self._factors: dict[str, float] = {}
-        self._shown: dict[str, float] | None = None  # None: what the buffer holds is not known
+        self._shown: dict[str, float] | None = None  # None: the buffer's contents are unknown
         self.buffer = torch.zeros(weight_shape(target), device=device, dtype=dtype)
 
     def fill(self, target: Target) -> None:
-        """Bring the deltas of a target's slots to the buffer's device."""
+        """Copy the deltas of a target's slots to the buffer's device."""
         self._target, self._shown = target, None
         shape, device = self.buffer.shape, self.buffer.device
         self._deltas = {
@@ -46,13 +46,13 @@ class DenseSum:
         }
 
     def load(self, weights: Mapping[str, float]) -> None:
-        """Take the user's factors: slot -> weight, 1 where missing."""
+        """Set the user's factors: slot -> weight; a missing slot has 1."""
         stored = self._target.entry.factors
         self._factors = {s: stored[s].scale * weights.get(s, 1.0) for s in self._deltas}
         self._shown = None
 
     def show(self, progress: float) -> None:
-        """Write the sum for ``progress``, in float32 until it is written."""
+        """Write the sum for ``progress``; it is accumulated in float32."""
         row = self._target.entry.timeline.at(progress)
         sizes = {slot: factor * row.get(slot, 0.0) for slot, factor in self._factors.items()}
         acting = {slot: size for slot, size in sizes.items() if size}
@@ -66,7 +66,7 @@ class DenseSum:
         self._shown = acting
 
     def close(self) -> None:
-        """Write 0."""
+        """Write 0 into the buffer."""
         self._shown = None
         self.buffer.zero_()
 

@@ -1,7 +1,7 @@
-"""Where, and in what dtype, a leaf module computes, when its weight alone does not say.
+"""The device and dtype in which a leaf module computes, when its weight does not show them.
 
-Quantised weights are packed integers, offloaded ones are elsewhere or nowhere until they are
-needed. What the host does about it the target's host tells.
+Quantised weights are packed integers; offloaded weights are elsewhere, or without memory, until
+they are needed. The target's host knows what the program does about that.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from klora_runtime.artifact.tensor_file import REAL_DTYPES
 from klora_runtime.devices.names import HOST
 from klora_runtime.layers.targets import Target
 
-#: Dtypes that low-rank factors can be multiplied in.
+#: Dtypes in which low-rank factors can be multiplied.
 COMPUTE_DTYPES = REAL_DTYPES
 
 
 def compute_dtype(target: Target) -> torch.dtype:
-    """The dtype in which a target's module multiplies."""
+    """Return the dtype in which a target's module multiplies."""
     for dtype in _dtypes(target):
         if dtype is not None and dtype in COMPUTE_DTYPES:
             return dtype
@@ -27,12 +27,12 @@ def compute_dtype(target: Target) -> torch.dtype:
 
 
 def execution_device(target: Target) -> torch.device:
-    """The device on which a target's module gets its inputs."""
+    """Return the device on which a target's module gets its inputs."""
     return next(device for device in _devices(target) if device.type != "meta")
 
 
 def has_memory(target: Target) -> bool:
-    """Whether a target's weight is somewhere, or something will load it when it is needed."""
+    """Return whether a target's weight has memory, or something loads it on demand."""
     return target.parameter.device.type != "meta" or target.host.device(target.lineage) is not None
 
 
@@ -40,7 +40,7 @@ def _dtypes(target: Target) -> Iterator[torch.dtype | None]:
     module, casting = target.module, target.host.casting(target.module)
     if casting is not None:
         yield casting.dtype
-    yield getattr(module, "compute_dtype", None)  # of weights packed into 4 bits, GGUF's too
+    yield getattr(module, "compute_dtype", None)  # weights packed into 4 bits, and GGUF's
     yield getattr(module.weight, "dtype", None)
     yield from (parameter.dtype for parameter in target.model.parameters())
 

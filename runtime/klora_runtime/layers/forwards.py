@@ -1,9 +1,9 @@
-"""Leading those who call a module's ``forward`` by way of the instance to that of its class.
+"""Redirection of hooks that hold a module's old ``forward`` to that of its new class.
 
-Hooks of accelerate and diffusers replace ``module.forward`` on the instance and keep what was there
-to call it: a method of the class that the module had then. A module that is given another class is
-therefore still run by the old one's ``forward``. :func:`lead` puts the new one in its place, in
-each place where such hooks keep it. What keeps it elsewhere :func:`unled` finds.
+Hooks of accelerate and diffusers replace ``module.forward`` on the instance and keep the previous
+method, which belongs to the class that the module had then. If the module gets another class, they
+still call the old class's ``forward``. :func:`lead` replaces it wherever such hooks keep it;
+:func:`unled` finds replacements that keep it elsewhere.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 
 from torch import nn
 
-#: Attributes of a module that hold its ``forward``: the instance's own, and accelerate's.
+#: Attributes of a module instance that may hold its ``forward``; the second is accelerate's.
 _OWN = ("forward", "_old_forward")
 
-#: Where a registry of hooks on a module lists them, and what in each of them may be a forward.
+#: Attribute of a hook registry that lists the hooks, and attributes of a hook with a ``forward``.
 _REFERENCES, _HELD = "_fn_refs", ("forward", "original_forward")
 
 
-#: What :func:`lead` took out of a place, by the place and the name in it.
+#: Methods that :func:`lead` replaced, by place and name.
 Kept = dict[tuple[int, str], Any]
 
 
 def lead(module: nn.Module, old: type, new: type, kept: Kept) -> None:
-    """Let all who keep ``old.forward`` of a module to call it keep ``new.forward``.
+    """Replace ``old.forward`` of a module by ``new.forward`` wherever a hook keeps it.
 
     Args:
-        kept: what was there comes in here, and comes back from here where ``new`` was before.
+        kept: gets the replaced methods; when a later call leads back, it puts them back.
     """
     before, after = _function(old), _function(new)
     for place, name in _places(module):
@@ -40,10 +40,10 @@ def lead(module: nn.Module, old: type, new: type, kept: Kept) -> None:
 
 
 def unled(module: nn.Module, cls: type) -> str | None:
-    """What has replaced ``module.forward`` without keeping that of ``cls``; None if nothing has.
+    """Return what replaced ``module.forward`` without keeping that of ``cls``; None if nothing did.
 
     Args:
-        module: whose ``forward`` may have been replaced on the instance.
+        module: a module whose ``forward`` may have been replaced on the instance.
         cls: its class.
     """
     replaced = vars(module).get("forward")
@@ -69,7 +69,7 @@ def _places(module: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str]]
 
 
 def _function(cls: Any) -> Any:
-    """The function ``forward`` of a class."""
+    """Return the function ``forward`` of a class."""
     return cls.forward
 
 

@@ -1,4 +1,4 @@
-"""Compiled code that has folded weights in as constants and so cannot follow a fusion."""
+"""Detection of compiled code that folds weights in as constants and cannot follow a fusion."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.module_tree import modules_of
 
-#: What a module has of its own, where it or its ``forward`` may have been compiled.
+#: Attributes on the instance of a module that may have been compiled.
 _TRACES = frozenset({"get_compiler_config", "_compiled_call_impl", "forward"})
 
 
 def refuse_freezing(components: Iterable[nn.Module]) -> None:
-    """See that inductor's option ``freezing`` is off, for all and for these components.
+    """Refuse inductor's option ``freezing``, set globally or for these components.
 
     Args:
-        components: as the host holds them, compiled or not.
+        components: component modules as the host holds them, compiled or not.
 
     Raises:
-        IncompatibleModelError: it is on.
+        IncompatibleModelError: the option is on.
     """
     if _on_for_all() or any(_on_for(component) for component in components):
         raise IncompatibleModelError(
@@ -50,7 +50,7 @@ def _on_for(component: nn.Module) -> bool:
 
 
 def _options(compiled: Any) -> dict[str, Any]:
-    """What ``torch.compile`` was told; empty where it was told nothing or never called."""
-    own = getattr(compiled, "__dict__", {})  # getattr of a module is slow where there is none
+    """Return the options given to ``torch.compile``; empty if there were none."""
+    own = getattr(compiled, "__dict__", {})  # a failing getattr of a module is slow
     read = own.get("get_compiler_config")
     return (read() if callable(read) else None) or {}

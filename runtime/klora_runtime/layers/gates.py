@@ -1,8 +1,8 @@
-"""The gates of many branches in one tensor, which follows progress on the device.
+"""The gates of many branches in one tensor on the device, which follows progress.
 
-A gate is what one rank of one branch is multiplied by: scale * coefficient * weight of its slot.
-A switch writes the tensor in place: nothing is sent to the device but two numbers, nothing is
-allocated, nothing is waited for.
+A gate is the factor of one rank of one branch: scale * coefficient * weight of its slot. A switch
+writes the tensor in place: it sends two numbers to the device, allocates nothing, and does not
+wait.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.layers.turns import turns_of
 
-#: Each branch's gates begin at a multiple of this, so that compiled code finds them aligned.
+#: The gates of each branch begin at a multiple of this, so that they are aligned.
 _ALIGNMENT = 16
 _NEVER = 2**31 - 1
 
 
 class Gates:
-    """Gates of the branches that compute in one dtype on one device.
+    """The gates of the branches that compute in one dtype on one device.
 
     Args:
-        ranks: of each branch, padding included.
-        device: where the branches compute.
-        dtype: in which they compute.
+        ranks: number of gates of each branch, padding included.
+        device: device on which the branches compute.
+        dtype: dtype in which the branches compute.
     """
 
     def __init__(self, ranks: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
@@ -41,20 +41,20 @@ class Gates:
         self._starts = self._values = self._now.new_empty(0)
 
     def of(self, branch: int) -> torch.Tensor:
-        """The gates of one branch, (rank,); a view, the same at all times."""
+        """Return the gates of one branch, (rank,): always the same view."""
         begin = self._begins[branch]
         return self._now[begin : begin + self._ranks[branch]]
 
     def load(
         self, timelines: Sequence[Timeline], slots: Sequence[Sequence[tuple[str, int, float]]]
     ) -> None:
-        """Set what the gates will be at each progress.
+        """Set the values of the gates for every progress.
 
         Args:
-            timelines: of each branch.
-            slots: of each branch, in the order in which they are placed: name, number of ranks,
-                factor on the timeline's coefficient. Those that act at one time are side by side,
-                from the first rank on (:func:`turns_of`).
+            timelines: the timeline of each branch.
+            slots: the slots of each branch in order of placement: name, number of ranks, factor on
+                the timeline's coefficient. Slots that act at the same time are side by side, from
+                the first rank on (:func:`turns_of`).
         """
         moments = sorted({start for timeline in timelines for start in timeline.starts})
         order = {moment: index for index, moment in enumerate(moments)}
@@ -70,7 +70,7 @@ class Gates:
                         first = begin + turns[segment][slot]
                         values[segment][first : first + ranks] = [row[slot] * factor] * ranks
                 starts[segment][begin : begin + rank] = [order[start]] * rank
-        starts[0] = [0] * len(self._now)  # padding too: it is 0 at all times
+        starts[0] = [0] * len(self._now)  # the gates of padding are always 0
         self._moments = moments
         self._starts = torch.tensor(starts, dtype=torch.int32, device=self._now.device)
         self._values = torch.tensor(values, dtype=self._now.dtype, device=self._now.device)

@@ -1,9 +1,9 @@
-"""Layers of one shape on a GPU, written by a few calls together instead of a few calls each.
+"""Groups: layers of one shape on a GPU that a few batched calls write together.
 
-A switch of a large model is hundreds of small products: one by one, most of their time goes into
-starting them. A group keeps the factors of its layers side by side, so that one batched product
-makes many deltas at once, in float32, and a batched copy brings them to the live weights. On a
-CPU there is nothing to start, and a matrix that is still in the cache is better written by itself.
+A switch of a large model is hundreds of small products; launched one by one, most of the time is
+launch overhead. A group keeps the factors of its layers side by side, so that one batched product
+computes many deltas in float32 and one batched copy writes them to the live weights. On a CPU a
+launch costs nothing, and it is faster to write each matrix while it is in the cache.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import torch
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.layers.terms import Term
 
-#: Bytes of float32 deltas that are made at once: what a large GPU's cache holds.
+#: Bytes of float32 deltas that are computed at once: the size of a large GPU's cache.
 BATCH_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Write:
-    """One layer's weight, which is to become base + its terms, each times its factor."""
+    """A weight to write: live = base + sum of factor * term."""
 
     live: torch.Tensor
     base: torch.Tensor
-    """Of the same shape, dtype and device."""
+    """The pristine weight, of the same shape, dtype and device."""
     factors: Sequence[tuple[Term, float]]
 
 
 class Group:
-    """Layers of one shape, dtype and device with low-rank terms only.
+    """Layers of one shape, dtype and device that have low-rank terms only.
 
     Args:
-        layers: the terms of each; their factors become views of the group's own memory.
+        layers: the terms of each layer; their factors become views of the group's memory.
     """
 
     def __init__(self, layers: Sequence[Sequence[Term]]) -> None:
@@ -44,7 +44,7 @@ class Group:
         size = len(layers)
         self._up = first.up.new_zeros(size, first.up.shape[0], rank)
         self._down = first.down.new_zeros(size, rank, first.down.shape[1])
-        self._place: dict[int, tuple[int, int, int]] = {}  # of a term: layer, its first rank, end
+        self._place: dict[int, tuple[int, int, int]] = {}  # id of a term -> layer, first rank, end
         sources: list[torch.Tensor] = []
         places: list[torch.Tensor] = []
         for index, terms in enumerate(layers):
@@ -65,7 +65,7 @@ class Group:
         """Write some of the group's layers.
 
         Args:
-            scratch: gives so many float32 elements on a device, to be written over.
+            scratch: returns a buffer of the given number of float32 elements on a device.
         """
         gates, numel, at_once = self._gates(writes), self._numel, self._at_once
         for begin in range(0, len(writes), at_once):
@@ -83,12 +83,12 @@ class Group:
 
     @property
     def nbytes(self) -> int:
-        """Of the factors, padding included."""
+        """Bytes of the factors, padding included."""
         return self._up.nbytes + self._down.nbytes
 
     @property
     def scratch_numel(self) -> int:
-        """The most elements that :meth:`write` asks for."""
+        """The greatest number of elements that :meth:`write` asks for."""
         return self._numel * min(len(self._up), self._at_once)
 
     @property
@@ -100,7 +100,7 @@ class Group:
         return max(1, BATCH_BYTES // (4 * self._numel))
 
     def _gates(self, writes: Sequence[Write]) -> torch.Tensor:
-        """What each rank of each layer is multiplied by, (layers, rank)."""
+        """Return the factor of each rank of each layer, (layers, rank)."""
         gates = torch.zeros(len(writes), self._up.shape[2])
         for row, write in zip(gates, writes, strict=True):
             for term, factor in write.factors:
@@ -112,7 +112,7 @@ class Group:
 def groups_of(
     layers: Mapping[int, tuple[torch.Tensor, Sequence[Term]]],
 ) -> Iterator[tuple[Group, list[int]]]:
-    """Groups, with the keys of their layers; layers that are alone of their kind are in none.
+    """Yield groups and the keys of their layers; a layer without a match is in no group.
 
     Args:
         layers: key -> the live weight and the terms of a layer.

@@ -1,4 +1,4 @@
-"""What keeps a fusion from its layers, in a sentence each: at first, and before it acts again."""
+"""Reasons why a mode cannot act on a layer, checked at first and again before each run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from klora_runtime.layers.targets import Target
 
 
 def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]) -> None:
-    """See that nothing has come between a fusion and its layers since it was applied.
+    """Check that no layer has become unusable since the fusion was applied.
 
     Args:
-        hindrance: what keeps a mode from acting on a target, or None.
+        hindrance: returns why a mode cannot act on a target, or None.
 
     Raises:
         InUseError: a layer was wrapped, replaced, fused or moved out of reach; nothing was changed.
@@ -42,7 +42,7 @@ def recheck(targets: Iterable[Target], hindrance: Callable[[Target], str | None]
 
 
 def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
-    """What keeps targets from being merged into, one sentence each."""
+    """Yield why targets cannot be merged into, one sentence each."""
     if not targets:
         return
     models = {id(target.model): target.model for target in targets}.values()
@@ -62,7 +62,7 @@ def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
 
 
 def merge_hindrance(target: Target) -> str | None:
-    """What keeps one target from being written, or None; cheap enough for every run."""
+    """Return why one target cannot be written, or None; cheap enough for every run."""
     parameter, its = target.parameter, f"its {target.entry.parameter}"
     if type(parameter.data) is not torch.Tensor:
         return f"{its} is a {type(parameter.data).__name__}, not a plain tensor"
@@ -84,12 +84,12 @@ def merge_hindrance(target: Target) -> str | None:
 
 
 def is_written(target: Target) -> bool:
-    """Whether mode branch writes a target in place: no layer multiplies with it."""
+    """Return whether mode branch writes a target in place: no layer multiplies with it."""
     return target.entry.parameter != "weight" or kind_of(type(target.module)) is None
 
 
 def branch_hindrances(targets: Sequence[Target]) -> Iterator[str]:
-    """What keeps targets from being branched, one sentence each."""
+    """Yield why targets cannot be branched, one sentence each."""
     written = [target for target in targets if is_written(target)]
     yield from merge_hindrances(written)
     leaves = [target for target in targets if not is_written(target)]
@@ -103,7 +103,7 @@ def branch_hindrances(targets: Sequence[Target]) -> Iterator[str]:
 
 
 def branch_hindrance(target: Target) -> str | None:
-    """What keeps one leaf from being branched, or None; cheap enough for every run."""
+    """Return why one leaf cannot be branched, or None; cheap enough for every run."""
     module = target.module
     if getattr(module, "max_norm", None) is not None:
         return "it is an embedding with max_norm, which only mode merge can change"
@@ -126,7 +126,7 @@ def branch_hindrance(target: Target) -> str | None:
 
 
 def _reason(target: Target) -> str:
-    """What made a weight's dtype, in a few words, where that can be seen."""
+    """Return the cause of a weight's dtype in a few words, if it is known."""
     casting = target.host.casting(target.module)
     if casting is not None:
         return f", by {casting.name}"
@@ -141,7 +141,7 @@ def _storage(parameter: torch.Tensor) -> int:
 
 
 def _dense(tensor: torch.Tensor) -> bool:
-    """No two elements share memory, and there are no holes."""
+    """Return whether no two elements share memory and there are no gaps."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -157,7 +157,7 @@ def _dense(tensor: torch.Tensor) -> bool:
 
 
 def _displaced(target: Target) -> str | None:
-    """Why a module is not where it was, or is not used."""
+    """Return why a module is no longer in place or in use; None if it is."""
     for parent, name, child in target.steps:
         if parent._modules.get(name) is not child:
             if not _leads_to(target):
@@ -169,7 +169,7 @@ def _displaced(target: Target) -> str | None:
 
 
 def _leads_to(target: Target) -> bool:
-    """Whether a module is still there: a block between may be wrapped (torch.compile)."""
+    """Return whether a module is still in place; torch.compile may have wrapped a parent."""
     found: Any = target.model
     for name in target.names:
         found = getattr(found, name, None)

@@ -1,8 +1,7 @@
-"""What layers ask of the program that they are part of: their host.
+"""The host: what layers ask of the program that they are part of.
 
-A host moves weights in and out, converts them at each call, fuses projections, and has names of its
-own for modules. Layers know none of that. They ask a :class:`Host`, and each target carries the one
-that found it.
+A host offloads weights, converts them at each call, fuses projections, and has its own names for
+modules. Layers know none of that: they ask a :class:`Host`, and each target carries its host.
 """
 
 from __future__ import annotations
@@ -16,64 +15,66 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Casting:
-    """A host's way to keep a weight in one dtype and to multiply in another."""
+    """Storage of a weight in one dtype with multiplication in another."""
 
     dtype: torch.dtype
-    """In which the module multiplies."""
+    """Dtype in which the module multiplies."""
     name: str
-    """Of this way, in an error."""
+    """Name of the technique, for errors."""
 
 
 class Host:
-    """A host that does nothing around its modules; one that does overrides what it does.
+    """A host that leaves its modules alone; other hosts override what they do.
 
-    A module is told by its lineage: the component, every module between, and the module itself.
+    A module is identified by its lineage: the component, every module between, and the module.
     """
 
     def paths(self, path: str) -> Sequence[str]:
-        """Where in a component a module may be that an artifact has at ``path``, to try in turn."""
+        """Return the paths where the host may have the module that an artifact calls ``path``."""
         return (path,)
 
     def device(self, lineage: Sequence[nn.Module]) -> torch.device | None:
-        """Where a module gets its inputs, if the host brings its weight there; None if it does not.
+        """Return the device to which the host brings a module's weight for a call; else None.
 
-        The weight may then be elsewhere between calls, or on the meta device.
+        Between calls the weight may be elsewhere, or on the meta device.
         """
         return None
 
     def casting(self, module: nn.Module) -> Casting | None:
-        """How it converts a module's weight at each call; None if it does not."""
+        """Return how the host converts a module's weight at each call; None if it does not."""
         return None
 
     def offloads(self, model: nn.Module) -> bool:
-        """Whether it takes a component off its device to have the room, so that no copies of the
-        component's weights may stay there."""
+        """Return whether the host moves a component off its device to free memory.
+
+        Copies of such a component's weights must not stay on the device.
+        """
         return False
 
     def unused(self, lineage: Sequence[nn.Module], name: str) -> str | None:
-        """Why a module is there and never called, and what to do, as the end of a sentence.
+        """Return why a module is present but never called, and the fix, as the end of a sentence.
 
         Args:
-            name: of the module in the one before it.
+            name: name of the module in its parent.
         """
         return None
 
     def reads_weight(self, lineage: Sequence[nn.Module], name: str) -> bool:
-        """Whether the module before this one reads its weight and never calls it.
+        """Return whether the parent of a module reads its weight and never calls it.
 
         Args:
-            name: of the module in the one before it.
+            name: name of the module in its parent.
         """
         return False
 
     def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
-        """Why what is written into a module's parameter would not last, and what to do."""
+        """Return why a write to a module's parameter would not last, and the fix."""
         return None
 
     def repeated_blocks(self, model: nn.Module) -> Collection[str]:
-        """Names of the classes of those modules of a component that share compiled code."""
+        """Return the class names of the blocks of a component that share compiled code."""
         return ()
 
 
-#: Modules that nothing is done around.
+#: The host of modules that nothing else acts on.
 PLAIN = Host()

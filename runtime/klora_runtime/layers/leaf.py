@@ -1,12 +1,12 @@
 """A leaf module that adds a gated low-rank branch to its own output.
 
-The module gets a class of its own kind (`subclass`): one for each base class, which overrides
-``forward``. So the branch acts inside of all that is called around it: torch's hooks, those of
-diffusers and accelerate, caches that predict its output. Those that hold the plain ``forward``
-already are led to the new one (`forwards`). Compilers see a class and a few tensors.
+The module gets a subclass of its class (`subclass`) that overrides ``forward``; modules of one
+class share it. So the branch acts inside everything that wraps the call: hooks of torch, diffusers
+and accelerate, and caches that predict outputs. Hooks that already hold the plain ``forward`` are
+redirected (`forwards`). Compilers see a class and a few tensors.
 
-A branch acts only where the module is called. :class:`Calls` tells of the last evaluation whether
-it was, or whether something read its weight instead.
+A branch acts only if the module is called. :class:`Calls` records whether it was, or whether
+something read its weight instead.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from klora_runtime.layers.additions import Addition, kind_of
 from klora_runtime.layers.forwards import lead, unled
 from klora_runtime.layers.subclass import Overlay
 
-#: Plain attributes of a branched module; in ``vars(module)``, so neither in its state nor moved.
+#: Attributes in ``vars`` of a branched module: not part of its state, and not moved with it.
 _DOWN, _UP, _GATE = "_klora_down", "_klora_up", "_klora_gate"
 _DENSE, _CALLS, _KEPT = "_klora_dense", "_klora_calls", "_klora_kept"
 
 
 class Calls:
-    """What was done to one branched leaf since :meth:`forget`; compiled code does not tell."""
+    """Calls and reads of one branched leaf since :meth:`forget`; compiled code records none."""
 
     __slots__ = ("called", "read")
 
@@ -35,17 +35,17 @@ class Calls:
 
     def forget(self) -> None:
         self.called = False
-        """Its ``forward`` was called, so the branch acted."""
+        """Whether its ``forward`` was called, so that the branch acted."""
         self.read = False
-        """Its weight was read, by itself or by others."""
+        """Whether its weight was read, by itself or by others."""
 
 
 def attach(module: nn.Module, addition: Addition) -> None:
-    """Make ``module(x)`` compute its own result + what an addition adds.
+    """Make ``module(x)`` return its own result plus the addition's output.
 
     Args:
-        module: of a kind that :func:`~klora_runtime.layers.additions.kind_of` knows.
-        addition: its tensors are read anew at each call, so they may be written in place.
+        module: a module of a kind that :func:`~klora_runtime.layers.additions.kind_of` knows.
+        addition: the tensors of the branch; they may be written in place between calls.
     """
     own = vars(module)
     own.update({_DOWN: addition.down, _UP: addition.up, _GATE: addition.gate})
@@ -59,7 +59,7 @@ def attach(module: nn.Module, addition: Addition) -> None:
 
 
 def detach(module: nn.Module) -> None:
-    """Give ``module`` its class back; twice is once."""
+    """Give ``module`` its class back; a second call does nothing."""
     if (plain := _BRANCHED.beneath(module)) is not None:
         lead(module, type(module), plain, vars(module).get(_KEPT, {}))
     _BRANCHED.take_off(module)
@@ -68,23 +68,23 @@ def detach(module: nn.Module) -> None:
 
 
 def is_branched(module: nn.Module) -> bool:
-    """Whether a branch is attached, and nothing has changed the module's class since."""
+    """Return whether a branch is attached and the module's class has not changed since."""
     return _BRANCHED.is_outermost(module)
 
 
 def misled(module: nn.Module) -> str | None:
-    """What has replaced the module's ``forward`` and may not call the class's; None if nothing."""
+    """Return what replaced the module's ``forward`` and may bypass the class's; None if nothing."""
     return unled(module, type(module))
 
 
 def branch_of(module: nn.Module) -> Addition:
-    """What a branched module adds; see :func:`attach`."""
+    """Return the addition of a branched module; see :func:`attach`."""
     own = vars(module)
     return Addition(own[_DOWN], own[_UP], own[_GATE], own[_DENSE])
 
 
 def calls_of(module: nn.Module) -> Calls:
-    """What is known of a branched module's calls."""
+    """Return the record of a branched module's calls."""
     calls = vars(module)[_CALLS]
     assert isinstance(calls, Calls)
     return calls
@@ -97,7 +97,7 @@ def _methods(plain: Any) -> dict[str, Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = plain.forward(self, *args, **kwargs)
         calls = getattr(self, _CALLS, None)
-        if calls is None:  # somebody kept this function for longer than the branch was there
+        if calls is None:  # a caller kept this function after the branch was detached
             return result
         if not torch.compiler.is_compiling():
             calls.called = True
@@ -116,10 +116,10 @@ def _methods(plain: Any) -> dict[str, Any]:
         try:
             return own["_parameters"]["weight"]
         except KeyError:
-            raise AttributeError("weight") from None  # asks Module.__getattr__
+            raise AttributeError("weight") from None  # Python then asks Module.__getattr__
 
     return {"forward": forward, "weight": property(weight)}
 
 
-#: One class over each class of leaf, for as long as the process: compiled code keeps to it.
+#: One subclass per class of leaf for the life of the process, as compiled code relies on it.
 _BRANCHED = Overlay(_methods, passes=False)

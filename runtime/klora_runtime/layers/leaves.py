@@ -1,9 +1,9 @@
-"""Leaf modules that each add a branch to their output: what mode branch does with layers.
+"""Branched leaf modules: the part of mode branch that acts on layers.
 
-``y = base(x) + up @ (gate * (down @ x))``, the slots of a layer that act now concatenated. It
-needs nothing of the base but its output, so it works where weights are quantised, offloaded or too
-coarse to hold a delta. A switch copies the factors whose turn it is, and writes the gates of all
-layers, which are views of one small tensor. Deltas without factors are summed at a switch.
+Each leaf computes ``y = base(x) + up @ (gate * (down @ x))`` with the slots that act now
+concatenated. It needs only the output of the base, so it also works if weights are quantised,
+offloaded or too coarse to hold a delta. A switch copies the factors that act next and writes the
+gates of all layers, which are views of one small tensor. Dense deltas are summed at a switch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from klora_runtime.layers.rounding import Rounding, factor_rounding
 from klora_runtime.layers.targets import Target
 from klora_runtime.layers.turns import Pair, Turns, rank_in_turns
 
-#: Ranks are padded to a multiple of this, so that near ranks share buffers and compiled graphs.
+#: Ranks are padded to a multiple of this, so that similar ranks share buffers and compiled graphs.
 _RANK_STEP = 8
 
 _Place = tuple[torch.device, torch.dtype]
@@ -42,7 +42,7 @@ _Place = tuple[torch.device, torch.dtype]
 
 @dataclass
 class _Leaf:
-    """One branched module and its buffers, zero beyond the ranks that its slots ever take."""
+    """A branched module and its buffers, which are zero beyond the ranks in use."""
 
     target: Target
     down: torch.Tensor
@@ -50,9 +50,9 @@ class _Leaf:
     up: torch.Tensor
     """(padded rank, out)."""
     gate: torch.Tensor
-    """(padded rank,), a view into the gates of its place."""
+    """(padded rank,), a view into the gates of its device and dtype."""
     dense: DenseSum | None
-    """Of its slots without factors; None where it has none."""
+    """The sum of its dense deltas; None if it has none."""
 
     @property
     def addition(self) -> Addition:
@@ -67,24 +67,24 @@ class _Leaf:
 
 
 class Leaves:
-    """Adds sum of scale * coefficient * weight * delta @ x to the outputs of its targets.
+    """A set of branched layers that add sum of scale * coefficient * weight * delta @ x.
 
     Args:
         targets: layers without a :func:`~klora_runtime.layers.hindrances.branch_hindrance`.
-        previous: leaves of the same model that these are to follow; where layers and ranks fit,
-            their buffers are used again, so that nothing compiled is compiled anew.
+        previous: the leaves on the same model that these replace. Where layers and ranks match,
+            their buffers are reused, so that compiled code stays valid.
     """
 
     def __init__(self, targets: Sequence[Target], previous: Leaves | None = None) -> None:
         self._targets = list(targets)
         self._sizes = sizes_of(targets)
         self._agenda = Agenda([target.entry.timeline for target in targets])
-        self._progress: float | None = None  # None: what the gates hold is not known
+        self._progress: float | None = None  # None: the gates' contents are unknown
         self._filled = False
         self._attached = False
         self._gates: dict[_Place, Gates] = {}
         self._leaves: list[_Leaf] = []
-        self._turns: list[Turns] = []  # of layers whose slots take turns
+        self._turns: list[Turns] = []  # for layers whose slots take turns
         if previous is not None and previous._holds(self._targets):
             self._gates = previous._gates
             self._leaves = [
@@ -101,7 +101,7 @@ class Leaves:
 
     @property
     def switches(self) -> int:
-        """How many single-layer switches one run from progress 0 to 1 makes."""
+        """Number of single-layer switches in one run from progress 0 to 1."""
         return len(self._agenda)
 
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
@@ -143,11 +143,11 @@ class Leaves:
     def release(self) -> None:
         """See :meth:`Mode.release`."""
         recheck(self._targets, self._hindrance)
-        self._progress = None  # what is interrupted here is not attached any more
+        self._progress = None  # an interrupted release leaves some leaves detached
         self._attached = False
         for target in self._targets:
             detach(target.module)
-        self._leaves.clear()  # the leaves first: without them there is nothing to attach
+        self._leaves.clear()  # the leaves first, so that nothing can be attached again
         self._turns.clear()
         self._gates.clear()
         self._targets.clear()
@@ -164,10 +164,10 @@ class Leaves:
                 detach(target.module)
 
     def check(self) -> None:
-        """See :meth:`Mode.check`. Follows a model that was moved or converted."""
+        """See :meth:`Mode.check`. Follow a model that was moved or converted."""
         recheck(self._targets, self._hindrance)
         if any(_place(leaf.target) != leaf.place for leaf in self._leaves):
-            self._close()  # what is attached still has these gates, until the next write
+            self._close()  # attached leaves use these gates until the next write
             self._allocate()
         if self._attached:
             for target in self._targets:
@@ -181,7 +181,7 @@ class Leaves:
                 yield issue
 
     def confirm(self, model: nn.Module) -> None:
-        """See :meth:`Mode.confirm`. What is neither called nor read does nothing in any mode."""
+        """See :meth:`Mode.confirm`. Layers that are neither called nor read are ignored."""
         own = [leaf.target for leaf in self._leaves if leaf.target.model is model]
         known = [(target, calls_of(target.module)) for target in own] if self._attached else []
         skipped = [target.layer for target, calls in known if calls.read and not calls.called]
@@ -212,7 +212,7 @@ class Leaves:
             yield factor_rounding(leaf.target, leaf.down.dtype, weights)
 
     def _allocate(self) -> None:
-        """Make buffers and gates where the modules compute; nothing is attached yet."""
+        """Allocate buffers and gates on the modules' devices; attach nothing yet."""
         ranks = _padded_ranks(self._targets)
         places: defaultdict[_Place, list[int]] = defaultdict(list)
         for index, target in enumerate(self._targets):
@@ -237,7 +237,7 @@ class Leaves:
         self._filled = False
 
     def _holds(self, targets: Sequence[Target]) -> bool:
-        """Whether the buffers of this branch serve other targets as well."""
+        """Return whether the buffers of these leaves also fit other targets."""
         return self.paths == tuple(target.path for target in targets) and all(
             _rank(target) <= len(leaf.gate)
             and _place(target) == leaf.place
@@ -253,7 +253,7 @@ class Leaves:
         return dict(places)
 
     def _fill(self) -> None:
-        """Bring the factors of all slots to where they are used, a portion at a time."""
+        """Copy the factors of all slots to their devices, a portion at a time."""
         if self._filled:
             return
         self._close()
@@ -269,7 +269,7 @@ class Leaves:
         self._filled = True
 
     def _place_factors(self, leaf: _Leaf, pairs: Mapping[str, Pair]) -> None:
-        """Into the buffers at once if they stay there; else they wait for their turn."""
+        """Put factors into the buffers if they stay there; else let them wait for their turn."""
         leaf.down.zero_()
         leaf.up.zero_()
         turns = Turns(leaf.target.entry.timeline, pairs, (leaf.down, leaf.up))
@@ -312,13 +312,13 @@ def _place(target: Target) -> _Place:
 
 
 def _rank(target: Target) -> int:
-    """The most ranks that act at one time."""
+    """Return the greatest number of ranks that act at the same time."""
     ranks = {slot: delta.rank for slot, delta in low_rank(target).items()}
     return rank_in_turns(target.entry.timeline, ranks)
 
 
 def _padded_ranks(targets: Sequence[Target]) -> list[int]:
-    """Of each target: one rank for all blocks that share compiled code, by layer in the block."""
+    """Return the padded rank of each target, equal in all blocks that share compiled code."""
     keys = [_graph_key(target) for target in targets]
     ranks: Counter[str] = Counter()
     for key, target in zip(keys, targets, strict=True):
@@ -327,7 +327,7 @@ def _padded_ranks(targets: Sequence[Target]) -> list[int]:
 
 
 def _graph_key(target: Target) -> str:
-    """Equal for layers at the same place of blocks that share compiled code."""
+    """Return a key that is equal for the same layer of blocks that share compiled code."""
     repeated = target.host.repeated_blocks(target.model)
     for depth, module in enumerate(target.lineage):
         if type(module).__name__ in repeated:
@@ -336,7 +336,7 @@ def _graph_key(target: Target) -> str:
 
 
 def _slots(target: Target, weights: Mapping[str, float]) -> list[tuple[str, int, float]]:
-    """Name, rank, and scale * weight of each slot, in the order of the buffers."""
+    """Return name, rank, and scale * weight of each slot, in the order of the buffers."""
     return [
         (slot, delta.rank, target.entry.factors[slot].scale * weights.get(slot, 1.0))
         for slot, delta in low_rank(target).items()

@@ -1,8 +1,8 @@
-"""A fusion on live layers, in one mode: its weights, on and off, where sampling has got to.
+"""A fusion on live layers in one mode: its weights, its on/off state, and its progress.
 
-Any host stands on this: it finds the layers (`targets`), tells the progress, and says what is to
-change. Order of everything in here: check all, allocate all, then change; where a change fails,
-every layer goes back to what it was, or to the base.
+Every host uses this class: it finds the layers (`targets`), reports the progress, and requests
+changes. Each change first checks everything, then allocates everything, then changes the layers. If
+it fails, every layer returns to its previous state, or to the base.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
 from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.targets import Target
 
-#: Weights of slots lie within plus and minus this.
+#: Weights of slots are between minus and plus this.
 MAX_WEIGHT = 100.0
 
 
@@ -24,13 +24,13 @@ class LiveFusion:
     """A fusion whose layers follow the progress of sampling. Making one changes nothing.
 
     Args:
-        fusion: what acts.
-        mode: made for the fusion's layers.
-        weights: slot -> factor on its deltas, as :func:`checked_weights` gives them.
+        fusion: the fusion to apply.
+        mode: a mode made for the fusion's layers.
+        weights: slot -> factor on its deltas, from :func:`checked_weights`.
 
     Attributes:
-        fusion, mode, weights: as they are now; changed by the methods only.
-        enabled: whether the fusion acts; the layers are bare where it does not.
+        fusion, mode, weights: the present ones; only the methods change them.
+        enabled: whether the fusion acts; if not, the layers are bare.
     """
 
     def __init__(self, fusion: Fusion, mode: Mode, weights: Mapping[str, float]) -> None:
@@ -41,7 +41,7 @@ class LiveFusion:
         self._progress = 0.0
 
     def write(self) -> None:
-        """Make every layer act for the present progress; where that fails, none acts any more."""
+        """Make every layer act for the present progress; if that fails, no layer acts."""
         try:
             self.mode.write(self._progress, self.weights)
         except (InUseError, IncompatibleModelError):
@@ -52,13 +52,13 @@ class LiveFusion:
             raise
 
     def move(self, progress: float) -> None:
-        """Sampling has got to ``progress``, in [0, 1); layers with a switch in between follow."""
+        """Move to ``progress``, in [0, 1): write the layers that switch in between."""
         self._progress = progress
         if self.enabled:
             self.mode.move(progress, self.weights)
 
     def enable(self, value: bool) -> None:
-        """Let the fusion act, or make every layer bare to the bit; what fails changes nothing."""
+        """Let the fusion act, or make every layer bare to the bit; a failure changes nothing."""
         if value == self.enabled:
             return
         if value:
@@ -69,7 +69,7 @@ class LiveFusion:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Bare layers for a while."""
+        """Make the layers bare inside the block."""
         enabled = self.enabled
         self.enable(False)
         try:
@@ -78,18 +78,18 @@ class LiveFusion:
             self.enable(enabled)
 
     def set_weights(self, changed: Mapping[str, float]) -> None:
-        """Change the weights of these slots; others stay."""
+        """Change the weights of these slots; keep the others."""
         with self._as_it_was_on_failure():
             self.weights = {**self.weights, **changed}
             if self.enabled:
                 self.write()
 
     def swap(self, fusion: Fusion, targets: Sequence[Target]) -> None:
-        """Put another fusion in this one's place, in the same mode.
+        """Replace the fusion by another one in the same mode.
 
         Args:
-            fusion: the other one; weights of slots with the same name stay.
-            targets: its layers.
+            fusion: the new fusion; weights of slots with the same name stay.
+            targets: the layers of the new fusion.
         """
         mode = self.mode.successor(targets)
         with self._as_it_was_on_failure():
@@ -100,7 +100,7 @@ class LiveFusion:
                 self.write()
 
     def release(self) -> None:
-        """Give everything back to the bit, for good; where that fails, all layers act again."""
+        """Restore every parameter to the bit, for good; if that fails, all layers act again."""
         with self._as_it_was_on_failure():
             self.mode.release()
 
@@ -116,7 +116,7 @@ class LiveFusion:
 
     @contextmanager
     def _as_it_was_on_failure(self) -> Iterator[None]:
-        """Undo the changes of attributes and layers inside where they fail."""
+        """Undo changes of attributes and layers inside the block if it fails."""
         before = self.fusion, self.mode, self.weights, self.enabled
         try:
             yield
@@ -131,10 +131,10 @@ class LiveFusion:
 
 
 def checked_weights(fusion: Fusion, weights: Mapping[str, float]) -> dict[str, float]:
-    """Factors of slots, each from -:data:`MAX_WEIGHT` to :data:`MAX_WEIGHT`.
+    """Return the factors of slots, each between -:data:`MAX_WEIGHT` and :data:`MAX_WEIGHT`.
 
     Raises:
-        ConfigError: a slot that the fusion does not have, or a factor out of range.
+        ConfigError: the fusion does not have a slot, or a factor is out of range.
     """
     if not isinstance(weights, Mapping):
         raise ConfigError(f"weights={weights!r}: expected slot names with a number each.")

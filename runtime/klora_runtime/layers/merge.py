@@ -1,7 +1,7 @@
-"""Mode *merge*: the live weights always hold base + what the timelines say, at no cost per step.
+"""Mode *merge*: the live weights hold base + the deltas that act now, at no cost per step.
 
-Every write starts from the pristine base and goes into the live tensor's own storage: nothing
-is ever subtracted, so nothing drifts, and no pointer changes, so compiled graphs stay valid.
+Every write starts from the pristine base and goes into the live tensor's own storage. Nothing is
+subtracted, so nothing drifts; no pointer changes, so compiled graphs stay valid.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Layer:
     target: Target
     terms: list[Term]
     device: torch.device
-    """Where the terms are."""
+    """Device of the terms."""
 
     @property
     def timeline(self) -> Timeline:
@@ -46,19 +46,19 @@ class _Layer:
 
 
 class Merge:
-    """Holds a set of targets at base + sum of scale * coefficient * weight * delta.
+    """Mode merge on a set of targets: holds base + sum of scale * coefficient * weight * delta.
 
-    Creating one checks that every parameter can be written and allocates what the writes need;
-    it changes no weight until :meth:`write`.
+    The constructor checks that every parameter can be written and allocates memory for the writes.
+    No weight changes before :meth:`write`.
 
     Args:
         targets: the layers to change.
-        previous: a merge on the same model that this one is to follow; its copies of the base
-            values are used again, for the live weights are not the base now.
-        whole: whether it is a mode of its own, and not the part of one.
+        previous: the merge on the same model that this one replaces. Its copies of the base values
+            are reused, because the live weights hold deltas now.
+        whole: whether this is a mode of its own, not a part of mode branch.
 
     Raises:
-        IncompatibleModelError: a parameter cannot be merged into; ``issues`` lists every one.
+        IncompatibleModelError: a parameter cannot be merged into; ``issues`` lists all of them.
     """
 
     name = "merge"
@@ -83,8 +83,8 @@ class Merge:
         self._groups: list[tuple[Group, list[int]]] = []
         self._group()
         self._agenda = Agenda([layer.timeline for layer in self._layers])
-        self._progress: float | None = None  # None: what the weights hold is not known
-        self._guards: list[RemovableHandle] = []  # see _refusing_state; none while paused
+        self._progress: float | None = None  # None: the weights' contents are unknown
+        self._guards: list[RemovableHandle] = []  # see _refusing_state; empty while paused
         self._whole = whole
         for layer in self._layers:
             if not _direct(layer.target.parameter.data):
@@ -98,7 +98,7 @@ class Merge:
 
     @property
     def switches(self) -> int:
-        """How many single-layer switches one run from progress 0 to 1 makes."""
+        """Number of single-layer switches in one run from progress 0 to 1."""
         return len(self._agenda)
 
     @property
@@ -107,14 +107,14 @@ class Merge:
         return True
 
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
-        """Write every layer for ``progress``, each slot times its weight (missing: 1)."""
+        """Write every layer for ``progress``; a slot without a weight has weight 1."""
         self.check()
         refuse_overflow(self.overflows(weights))
         self._guard()
         self._write_layers(range(len(self._layers)), progress, weights)
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
-        """Write the layers whose timeline has a breakpoint between the last progress and this."""
+        """Write the layers that have a breakpoint between the last progress and this one."""
         if self._progress is None:  # an earlier write was interrupted
             self.write(progress, weights)
         else:
@@ -124,7 +124,7 @@ class Merge:
             self._progress = progress
 
     def confirm(self, model: nn.Module) -> None:
-        """See :meth:`Mode.confirm`. Whoever reads a weight reads the delta."""
+        """See :meth:`Mode.confirm`. The weight itself holds the delta, so no read can miss it."""
 
     def pause(self) -> None:
         """See :meth:`Mode.pause`."""
@@ -136,7 +136,7 @@ class Merge:
     def release(self) -> None:
         """See :meth:`Mode.release`."""
         self.pause()
-        self._layers.clear()  # the layers first: without them there is nothing to write
+        self._layers.clear()  # the layers first, so that nothing can be written again
         self._sizes.clear()
         self._groups.clear()
         self._scratch.clear()
@@ -164,7 +164,7 @@ class Merge:
                 places[f"factors on {layer.device}"] += sum(
                     term.delta.nbytes for term in layer.terms
                 )
-        for group, members in self._groups:  # ranks that differ are padded
+        for group, members in self._groups:  # a group pads ranks that differ
             places[f"factors on {self._layers[members[0]].device}"] += group.nbytes
         for device, buffer in self._scratch.items():
             places[f"scratch on {device}"] += buffer.nbytes
@@ -184,14 +184,14 @@ class Merge:
                 yield issue
 
     def check(self) -> None:
-        """See :meth:`Mode.check`. All is written anew to a model that was converted."""
+        """See :meth:`Mode.check`. Write everything again if the model was converted."""
         targets = [layer.target for layer in self._layers]
         recheck(targets, merge_hindrance)
         if any(map(self._pristine.was_converted, targets)):
             self._progress = None
 
     def _guard(self) -> None:
-        """Refuse to give weights away that hold a delta."""
+        """Make ``state_dict`` refuse weights that hold a delta."""
         if not self._guards:
             modules: list[Any] = [layer.target.module for layer in self._layers]
             refuse_state = _refusing_state(", or apply the fusion with mode='branch'" * self._whole)
@@ -219,12 +219,12 @@ class Merge:
                     group.write([writes.pop(index) for index in own], self._scratch_for)
             for write in writes.values():
                 self._write_alone(write)
-            for index in indices:  # autograd's graphs of old values
+            for index in indices:  # autograd's graphs must notice that the values changed
                 increment_version(self._layers[index].target.parameter)
         self._progress = progress
 
     def _follow(self, indices: Iterable[int]) -> None:
-        """Bring the factors to where the weights are, if the model was moved."""
+        """Move the factors to the weights' devices if the model was moved."""
         moved = [layer for layer in map(self._layers.__getitem__, indices) if layer.was_moved]
         for layer in moved:
             layer.device = layer.target.parameter.device
@@ -234,7 +234,7 @@ class Merge:
             self._group()
 
     def _group(self) -> None:
-        """Put layers side by side where that pays."""
+        """Group layers where that pays."""
         layers = {
             index: (layer.target.parameter.data, layer.terms)
             for index, layer in enumerate(self._layers)
@@ -262,12 +262,12 @@ class Merge:
         for term, factor in rest:
             term.add(result, factor)
         if result.data_ptr() != live.data_ptr():
-            if base.device != live.device:  # the base passes through the live weight
+            if base.device != live.device:  # copy the base into the live weight first
                 base = live.copy_(base, non_blocking=True)
             live.copy_(result.view(live.shape).add_(base))
 
     def _scratch_for(self, numel: int, device: torch.device) -> torch.Tensor:
-        """So many float32 elements on a device, in memory that all layers use in turn."""
+        """Return ``numel`` float32 elements on a device, in memory that all layers share."""
         buffer = self._scratch.get(device)
         if buffer is None or buffer.numel() < numel:
             buffer = torch.empty(numel, dtype=torch.float32, device=device)
@@ -276,12 +276,12 @@ class Merge:
 
 
 def _groupable(write: Write | None) -> bool:
-    """Whether a layer of a group is to be written now, and can be together with others."""
+    """Return whether a layer of a group needs a write now that can be batched."""
     return write is not None and bool(write.factors) and write.base.device == write.live.device
 
 
 def _refusing_state(instead: str) -> Callable[..., None]:
-    """Made for ``state_dict`` of a merged module, or of one that it is part of."""
+    """Make a hook that refuses ``state_dict`` of a merged module or of a module around it."""
 
     def refuse_state(*_: Any) -> None:
         raise InUseError(
@@ -296,7 +296,7 @@ def _refusing_state(instead: str) -> Callable[..., None]:
 def _scaled(
     layer: _Layer, progress: float, weights: Mapping[str, float]
 ) -> list[tuple[Term, float]]:
-    """The terms that act at ``progress``, each with scale * coefficient * weight."""
+    """Return the terms that act at ``progress``, each with scale * coefficient * weight."""
     row = layer.timeline.at(progress)
     scaled = [
         (term, term.scale * row.get(term.slot, 0.0) * weights.get(term.slot, 1.0))
@@ -306,5 +306,5 @@ def _scaled(
 
 
 def _direct(live: torch.Tensor) -> bool:
-    """Whether a product can be written straight into the tensor's storage as (rows, -1)."""
+    """Return whether a product can be written directly into the tensor's storage as (rows, -1)."""
     return live.dtype == torch.float32 and live.is_contiguous()

@@ -1,4 +1,4 @@
-"""What every mode can do, and the choice among them."""
+"""The interface of all modes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from klora_runtime.layers.targets import Target
 
 
 class Mode(Protocol):
-    """Holds a set of layers at base + what their timelines say.
+    """A way to hold a set of layers at base + the deltas of their timelines.
 
-    Making one checks that it can act on its targets and allocates; it changes nothing until
-    :meth:`write`. ``weights`` is slot -> factor on top of the coefficients, 1 where missing.
+    The constructor checks that the mode can act on its targets and allocates memory. Nothing
+    changes before :meth:`write`. ``weights`` is slot -> factor on the coefficients; a missing slot
+    has 1.
     """
 
     name: str
@@ -26,59 +27,59 @@ class Mode(Protocol):
 
     @property
     def switches(self) -> int:
-        """How many single-layer switches one run from progress 0 to 1 makes."""
+        """Number of single-layer switches in one run from progress 0 to 1."""
 
     @property
     def writes(self) -> bool:
-        """Whether it holds parameters of the model at other values than the base's."""
+        """Whether parameters of the model hold other values than the base's."""
 
     def check(self) -> None:
-        """See that nothing has come between this mode and its layers; follow a moved model.
+        """Check that the mode can still act on its layers; follow a model that was moved.
 
         Raises:
-            InUseError: something has; nothing was changed.
+            InUseError: it cannot; nothing was changed.
         """
 
     def overflows(self, weights: Mapping[str, float]) -> Iterable[str]:
-        """Layers that would hold infinity somewhere in their schedule, in a sentence each."""
+        """Yield one sentence per layer that would hold infinity somewhere in its schedule."""
 
     def write(self, progress: float, weights: Mapping[str, float]) -> None:
-        """Make every layer act as at ``progress``.
+        """Make every layer act for ``progress``.
 
         Raises:
-            InUseError: as :meth:`check`.
+            InUseError: see :meth:`check`.
             IncompatibleModelError: there are :meth:`overflows`; nothing was changed.
         """
 
     def move(self, progress: float, weights: Mapping[str, float]) -> None:
-        """The same, where only the layers with a breakpoint since the last progress can differ."""
+        """Do the same, but write only the layers with a breakpoint since the last progress."""
 
     def confirm(self, model: nn.Module) -> None:
-        """A component has run for the first time since :meth:`check`: see that every layer acted.
+        """Check, after a component's first run since :meth:`check`, that every layer acted.
 
         Raises:
-            InUseError: something else read the weight of layers that this mode acts at the calls
-                of; ``issues`` names them.
+            InUseError: this mode acts when a layer is called, but something read the layer's weight
+                instead of calling it; ``issues`` names these layers.
         """
 
     def pause(self) -> None:
-        """Make every layer act as the bare model, to the bit; :meth:`write` ends it.
+        """Make every layer act as in the bare model, to the bit, until the next :meth:`write`.
 
         Raises:
-            InUseError: as :meth:`check`, as do :meth:`yield_to` and :meth:`release`.
+            InUseError: see :meth:`check`; yield_to and release raise it too.
         """
 
     def successor(self, targets: Sequence[Target]) -> Self:
-        """A mode of the same kind for other targets of the same model; changes nothing."""
+        """Return a mode of the same kind for other targets of the same model; change nothing."""
 
     def yield_to(self, other: Self) -> None:
-        """Give back the layers that ``other``, a successor, does not have; it writes next."""
+        """Restore the layers that ``other``, a successor, does not have; ``other`` writes next."""
 
     def release(self) -> None:
-        """Give everything back to the bit, and drop all that was kept for it."""
+        """Restore every parameter to the bit, and free all memory."""
 
     def rounding(self, weights: Mapping[str, float]) -> Iterable[Rounding]:
-        """What the model's dtype costs each layer."""
+        """Return the rounding of each layer by the model's dtype."""
 
     def nbytes(self) -> Mapping[str, int]:
-        """Purpose and place, such as ``base weights on cpu`` -> bytes."""
+        """Return purpose and place, such as ``base weights on cpu`` -> bytes."""

@@ -1,4 +1,4 @@
-"""The modules of a model, found faster than by ``Module.modules()``, which names each."""
+"""The modules of a model, found faster than by ``Module.modules()``, which also names them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
-    """``root`` and every module below it, each once."""
+    """Return ``root`` and every module below it, each once."""
     found = [root]
     seen: set[nn.Module] = {root}
-    for module in found:  # which grows
+    for module in found:  # the list grows in the loop
         for child in module._modules.values():
             if child is not None and child not in seen:
                 seen.add(child)
@@ -18,7 +18,7 @@ def modules_of(root: nn.Module) -> list[nn.Module]:
 
 
 def uses_of(root: nn.Module) -> list[nn.Module]:
-    """``root`` and every module below it, once for each way that leads to it."""
+    """Return ``root`` and every module below it, once for each path that leads to it."""
     found = [root]
     for module in found:
         found += [child for child in module._modules.values() if child is not None]
@@ -26,7 +26,7 @@ def uses_of(root: nn.Module) -> list[nn.Module]:
 
 
 def original_module(model: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` wrapped it."""
+    """Return the module that ``torch.compile`` may have wrapped."""
     original = getattr(model, "_orig_mod", model)
     assert isinstance(original, nn.Module)
     return original

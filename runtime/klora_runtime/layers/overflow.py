@@ -1,7 +1,7 @@
-"""What would be infinite: weights, factors or gates beyond the dtype that is to hold them.
+"""Overflow: weights, factors or gates that are too large for the dtype that must hold them.
 
-Bounds come first, from the largest number of each tensor, which is read once. Only where a bound is
-too large is computed what would really stand there.
+Bounds from the largest number of each tensor, which is read once, clear most layers. The exact
+values are computed only if a bound is too large.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from klora_runtime.artifact.delta import Delta, LowRank, is_finite
 from klora_runtime.devices.precision import home_of_float64
 from klora_runtime.layers.targets import Target, refuse
 
-#: In which factors and coefficients are multiplied.
+#: The dtype in which factors and coefficients are multiplied.
 _WORK = torch.float32
 
 _Kind = tuple[torch.device, torch.dtype]
@@ -27,23 +27,23 @@ class Largest:
     """The largest magnitudes of one delta, without its scale."""
 
     parts: tuple[float, ...]
-    """Of each of its tensors."""
+    """The largest magnitude of each of its tensors."""
     delta: float
-    """No number of the delta is larger."""
+    """An upper bound of the magnitudes in the delta."""
 
 
-#: Slot -> its delta's.
+#: Slot -> largest magnitudes of its delta.
 Sizes = Mapping[str, Largest]
 
 
 def refuse_overflow(issues: Iterator[str]) -> None:
-    """Raise one error where something would be infinite.
+    """Raise one error if something would be infinite.
 
     Args:
-        issues: a layer each.
+        issues: one sentence per layer.
 
     Raises:
-        IncompatibleModelError: there is one.
+        IncompatibleModelError: there are issues.
     """
     refuse(
         issues,
@@ -53,7 +53,7 @@ def refuse_overflow(issues: Iterator[str]) -> None:
 
 
 def sizes_of(targets: Sequence[Target]) -> list[Sizes]:
-    """Of each target; a device is waited for once for each dtype."""
+    """Return the sizes of each target; this waits for a device once per dtype."""
     kinds: defaultdict[_Kind, list[torch.Tensor]] = defaultdict(list)
     for target in targets:
         for stored in target.entry.acting.values():
@@ -72,12 +72,12 @@ def sizes_of(targets: Sequence[Target]) -> list[Sizes]:
 def weight_overflow(
     target: Target, base: torch.Tensor, sizes: Sizes, weights: Mapping[str, float]
 ) -> str | None:
-    """What of mode merge would be infinite in one layer, in a sentence; None where nothing would.
+    """Return, for mode merge, what would be infinite in one layer; None if nothing would.
 
     Args:
-        base: its pristine weight. Infinity in there is no matter of the fusion.
-        sizes: of :func:`sizes_of`.
-        weights: slot -> factor on top of the coefficients, 1 where missing.
+        base: the pristine weight; infinity in the base itself is ignored.
+        sizes: the target's sizes from :func:`sizes_of`.
+        weights: slot -> factor on the coefficients; a missing slot has 1.
     """
     for start, gates in _segments(target, weights):
         reach = sum(abs(gate) * sizes[slot].delta for slot, gate in gates.items())
@@ -96,12 +96,12 @@ def weight_overflow(
 def leaf_overflow(
     target: Target, dtype: torch.dtype, sizes: Sizes, weights: Mapping[str, float]
 ) -> str | None:
-    """The same of mode branch: of factors, gates and summed deltas.
+    """Return, for mode branch, what would be infinite: factors, gates or summed deltas.
 
     Args:
-        dtype: in which the module multiplies.
-        sizes: as of :func:`weight_overflow`.
-        weights: as of :func:`weight_overflow`.
+        dtype: dtype in which the module multiplies.
+        sizes: see :func:`weight_overflow`.
+        weights: see :func:`weight_overflow`.
     """
     most = torch.finfo(dtype).max
     for slot, stored in target.entry.acting.items():
@@ -127,7 +127,7 @@ def _kind(tensor: torch.Tensor) -> _Kind:
 
 
 def _magnitudes(tensors: Sequence[torch.Tensor]) -> list[float]:
-    """The largest magnitude of each, of one kind."""
+    """Return the largest magnitude of each tensor; all have one device and dtype."""
     with torch.inference_mode():
         ends = [end for each in tensors for end in torch.aminmax(each)]
         found: list[float] = torch.stack(ends).float().view(-1, 2).abs().amax(dim=1).tolist()
@@ -144,7 +144,7 @@ def _largest(delta: Delta, parts: Sequence[float]) -> Largest:
 def _segments(
     target: Target, weights: Mapping[str, float]
 ) -> Iterator[tuple[float, dict[str, float]]]:
-    """Where each segment begins, and scale * coefficient * weight of the slots that act there."""
+    """Yield each segment's start, and scale * coefficient * weight of the slots that act there."""
     stored = target.entry.acting
     scales = {slot: each.scale * weights.get(slot, 1.0) for slot, each in stored.items()}
     for start, row in target.entry.timeline.rows():
@@ -153,13 +153,13 @@ def _segments(
 
 
 def _always_fits(dtype: torch.dtype) -> float:
-    """Below this, a sum with any finite base rounds to a finite number: half a last place."""
+    """Return a delta size below which a sum with any finite base stays finite: half an ulp."""
     limits = torch.finfo(dtype)
     return limits.max * limits.eps / 4
 
 
 def _beyond_work(gates: Mapping[str, float], sizes: Sizes) -> str | None:
-    """What overflows before it is in the layer's dtype."""
+    """Return what overflows float32 before it is rounded to the layer's dtype."""
     most = torch.finfo(_WORK).max
     for slot, gate in gates.items():
         for what, size in (("factor on", abs(gate)), ("size of", sizes[slot].delta)):
@@ -174,7 +174,7 @@ def _largest_sum(
     dtype: torch.dtype,
     base: torch.Tensor | None = None,
 ) -> float | None:
-    """The largest magnitude of base + deltas, where a dtype does not hold all of them."""
+    """Return the largest magnitude of base + deltas that a dtype cannot hold, or None."""
     home = home_of_float64(target.parameter.device)
     with torch.inference_mode():
         start = torch.zeros(1, 1, dtype=dtype) if base is None else base.reshape(len(base), -1)
@@ -186,7 +186,7 @@ def _largest_sum(
 
 
 def _factors_fit(delta: LowRank, largest: Largest, dtype: torch.dtype) -> bool:
-    """Whether a dtype holds them, each rank brought to one size (:func:`balanced`)."""
+    """Return whether a dtype can hold the balanced factors (:func:`balanced`)."""
     most = torch.finfo(dtype).max
     down, up = largest.parts
     if down <= most and up <= most and 2 * down * up <= most**2:

@@ -1,4 +1,4 @@
-"""Copies of the base weights, taken before they are first changed, to give back to the bit."""
+"""Copies of the base weights, taken before the first change, to restore them to the bit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from klora_runtime.devices.host_memory import free_host_memory
 from klora_runtime.devices.names import HOST
 from klora_runtime.layers.targets import Target
 
-#: Share of a device's free memory that copies may take; beyond it they go to host memory.
+#: Share of a device's free memory that copies may take; more copies go to host memory.
 DEVICE_SHARE = 0.5
 
-#: Share of the host's free memory that copies may take before merging is not worth it.
+#: Share of the host's free memory that copies may take; if they need more, ``auto`` branches.
 HOST_SHARE = 0.8
 
 
 class Pristine:
-    """The untouched values of some targets' parameters, by the target's path.
+    """The base values of targets' parameters, by the target's path.
 
-    A copy stays on the parameter's device while that leaves half of the free memory, else it
-    goes to host memory.
+    A copy is kept on the parameter's device while half of the free memory remains, else in host
+    memory.
 
     Args:
-        targets: whose values to keep; they hold base values now, unless ``previous`` has them.
-        previous: copies that were taken before; those of these targets are used again.
+        targets: targets whose values to keep. Their parameters hold base values now, unless
+            ``previous`` has copies of them.
+        previous: earlier copies; those of these targets are reused.
     """
 
     def __init__(self, targets: Sequence[Target], previous: Pristine | None = None) -> None:
@@ -43,17 +44,17 @@ class Pristine:
                 parameter = target.parameter.data
                 copy = parameter.to(places[target.path], copy=True)
             self._copies[target.path] = copy
-        # Where each parameter was when its copy was placed.
+        # The device of each parameter when its copy was placed.
         self._homes: dict[str, torch.device] = {
             t.path: homes.get(t.path, t.parameter.device) for t in targets
         }
 
     def of(self, target: Target) -> torch.Tensor:
-        """The base value of a target, in its parameter's present dtype.
+        """Return the base value of a target, in its parameter's present dtype.
 
-        The parameter may have been moved or converted since (``pipe.to(torch.float16)``); the copy
-        is converted the same way, so that it is what the bare model would hold. Where one was
-        moved, all that were are placed anew at once, for they share the room.
+        The parameter may have been moved or converted since (``pipe.to(torch.float16)``). The copy
+        is converted the same way, so that it equals the bare model's value. If a parameter was
+        moved, all copies of moved parameters are placed again, because they share the memory.
         """
         if target.parameter.device != self._homes[target.path]:
             self._place_anew()
@@ -70,11 +71,11 @@ class Pristine:
         self._homes |= {target.path: target.parameter.device for target in moved}
 
     def was_converted(self, target: Target) -> bool:
-        """Whether a target's parameter has another dtype than its copy."""
+        """Return whether a target's parameter has another dtype than its copy."""
         return self._copies[target.path].dtype != target.parameter.dtype
 
     def restore(self, paths: Iterable[str]) -> None:
-        """Write the base values of these targets back, bit for bit."""
+        """Write the base values of these targets back to the bit."""
         targets = [self._targets[path] for path in paths]
         if not targets:
             return
@@ -85,13 +86,13 @@ class Pristine:
                 increment_version(target.parameter)
 
     def forget(self) -> None:
-        """Drop every copy."""
+        """Drop all copies."""
         self._copies.clear()
         self._homes.clear()
         self._targets.clear()
 
     def nbytes_by_place(self) -> dict[str, int]:
-        """Bytes of the copies, by device name such as ``cpu`` or ``cuda:0``."""
+        """Return device name, such as ``cpu`` or ``cuda:0`` -> bytes of copies."""
         places: defaultdict[str, int] = defaultdict(int)
         for copy in self._copies.values():
             places[str(copy.device)] += copy.nbytes
@@ -99,7 +100,7 @@ class Pristine:
 
 
 def host_shortage(targets: Sequence[Target]) -> str | None:
-    """Why the host's memory does not do for the copies of targets, or None where it does."""
+    """Return why the host's memory does not suffice for copies of the targets; None if it does."""
     places = _places(targets)
     needed = sum(target.parameter.nbytes for target in targets if places[target.path] == HOST)
     free = free_host_memory()
@@ -109,7 +110,7 @@ def host_shortage(targets: Sequence[Target]) -> str | None:
 
 
 def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
-    """Where the copy of each target goes, by path."""
+    """Return path of a target -> the device for its copy."""
     staying = [target for target in targets if not target.host.offloads(target.model)]
     needed: defaultdict[torch.device, int] = defaultdict(int)
     for target in staying:

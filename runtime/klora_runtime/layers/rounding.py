@@ -1,7 +1,7 @@
-"""What a dtype costs: how far what a layer holds is from its exact delta.
+"""The rounding of deltas by a dtype: the distance of the held delta from the exact one.
 
-One measurement for all modes: in every segment of a layer's timeline the delta that acts, exact in
-float64, is compared with what stands there for it.
+All modes are measured in the same way: in every segment of a layer's timeline, the exact delta in
+float64 is compared with the delta that the layer holds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from klora_runtime.artifact.delta import Delta
 from klora_runtime.devices.precision import home_of_float64
 from klora_runtime.layers.targets import Target
 
-#: The gates of the slots that act in a segment, and its exact delta -> what is there instead.
+#: (gates of the slots that act in a segment, exact delta) -> held delta.
 _Held = Callable[[Mapping[str, float], torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Of one layer, over all segments of its timeline."""
+    """The rounding of one layer over all segments of its timeline."""
 
     layer: str
     error: float
@@ -38,7 +38,7 @@ class Rounding:
 
 
 def rounding_share(roundings: Iterable[Rounding]) -> float:
-    """||held - exact|| / ||exact|| over layers together; 0 where nothing acts."""
+    """Return ||held - exact|| / ||exact|| over all layers together; 0 if nothing acts."""
     every = list(roundings)
     size = math.fsum(each.size for each in every)
     return math.sqrt(math.fsum(each.error for each in every) / size) if size else 0.0
@@ -47,12 +47,12 @@ def rounding_share(roundings: Iterable[Rounding]) -> float:
 def weight_rounding(
     target: Target, base: torch.Tensor, weights: Mapping[str, float], rows: int | None = None
 ) -> Rounding:
-    """Of mode merge: the live weight holds round(base + delta).
+    """Measure mode merge: the live weight holds round(base + delta).
 
     Args:
         base: the pristine weight.
-        weights: slot -> factor on top of the coefficients, 1 where missing.
-        rows: about how many rows to look at, evenly spread, for an estimate; None for all.
+        weights: slot -> factor on the coefficients; a missing slot has 1.
+        rows: approximate number of evenly spread rows for an estimate; None for all rows.
     """
     home = home_of_float64(target.parameter.device)
     step = 1 if rows is None else -(-len(base) // rows)
@@ -71,10 +71,10 @@ def weight_rounding(
 
 
 def factor_rounding(target: Target, dtype: torch.dtype, weights: Mapping[str, float]) -> Rounding:
-    """Of mode branch: factors, evenly sized, or a dense delta, and their gates are in a dtype.
+    """Measure mode branch: balanced factors (or a dense delta) and gates are rounded to a dtype.
 
     Args:
-        dtype: in which the module multiplies.
+        dtype: dtype in which the module multiplies.
         weights: see :func:`weight_rounding`.
     """
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def factor_rounding(target: Target, dtype: torch.dtype, weights: Mapping[str, fl
 def _over_segments(
     target: Target, deltas: Mapping[str, Delta], weights: Mapping[str, float], held: _Held
 ) -> Rounding:
-    """Compare in every segment in which something acts.
+    """Compare the deltas in every segment in which something acts.
 
     Args:
         deltas: slot -> exact delta, flattened, float64.
@@ -112,7 +112,7 @@ def _over_segments(
 
 
 def _combined(gates: Mapping[str, float], deltas: Mapping[str, Delta]) -> torch.Tensor:
-    """The sum of gate * delta, a matrix in float64."""
+    """Return the sum of gate * delta, a matrix in float64."""
     return reduce(torch.add, (gate * deltas[slot].matrix() for slot, gate in gates.items()))
 
 

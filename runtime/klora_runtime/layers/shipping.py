@@ -1,4 +1,4 @@
-"""Many tensors to a device at once: what lies in one block of memory is moved in one piece."""
+"""Transfer of many tensors to a device: tensors in one block of memory move in one piece."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Sequence
 
 import torch
 
-#: A block is moved whole where the tensors asked for are at least one part in this many of it.
+#: A block is moved whole if the requested tensors are at least 1/_DENSITY of it.
 _DENSITY = 2
 
 
 def shipped(
     tensors: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """The tensors on a device in a dtype, in their order.
+    """Return the tensors on a device in a dtype, in the same order.
 
-    A loaded fusion's factors are views of one block: they take one transfer and one conversion
-    for each dtype of the file, however many they are. So do those that have memory of their own
-    each, as decoded ones do: they are put side by side before. Where nothing has to change, they
-    are the same memory as before.
+    A loaded fusion's factors are views of one block, so they need one transfer and one conversion
+    per dtype of the file. Tensors with separate memory, such as decoded ones, are first gathered
+    into a block. Tensors that need no change keep their memory.
     """
     blocks: defaultdict[tuple[int, torch.dtype, torch.device], list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
@@ -43,7 +42,7 @@ def shipped(
 def _moved(
     parts: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """Tensors of one block and one dtype."""
+    """Move tensors of one block and one dtype."""
     first = min(part.storage_offset() for part in parts)
     size = max(part.storage_offset() + part.numel() for part in parts) - first
     wanted = sum(part.numel() for part in parts)
@@ -60,7 +59,7 @@ def _moved(
 def _gathered(
     parts: Sequence[torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> list[torch.Tensor]:
-    """Tensors of one dtype and device, each with memory of its own."""
+    """Move tensors of one dtype and device that have separate memory."""
     if len(parts) == 1:
         return [parts[0].to(device, dtype)]
     block = torch.cat([part.reshape(-1) for part in parts]).to(device, dtype)

@@ -1,12 +1,11 @@
-"""Changing what one object does, and nothing else: a class of its own under the same name.
+"""Overlays: change the behaviour of one object by a subclass of its class, under the same name.
 
-The object's class becomes a subclass of what it was. Its ``__dict__`` and the class that other
-objects share stay untouched. Several such classes may lie on one object, and each can be taken off
-in its turn or retired in any order. This is the one way in which klora changes a leaf (`leaf`), a
-scheduler or a pipeline instance.
+The object's ``__dict__``, and the class that other objects share, stay untouched. Several overlays
+may be on one object; the outermost can be taken off, and any of them can be retired. This is the
+only way in which klora changes a leaf (`leaf`), a scheduler or a pipeline instance.
 
-Others ask for classes and change them. So a class over another equals it (``type(a) == Plain``),
-and passes its calls on to what the other does at that moment (:func:`inherited`).
+Other libraries compare classes and patch them. So an overlay class equals the class beneath it
+(``type(a) == Plain``), and calls that class's present methods (:func:`inherited`).
 """
 
 from __future__ import annotations
@@ -17,33 +16,32 @@ from typing import Any
 
 _OVERLAY = "_klora_overlay"
 
-#: Sets the class of an object, whatever it says of its own ``__class__``.
+#: Sets the class of an object, even if the object overrides ``__class__``.
 _set_class: Callable[[Any, type], None] = vars(object)["__class__"].__set__
 
 
 class Overlay:
-    """What one owner puts over the classes of objects.
+    """The subclasses that one owner puts over the classes of objects.
 
     Args:
-        make: the class an object has -> the attributes of the class over it; asked once for each
-            class, so that objects of one class share one over it.
-        passes: whether a thing is to pass for one of its plain class with those who would change
-            that class: ``thing.__class__`` is then the plain one, and ``type(thing)(...)`` makes a
-            thing that nothing lies over. It then needs methods of its own to be copied: Python
-            copies by ``type(thing).__new__``.
+        make: class of an object -> attributes of the class over it. It is called once per class,
+            so objects of one class share the class over it.
+        passes: whether an object poses as one of its plain class: ``thing.__class__`` is then the
+            plain class, and ``type(thing)(...)`` makes a plain object. Such an object needs its own
+            methods for copying, because Python copies by ``type(thing).__new__``.
 
     Attributes:
-        active: until it is retired.
+        active: whether the overlay acts; False once it is retired.
     """
 
     def __init__(self, make: Callable[[type], dict[str, Any]], *, passes: bool = True) -> None:
         self.active = True
         self._make = make
         self._passes = passes
-        self._classes: dict[int, type] = {}  # by the id of the one beneath, which each holds
+        self._classes: dict[int, type] = {}  # by the id of the class beneath, which each holds
 
     def put_on(self, thing: Any) -> None:
-        """Give ``thing`` a class of this overlay; twice is once."""
+        """Give ``thing`` a class of this overlay; a second call does nothing."""
         if self.is_on(thing):
             return
         plain = type(thing)
@@ -52,28 +50,28 @@ class Overlay:
         _set_class(thing, self._classes[id(plain)])
 
     def is_on(self, thing: Any) -> bool:
-        """Whether ``thing``, or what it is a copy of, was given a class by this overlay."""
+        """Return whether this overlay is on ``thing``, or was on the original of this copy."""
         return self.beneath(thing) is not None
 
     def beneath(self, thing: Any) -> type | None:
-        """The class that this overlay lies over; None where it is not on ``thing``."""
+        """Return the class beneath this overlay; None if the overlay is not on ``thing``."""
         found = (cls.__bases__[0] for cls in type(thing).__mro__ if _overlay(cls) is self)
         return next(found, None)
 
     def is_outermost(self, thing: Any) -> bool:
-        """Whether it was given one, and nothing has changed its class since."""
+        """Return whether the class of ``thing`` is this overlay's, so nothing changed it since."""
         return _overlay(type(thing)) is self
 
     def take_off(self, thing: Any) -> None:
-        """Give ``thing`` back the class it had, where this overlay is the outermost on it."""
+        """Give ``thing`` its former class back if this overlay is the outermost one."""
         if self.is_outermost(thing):
             _set_class(thing, type(thing).__bases__[0])
             _uncover(thing)
 
     def retire(self, things: Iterable[Any]) -> None:
-        """Stop for good, and give these things back the class they had.
+        """Stop for good, and give these objects their former classes back.
 
-        Where another overlay lies over it, the class stays until that one goes.
+        Beneath another overlay, the class stays until that overlay goes.
         """
         self.active = False
         for thing in things:
@@ -81,7 +79,7 @@ class Overlay:
 
     def _class_over(self, plain: Any) -> type:
         def new(_: type, *args: Any, **kwargs: Any) -> Any:
-            """``type(thing)(...)`` makes a thing of its own, over which nothing lies."""
+            """Make a plain object for ``type(thing)(...)``."""
             return plain(*args, **kwargs)
 
         passing = {"__new__": new, "__class__": property(_plain_class, _cover)}
@@ -102,9 +100,9 @@ class Overlay:
 
 
 def inherited(plain: type, name: str) -> Callable[..., Any] | None:
-    """A method of a class as it is whenever it is called; None where there is none.
+    """Return a function that calls a class's present method; None if there is no such method.
 
-    Others may replace it on the class and give it back, before and after a class is put over it.
+    Other code may replace the method on the class at any time, and restore it.
     """
     found = _attribute(plain, name)
     if not callable(found):
@@ -118,14 +116,14 @@ def inherited(plain: type, name: str) -> Callable[..., Any] | None:
 
 
 def plain_twin(thing: Any, plain: type) -> Any:
-    """An object of class ``plain`` that shares its attributes with ``thing``."""
+    """Return an object of class ``plain`` that shares its attributes with ``thing``."""
     twin: Any = object.__new__(plain)
     vars(twin).update(vars(thing))
     return twin
 
 
 def plain_class(cls: type) -> type:
-    """The class that all overlays of a class lie over; the class itself without any."""
+    """Return the class beneath all overlays; the class itself if there are none."""
     while _overlay(cls) is not None:
         cls = cls.__bases__[0]
     return cls
@@ -140,7 +138,7 @@ def _plain_class(thing: Any) -> type:
 
 
 def _cover(thing: Any, cls: type) -> None:
-    """Somebody gives ``thing`` another class: what lies over the present one lies over that."""
+    """Give ``thing`` another class beneath its overlays; runs when code assigns ``__class__``."""
     overlays = [found for each in type(thing).__mro__ if (found := _overlay(each)) is not None]
     _set_class(thing, cls)
     for overlay in reversed(overlays):
@@ -150,10 +148,10 @@ def _cover(thing: Any, cls: type) -> None:
 
 @functools.cache
 def _equal_to_plain(kind: type) -> Any:
-    """A class of classes, each equal to the one that it lies over.
+    """Return a metaclass whose classes are equal to the class that they are over.
 
     Args:
-        kind: the class of the classes that they lie over.
+        kind: the metaclass of the classes beneath.
     """
 
     class EqualToPlain(kind):  # type: ignore[misc]
@@ -167,11 +165,11 @@ def _equal_to_plain(kind: type) -> Any:
 
 
 def _attribute(cls: type, name: str) -> Any:
-    """A class's own or inherited attribute, not its metaclass's (every class is callable)."""
+    """Return a class's own or inherited attribute, but not its metaclass's, such as call."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _uncover(thing: Any) -> None:
-    """Take retired overlays off ``thing``, from the outermost to the first that is active."""
+    """Take retired overlays off ``thing``, from the outermost to the first active one."""
     while (overlay := _overlay(type(thing))) is not None and not overlay.active:
         _set_class(thing, type(thing).__bases__[0])

@@ -1,7 +1,7 @@
-"""From a fusion's layers to the live parameters of a model: everything is checked here.
+"""The live parameters of a model that a fusion's layers change; all of them are checked here.
 
-:func:`find_targets` looks at every layer before anything is changed and reports all that is
-wrong in one error. What makes a model unfit for a *mode* is looked at in `hindrances`.
+:func:`find_targets` checks every layer before anything changes and reports all problems in one
+error. `hindrances` checks whether a *mode* can act on the layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
 from klora_runtime.layers.host import PLAIN, Host
 
-#: Modules that a low-rank delta can be of; a dense one can be of any that has the parameter.
+#: Modules that can have a low-rank delta; any module with the parameter can have a dense one.
 _MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
@@ -29,11 +29,11 @@ class Target:
     entry: Entry
     module: nn.Module
     path: str
-    """Name of the parameter as it is found here: component, module path if any, parameter."""
+    """Name of the parameter in this model: component, module path if any, parameter."""
     lineage: tuple[nn.Module, ...]
     """The component, every module between, and the module itself."""
     host: Host = PLAIN
-    """Of the program that the module is part of."""
+    """The host of the program that the module is part of."""
 
     @property
     def model(self) -> nn.Module:
@@ -53,22 +53,22 @@ class Target:
 
     @cached_property
     def steps(self) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
-        """The way through the component: a module, a name in it, and what was found there."""
+        """The path through the component as (module, name in it, module of that name)."""
         return tuple(zip(self.lineage, self.names, self.lineage[1:], strict=False))
 
     @property
     def parameter(self) -> torch.Tensor:
-        """The parameter as it is now (offloading and ``.to()`` may have moved or replaced it)."""
+        """The present parameter; offloading and ``.to()`` may have moved or replaced it."""
         parameter = self.module._parameters[self.entry.parameter]
         assert parameter is not None
         return parameter
 
 
 def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple[str, ...]:
-    """The components to apply to; all of the fusion's where ``components`` is None.
+    """Return the components to change; all of the fusion's if ``components`` is None.
 
     Raises:
-        ConfigError: the fusion has no layer in a component that was asked for.
+        ConfigError: the fusion has no layer in a requested component.
     """
     if components is None:
         return fusion.components
@@ -86,15 +86,15 @@ def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple
 def find_targets(
     models: Mapping[str, nn.Module], fusion: Fusion, host: Host = PLAIN
 ) -> list[Target]:
-    """The live parameter of every layer that acts, in the order of the fusion's entries.
+    """Return the live parameter of every layer that acts, in the order of the fusion's entries.
 
     Args:
-        models: the components to look at, by name: those of :func:`chosen_components`.
-        host: what the program does around their modules.
+        models: component modules by name, for the names of :func:`chosen_components`.
+        host: the host of these modules.
 
     Raises:
         IncompatibleModelError: a module or parameter is missing, has another shape or kind, or is
-            wrapped by something that hides it. ``issues`` lists every layer.
+            hidden by a wrapper. ``issues`` lists every such layer.
     """
     entries = [entry for entry in fusion.entries if entry.acts and entry.component in models]
     targets, issues = [], []
@@ -115,7 +115,7 @@ def find_targets(
 
 
 def refuse(issues: Iterable[str], headline: str) -> None:
-    """Raise one :class:`IncompatibleModelError` where there are issues."""
+    """Raise one :class:`IncompatibleModelError` if there are issues."""
     listed = tuple(issues)
     if listed:
         raise IncompatibleModelError(headline, listed)
@@ -139,11 +139,11 @@ def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
 
 
 def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
-    """The model and every module on the way to a path, or None where there is none."""
+    """Return the model and every module on the way to a path; None if there is no such path."""
     lineage = [model]
     for name in filter(None, path.split(".")):
         found = lineage[-1]._modules.get(name)
-        if found is None:  # a wrapper (torch.compile) hands names on
+        if found is None:  # a wrapper (torch.compile) forwards attributes
             found = getattr(lineage[-1], name, None)
         if not isinstance(found, nn.Module):
             return None
@@ -170,7 +170,7 @@ def _check_parameter(module: nn.Module, entry: Entry) -> str | None:
 
 
 def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ...]:
-    """The shape that a parameter stands for; quantised ones are packed into another."""
+    """Return the logical shape of a parameter; quantised ones are packed into another shape."""
     packed = type(parameter) is not nn.Parameter or not parameter.is_floating_point()
     if packed and isinstance(module, nn.Linear) and parameter is module._parameters["weight"]:
         return module.out_features, module.in_features
@@ -178,7 +178,7 @@ def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ..
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without trailing ones: a 1x1 convolution is a linear layer."""
+    """Return a shape without trailing ones: a 1x1 convolution is a linear layer."""
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
@@ -187,7 +187,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _misfit(
     fusion: Fusion, models: Mapping[str, nn.Module], entries: list[Entry], issues: list[str]
 ) -> IncompatibleModelError:
-    # All records, which only this needs.
+    # Importing all records is slow, and only this error needs them.
     from klora_runtime.families.catalogue import family_name, family_of
 
     classes = ", ".join(sorted(type(model).__name__ for model in models.values()))

@@ -1,4 +1,4 @@
-"""What one slot adds to one parameter in mode merge, ready to be multiplied and added."""
+"""Terms of mode merge: the delta of one slot, ready to be multiplied and added."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class Term:
     slot: str
     scale: float
     delta: Delta
-    """Flattened, on the layer's device: factors in float32, or the numbers in the dtype of the
-    file."""
+    """Flattened, on the layer's device; factors in float32, a dense delta in the file's dtype."""
 
     def to(self, device: torch.device) -> None:
         self.delta = self.delta.to(device)
 
     def write(self, result: torch.Tensor, factor: float, base: torch.Tensor | None) -> None:
-        """result = base + factor * delta, all (rows, -1); 0 where there is no base."""
+        """Compute result = base + factor * delta, all (rows, -1); a base of None counts as 0."""
         delta = self.delta
         if isinstance(delta, LowRank):
             if base is None:
@@ -40,7 +39,7 @@ class Term:
             torch.add(base, delta.values, alpha=factor, out=result)
 
     def add(self, result: torch.Tensor, factor: float) -> None:
-        """result += factor * delta."""
+        """Compute result += factor * delta."""
         if isinstance(self.delta, LowRank):
             result.addmm_(self.delta.up, self.delta.down, alpha=factor)
         else:
@@ -48,7 +47,7 @@ class Term:
 
 
 def terms_of(targets: Sequence[Target]) -> list[list[Term]]:
-    """What the slots of each target add, on its parameter's device."""
+    """Return the terms of each target, on its parameter's device."""
     places: defaultdict[torch.device, list[torch.Tensor]] = defaultdict(list)
     for target in targets:
         for stored in target.entry.acting.values():

@@ -1,7 +1,7 @@
-"""Slots of one layer that take turns in the buffers of its branch.
+"""Turns: slots of one layer that share the buffers of its branch, one after another.
 
-A branch multiplies with the slots that act now and not with all that ever will: where two LoRAs
-take turns, that halves its products. The others wait on the same device, ready to be copied.
+A branch multiplies only with the slots that act now. If two LoRAs take turns, this halves its
+products. Slots that do not act wait on the same device, ready to be copied.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 
 from klora_runtime.artifact.timeline import Timeline
 
-#: down (rank, in) or (rank, in, height, width), and up (rank, out), of one slot or of a buffer.
+#: down, (rank, in) or (rank, in, height, width), and up, (rank, out), of a slot or of a buffer.
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def turns_of(timeline: Timeline, ranks: Mapping[str, int]) -> list[dict[str, int]]:
-    """Of each segment: slot -> where its ranks begin; only slots that act there, side by side.
+    """Return, per segment, slot -> its first rank, for the slots that act there, side by side.
 
     Args:
-        timeline: of the layer.
-        ranks: of its slots, in the order in which they are placed.
+        timeline: the layer's timeline.
+        ranks: rank of each slot, in order of placement.
     """
     turns = []
     for _, row in timeline.rows():
@@ -34,17 +34,17 @@ def turns_of(timeline: Timeline, ranks: Mapping[str, int]) -> list[dict[str, int
 
 
 def rank_in_turns(timeline: Timeline, ranks: Mapping[str, int]) -> int:
-    """The most ranks that act at one time."""
+    """Return the greatest number of ranks that act at the same time."""
     return max(sum(ranks[slot] for slot in turn) for turn in turns_of(timeline, ranks))
 
 
 class Turns:
-    """The factors of one layer, and which of them its buffers hold.
+    """The factors of one layer, and a record of which ones its buffers hold.
 
     Args:
-        timeline: of the layer.
-        pairs: its factors by slot, in the dtype and on the device of the buffers.
-        buffers: into which those that act are copied.
+        timeline: the layer's timeline.
+        pairs: the layer's factors by slot, in the dtype and on the device of the buffers.
+        buffers: the buffers for the factors that act.
     """
 
     def __init__(self, timeline: Timeline, pairs: Mapping[str, Pair], buffers: Pair) -> None:
@@ -60,11 +60,11 @@ class Turns:
             ]
             for turn in self._turns
         ]
-        self._held: dict[str, int] | None = None  # None: what the buffers hold is not known
+        self._held: dict[str, int] | None = None  # None: the buffers' contents are unknown
 
     @property
     def change(self) -> bool:
-        """Whether the buffers ever hold something else; if not, they need no second copy."""
+        """Whether the buffers' contents ever change; if not, no second copy is needed."""
         return any(turn != self._turns[0] for turn in self._turns)
 
     @property
@@ -72,13 +72,13 @@ class Turns:
         return sum(tensor.nbytes for pair in self._pairs.values() for tensor in pair)
 
     def forget(self) -> None:
-        """Take what the buffers hold as not known."""
+        """Treat the buffers' contents as unknown."""
         self._held = None
 
     def due(self, progress: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What has to be copied before ``progress``: parts of the buffers and their new values.
+        """Return the copies needed before ``progress``: parts of the buffers and their new values.
 
-        The caller copies them all, or calls :meth:`forget`.
+        The caller must make all the copies, or call :meth:`forget`.
         """
         segment = self._timeline.segment(progress)
         if self._turns[segment] == self._held:

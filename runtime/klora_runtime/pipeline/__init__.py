@@ -1,1 +1,1 @@
-"""The host diffusers: the handle, the clock, and what is watched while a fusion is applied."""
+"""The host diffusers: the handle, the clock, and the watches of an applied fusion."""

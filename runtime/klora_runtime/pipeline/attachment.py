@@ -1,8 +1,8 @@
-"""What ties a fusion to one pipeline: watches, the clock, and what happens on their word.
+"""The connection of a fusion and one pipeline: watches, the clock, and reactions to their events.
 
 scheduler  -> Clock           -> progress            -> LiveFusion.move
-component  -> ComponentWatch  -> it is about to run   -> is the clock's scheduler running?
-pipeline   -> PipelineWatch   -> a generation begins  -> is every layer still in place?
+component  -> ComponentWatch  -> it is about to run   -> check: does the clock's scheduler run?
+pipeline   -> PipelineWatch   -> a generation begins  -> check: is every layer in place?
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from klora_runtime.pipeline.refusals import refuse_lora_scale
 def layers_in(
     pipe: Any, fusion: Fusion, components: Sequence[str] | None, owner: Claimant
 ) -> list[Target]:
-    """The layers of a fusion in a pipeline, checked; nothing is changed.
+    """Find and check the layers of a fusion in a pipeline; change nothing.
 
     Args:
         pipe: a diffusers pipeline.
-        components: to look in; all of the fusion's where None.
-        owner: the handle of a fusion that may be on them already.
+        components: components to search; None for all of the fusion's.
+        owner: a handle whose own fusion may be on the components.
 
     Raises:
         ConfigError: the fusion has no such component.
@@ -61,13 +61,13 @@ def layers_in(
 
 
 class Attachment:
-    """Ties a live fusion to a pipeline, from :meth:`take_hold` to :meth:`let_go`.
+    """The connection of a live fusion and a pipeline, from :meth:`take_hold` to :meth:`let_go`.
 
     Args:
         pipe: the pipeline.
-        live: the fusion, on layers of this pipeline.
-        components: of these alone; of all that it changes where None.
-        owner: the handle, which lives as long as the pipeline carries the fusion.
+        live: the fusion on layers of this pipeline.
+        components: components to change; None for all of the fusion's.
+        owner: the handle; it lives as long as the pipeline carries the fusion.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Attachment:
         self._asked = components
         self._owner: Any = owner  # None: let go
         self._rechecked = False
-        self._unconfirmed: set[nn.Module] = set()  # components that have not run since a check
+        self._unconfirmed: set[nn.Module] = set()  # components that have not run since the check
         self._component_watches: dict[str, ComponentWatch] = {}
         self._occupancy = Occupancy()
         self._clock = Clock(live.move, self._occupancy, self._on_loop)
@@ -86,7 +86,7 @@ class Attachment:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline; None when the fusion was removed from it."""
+        """The pipeline; None once the fusion was removed."""
         return self._pipe
 
     @property
@@ -96,17 +96,17 @@ class Attachment:
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """These components."""
+        """The modules of these components."""
         return tuple(watch.model for watch in self._component_watches.values())
 
     @property
     def mode(self) -> Mode:
-        """The mode that it acts in."""
+        """The mode in which the fusion acts."""
         return self._live.mode
 
     @property
     def progress(self) -> float | None:
-        """Of the step that ran last or runs now; None before the first."""
+        """Progress of the step that runs now or ran last; None before the first step."""
         return self._clock.progress
 
     def find(self, fusion: Fusion) -> list[Target]:
@@ -114,7 +114,7 @@ class Attachment:
         return layers_in(self._pipe, fusion, self._asked, self._owner)
 
     def take_hold(self, fusion: Fusion) -> None:
-        """Follow the scheduler, watch the pipeline and the components of this fusion."""
+        """Follow the scheduler, and watch the pipeline and the components of this fusion."""
         self._let_go_of_components()
         for name in chosen_components(fusion, self._asked):
             model = original_module(getattr(self._pipe, name))
@@ -128,7 +128,7 @@ class Attachment:
                 self._on_evaluated,
                 self.bare,
             )
-            self._component_watches[name] = watch  # before it attaches: what fails is undone
+            self._component_watches[name] = watch  # first, so that a failing attach is undone
             watch.attach()
             self.component_assigned(name)
         if _switches(fusion, *self.components):
@@ -136,29 +136,29 @@ class Attachment:
         self._pipeline_watch.attach()
 
     def let_go(self) -> None:
-        """Take everything off the pipeline for good; also from the middle of taking hold."""
+        """Take everything off the pipeline for good, even if :meth:`take_hold` failed half-way."""
         self._clock.detach()
         self._pipeline_watch.detach()
         self._let_go_of_components()
         self._pipe = self._owner = None
 
     def change(self) -> AbstractContextManager[None]:
-        """Around a change of what is sampled with: no other thread samples meanwhile.
+        """Return a context for a change of the fusion, during which no other thread samples.
 
         Raises:
-            InUseError: one does.
+            InUseError: another thread samples now.
         """
         return self._occupancy.change()
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """The bare model for a while, in which nobody samples."""
+        """Make the model bare inside the block, in which no thread samples."""
         with self.change(), self._live.bare():
             yield
 
     @contextmanager
     def generation(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Around a call of the pipeline, alone; text encoders run before the scheduler does."""
+        """Wrap one call of the pipeline and check the layers; text encoders run before the loop."""
         with self._occupancy.call() as outermost:
             if not outermost:
                 yield
@@ -174,36 +174,36 @@ class Attachment:
                 self._rechecked = False
 
     def scheduler_assigned(self, scheduler: Any) -> None:
-        """The pipeline gets another scheduler."""
+        """Follow the new scheduler of the pipeline."""
         if _switches(self._live.fusion, *self.components):
             self._clock.attach(scheduler)
 
     def component_assigned(self, name: str) -> None:
-        """A component is there, anew perhaps: the same one, compiled or not."""
+        """Watch a component that was assigned; it is the same one as before, compiled or not."""
         held = getattr(self._pipe, name)
         watch = self._component_watches[name]
         if held is not watch.model:
             watch.observe(held)
 
     def _on_loop(self) -> None:
-        """A loop begins. The first one of a generation was checked when the call began."""
+        """React to the begin of a loop. The call already checked the first loop of a generation."""
         if not self._rechecked:
             self._recheck()
         self._rechecked = False
 
     def _on_evaluation(self, timestep: Any) -> None:
-        """A component with layers that switch is about to run."""
+        """React to the coming run of a component with layers that switch."""
         if self._live.enabled:
             self._clock.evaluate(timestep)
 
     def _on_evaluated(self, model: nn.Module) -> None:
-        """A component has run."""
+        """React to the first run of a component: check that its layers acted."""
         if model in self._unconfirmed:
             self._unconfirmed.discard(model)
             self._live.mode.confirm(model)
 
     def _recheck(self) -> None:
-        """See that nothing has come between the fusion and its layers."""
+        """Check that the fusion can still act on its layers."""
         if self._live.enabled:
             refuse_freezing(getattr(self._pipe, name) for name in self.components)
             self._live.mode.check()
@@ -217,6 +217,6 @@ class Attachment:
 
 
 def _switches(fusion: Fusion, *components: str) -> bool:
-    """Whether a layer of these components ever switches: a clock is needed."""
+    """Return whether a layer of these components ever switches and so needs a clock."""
     entries = (entry for entry in fusion.entries if entry.component in components)
     return any(entry.acts and entry.timeline.switches for entry in entries)

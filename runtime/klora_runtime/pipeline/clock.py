@@ -1,18 +1,17 @@
-"""The clock: which step of which schedule is running. The scheduler instance itself tells it.
+"""The clock: it follows the scheduler instance to know which step is running.
 
-A scheduler is the one object that every sampling loop talks to in the right order:
-``set_timesteps`` before the loop, ``scale_model_input`` (where the loop has it) before the
-denoiser, ``step`` after it. The timestep that a loop passes is a view of the scheduler's own
-``timesteps``, so its storage offset *is* the index, without waiting for a GPU. Where it is not a
-view, its value is looked up if it is on the host, and then ``set_begin_index`` and counting
-take over.
+Every sampling loop calls its scheduler in the same order: ``set_timesteps`` before the loop,
+``scale_model_input`` (in some loops) before the denoiser, ``step`` after it. The timestep that a
+loop passes is a view of the scheduler's own ``timesteps``, so its storage offset *is* the index,
+without waiting for a GPU. If it is not a view, its value is looked up if it is on the host; else
+the clock uses ``set_begin_index`` and counts steps.
 
-The scheduler instance gets a class of its own (`layers.subclass`), so the shared class and the
-instance's ``__dict__`` stay untouched and signatures stay true. A copy drives the same clock; one
-that was pickled does not.
+The scheduler instance gets its own subclass (`layers.subclass`), so the shared class, the
+instance's ``__dict__`` and all signatures stay as they are. A copy of the scheduler drives the
+same clock; a pickled copy does not.
 
-The denoiser tells the timestep that it is about to run at (:meth:`Clock.evaluate`). That shows
-whether the loop that runs it is the one over the followed scheduler.
+The denoiser reports the timestep of each evaluation (:meth:`Clock.evaluate`). This shows whether
+the running loop uses a followed scheduler.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ from klora_runtime.pipeline.timesteps import (
     timestep_reader,
 )
 
-#: What a scheduler must have; ``scale_model_input`` and ``set_begin_index`` are used where it does.
+#: Methods that a scheduler must have; ``scale_model_input`` and ``set_begin_index`` are optional.
 _NEEDED = ("set_timesteps", "step")
 
 
 class Clock:
-    """Follows schedulers and reports progress.
+    """A clock that follows schedulers and reports progress.
 
     Args:
-        on_progress: called with the progress of the step that is about to run, before the
-            denoiser does: when a loop begins, and whenever it changes.
-        occupancy: which loop may sample; asked before each wrapped method does anything.
-        on_begin: called when a loop begins, after its timesteps are set.
+        on_progress: called with the progress of the next step before the denoiser runs: when a
+            loop begins, and whenever the progress changes.
+        occupancy: decides which loop may sample; asked first in each wrapped method.
+        on_begin: called when a loop begins, after its timesteps were set.
 
     Attributes:
-        progress: of the current step; None before the first run.
+        progress: progress of the current step; None before the first run.
     """
 
     def __init__(
@@ -63,18 +62,18 @@ class Clock:
         self._occupancy = occupancy
         self._on_begin = on_begin
         self._overlay = Overlay(self._methods)
-        # Each scheduler seen, original or copy -> the index it has reached by counting.
+        # Followed scheduler, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._told_by: weakref.ref[Any] | None = None  # the scheduler that spoke last
+        self._told_by: weakref.ref[Any] | None = None  # the scheduler that was called last
         self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
-        self._timestep: Any = None  # of the first evaluation since the last word
+        self._timestep: Any = None  # of the first evaluation since the scheduler's last call
 
     def attach(self, scheduler: Any) -> None:
-        """Follow ``scheduler``. A copy of a followed scheduler is followed already.
+        """Follow ``scheduler``; copies of a followed scheduler are followed already.
 
         Raises:
-            IncompatibleModelError: it has no steps to follow, or something else has replaced its
-                methods on the instance.
+            IncompatibleModelError: the scheduler lacks a needed method, or something replaced a
+                method on the instance.
         """
         missing = [name for name in _NEEDED if not callable(getattr(scheduler, name, None))]
         covered = [name for name in _WRAPPERS if name in vars(scheduler)]
@@ -91,25 +90,26 @@ class Clock:
         self._overlay.put_on(scheduler)
 
     def detach(self) -> None:
-        """Stop for good, and give every scheduler that was seen its class back."""
+        """Stop for good, and give every followed scheduler its class back."""
         self._overlay.retire(list(self._index))
         self._index.clear()
         self._on_progress, self._on_begin = _ignore, _ignore
         self._told_by = self._begun_by = self._timestep = None
 
     def rewind(self) -> None:
-        """A call of the pipeline begins; what it evaluates before its loop is at progress 0."""
+        """Begin a call of the pipeline: evaluations before its loop are at progress 0."""
         self.progress = self._timestep = None
         self._on_progress(0.0)
 
     def evaluate(self, timestep: Any) -> None:
-        """The denoiser is about to run.
+        """Check that the denoiser, which is about to run, belongs to a followed loop.
 
         Args:
-            timestep: what it is given as that; None where it is not known.
+            timestep: the denoiser's timestep argument; None if unknown.
 
         Raises:
-            InUseError: no loop over a followed scheduler is going on, or it is not this one.
+            InUseError: no loop over a followed scheduler is running, or the timestep belongs to
+                another loop.
         """
         scheduler, index = self._place_of(timestep)
         if scheduler is None:
@@ -124,7 +124,7 @@ class Clock:
             self._require_one_timestep(timestep)
 
     def _place_of(self, timestep: Any) -> tuple[Any, int]:
-        """The scheduler whose list a timestep is in, the one that spoke last first; and where."""
+        """Return the scheduler whose list has the timestep (last called first), and the index."""
         seen = list(self._index)
         for scheduler in sorted(seen, key=self._was_told_by, reverse=True):
             index = index_by_view(scheduler.timesteps, timestep)
@@ -133,11 +133,11 @@ class Clock:
         return None, 0
 
     def _was_told_by(self, scheduler: Any) -> bool:
-        """Whether this scheduler spoke last."""
+        """Return whether this scheduler was called last."""
         return self._told_by is not None and self._told_by() is scheduler
 
     def _require_one_timestep(self, timestep: Any) -> None:
-        """Between two calls of the scheduler the denoiser must not see two timesteps."""
+        """Refuse a second timestep between two calls of the scheduler."""
         if self._timestep is None:
             self._timestep = timestep
         elif differ(self._timestep, timestep, wait=not self._occupancy.in_call):
@@ -147,7 +147,7 @@ class Clock:
             )
 
     def _methods(self, plain: type) -> dict[str, Any]:
-        """What is different in a scheduler of class ``plain``."""
+        """Return the attributes of the subclass of a scheduler's class ``plain``."""
         wrapped = {
             name: functools.wraps(original)(wrap(self, original))
             for name, wrap in _WRAPPERS.items()
@@ -167,17 +167,17 @@ class Clock:
             self._occupancy.begin()
             self._begun_by = weakref.ref(scheduler)
             self._on_begin()
-            self.progress = None  # told anew, so that whatever was interrupted is made good
+            self.progress = None  # report it again, in case an earlier write was interrupted
         self._move(scheduler, 0)
 
     def _go_on(self, scheduler: Any, index: int) -> None:
-        """``scheduler`` is about to be told something about step ``index``."""
+        """React to a coming call of ``scheduler`` for step ``index``."""
         if self._overlay.active:
             known = self._was_told_by(scheduler) and index == self._index.get(scheduler)
             self._occupancy.go_on(at_known_step=known)
 
     def _move(self, scheduler: Any, index: int) -> None:
-        """Step ``index`` of the scheduler's full list comes next."""
+        """Move to step ``index`` of the scheduler's full list."""
         if not self._overlay.active:
             return
         self._index[scheduler] = index
@@ -185,7 +185,7 @@ class Clock:
         order = max(1, int(getattr(scheduler, "order", 1)))
         evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
         if not 0 <= index < evaluations:
-            if self._begun_by is not None and self._begun_by() is scheduler:  # and no copy of it
+            if self._begun_by is not None and self._begun_by() is scheduler:  # not a copy
                 self._occupancy.end()
             return
         steps = -(-evaluations // order)
@@ -205,14 +205,14 @@ _BY_HAND = "call scheduler.set_timesteps first and scheduler.step after each ste
 
 
 def _ignore(*_: object) -> None:
-    """Whom a stopped clock tells."""
+    """Do nothing: the listener of a stopped clock."""
 
 
 _Method = Callable[..., Any]
 
 
 def _after_the_sample(method: _Method) -> Reader:
-    """Reads the timestep from the arguments after the first one, which is a sample."""
+    """Return a reader of the timestep from the arguments after the first one, a sample."""
     return timestep_reader(method, skip=2, otherwise=0)
 
 
@@ -263,7 +263,7 @@ def _step(clock: Clock, original: _Method) -> _Method:
 
 
 def _copying(clock: Clock, plain: type) -> dict[str, Any]:
-    """Copies are followed from where the scheduler is; what is pickled is an ordinary scheduler."""
+    """Return methods for copying: copies are followed, and pickles are ordinary schedulers."""
 
     def twin_of(scheduler: Any) -> Any:
         twin = object.__new__(type(scheduler))
@@ -282,12 +282,12 @@ def _copying(clock: Clock, plain: type) -> dict[str, Any]:
         return twin
 
     def reduced(self: Any, _: Any) -> Any:
-        return plain_twin(self, plain).__reduce_ex__(1)  # later ones insist on the class of self
+        return plain_twin(self, plain).__reduce_ex__(1)  # later protocols need the class of self
 
     return {"__copy__": copied, "__deepcopy__": deep_copied, "__reduce_ex__": reduced}
 
 
-#: The methods that are wrapped, each with the wrapper that tells the clock.
+#: The wrapped methods, each with the wrapper that informs the clock.
 _WRAPPERS: dict[str, Callable[[Clock, _Method], _Method]] = {
     "set_timesteps": _set_timesteps,
     "set_begin_index": _set_begin_index,

@@ -1,8 +1,8 @@
-"""What one component (a denoiser, a text encoder) does while a fusion is on it.
+"""The watch of one component (a denoiser or text encoder) while a fusion is on it.
 
-Several pipelines may share a component, so what concerns it is on it: the mark by which a second
-fusion knows of the first, the methods that are refused, and an observer of its evaluations. These
-are attributes of the instance and forward hooks: its class, and with it all compiled code, stay.
+Several pipelines may share a component, so the watch is on the component itself: the mark that
+keeps a second fusion away, the refused methods, and an observer of its evaluations. They are
+attributes of the instance and forward hooks, so the class and all compiled code stay valid.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from klora_runtime.layers.mode import Mode
 from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 from klora_runtime.pipeline.timesteps import timestep_reader
 
-#: Where ``Module.compile`` keeps the compiled code of a module that was compiled in place.
+#: Attribute in which ``Module.compile`` keeps the code of a module compiled in place.
 _COMPILED = "_compiled_call_impl"
 
 
 class ComponentWatch:
-    """Watches one component of a pipeline, from :meth:`attach` to :meth:`detach`.
+    """The watch of one component of a pipeline, from :meth:`attach` to :meth:`detach`.
 
     Args:
-        model: the component itself, not what ``torch.compile`` made around it.
-        owner: the handle of the fusion; referred to weakly.
-        mode: gives the mode that the fusion is applied in.
-        on_evaluation: called with the timestep (None where there is none) before each evaluation;
-            may raise. None where it does not matter when the component runs.
+        model: the component itself, not the wrapper of ``torch.compile``.
+        owner: the handle of the fusion; the watch refers to it weakly.
+        mode: returns the mode in which the fusion is applied.
+        on_evaluation: called with the timestep (None if there is none) before each evaluation;
+            may raise. None if evaluations need no check.
         on_evaluated: called with the component after each evaluation; may raise.
-        bare: gives a context in which the component is bare, for saving it.
+        bare: returns a context in which the component is bare, for saving it.
     """
 
     def __init__(
@@ -62,29 +62,28 @@ class ComponentWatch:
             self._attributes["compile"] = self._compiling(model.compile)
         own = vars(model)
         self._before = {name: own[name] for name in self._attributes if name in own}
-        # By the id of the module that they are before; the one after the component under 0.
+        # Id of a module -> hook before it; key 0 -> hook after the component.
         self._hooks: dict[int, RemovableHandle] = {}
         self._after = _after(on_evaluated)
 
     def attach(self) -> None:
-        """Begin to watch. What fails in the middle, :meth:`detach` undoes."""
+        """Begin to watch; if this fails half-way, call :meth:`detach`."""
         vars(self.model).update(self._attributes)
         self._hooks[0] = self.model.register_forward_hook(self._after)
         self.observe(self.model)
         self._observe_compiled()
 
     def observe(self, caller: nn.Module) -> None:
-        """Observe evaluations through this module: the component, or a compiled one around it.
+        """Observe evaluations through this module: the component, or its compiled wrapper.
 
-        Hooks that are added inside code that was compiled before would not run; those of the
-        module around it do.
+        Hooks added inside code that is already compiled do not run; hooks of the wrapper do.
         """
         if self._observer is not None and id(caller) not in self._hooks:
             hook = caller.register_forward_pre_hook(self._observer, with_kwargs=True)
             self._hooks[id(caller)] = hook
 
     def detach(self) -> None:
-        """Stop for good; also from the middle of attaching."""
+        """Stop for good, even if :meth:`attach` failed half-way."""
         for hook in self._hooks.values():
             hook.remove()
         compiled = vars(self.model).get(_COMPILED)
@@ -105,7 +104,7 @@ class ComponentWatch:
         return compiled
 
     def _observe_compiled(self) -> None:
-        """Observe evaluations of a component that was compiled in place."""
+        """Observe the evaluations of a component that was compiled in place."""
         compiled = vars(self.model).get(_COMPILED)
         if (
             self._observer is not None
@@ -116,7 +115,7 @@ class ComponentWatch:
 
 
 class _Observed:
-    """Compiled code, with an observer before it."""
+    """Compiled code that calls an observer first."""
 
     def __init__(self, model: nn.Module, observer: Callable[..., None], inner: Any) -> None:
         functools.update_wrapper(self, inner)
@@ -128,7 +127,7 @@ class _Observed:
 
 
 def _after(on_evaluated: Callable[[nn.Module], None]) -> Callable[..., None]:
-    """A forward hook; one in compiled code tells nothing."""
+    """Return a forward hook that reports an evaluation; in compiled code it does nothing."""
 
     def observe(model: nn.Module, *_: Any) -> None:
         if not torch.compiler.is_compiling():

@@ -1,4 +1,4 @@
-"""The component modules of a pipeline that a fusion is to be applied to."""
+"""The component modules of a pipeline that a fusion changes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from klora_runtime.layers.targets import refuse
 
 
 def models_in(pipe: Any, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Name -> the module itself, where ``torch.compile`` wrapped it.
+    """Return name -> component module, without the wrapper of ``torch.compile``.
 
     Args:
         pipe: a diffusers pipeline.
-        names: of the components that the fusion changes.
+        names: names of the components that the fusion changes.
 
     Raises:
-        IncompatibleModelError: the pipeline has no such component.
+        IncompatibleModelError: the pipeline lacks a component.
     """
     return {name: _component(pipe, name, names) for name in names}
 
 
 def refuse_adapters(models: Mapping[str, nn.Module]) -> None:
-    """See that PEFT has put no adapters into these components.
+    """Refuse components with PEFT adapters.
 
     Raises:
-        IncompatibleModelError: it has; ``issues`` lists the modules.
+        IncompatibleModelError: a component has adapters; ``issues`` lists the modules.
     """
     for name, model in models.items():
         if not any(map(_is_adapter, modules_of(model))):

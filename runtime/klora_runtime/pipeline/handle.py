@@ -34,33 +34,33 @@ def apply_fusion(
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str | torch.device | None = None,
 ) -> FusionHandle:
-    """Make a diffusers pipeline sample with a fusion. It stays an ordinary pipeline.
+    """Apply a fusion to a diffusers pipeline, which stays an ordinary pipeline.
 
     Args:
         pipe: any diffusers pipeline with a scheduler.
-        path_or_fusion: an artifact file, or a fusion that is loaded or compiled already.
-        mode: ``merge`` writes base + delta into the live weights when something switches, and
-            then costs nothing per step. ``branch`` leaves the weights of layers untouched and
-            adds what each delta makes of the layer's input, for weights that are quantised,
-            offloaded, or too coarse to hold it; it writes biases, norms and other small
-            parameters. ``auto`` chooses; ``.report()`` says which and why.
+        path_or_fusion: an artifact file, or a loaded or compiled fusion.
+        mode: ``merge`` writes base + delta into the live weights at each switch and costs nothing
+            per step. ``branch`` leaves the weights of layers untouched and adds each delta's
+            output to the layer's output, for weights that are quantised, offloaded, or too coarse
+            to hold the delta; it writes biases, norms and other small parameters. ``auto``
+            chooses; ``.report()`` says which mode and why.
         components: pipeline components to change; all of the fusion's by default.
-        weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's own; 1 by
-            default.
-        sources: of a thin artifact, the LoRA files that it was compiled from:
+        weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's
+            coefficients; 1 by default.
+        sources: for a thin artifact, the LoRA files that it was compiled from:
             ``{"content": "fox.safetensors", "style": "ink.safetensors"}``.
         device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
-            default. Leave it out with a fusion that is loaded.
+            default. Leave it out if the fusion is loaded.
 
     Returns:
-        The handle: remove, swap, set, enable and report. Also a context manager.
+        The handle, to remove, swap, set, enable and report. It is also a context manager.
 
     Raises:
-        ArtifactError: the file breaks the format, or a source is missing or another file.
+        ArtifactError: the file breaks the format, or a source is missing or is another file.
         ConfigError: an unknown mode, component, slot, source or device, or a weight out of range.
         IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
             hold it; nothing was changed.
-        InUseError: the pipeline carries a fusion already; the error's ``handle`` is that one's.
+        InUseError: the pipeline already carries a fusion, whose handle is the error's ``handle``.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
@@ -69,7 +69,7 @@ def apply_fusion(
 
 
 class FusionHandle:
-    """A fusion on a pipeline. Made by :func:`apply_fusion`; use as a context manager or keep it."""
+    """The handle of a fusion on a pipeline, from :func:`apply_fusion`; also a context manager."""
 
     def __init__(
         self,
@@ -104,22 +104,22 @@ class FusionHandle:
 
     @property
     def fusion(self) -> Fusion:
-        """The fusion that is applied now, or was last."""
+        """The fusion that is applied, or was applied last."""
         return self._live.fusion
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """The component modules that carry it; none after :meth:`remove`."""
+        """The component modules that carry the fusion; empty after :meth:`remove`."""
         return self._attachment.models
 
     def remove(self) -> None:
-        """Give every parameter back to the bit and take everything off the pipeline.
+        """Restore every parameter to the bit and take everything off the pipeline.
 
-        Removing twice is removing once.
+        A second call does nothing.
 
         Raises:
-            InUseError: another thread is generating, or a layer is out of reach; nothing was
-                changed, the fusion is still applied.
+            InUseError: another thread is generating, or a layer is out of reach; the fusion is
+                still applied.
         """
         if self._is_applied:
             with self._attachment.change():
@@ -132,19 +132,19 @@ class FusionHandle:
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        """Put another fusion in this one's place; weights of slots with the same name stay.
+        """Replace the fusion by another one; weights of slots with the same name stay.
 
-        Whatever is raised, the fusion that was applied then still is.
+        If this raises, the old fusion is still applied.
 
         Args:
-            path_or_fusion: the other one, as of :func:`apply_fusion`.
-            sources: as of :func:`apply_fusion`.
-            device: as of :func:`apply_fusion`.
+            path_or_fusion: the new fusion; see :func:`apply_fusion`.
+            sources: see :func:`apply_fusion`.
+            device: see :func:`apply_fusion`.
 
         Raises:
-            ArtifactError: as of :func:`apply_fusion`.
-            ConfigError: as of :func:`apply_fusion`.
-            IncompatibleModelError: the other fusion does not fit the pipeline, or not this mode, or
+            ArtifactError: see :func:`apply_fusion`.
+            ConfigError: see :func:`apply_fusion`.
+            IncompatibleModelError: the new fusion does not fit the pipeline or the present mode, or
                 the layers' dtype cannot hold it.
             InUseError: another thread is generating, a layer is out of reach, or this fusion was
                 removed.
@@ -162,11 +162,11 @@ class FusionHandle:
         self._why = "a swap keeps the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
-        """Change how strongly slots act: ``handle.set(content=0.8)``. Others stay.
+        """Change how strongly slots act: ``handle.set(content=0.8)``. Other slots stay.
 
         Args:
-            weights: slot name -> factor, -100 to 100, for slot names that are not Python names.
-            named: the same as keywords.
+            weights: slot name -> factor, -100 to 100; for slot names that are not valid keywords.
+            named: the same as keyword arguments.
 
         Raises:
             ConfigError: an unknown slot or a factor out of range; nothing was changed.
@@ -181,7 +181,7 @@ class FusionHandle:
 
     @property
     def enabled(self) -> bool:
-        """Whether the fusion acts. False gives the bare model, to the bit; True brings it back.
+        """Whether the fusion acts. Set False for the bare model, to the bit; True to act again.
 
         Raises:
             ConfigError: neither True nor False was assigned.
@@ -198,7 +198,7 @@ class FusionHandle:
             self._live.enable(value)
 
     def report(self) -> Report:
-        """Mode, layers, rounding and memory. Measures the rounding anew, so it takes a while.
+        """Return mode, layers, rounding and memory; measuring the rounding takes a while.
 
         Raises:
             InUseError: the fusion was removed.
@@ -222,7 +222,7 @@ class FusionHandle:
         )
 
     def __repr__(self) -> str:
-        """Three lines: what it is, how large, and what acts now."""
+        """Return three lines: what the fusion is, its size, and what acts now."""
         what, how_large, _ = summary(self.fusion)
         pipe, live = self._attachment.pipe, self._live
         if pipe is None:
@@ -237,7 +237,7 @@ class FusionHandle:
         )
 
     def _repr_html_(self) -> str:
-        """For notebooks: the three lines, and the map of the schedule as it acts here."""
+        """Return the three lines and a map of the schedule as it acts here, for notebooks."""
         from klora_runtime.artifact.schedule_html import schedule_html
 
         if not self._is_applied:
@@ -246,7 +246,7 @@ class FusionHandle:
         return schedule_html(held, repr(self), self._live.weights, self._attachment.progress)
 
     def _acting(self) -> list[Entry]:
-        """The layers that are applied."""
+        """Return the layers that are applied."""
         components = self._attachment.components
         return [e for e in self.fusion.entries if e.acts and e.component in components]
 
@@ -270,7 +270,7 @@ class FusionHandle:
             raise InUseError("this fusion was removed from its pipeline; apply it again.")
 
     def _let_go(self) -> None:
-        """Undo everything; also from the middle of taking hold."""
+        """Undo everything, even if taking hold failed half-way."""
         self._live.release()
         self._attachment.let_go()
 

@@ -1,7 +1,7 @@
-"""What diffusers, accelerate and transformers do around the modules of a pipeline.
+"""The host of a diffusers pipeline: what diffusers, accelerate and transformers do to its modules.
 
-They keep it in attributes of the modules. A new kind of offloading is a new row of
-:data:`_DEVICE_READERS`.
+These libraries keep their state in attributes of the modules. A new kind of offloading is a new
+row of :data:`_DEVICE_READERS`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import nn
 from klora_runtime.devices.names import indexed
 from klora_runtime.layers.host import Casting, Host
 
-#: Attributes of a module in which these libraries keep what they do around its ``forward``.
+#: Attributes of a module in which these libraries keep their hooks.
 _ACCELERATE, _DIFFUSERS = "_hf_hook", "_diffusers_hook"
 
 #: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
 _OPTIONAL_PREFIX = "text_model."
 
-#: Projections that ``fuse_qkv_projections`` puts out of use.
+#: Projections that are unused after ``fuse_qkv_projections``.
 _FUSIBLE = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
-#: Classes of diffusers whose ``forward`` reads the weight of layers and does not call them.
+#: Classes of diffusers whose ``forward`` reads the weights of layers instead of calling them.
 _READERS = {
     "HunyuanDiTAttentionPool": ("q_proj", "k_proj", "v_proj", "c_proj"),
     "FirUpsample2D": ("Conv2d_0",),
@@ -33,7 +33,7 @@ _READERS = {
 
 
 class PipelineHost(Host):
-    """A diffusers pipeline; see :class:`~klora_runtime.layers.host.Host`."""
+    """The host of a diffusers pipeline; see :class:`~klora_runtime.layers.host.Host`."""
 
     def paths(self, path: str) -> Sequence[str]:
         if path.startswith(_OPTIONAL_PREFIX):
@@ -41,7 +41,7 @@ class PipelineHost(Host):
         return path, _OPTIONAL_PREFIX + path
 
     def device(self, lineage: Sequence[nn.Module]) -> torch.device | None:
-        """See :meth:`Host.device`. The hook of the leaf tells first, then those around it."""
+        """See :meth:`Host.device`. The leaf's own hook is asked first, then its parents' hooks."""
         found = (device for device in _hook_devices(lineage) if device.type != "meta")
         return next(found, None)
 
@@ -72,20 +72,20 @@ class PipelineHost(Host):
         return None
 
     def repeated_blocks(self, model: nn.Module) -> Collection[str]:
-        """See :meth:`Host.repeated_blocks`; of ``compile_repeated_blocks``."""
+        """See :meth:`Host.repeated_blocks`; the names are those of ``compile_repeated_blocks``."""
         return getattr(model, "_repeated_blocks", None) or ()
 
 
 def _hook_devices(lineage: Sequence[nn.Module]) -> Iterator[torch.device]:
     for module in reversed(lineage):
-        own = vars(module)  # getattr is slow where there is none
+        own = vars(module)  # a failing getattr of a module is slow
         if _ACCELERATE in own or _DIFFUSERS in own:
             found = (read(module) for read in _DEVICE_READERS)
             yield from (indexed(device) for device in found if device is not None)
 
 
 def _diffusers_hook(module: nn.Module, name: str) -> Any:
-    """The hook of this name that diffusers keeps on a module, or None."""
+    """Return diffusers' hook of this name on a module, or None."""
     registry = vars(module).get(_DIFFUSERS)
     return None if registry is None else getattr(registry, "hooks", {}).get(name)
 
@@ -95,14 +95,14 @@ def _first(values: Iterable[Any]) -> Any:
 
 
 def _hf_device(module: nn.Module) -> Any:
-    """accelerate: model and sequential offloading, device maps."""
+    """Read the device from accelerate: model and sequential offloading, device maps."""
     hook = vars(module).get(_ACCELERATE)
     hooks = getattr(hook, "hooks", (hook,))
     return _first(getattr(each, "execution_device", None) for each in hooks)
 
 
 def _group_device(module: nn.Module) -> Any:
-    """diffusers: group offloading, by block or by leaf."""
+    """Read the device from diffusers: group offloading by block or by leaf."""
     for name in ("group_offloading", "lazy_prefetch_group_offloading"):
         hook = _diffusers_hook(module, name)
         group = getattr(hook, "group", None)
@@ -111,7 +111,7 @@ def _group_device(module: nn.Module) -> Any:
     return None
 
 
-#: What is asked for the device, of the leaf first and then of the modules around it.
+#: Readers of the execution device, applied to the leaf first and then to its parents.
 _DEVICE_READERS: tuple[Callable[[nn.Module], Any], ...] = (_hf_device, _group_device)
 
 
@@ -120,5 +120,5 @@ def _projections_are_fused(attention: nn.Module) -> bool:
         return False
     if hasattr(attention, "unfuse_projections"):
         return True
-    # An older kind of attention keeps the flag for good; its processor tells what it uses.
+    # An older kind of attention never clears the flag; its processor's class shows the state.
     return type(getattr(attention, "processor", None)).__name__.startswith("Fused")

@@ -1,9 +1,9 @@
-"""Who is sampling with a fusion: one loop at a time, and in which thread.
+"""Occupancy: one loop at a time samples with a fusion, in one thread.
 
-A *call* is one of the watched pipeline: it has a certain end, and no other thread gets in between.
-Any other loop (by hand, or of a pipeline that shares the scheduler) is only known by what it tells
-its scheduler: it begins with ``set_timesteps``, and an abandoned one gives no signal. So the
-next loop that begins takes over, and the earlier one is refused whatever it does next.
+A *call* of the watched pipeline has a definite end, and other threads are refused until then. Any
+other loop (by hand, or of a pipeline that shares the scheduler) is visible only through the calls
+of its scheduler: it begins with ``set_timesteps``, and nothing shows when it is abandoned. So the
+next loop that begins takes over, and the earlier loop is refused from then on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from klora_runtime.errors import InUseError
 
 
 class Occupancy:
-    """Which thread's loop may sample now: one at a time."""
+    """The record of the loop that may sample now, and its thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,20 +25,20 @@ class Occupancy:
 
     @property
     def going_on(self) -> bool:
-        """Whether a loop has begun and, as far as anybody knows, not ended."""
+        """Whether a loop has begun and is not known to have ended."""
         return self._thread is not None
 
     @property
     def in_call(self) -> bool:
-        """Whether it is a call of the watched pipeline."""
+        """Whether the running loop is a call of the watched pipeline."""
         return self._calls > 0
 
     @contextmanager
     def call(self) -> Iterator[bool]:
-        """Around one call of the watched pipeline, which may call itself.
+        """Mark the block as a call of the watched pipeline, which may call itself.
 
         Yields:
-            Whether it is the outermost.
+            Whether the call is the outermost one.
 
         Raises:
             InUseError: another thread is in a call.
@@ -56,16 +56,16 @@ class Occupancy:
                     self._thread = None
 
     def require_no_other_call(self) -> None:
-        """See that no other thread is in a call.
+        """Check that no other thread is in a call.
 
         Raises:
-            InUseError: one is.
+            InUseError: another thread is in a call.
         """
         with self._lock:
             self._require_no_other_call()
 
     def begin(self) -> None:
-        """A loop begins in this thread.
+        """Begin a loop in this thread.
 
         Raises:
             InUseError: another thread is in a call.
@@ -75,14 +75,14 @@ class Occupancy:
             self._thread = threading.current_thread()
 
     def go_on(self, *, at_known_step: bool = False) -> None:
-        """A loop goes on in this thread.
+        """Continue a loop in this thread.
 
         Args:
-            at_known_step: True if the caller is at the step that is expected next. The loop may
-                then have moved to another thread (a generator that a server drains).
+            at_known_step: whether the caller is at the expected next step. If so, the loop may have
+                moved to another thread (a generator that a server drains).
 
         Raises:
-            InUseError: it is another thread's.
+            InUseError: the loop belongs to another thread.
         """
         with self._lock:
             here = threading.current_thread()
@@ -91,17 +91,17 @@ class Occupancy:
             self._thread = here
 
     def end(self) -> None:
-        """The loop is through its steps. A call goes on until it returns."""
+        """End the loop after its last step; a call lasts until it returns."""
         with self._lock:
             if self._calls == 0:
                 self._thread = None
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Around a change of what is sampled with: no other thread samples meanwhile.
+        """Let no other thread sample inside the block, which changes the fusion.
 
         Raises:
-            InUseError: one does, or has abandoned a loop and still lives.
+            InUseError: another thread samples, or has abandoned a loop and is still alive.
         """
         with self._lock:
             before = self._thread

@@ -1,8 +1,8 @@
-"""What one pipeline instance does while a fusion is on it.
+"""The watch of one pipeline instance while a fusion is on it.
 
-Assignments to its components are seen, one generation runs at a time, and the methods that would
-make a wrong picture or a wrong file are refused by name (`refusals`). Only this instance is
-concerned: it gets a class of its own (`layers.subclass`).
+The watch sees assignments to the pipeline's components, lets one generation run at a time, and
+refuses methods that would give a wrong picture or a wrong file (`refusals`). It affects this
+instance only, which gets its own subclass (`layers.subclass`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from klora_runtime.pipeline.refusals import REFUSALS, refusing, saving
 
 
 class Events(Protocol):
-    """Whom a watch asks about the fusion, and tells what happens to the pipeline."""
+    """The receiver of a watch's events; it also answers questions about the fusion."""
 
     @property
     def components(self) -> Collection[str]:
@@ -27,27 +27,27 @@ class Events(Protocol):
 
     @property
     def mode(self) -> Mode:
-        """The mode that it acts in."""
+        """The mode in which the fusion acts."""
 
     def scheduler_assigned(self, scheduler: Any) -> None:
-        """A scheduler is being assigned to the pipeline."""
+        """React to the assignment of a scheduler, before it happens."""
 
     def component_assigned(self, name: str) -> None:
-        """A component that carries the fusion was assigned anew: the same one, compiled or not."""
+        """React to the assignment of a component: the same one as before, compiled or not."""
 
     def generation(self, arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """A context around one call of the pipeline with these keyword arguments."""
+        """Return a context for one call of the pipeline with these keyword arguments."""
 
     def bare(self) -> AbstractContextManager[None]:
-        """A context in which the model is bare, for saving it."""
+        """Return a context in which the model is bare, for saving it."""
 
 
 class PipelineWatch:
-    """Watches one pipeline.
+    """The watch of one pipeline.
 
     Args:
         pipe: the pipeline instance.
-        events: who is told.
+        events: the receiver of the events.
     """
 
     def __init__(self, pipe: Any, events: Events) -> None:
@@ -65,11 +65,11 @@ class PipelineWatch:
         self._pipe = self._events = None
 
     def _events_of(self, pipe: Any) -> Events | None:
-        """Who is told of what happens to ``pipe``; nobody of copies of the watched pipeline."""
+        """Return the receiver of events of ``pipe``; None for copies of the watched pipeline."""
         return self._events if pipe is self._pipe else None
 
     def _methods(self, plain: type) -> dict[str, Any]:
-        """The attributes of the watched pipeline's class."""
+        """Return the attributes of the subclass of the pipeline's class ``plain``."""
         methods: dict[str, Any] = {}
         if (assign := inherited(plain, "__setattr__")) is not None:
             methods["__setattr__"] = self._assigning(assign)
@@ -126,5 +126,5 @@ def _refuse_another(name: str, value: Any, held: Any) -> None:
 
 
 def _same_model(one: Any, other: Any) -> bool:
-    """Whether two modules are the same one, compiled or not."""
+    """Return whether two modules are the same model, compiled or not."""
     return getattr(one, "_orig_mod", one) is getattr(other, "_orig_mod", other)

@@ -1,7 +1,7 @@
-"""Methods that would come between a fusion and its layers, and why each is refused.
+"""Methods that would break an applied fusion, and the reason why each is refused.
 
-A row holds for the pipeline and for its components alike, wherever one has such a method. A new
-method that must not be called is a new row.
+A row applies to the pipeline and to its components, if they have the method. Another method to
+refuse is a new row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from klora_runtime.layers.mode import Mode
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a method is refused while a fusion is applied."""
+    """The reason why a method is refused while a fusion is applied."""
 
     reason: str
     only_where_written: bool = False
-    """Whether only modes that write into the model's parameters are concerned."""
+    """Whether it is refused only in modes that write into the model's parameters."""
     called: str | None = None
-    """What people call it, where that is not the method's name."""
+    """What errors call the method; None for its name."""
 
 
 _LOST = Refusal("the next switch would overwrite a LoRA on top of the fusion")
@@ -49,10 +49,10 @@ REFUSALS: Mapping[str, Refusal] = {
 
 
 def refuse_method(name: str, mode: Mode) -> None:
-    """Raise where calling the method ``name`` is refused in ``mode``.
+    """Raise if the method ``name`` is refused in ``mode``.
 
     Raises:
-        InUseError: says why, and what to do.
+        InUseError: the method is refused; the message says why and what to do.
     """
     refusal = REFUSALS[name]
     if mode.writes or not refusal.only_where_written:
@@ -65,10 +65,10 @@ def refuse_method(name: str, mode: Mode) -> None:
 
 
 def refusing(method: Callable[..., Any], name: str, mode: Callable[..., Mode | None]) -> Any:
-    """``method``, refused by its row.
+    """Wrap ``method`` so that it is refused according to its row.
 
     Args:
-        mode: given the same arguments, the mode that a fusion is applied in; None where none is.
+        mode: called with the same arguments; returns the mode of the applied fusion, or None.
     """
 
     @functools.wraps(method)
@@ -82,10 +82,10 @@ def refusing(method: Callable[..., Any], name: str, mode: Callable[..., Mode | N
 
 
 def saving(save: Callable[..., Any], bare: Callable[..., AbstractContextManager[None]]) -> Any:
-    """``save``, inside a context in which what it saves is bare.
+    """Wrap ``save`` so that it runs while the model is bare.
 
     Args:
-        bare: given the same arguments, makes the context.
+        bare: called with the same arguments; returns the context.
     """
 
     @functools.wraps(save)
@@ -96,15 +96,15 @@ def saving(save: Callable[..., Any], bare: Callable[..., AbstractContextManager[
     return save_pretrained
 
 
-#: Arguments of pipelines in which ``scale`` weighs the LoRAs that PEFT has loaded.
+#: Arguments of pipelines whose ``scale`` weighs the LoRAs that PEFT has loaded.
 _LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 
 
 def refuse_lora_scale(arguments: Mapping[str, Any]) -> None:
-    """Refuse a weight for LoRAs in a pipeline's call: it would do nothing.
+    """Refuse a LoRA scale in a pipeline's call, because it would have no effect.
 
     Raises:
-        ConfigError: names the argument, and what to call.
+        ConfigError: there is a scale other than 1; the message names the method to call instead.
     """
     for name in _LORA_SCALES:
         given = arguments.get(name)

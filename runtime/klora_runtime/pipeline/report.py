@@ -1,4 +1,4 @@
-"""The state of a fusion on a pipeline, measured."""
+"""The measured state of a fusion on a pipeline."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a handle holds and how exactly; ``str()`` and ``repr()`` make short texts of it."""
+    """The measured state of a fusion; ``str()`` and ``repr()`` give short texts."""
 
     mode: str
     """``merge`` or ``branch``."""
     why: str
-    """Why this mode."""
+    """Why this mode was chosen."""
     layers: Mapping[str, int]
-    """Fate -> number of layers that are applied."""
+    """Fate -> number of applied layers."""
     components: tuple[str, ...]
     """Names of the components that carry the fusion."""
     switches: int
-    """Single-layer switches in one run of the whole schedule."""
+    """Number of single-layer switches in one run of the whole schedule."""
     weights: Mapping[str, float]
     """Slot -> factor on its deltas, -100 to 100."""
     enabled: bool
     """Whether the fusion acts."""
     progress: float | None
-    """Of the step that ran last or runs now, in (0, 1); None before the first."""
+    """Progress, in (0, 1), of the step that runs now or ran last; None before the first step."""
     rounding: float
-    """||held delta - exact delta|| / ||exact delta|| over all layers; 0 is exact."""
+    """||held delta - exact delta|| / ||exact delta|| over all layers; 0 means exact."""
     worst_rounding: tuple[str, float]
-    """The layer that rounds most, and how much."""
+    """The layer with the largest rounding, and that rounding."""
     nbytes: Mapping[str, int]
-    """Purpose and place -> bytes that the handle keeps."""
+    """Purpose and place, such as ``factors on cuda:0`` -> bytes in use."""
 
     def __repr__(self) -> str:
-        """Three lines: what it is, how large, and what acts."""
+        """Return three lines: the mode, the size, and what acts."""
         kept = sum(self.nbytes.values()) / 1e6
         weights = ", ".join(f"{slot} {weight:g}" for slot, weight in self.weights.items())
         place = "" if self.progress is None else f" at progress {self.progress:.3g}"

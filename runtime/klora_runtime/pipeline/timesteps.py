@@ -1,6 +1,6 @@
-"""Timesteps as loops pass them: where among the arguments, and which of the scheduler's list.
+"""Timesteps that loops pass: their place in the arguments, and their index in the scheduler's list.
 
-Nothing in here waits for a GPU but :func:`differ`, where it may.
+Nothing here waits for a GPU, except :func:`differ` if it is allowed to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-#: What schedulers and denoisers call the argument; the first that a function has is taken.
+#: Names of the argument in schedulers and denoisers; the first one that a function has is used.
 _NAMES = ("timestep", "timesteps", "t")
 
 Reader = Callable[[Sequence[Any], Mapping[str, Any]], Any]
@@ -20,12 +20,12 @@ Reader = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 def timestep_reader(
     function: Callable[..., Any], *, skip: int = 0, otherwise: int | None = None
 ) -> Reader:
-    """Make a function that reads the timestep from the arguments of another; None without one.
+    """Return a function that reads the timestep from the arguments of another function.
 
     Args:
-        function: with its parameters as ``inspect.signature`` gives them.
-        skip: how many of the first parameters are not among the arguments that are read.
-        otherwise: place among those arguments where no parameter has the name of a timestep.
+        function: the function whose arguments are read; without a timestep, the reader gives None.
+        skip: number of leading parameters that are not among the arguments.
+        otherwise: position in the arguments to use if no parameter has a name of a timestep.
     """
     parameters = list(inspect.signature(function).parameters)
     name = next((name for name in _NAMES if name in parameters), None)
@@ -40,9 +40,9 @@ def timestep_reader(
 
 
 def index_by_view(timesteps: Any, timestep: Any) -> int | None:
-    """Index of ``timestep`` in ``timesteps`` where it is a view into that tensor, else None.
+    """Return the index of ``timestep`` if it is a view into ``timesteps``, else None.
 
-    It may be expanded to a batch, all of whose elements are then that one.
+    A view that was expanded to a batch counts as well.
     """
     if not isinstance(timesteps, torch.Tensor) or not isinstance(timestep, torch.Tensor):
         return None
@@ -55,10 +55,10 @@ def index_by_view(timesteps: Any, timestep: Any) -> int | None:
 
 
 def index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
-    """Index of a host-side ``timestep`` by its value, at or after the counted index; else None.
+    """Return the first index at or after ``counted`` with the timestep's value, else None.
 
-    Nothing is looked up on a GPU: that would wait for it. A value may occur twice in a row (PNDM,
-    Heun), hence the counted index.
+    Values on a GPU are not looked up, because that would wait for it. A value may occur twice in a
+    row (PNDM, Heun), hence the counted index.
     """
     if isinstance(timestep, torch.Tensor):
         if timestep.numel() != 1 or timestep.device.type != "cpu":
@@ -71,10 +71,10 @@ def index_by_value(timesteps: Any, timestep: Any, counted: int) -> int | None:
 
 
 def differ(one: Any, other: Any, *, wait: bool) -> bool:
-    """Whether two timesteps are known to be different.
+    """Return whether two timesteps are known to be different.
 
     Args:
-        wait: whether a GPU may be waited for; else values that only it knows count as equal.
+        wait: whether to wait for a GPU; if not, values that only the GPU knows count as equal.
     """
     if one is other:
         return False
@@ -83,13 +83,13 @@ def differ(one: Any, other: Any, *, wait: bool) -> bool:
         views = len(tensors) == 2 and all(map(_is_one, tensors)) and _share_memory(*tensors)
         return views and tensors[0].storage_offset() != tensors[1].storage_offset()
     first, second = (torch.as_tensor(each).flatten().tolist() for each in (one, other))
-    if len(first) != len(second):  # one in a batch of another size
+    if len(first) != len(second):  # batches of different sizes
         return set(first) != set(second)
     return bool(first != second)
 
 
 def _is_one(timestep: torch.Tensor) -> bool:
-    """Whether all elements are one and the same in memory."""
+    """Return whether all elements are the same element in memory."""
     sides = zip(timestep.shape, timestep.stride(), strict=True)
     return timestep.numel() > 0 and all(size == 1 or stride == 0 for size, stride in sides)
 
