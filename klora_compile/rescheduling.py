@@ -122,7 +122,7 @@ def _is_side(value: object) -> bool:
 def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rule) -> None:
     """See that what the rule goes by was measured, over as many weights as it asks for."""
     owners = [side for side in layer.sides.values() if side is not None]
-    if layer.in_text_encoder or len(owners) < 2:
+    if layer.is_stepless or len(owners) < 2:
         return
     if any(getattr(side, name) is None for side in owners for name in rule.needs):
         raise ConfigError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from klora_runtime.artifact.fusion import Entry
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 from klora_runtime.artifact.timeline import Timeline
 
 
@@ -67,8 +67,8 @@ def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
 
 
 def layer_gain(entry: Entry, gain: float) -> float:
-    """The gain of one layer: text encoders have no schedule and keep their coefficients."""
-    return 1.0 if entry.component in TEXT_ENCODERS else gain
+    """The gain of one layer: what runs before the first step keeps its coefficients."""
+    return 1.0 if entry.component in STEPLESS else gain
 
 
 class ScheduleError:
@@ -82,7 +82,7 @@ class ScheduleError:
         self._layers = [
             (entry, _products(entry))
             for entry in entries
-            if entry.acts and entry.component not in TEXT_ENCODERS
+            if entry.acts and entry.component not in STEPLESS
         ]
 
     def over(self, *windows: Window, gain: float = 1.0) -> Loss:

@@ -11,7 +11,7 @@ IDLE = "idle"
 FATES: Mapping[str, str] = {
     "one-sided": "only one LoRA changes this layer; it acts at every step",
     "with its weight": "a bias, chosen with the weight beside it",
-    "constant": "a layer without steps (text encoder): constant weights",
+    "constant": "a layer without steps (before the loop): constant weights",
     "zero": "both deltas are exactly zero; nothing is stored",
     "dropped": "left out by a setting of the compiler; nothing is stored",
     IDLE: "nothing acts; what is stored is for other schedules",

@@ -74,7 +74,7 @@ def _refuse_unpaired(numbers: Mapping[str, LayerNumbers]) -> None:
     issues = [
         f"{name}: only the {layer.owners[0]} LoRA has it"
         for name, layer in numbers.items()
-        if not layer.in_text_encoder and len(layer.owners) == 1
+        if not layer.is_stepless and len(layer.owners) == 1
     ]
     if issues:
         raise PairingError(
@@ -111,7 +111,7 @@ def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> 
     present = tuple(layer.present)
     if not present:
         return Choice("zero", _NOTHING)
-    if layer.in_text_encoder:
+    if layer.is_stepless:
         asked = config.settings.text_encoder
         acting = [slot for slot in present if asked in ("both", role_of(slot))]
         return Choice("constant" if acting else "dropped", _constant(acting))

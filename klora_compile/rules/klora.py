@@ -283,7 +283,7 @@ class Klora(Rule):
 
     def weigh(self, layers: Mapping[str, LayerNumbers]) -> dict[str, Any]:
         """gamma of each component; for more than two LoRAs, the L1 sum of each (eq. 9)."""
-        components = sorted({n.component for n in layers.values() if not n.in_text_encoder})
+        components = sorted({n.component for n in layers.values() if not n.is_stepless})
         sums = {component: _l1_norms(layers, component) for component in components}
         if any(len(norms) > 2 for norms in sums.values()):
             return {

@@ -41,7 +41,7 @@ class Level(Rule):
         """Component -> slot -> factor; 1 where no layer is shared, or all deltas there are zero."""
         squares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for layer in layers.values():
-            if layer.in_text_encoder:
+            if layer.is_stepless:
                 continue
             shared = all(side is not None for side in layer.sides.values())
             for slot, side in layer.sides.items():

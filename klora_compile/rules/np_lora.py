@@ -26,7 +26,7 @@ from klora_compile.rules.kit.outcomes import SUM, Choice, total
 from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import LayerOfSlot, Rule
 from klora_compile.slots import CONTENT, STYLE
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Projecting(Rule):
     def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
         content, style = layers[CONTENT], layers[STYLE]
         multiplies = content.parameter == "weight" and len(content.shape) > 1
-        if not multiplies or content.component in TEXT_ENCODERS or style.scaling == 0.0:
+        if not multiplies or content.component in STEPLESS or style.scaling == 0.0:
             return content.delta
         return project(content.delta, style.delta, self.mu)
 

@@ -18,7 +18,7 @@ from klora_compile.extras import ADVICE
 from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 from klora_runtime.artifact.tensor_file import TORCH_DTYPES
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
@@ -108,7 +108,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
 def compile_denoiser(pipe: Any, fusion: Fusion) -> None:
     """``torch.compile`` in place: the repeated blocks where the model names them, else all."""
     for component in fusion.components:
-        if component in TEXT_ENCODERS:
+        if component in STEPLESS:
             continue
         model = getattr(pipe, component)
         if getattr(model, "_repeated_blocks", None):
@@ -189,7 +189,7 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
     if type_of(device).is_host:
         return torch.float32
     stored: Counter[str] = Counter()
-    denoisers = [name for name in fusion.components if name not in TEXT_ENCODERS]
+    denoisers = [name for name in fusion.components if name not in STEPLESS]
     for path in sorted(
         file for name in denoisers for file in (folder / name).glob("*.safetensors")
     ):

@@ -52,7 +52,8 @@ class Settings:
     text_encoder: TextEncoder = field(
         default="both",
         metadata=setting(
-            "Whose text encoder layers act; they have no steps.", Word(get_args(TextEncoder))
+            "Whose layers act that run before the first step, such as text encoders'.",
+            Word(get_args(TextEncoder)),
         ),
     )
     unpaired: Unpaired = field(

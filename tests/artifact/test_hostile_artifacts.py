@@ -232,7 +232,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "text encoder that switches": (
         lambda d: d["entries"][0]["timeline"].append({"from": 0.5, "content": 0.0, "style": 0.0}),
-        "timeline: a text encoder has no steps: expected one segment",
+        "timeline: the component has no steps: expected one segment",
     ),
     # fits
     "family no string": (put("fits", "family", 1), "fits.family: expected a string or null"),

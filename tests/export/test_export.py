@@ -32,7 +32,7 @@ from klora_runtime import __version__, load_fusion, save_fusion
 from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 
 FAMILIES: tuple[Exportable, ...] = ("sd1", "sdxl", "flux.1")
 
@@ -141,7 +141,7 @@ def test_gain_is_on_the_denoiser_and_not_on_text_encoders(sdxl: Fusion, tmp_path
     path, _ = exported(sdxl, tmp_path, gain=1.75)
     found = as_klora_reads(path)
     for entry in (entry for entry in sdxl.entries if entry.acts):
-        gain = 1.0 if entry.component in TEXT_ENCODERS else 1.75
+        gain = 1.0 if entry.component in STEPLESS else 1.75
         assert error(found[entry.layer], gain * average(entry)) < 1e-6, entry.layer
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from klora_compile.families.convolutions import folded_kernel, is_pointwise
 from klora_compile.reading.names.spelling import COMPONENTS
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS, TEXT_ENCODERS
 from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family
 
@@ -159,6 +159,13 @@ def test_text_encoders_have_no_steps() -> None:
     assert components <= set(TEXT_ENCODERS)
     denoisers = {name for family in FAMILIES.values() for name in family.denoisers}
     assert not denoisers & set(TEXT_ENCODERS)
+
+
+@ALL
+def test_what_is_no_denoiser_has_no_steps(family: Family) -> None:
+    """It runs before the first step, so that nothing of it can be switched."""
+    assert set(family.components) - set(family.denoisers) <= set(STEPLESS)
+    assert not set(family.denoisers) & set(STEPLESS)
 
 
 def test_records_need_nothing_but_each_other() -> None:

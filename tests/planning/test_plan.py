@@ -193,7 +193,10 @@ def test_unpaired_has_no_say_in_text_encoders(unpaired: Any) -> None:
         ("none", set(), "dropped"),
     ],
 )
-@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "text_encoder_3"])
+@pytest.mark.parametrize(
+    "component",
+    ["text_encoder", "text_encoder_2", "text_encoder_3", "connectors", "text_conditioner"],
+)
 def test_text_encoders_hold_constant_weights(
     component: str, choice: Any, slots: set[str], fate: str
 ) -> None:

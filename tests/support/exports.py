@@ -15,7 +15,7 @@ from tiny_pipeline import TEXT_WIDTH, tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion, read_adapter
 from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 
 Exportable = Literal["sd1", "sdxl", "flux.1"]
 
@@ -85,7 +85,7 @@ def _with_scales(entry: Entry) -> Entry:
 
 def average(entry: Entry, start: float = 0.0, stop: float = 1.0, gain: float = 1.0) -> torch.Tensor:
     """The mean of an entry's delta over [start, stop), in float64: the integral, literally."""
-    if entry.component in TEXT_ENCODERS:
+    if entry.component in STEPLESS:
         gain = 1.0
     inside = [moment for moment in entry.timeline.starts if start < moment < stop]
     edges = [start, *inside, stop]
@@ -135,7 +135,7 @@ def lost_over_time(
     """How far schedules are from their average: total, worst, worst layer; integrals, literally."""
     found = []
     for entry in fusion.entries:
-        if not entry.acts or entry.component in TEXT_ENCODERS:
+        if not entry.acts or entry.component in STEPLESS:
             continue
         mean = average(entry, start, stop, gain)
         inside = [moment for moment in entry.timeline.starts if start < moment < stop]

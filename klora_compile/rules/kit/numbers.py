@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class LayerNumbers:
     """Of a bias: the layer name of the weight beside it, with which it is chosen."""
 
     @property
-    def in_text_encoder(self) -> bool:
-        return self.component in TEXT_ENCODERS
+    def is_stepless(self) -> bool:
+        return self.component in STEPLESS
 
     @property
     def owners(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from klora_runtime.artifact.palette import parts_of
-from klora_runtime.artifact.schedule import TEXT_ENCODERS, Schedule, ScheduledEntry
+from klora_runtime.artifact.schedule import STEPLESS, Schedule, ScheduledEntry
 from klora_runtime.families.catalogue import FAMILIES
 
 #: Lists of blocks in the order data flows, for unknown models: those of all known families.
@@ -44,7 +44,7 @@ def blocks(fusion: Schedule) -> list[Block]:
 
 
 def _with_steps(entries: Iterable[ScheduledEntry]) -> list[ScheduledEntry]:
-    return [entry for entry in entries if entry.component not in TEXT_ENCODERS]
+    return [entry for entry in entries if entry.component not in STEPLESS]
 
 
 def _block_name(module: str) -> str:

@@ -18,7 +18,7 @@ from klora_runtime.artifact.factors import (
     tensor_names,
 )
 from klora_runtime.artifact.safetensors_file import TensorInfo
-from klora_runtime.artifact.schedule import SILENT_FATES, TEXT_ENCODERS, fingerprint
+from klora_runtime.artifact.schedule import SILENT_FATES, STEPLESS, fingerprint
 from klora_runtime.artifact.timeline import MAX_SEGMENTS
 from klora_runtime.errors import ArtifactError, shown
 
@@ -199,7 +199,7 @@ class _Check:
             where += f" ({'.'.join(place)})"
             stored = self.factors(entry, f"{where}.factors", slots, tensors)
             used |= {name for slot in stored for name in tensor_names(entry["factors"][slot])}
-            constant = entry["component"] in TEXT_ENCODERS
+            constant = entry["component"] in STEPLESS
             self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
             if entry["fate"] in SILENT_FATES and stored:
                 self.say(f"{where}.fate", f"{entry['fate']}, but {len(stored)} slots are stored")
@@ -257,7 +257,7 @@ class _Check:
             self.say(where, f"expected a list of 1 to {MAX_SEGMENTS} segments")
             return
         if constant and len(value) > 1:
-            self.say(where, "a text encoder has no steps: expected one segment")
+            self.say(where, "the component has no steps: expected one segment")
         previous = -1.0
         expected = {"from", *slots}
         for index, row in enumerate(value):

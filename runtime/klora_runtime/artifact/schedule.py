@@ -16,8 +16,11 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import shown
 
-#: Components that run outside the sampling loop: their coefficients are constant.
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+
+#: Components that run once, before the first step, so that their coefficients are constant: text
+#: encoders, and what some models pass the encoded prompt through.
+STEPLESS = (*TEXT_ENCODERS, "connectors", "text_conditioner")
 
 #: Limits of ``repr``: names of files, and characters of a name.
 _NAMES, _NAME = 4, 40

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.claim import Claimant, refuse_claimed
 from klora_runtime.layers.freezing import refuse_freezing
@@ -118,7 +118,7 @@ class Attachment:
         self._let_go_of_components()
         for name in chosen_components(fusion, self._asked):
             model = original_module(getattr(self._pipe, name))
-            timed = name not in TEXT_ENCODERS and _switches(fusion, name)
+            timed = name not in STEPLESS and _switches(fusion, name)
             on_evaluation = self._on_evaluation if timed else None
             watch = ComponentWatch(
                 model,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from klora_runtime.artifact.schedule import TEXT_ENCODERS
+from klora_runtime.artifact.schedule import STEPLESS
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.layers.module_tree import modules_of, original_module
 from klora_runtime.layers.targets import refuse
@@ -51,7 +51,7 @@ def _component(pipe: Any, name: str, chosen: Sequence[str]) -> nn.Module:
         raise IncompatibleModelError(
             f"this {type(pipe).__name__} has no {name}, but the fusion changes it. "
             + (f"Leave it out with components={rest}" if rest else "Load the full pipeline")
-            + (", or compile with --text-encoder none." if name in TEXT_ENCODERS else ".")
+            + (", or compile with --text-encoder none." if name in STEPLESS else ".")
         )
     return original_module(model)
 
