@@ -15,7 +15,7 @@ from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
 from klora_compile.reading.layers import Layer
-from klora_compile.reading.pieces import largest
+from klora_compile.reading.pieces import peers
 from klora_compile.reading.survey import Survey, base_of, problematic, refusal, survey_of
 from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.devices.host_memory import free_host_memory
@@ -133,7 +133,7 @@ class OpenAdapter:
         found, max_error = self.survey, self.options.max_error
         layers: dict[str, Layer] = {}
         problems: list[str] = []
-        sizes = largest(found.pieces)
+        of_forms = peers(found.pieces)
         for index, piece in enumerate(found.pieces, start=1):
             values = evaluate(
                 piece,
@@ -141,7 +141,7 @@ class OpenAdapter:
                 base=self.base,
                 axis=found.axis,
                 max_error=max_error,
-                largest=sizes,
+                peers=of_forms,
             )
             for one in values:
                 if isinstance(one, str):

@@ -18,7 +18,7 @@ from klora_runtime.artifact.safetensors_file import TensorInfo
 MAX_ELEMENTS = 2**29
 
 #: Dtypes of positions and flags.
-_INTEGERS = ("I16", "I32", "I64")
+_INTEGERS = ("U8", "I16", "I32", "I64")
 
 
 def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
@@ -31,7 +31,7 @@ def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
         if part.whole_numbers:
             if info.dtype not in _INTEGERS:
                 found = DTYPES[info.dtype].in_torch
-                yield f"{part.name} is torch.{found}, expected int16, int32 or int64"
+                yield f"{part.name} is torch.{found}, expected uint8, int16, int32 or int64"
             continue
         if info.dtype not in REAL + FLOAT8:
             found = DTYPES[info.dtype].in_torch

@@ -19,7 +19,7 @@ from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.checking import dtype_problems, form_problems, size_problems
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
 from klora_compile.reading.forms.dora import ROW_MAGNITUDE, Axis, axes
-from klora_compile.reading.forms.full import Full
+from klora_compile.reading.forms.full import Full, as_bias
 from klora_compile.reading.forms.lora import UP_BIAS, without_ones
 from klora_compile.reading.forms.parts import ALPHA, Form, Header, Need, Part, Shape
 from klora_compile.reading.layers import LayerFacts, layer_name
@@ -157,7 +157,7 @@ class Describer:
         parts = dict(module.parts)
         weight, has_bias = None, False
         if form is not None:
-            parts |= {p: key for p, key in self._account.shared.items() if p in form.shared}
+            parts |= {p: key for p, key in self._account.shared.items() if form.shares(p)}
             if form.needs is not Need.NOTHING and self._base is not None:
                 found = self._base_shape(module, component, path)
                 if isinstance(found, str):
@@ -285,7 +285,7 @@ class Describer:
             part=None,
             header=subject.header,
             needs=needs,
-            shared={p: key for p, key in self._account.shared.items() if p in form.shared},
+            shared={p: key for p, key in self._account.shared.items() if form.shares(p)},
             grows=name == "dora" or form.is_dense(subject.header),
             axis=_axes(subject, shape),
         )
@@ -320,7 +320,7 @@ class Describer:
                 rank=scale.rank if scaled else None,
                 alpha=scale.alpha if scaled else None,
                 alpha_source=scale.source if scaled else NO_ALPHA,
-                shape=subject.shapes[part],
+                shape=as_bias(part, subject.shapes[part]),
             )
             yield Piece(facts, subject.module, form=None, part=part)
 

@@ -15,7 +15,7 @@ from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
 from klora_compile.reading.forms.lora import DOWN, MID, REST, UP
-from klora_compile.reading.forms.parts import Need, Part, Shape, Values, WrongValuesError
+from klora_compile.reading.forms.parts import Need, Part, Peers, Shape, Values, WrongValuesError
 from klora_compile.reading.layers import Layer, LayerFacts, Pair, layer_name
 from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
@@ -36,7 +36,7 @@ def evaluate(
     base: Weights | None,
     axis: Axis | None,
     max_error: float,
-    largest: Mapping[str, tuple[int, int]],
+    peers: Mapping[str, Peers],
 ) -> Iterator[Layer | str]:
     """The layers of a piece with their values, or what is wrong with them.
 
@@ -44,13 +44,13 @@ def evaluate(
         base: the base model, for pieces that need it.
         axis: of :func:`~klora_compile.reading.pieces.file_axis`.
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
-        largest: of :func:`~klora_compile.reading.pieces.largest`.
+        peers: of :func:`~klora_compile.reading.pieces.peers`.
     """
     tensors = {part: without_float8(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
         return
-    values = _values(piece, tensors, base, max_error, largest)
+    values = _values(piece, tensors, base, max_error, peers)
     if isinstance(values, str):
         yield values
         return
@@ -84,12 +84,12 @@ def _values(
     tensors: Mapping[Part, torch.Tensor],
     base: Weights | None,
     max_error: float,
-    largest: Mapping[str, tuple[int, int]],
+    peers: Mapping[str, Peers],
 ) -> Values | str:
     """What a piece is computed from, or why the base model does not fit it."""
     values = Values(tensors, max_error)
     if piece.form is not None:
-        values = replace(values, largest=largest.get(piece.form.name, (0, 0)))
+        values = replace(values, peers=peers.get(piece.form.name, Peers()))
     if piece.needs is not Need.WEIGHT:
         return values
     assert base is not None
@@ -104,7 +104,7 @@ def _values(
 
 def _delta(piece: Piece, values: Values, axis: Axis | None) -> tuple[Delta, float]:
     if piece.part is not None:
-        return Dense(values.tensors[piece.part]), 0.0
+        return Dense(values.tensors[piece.part].reshape(piece.facts.shape or ())), 0.0
     assert piece.form is not None
     if piece.facts.parameter == "bias":
         return Dense(piece.form.bias_delta(piece.header, values).float()), 0.0

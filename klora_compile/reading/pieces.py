@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from klora_compile.reading.forms.dora import Axis, common_axis
-from klora_compile.reading.forms.parts import Form, Header, Need, Part
+from klora_compile.reading.forms.parts import Form, Header, Need, Part, Peers
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.names.account import Module
 from klora_runtime.families.rows import Placement
@@ -76,12 +76,14 @@ def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
     )
 
 
-def largest(pieces: Sequence[Piece]) -> Mapping[str, tuple[int, int]]:
-    """Form -> rows and columns, each the most of all weights of this form."""
-    found: dict[str, tuple[int, int]] = {}
+def peers(pieces: Sequence[Piece]) -> Mapping[str, Peers]:
+    """Form -> all weights of this form."""
+    found: dict[str, Peers] = {}
     for piece in pieces:
         shape = piece.facts.shape
         if piece.form is not None and shape is not None and len(shape) > 1:
-            rows, columns = found.get(piece.form.name, (0, 0))
-            found[piece.form.name] = (max(rows, shape[0]), max(columns, shape[1]))
+            own = found.get(piece.form.name, Peers())
+            found[piece.form.name] = Peers(
+                own.count + 1, max(own.rows, shape[0]), max(own.columns, shape[1])
+            )
     return found

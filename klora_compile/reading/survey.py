@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,11 @@ from klora_compile.families.stating import stated_family
 from klora_compile.reading.describing import Describer
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile, named
+from klora_compile.reading.forms.catalogue import FORMS, form_of
 from klora_compile.reading.forms.dora import Axis
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of
-from klora_compile.reading.names.account import UnusedKey, account_for
+from klora_compile.reading.names.account import Account, UnusedKey, account_for
 from klora_compile.reading.pieces import Piece, file_axis
 from klora_compile.reading.scale.scale import Scales
 from klora_compile.reading.telling import families_of_layers
@@ -65,6 +66,15 @@ class Survey:
         return any(piece.needs_base for piece in self.pieces)
 
 
+def _without_layers(account: Account) -> Iterator[str]:
+    """What is wrong with parts that a file has once where none of its layers is of their form."""
+    forms = {form_of(module.parts) for module in account.modules}
+    for part, key in account.shared.items():
+        for form in FORMS:
+            if form.alone and form.shares(part) and form not in forms:
+                yield f"{shown(key)}: {form.alone}"
+
+
 def base_of(options: ReadOptions) -> AbstractContextManager[BaseModel | None]:
     """The base model that is given, if any; it is opened where it is needed."""
     return nullcontext() if options.base is None else BaseModel(options.base)
@@ -104,6 +114,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
                     f"in {shown(modules[facts.name])}; keep one of them"
                 )
             layers[facts.name], modules[facts.name] = facts, piece.module.name
+    problems += _without_layers(account)
     axis = file_axis(pieces)
     if isinstance(axis, str):
         problems.append(axis)

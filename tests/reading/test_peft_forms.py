@@ -87,13 +87,13 @@ def test_deltas_are_those_that_peft_merges(case: str, tmp_path: Path) -> None:
     assert adapter.survey.origin.trainer == "PEFT"
 
 
-@pytest.mark.parametrize("kind", ["VBLORA", "TRAINABLE_TOKENS", "XLORA"])
+@pytest.mark.parametrize("kind", ["PSOFT", "TRAINABLE_TOKENS", "XLORA"])
 def test_other_types_of_peft_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert kind in peft.PeftType.__members__
     trained(tmp_path, CONFIGS["LoHa"])
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": kind}))
-    with pytest.raises(LoraError, match=f"peft_type: is {kind}, which is not supported; LORA, "):
+    with pytest.raises(LoraError, match=f"peft_type: is {kind}, which klora does not read: "):
         read_adapter(tmp_path / "adapter")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import peft
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.form_files import base_model
 from support.lora_files import write_lora
+from support.pairs import slow
 from support.peft_models import base_folder, layers, merged_changes, randomise
 
 from klora_compile import read_adapter
@@ -71,11 +73,77 @@ CASES: dict[str, tuple[str, Any]] = {
         "waveft",
         kind("WaveFT", LINEAR, n_frequency=20, random_loc_seed=5, use_idwt=False),
     ),
+    "WaveFT of Daubechies": (
+        "waveft",
+        kind("WaveFT", LINEAR, n_frequency=60, random_loc_seed=5, wavelet_family="db3"),
+    ),
+    "WaveFT of Daubechies, odd sides": (
+        "waveft",
+        kind("WaveFT", ["odd"], n_frequency=20, random_loc_seed=5, wavelet_family="sym4"),
+    ),
     "DeLoRA": ("delora", kind("Delora", LINEAR, r=3)),
     "C3A": ("c3a", kind("C3A", LINEAR, block_size=4)),
     "GraLoRA": ("gralora", kind("Gralora", LINEAR, r=4, gralora_k=2, alpha=3)),
-    "GraLoRA and LoRA": ("gralora", kind("Gralora", LINEAR, r=4, gralora_k=2, hybrid_r=2, alpha=3)),
+    "GraLoRA, and LoRA": (
+        "gralora",
+        kind("Gralora", LINEAR, r=4, gralora_k=2, hybrid_r=2, alpha=3),
+    ),
     "RandLoRA": ("randlora", kind("RandLora", LINEAR, r=3, randlora_alpha=5)),
+    "RandLoRA, sparse, by its seed": (
+        "randlora",
+        kind("RandLora", LINEAR, r=3, sparse=True, save_projection=False, projection_prng_key=7),
+    ),
+    "RandLoRA, very sparse, by its seed": (
+        "randlora",
+        kind("RandLora", LINEAR, r=5, very_sparse=True, save_projection=False),
+    ),
+    "AdaLoRA": (
+        "adalora",
+        kind("AdaLora", BOTH, init_r=4, target_r=2, lora_alpha=5, total_step=100),
+    ),
+    "HRA": ("hra", kind("HRA", BOTH, r=4)),
+    "HRA, orthogonal": ("hra", kind("HRA", BOTH, r=3, apply_GS=True)),
+    "RoAd": ("road", kind("Road", LINEAR, variant="road_1", group_size=4)),
+    "RoAd, 2": ("road", kind("Road", LINEAR, variant="road_2", group_size=8)),
+    "RoAd, 4": ("road", kind("Road", LINEAR, variant="road_4", group_size=4)),
+    "BEFT": ("bias", kind("Beft", ["to_q", "to_out.0"])),
+    "LN tuning": ("value", kind("LNTuning", ["norm1"])),
+    "VB-LoRA": ("vblora", kind("VBLoRA", LINEAR, r=3, num_vectors=6, vector_length=4, topk=2)),
+    "VB-LoRA, chosen": (
+        "vblora",
+        kind(
+            *("VBLoRA", LINEAR),
+            r=3,
+            num_vectors=6,
+            vector_length=4,
+            topk=3,
+            save_only_topk_weights=True,
+        ),
+    ),
+    "Uni-LoRA": ("unilora", kind("UniLora", LINEAR, r=3, theta_d_length=20, save_indices=True)),
+    "TinyLoRA": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5)),
+    "TinyLoRA, shared": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5, weight_tying=0.4)),
+    "TinyLoRA, one": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5, weight_tying=1.0)),
+    "PVeRA": ("pvera", kind("Pvera", LINEAR, r=3)),
+    "PVeRA, by its seed": (
+        "pvera",
+        kind("Pvera", LINEAR, r=3, save_projection=False, projection_prng_key=7),
+    ),
+    "OSF": ("osf", kind("OSF", LINEAR, effective_rank=4)),
+    "Super": ("supertuning", kind("Supertuning", LINEAR, sparsity=0.9)),
+    "Super, and a pair": (
+        "supertuning",
+        kind("Supertuning", LINEAR, sparsity=0.9, r=2, lora_alpha=3.0),
+    ),
+    "DEFT": ("deft", kind("Deft", LINEAR, r=3)),
+    "DEFT, by qr": ("deft", kind("Deft", LINEAR, r=3, decomposition_method="qr", alpha=5)),
+    "DEFT, PaRa": ("deft", kind("Deft", LINEAR, r=3, para=True)),
+    "PEANuT": ("peanut", kind("Peanut", LINEAR, r=3)),
+    "PEANuT, deep": (
+        "peanut",
+        kind("Peanut", LINEAR, r=3, depth=2, act_fn="gelu", scaling=0.5),
+    ),
+    "FRoD": ("frod", kind("Frod", LINEAR, sparse_rate=0.05, progressbar=False)),
 }
 
 
@@ -98,7 +166,11 @@ def assert_same(adapter: Adapter, added: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(delta, added[name].double(), rtol=0, atol=limit, msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+#: Variants of a form are slow: what stands behind a comma.
+SOME_CASES = [slow(case) if "," in case else case for case in CASES]
+
+
+@pytest.mark.parametrize("case", SOME_CASES)
 def test_the_change_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     form, config = CASES[case]
     folder, added = saved(config, tmp_path)
@@ -128,9 +200,92 @@ def test_a_boft_of_several_stages(tmp_path: Path) -> None:
     torch.testing.assert_close(read.delta.matrix(), expected, rtol=0, atol=1e-5)
 
 
+def changed(folder: Path, **settings: Any) -> None:
+    """Other settings beside a folder's weights."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_ranks_that_adalora_pruned(tmp_path: Path) -> None:
+    """Of all, of some, and of none; the scale stays that of the rank before."""
+    model = layers()
+    base_folder(model, tmp_path / "base")
+    tuned = randomise(get_peft_model(model, CASES["AdaLoRA"][1]))
+    left = {"to_q": [True, False, True, True], "to_k": [False] * 4, "to_out.0": [True] * 4}
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    with torch.no_grad():
+        for name, kept in left.items():
+            gains = tuned.base_model.model.get_submodule(f"{module}.{name}").lora_E["default"]
+            gains[[not each for each in kept]] = 0.0
+    names = {f"{module}.{name}.lora_E.default": kept for name, kept in left.items()}
+    tuned.peft_config["default"].rank_pattern = names
+    tuned.save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter", ReadOptions(base=tmp_path / "base"))
+    layers_left = dict(adapter.layers)
+    assert not layers_left.pop(f"unet.{module}.to_k").delta.matrix().any()
+    assert_same(replace(adapter, layers=layers_left), merged_changes(tuned, layers()))
+
+
+def test_the_vector_of_a_tiny_lora_is_found_by_what_grew_from_the_seed(tmp_path: Path) -> None:
+    folder, _ = saved(CASES["TinyLoRA"][1], tmp_path)
+    changed(folder, projection_seed=43)
+    with pytest.raises(LoraError, match="nothing tells which vector is its own") as caught:
+        read_adapter(folder)
+    assert len(caught.value.issues) == 1  # the others grew from the seed before
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "problem"),
+    [
+        ("WaveFT", {"wavelet_family": "coif4"}, "is WaveFT of coif4, and klora computes db1 to"),
+        ("PEANuT", {"act_fn": "mish"}, "its act_fn is mish, and klora computes relu, silu"),
+        ("VB-LoRA", {"topk": 7}, "how many vectors are mixed"),
+        ("RoAd", {"group_size": 7}, "in groups of 7 do not fit the base model's weight"),
+        ("HRA", {"apply_GS": None}, "how its directions are meant"),
+        ("DEFT", {"decomposition_method": "svd"}, "how its deft_P is meant"),
+        ("TinyLoRA", {"weight_tying": 2.0}, "whose its vectors are"),
+        ("AdaLoRA", {"init_r": 0}, "its lora_alpha and init_r"),
+    ],
+)
+def test_settings_that_say_nothing_to_klora_are_named(
+    case: str, settings: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    folder, _ = saved(CASES[case][1], tmp_path)
+    changed(folder, **settings)
+    with pytest.raises(LoraError, match=problem):
+        read_adapter(folder, ReadOptions(base=tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "problem"),
+    [
+        ("VB-LoRA, chosen", "vblora_logits_A_topk_indices", "are none of 6 vectors"),
+        ("Uni-LoRA", "unilora_indices_B", "are none of 20 numbers"),
+        ("Super", "supertuning_indices", "lie outside of the base model's weight"),
+        ("FRoD", "frod_s_indices.attn1_to_k", "its places lie outside of"),
+    ],
+)
+def test_places_that_are_none_are_named(case: str, key: str, problem: str, tmp_path: Path) -> None:
+    folder, _ = saved(CASES[case][1], tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    places = next(tensor for name, tensor in tensors.items() if name.endswith(key)).view(-1)
+    for wrong in (255,) if places.dtype == torch.uint8 else (10**6, -1):
+        places[0] = wrong
+        save_file(tensors, file)
+        with pytest.raises(LoraError, match=problem):
+            read_adapter(folder, ReadOptions(base=tmp_path / "base"))
+
+
+def test_a_uni_lora_without_its_indices_is_refused(tmp_path: Path) -> None:
+    folder, _ = saved(kind("UniLora", LINEAR, r=3, theta_d_length=20), tmp_path)
+    with pytest.raises(LoraError, match="which layers take its numbers; save it with save_indices"):
+        read_adapter(folder)
+
+
 @pytest.mark.parametrize("name", sorted({each.value for each in peft.PeftType} - set(PEFT_TYPES)))
 def test_all_other_types_are_refused_by_name(name: str, tmp_path: Path) -> None:
     save_file({"unet.conv_in.x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": name}))
-    with pytest.raises(LoraError, match=f"peft_type: is {name}, which is not supported"):
+    with pytest.raises(LoraError, match=f"peft_type: is {name}, which klora does not read: "):
         read_adapter(tmp_path)

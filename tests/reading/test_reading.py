@@ -103,7 +103,7 @@ SUFFIXES: dict[str, str] = {
     "diff_b": ".diff_b",
     "w_norm": ".w_norm",
     "b_norm": ".b_norm",
-    "value": ".scale .set_weight",
+    "value": ".scale .set_weight .ln_tuning_layers.weight",
     "dora_scale": ".dora_scale",
     "magnitude vector": ".lora_magnitude_vector .lora_magnitude_vector.weight .magnitude",
     "oft_blocks": ".oft_blocks",
@@ -137,6 +137,31 @@ SUFFIXES: dict[str, str] = {
     "gralora_A_general": ".gralora_A_general.weight",
     "gralora_B_general": ".gralora_B_general.weight",
     **{f"randlora_{name}": f".randlora_{name}" for name in ("lambda", "gamma", "A", "B")},
+    **{name: f".{name}" for name in ("lora_A", "lora_B", "lora_E", "hra_u", "beft_bias")},
+    **{name: f".{name}" for name in ("road_theta", "road_alpha", "deft_P", "deft_R")},
+    **{
+        f"vblora_logits_{side}{tail}": f".vblora_logits_{side}{tail}"
+        for side in "AB"
+        for tail in ("", "_topk_indices", "_topk_weights")
+    },
+    **{
+        f"unilora_{name}_{side}": f".unilora_{name}_{side}"
+        for name in ("indices", "scales")
+        for side in "AB"
+    },
+    **{f"tinylora_{name}": f".tinylora_{name}" for name in "ABP"},
+    **{f"pvera_lambda_{name}": f".pvera_lambda_{name}" for name in "bd"},
+    **{f"osf_svd_params.{name}_low": f".osf_svd_params.{name}_low" for name in "USV"},
+    **{f"supertuning_{name}": f".supertuning_{name}" for name in ("values", "indices")},
+    **{f"supertuning_lora_{name}": f".supertuning_lora_{name}.weight" for name in "AB"},
+    **{f"peanut_{name}": f".peanut_{name}.weight" for name in "AB"},
+    **{
+        f"peanut_{kind}.{stage}": f".peanut_{kind}.{stage}.weight"
+        for kind in ("encoders", "decoders")
+        for stage in range(16)
+    },
+    **{f"frod_lambda_{name}": f".frod_lambda_{name}" for name in ("l", "s_values")},
+    "bias' value": ".ln_tuning_layers.bias",
     "bias_indices": ".bias_indices",
     "bias_values": ".bias_values",
     "bias_size": ".bias_size",

@@ -18,16 +18,18 @@ class Attention(nn.Module):
         super().__init__()
         self.to_q = nn.Linear(IN, OUT)
         self.to_k = nn.Linear(IN, IN, bias=False)
+        self.odd = nn.Linear(7, 5)
         self.to_out = nn.ModuleList([nn.Linear(OUT, IN)])
 
 
 class Layers(nn.Module):
-    """Linear layers, wide, square and tall, with biases and without, and a convolution."""
+    """Linear layers, wide, square and tall, with biases and without, a norm and a convolution."""
 
     def __init__(self) -> None:
         super().__init__()
         block = nn.Module()
         block.attn1 = Attention()
+        block.norm1 = nn.LayerNorm(IN)
         transformer = nn.Module()
         transformer.transformer_blocks = nn.ModuleList([block])
         resnet = nn.Module()

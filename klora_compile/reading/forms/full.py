@@ -1,19 +1,40 @@
 """Parameters that are written as they are: differences (LyCORIS), and new values.
 
-``diff`` is a weight's delta and ``w_norm`` a norm's. ``scale`` (norms in control LoRAs of FLUX) and
-``set_weight`` (ComfyUI) are what a parameter becomes; their delta, value - W, needs the base.
+``diff`` is a weight's delta and ``w_norm`` a norm's; ``beft_bias`` (PEFT) is a bias', in a row.
+``scale`` (norms in control LoRAs of FLUX), ``set_weight`` (ComfyUI) and ``ln_tuning_layers`` (PEFT,
+norms) are what a parameter becomes; their delta, value - W, needs the base.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
+import torch
+
 from klora_compile.reading.forms.lora import without_ones
-from klora_compile.reading.forms.parts import Form, Header, Need, Part, Shape, Values
+from klora_compile.reading.forms.parts import (
+    Form,
+    Header,
+    Need,
+    Part,
+    Shape,
+    Values,
+    missing,
+    shapes_text,
+)
 from klora_runtime.artifact.delta import Dense
 
 DIFF, DIFF_BIAS = Part("diff"), Part("diff_b")
 NORM_WEIGHT, NORM_BIAS = Part("w_norm"), Part("b_norm")
-#: The parameter's new value itself, not a difference.
-VALUE = Part("value", (".scale", ".set_weight"))
+BEFT_BIAS = Part("beft_bias")
+#: The parameter's new value itself, not a difference; and its bias'.
+VALUE = Part("value", (".scale", ".set_weight", ".ln_tuning_layers.weight"))
+BIAS_VALUE = Part("bias' value", (".ln_tuning_layers.bias",))
+
+
+def as_bias(part: Part, shape: Shape) -> Shape:
+    """Shape of the bias that a tensor of this shape is the delta of."""
+    return shape[1:] if part == BEFT_BIAS and shape[:1] == (1,) else shape
 
 
 class Full(Form):
@@ -26,7 +47,7 @@ class Full(Form):
 
     def __init__(self, name: str, part: Part) -> None:
         self.name = name
-        self.parts = (part,)
+        self.parts: tuple[Part, ...] = (part,)
         self._part = part
 
     def problems(self, layer: Header) -> list[str]:
@@ -50,9 +71,21 @@ class Value(Full):
     """See :class:`~klora_compile.reading.forms.parts.Form`."""
 
     needs = Need.WEIGHT
+    peft = MappingProxyType({"LN_TUNING": None})
 
     def __init__(self) -> None:
         super().__init__("value", VALUE)
+        self.parts = (VALUE, BIAS_VALUE)
+
+    def problems(self, layer: Header) -> list[str]:
+        absent = missing((VALUE,), layer.shapes)
+        if absent:
+            return absent
+        found = super().problems(layer)
+        own = layer.shapes[VALUE]
+        if not found and layer.shapes.get(BIAS_VALUE, own[:1]) != own[:1]:
+            return [f"{shapes_text(self.parts, layer.shapes)} are no weight and its bias"]
+        return found
 
     def is_dense(self, layer: Header) -> bool:
         return True
@@ -61,3 +94,10 @@ class Value(Full):
         assert values.weight is not None
         new = values.tensors[VALUE].double().reshape(self.shape(layer))
         return Dense((new - values.weight).float()), 0.0
+
+    def changes_bias(self, layer: Header) -> bool:
+        return BIAS_VALUE in layer.shapes
+
+    def bias_delta(self, layer: Header, values: Values) -> torch.Tensor:
+        assert values.bias is not None
+        return values.tensors[BIAS_VALUE].double() - values.bias

@@ -32,6 +32,9 @@ class Part:
         return self.endings or (f".{self.name}",)
 
 
+#: What to do where a form's settings are missing.
+KEEP_CONFIG = "keep adapter_config.json beside the file"
+
 #: What divided by the rank multiplies a delta; of rotations, how far they may turn.
 ALPHA = Part("alpha")
 
@@ -68,6 +71,18 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """All layers of one form in a file."""
+
+    count: int = 0
+    """Modules of the file."""
+    rows: int = 0
+    """The most of any weight."""
+    columns: int = 0
+    """The most of any weight."""
+
+
+@dataclass(frozen=True)
 class Values:
     """The numbers of a layer."""
 
@@ -79,8 +94,8 @@ class Values:
     """The base model's, float64, where the form needs it."""
     bias: torch.Tensor | None = None
     """The base model's, float64, where the form changes it."""
-    largest: tuple[int, int] = (0, 0)
-    """Rows and columns, each the most of all layers that are of this form in the file."""
+    peers: Peers = Peers()
+    """All layers of this form."""
 
 
 class WrongValuesError(ValueError):
@@ -99,12 +114,20 @@ class Form(Protocol):
     """The parts that only this form has."""
     shared: Sequence[Part] = ()
     """Parts that a file has once, for all layers."""
+    shared_beginnings: Sequence[str] = ()
+    """How keys begin that are such parts too, each of them called as the key."""
+    alone: str = ""
+    """What to say of such parts where the file has no layer of the form."""
     needs: Need = Need.NOTHING
     """What of the base model's layer the delta depends on."""
     settings_state_rank: bool = False
     """Whether the file's settings may state the rank where its tensors do not."""
     peft: Mapping[str, str | None] = MappingProxyType({})
     """PEFT's name of the form -> the key of its alpha, None where it has none."""
+
+    def shares(self, part: Part) -> bool:
+        """Whether a part that the file has once is one of this form's."""
+        return part in self.shared or part.name.startswith(tuple(self.shared_beginnings))
 
     def title(self, layer: Header) -> str:
         """As in a report, where it depends on the layer."""

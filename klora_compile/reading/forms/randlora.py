@@ -3,18 +3,25 @@
 B A', A' = lambda * A * gamma, A and B cut to the layer's shorter and longer side and made matrices
 as PEFT does, A's ranks outside and B's inside its bases; a layer with more columns than rows has
 the product transposed. All is scaled by alpha / r.
-The pair's dtype depends on the machine that drew it, so that its seed alone does not tell it.
+PEFT saves the pair, or only its seed. A sparse pair (numbers -1, 0 and 1 before it is normed) grows
+from it again. A dense one does not: PEFT draws it in bfloat16 where the machine has that, else in
+float16, and no file says in which.
 """
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
+
+import torch
 
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
     Need,
     Part,
+    Peers,
+    Settings,
     Values,
     missing,
     shapes_text,
@@ -43,10 +50,7 @@ class RandLora(Form):
             return absent
         pair = _pair(layer)
         if pair is None:
-            return [
-                "the file has no randlora_A and randlora_B, and their seed alone does not tell "
-                "them: save it with save_projection=True"
-            ]
+            return _problems_without_pair(layer)
         text = shapes_text((LAMBDA, GAMMA, *pair), shapes)
         a, b, scales, gamma = (shapes[part] for part in (*pair, LAMBDA, GAMMA))
         if not (len(a) == len(b) == 3 and len(scales) == len(gamma) == 2):
@@ -67,10 +71,13 @@ class RandLora(Form):
     def delta(self, layer: Header, values: Values) -> tuple[Dense, float]:
         pair = _pair(layer)
         assert layer.weight is not None
-        assert pair is not None
         out, inner = layer.weight
         short, long = min(out, inner), max(out, inner)
-        scales, gamma, a, b = (values.tensors[part].double() for part in (LAMBDA, GAMMA, *pair))
+        scales, gamma = (values.tensors[part].double() for part in (LAMBDA, GAMMA))
+        if pair is None:
+            a, b = (each.double() for each in _grown(layer.settings, len(scales), values.peers))
+        else:
+            a, b = (values.tensors[part].double() for part in pair)
         bases = len(gamma)
         scaled = scales[:, :, None] * a[:, :, :short] * gamma[None]  # rank, bases, short
         product = b[:long, :bases].flatten(1) @ scaled.flatten(0, 1)
@@ -81,3 +88,31 @@ def _pair(layer: Header) -> tuple[Part, Part] | None:
     """The tensors of the random pair: the layer's own, else the file's."""
     pairs = ((A, B), (FILE_A, FILE_B))
     return next((pair for pair in pairs if set(pair) <= set(layer.shapes)), None)
+
+
+def _problems_without_pair(layer: Header) -> list[str]:
+    settings, weight = layer.settings, layer.weight
+    sparse = settings.get("sparse") is True or settings.get("very_sparse") is True
+    if not sparse or type(settings.get("projection_prng_key")) is not int:
+        return [
+            "the file has no randlora_A and randlora_B, and their seed alone does not tell "
+            "them: save it with save_projection=True"
+        ]
+    scales, gamma = layer.shapes[LAMBDA], layer.shapes[GAMMA]
+    fits = len(scales) == len(gamma) == 2 and scales[1] == gamma[0] and 0 not in (*scales, *gamma)
+    if weight is not None:
+        fits = fits and len(weight) == 2 and gamma == (-(-min(weight) // scales[0]), min(weight))
+    return [] if fits else [f"{shapes_text((LAMBDA, GAMMA), layer.shapes)} do not fit each other"]
+
+
+def _grown(settings: Settings, rank: int, peers: Peers) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (rank, 1, short) and B (long, bases, rank) of the largest layer, sparse, A first."""
+    short, long = min(peers.rows, peers.columns), max(peers.rows, peers.columns)
+    sparsity = math.sqrt(short) if settings.get("very_sparse") else 3
+    generator = torch.Generator().manual_seed(settings["projection_prng_key"])
+    pair = []
+    for shape in ((rank, 1, short), (long, -(-short // rank), rank)):
+        drawn = torch.rand(shape, generator=generator)
+        signs = (drawn > 1 - 1 / (2 * sparsity)).float() - (drawn < 1 / (2 * sparsity)).float()
+        pair.append(signs / signs.std())
+    return pair[0], pair[1]

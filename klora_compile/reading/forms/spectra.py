@@ -10,6 +10,7 @@ import math
 from types import MappingProxyType
 
 import torch
+from torch.nn.functional import conv_transpose2d, pad
 
 from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values
 from klora_runtime.artifact.delta import Dense
@@ -17,8 +18,13 @@ from klora_runtime.errors import shown
 
 FREQUENCIES, WAVELETS = Part("fourierft_spectrum"), Part("waveft_spectrum")
 
-#: PEFT's names of the wavelet of Haar.
-_HAAR = ("db1", "haar")
+#: PEFT's names of wavelets. Its tables of coif4 and coif5 are those of no wavelet: the first is no
+#: orthogonal filter, and PEFT itself fails with the second.
+_WAVELETS = (
+    *(f"db{order}" for order in range(1, 11)),
+    *(f"sym{order}" for order in range(2, 11)),
+    *(f"coif{order}" for order in range(1, 4)),
+)
 
 
 class FourierFt(Form):
@@ -47,16 +53,25 @@ class WaveFt(Form):
 
     def problems(self, layer: Header) -> list[str]:
         found = _problems(layer, WAVELETS)
-        family = layer.settings.get("wavelet_family", _HAAR[0])
-        if not found and layer.settings.get("use_idwt", True) and family not in _HAAR:
-            return [f"is WaveFT of the wavelet {shown(family)}, and klora computes those of Haar"]
-        return found
+        if found or not layer.settings.get("use_idwt", True):
+            return found
+        family = layer.settings.get("wavelet_family", _WAVELETS[0])
+        if family not in _WAVELETS:
+            return [
+                f"is WaveFT of {shown(family)}, and klora computes db1 to db10, sym2 to sym10 and "
+                "coif1 to coif3"
+            ]
+        if _low(family) is None:
+            return [f"its wavelet {family} needs PyWavelets; install pywavelets"]
+        return []
 
     def delta(self, layer: Header, values: Values) -> tuple[Dense, float]:
-        spectrum = _spread(layer, values.tensors[WAVELETS])
+        delta = _spread(layer, values.tensors[WAVELETS])
         if layer.settings.get("use_idwt", True):
-            spectrum = _haar(spectrum)
-        return Dense((spectrum * layer.settings["scaling"]).float()), 0.0
+            low = _low(layer.settings.get("wavelet_family", _WAVELETS[0]))
+            assert low is not None
+            delta = _inverse(delta, low)
+        return Dense((delta * layer.settings["scaling"]).float()), 0.0
 
 
 def _problems(layer: Header, part: Part) -> list[str]:
@@ -87,20 +102,39 @@ def _spread(layer: Header, numbers: torch.Tensor) -> torch.Tensor:
     return spectrum.view(out, inner)
 
 
-def _haar(spectrum: torch.Tensor) -> torch.Tensor:
-    """One level of the inverse transform; odd sides are cut from one that is longer by one.
+def _low(family: str) -> torch.Tensor | None:
+    """The low-pass filter of a wavelet's inverse transform; None where no library knows it."""
+    if family == _WAVELETS[0]:  # Haar's
+        return torch.full((2,), math.sqrt(0.5), dtype=torch.float64)
+    try:
+        from pywt import Wavelet
+    except ImportError:
+        return None
+    return torch.tensor(Wavelet(family).rec_lo, dtype=torch.float64)
 
-    The quarters are the mean, what alternates from row to row, from column to column, and both.
+
+def _inverse(spectrum: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """One level of the inverse transform, cut to the size of the spectrum.
+
+    The spectrum lies in the middle of one that is longer by what the transform takes away at the
+    borders, and even. Its quarters are the mean, what alternates from row to row, from column to
+    column, and both.
     """
-    out, inner = spectrum.shape
-    rows, columns = out + out % 2, inner + inner % 2
-    padded = torch.zeros(rows, columns, dtype=spectrum.dtype)
-    padded[:out, :inner] = spectrum
-    half, middle = rows // 2, columns // 2
-    by_row, by_column = padded[:half, middle:].clone(), padded[half:, :middle].clone()
-    padded[half:, :middle], padded[:half, middle:] = by_row, by_column
-    for dim in (0, 1):
-        low, high = padded.chunk(2, dim=dim)
-        joined = torch.stack([low + high, low - high], dim=dim + 1)
-        padded = joined.flatten(dim, dim + 1) / math.sqrt(2.0)
-    return padded[:out, :inner]
+    length = len(low)
+    alternating = torch.tensor([1.0, -1.0], dtype=low.dtype).repeat(length // 2)
+    high = alternating * low.flip(0)
+    before, after = zip(*(_margins(size, length - 2) for size in spectrum.shape), strict=True)
+    padded = pad(spectrum, (before[1], after[1], before[0], after[0]))
+    quarters = [part for half in padded.chunk(2) for part in half.chunk(2, dim=1)]
+    kernels = [torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)]
+    kernels[1], kernels[2] = kernels[2], kernels[1]
+    whole = conv_transpose2d(
+        torch.stack(quarters)[None], torch.stack(kernels)[:, None], stride=2, padding=length - 2
+    )[0, 0]
+    return whole[: spectrum.shape[0], : spectrum.shape[1]]
+
+
+def _margins(size: int, lost: int) -> tuple[int, int]:
+    """How much is added before and behind, so that the sum is even."""
+    added = lost + (size + lost) % 2
+    return added // 2, added - added // 2

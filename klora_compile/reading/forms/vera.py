@@ -2,6 +2,9 @@
 
 b * (B (d * A)), B and A cut to the layer's rows and columns. PEFT saves the pair once in the file,
 or only the seed that it grows from, at the size of the largest layer.
+
+PVeRA (arXiv 2512.07703) learns a mean and a variance: d and A have twice the rank, the mean's half
+first. As PEFT merges it, the mean is taken.
 """
 
 from __future__ import annotations
@@ -12,52 +15,71 @@ from types import MappingProxyType
 import torch
 
 from klora_compile.reading.factoring import low_rank
-from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values, missing
+from klora_compile.reading.forms.parts import (
+    KEEP_CONFIG,
+    Form,
+    Header,
+    Need,
+    Part,
+    Peers,
+    Values,
+    missing,
+)
 from klora_runtime.artifact.delta import LowRank
-
-ROWS, RANKS = Part("vera_lambda_b"), Part("vera_lambda_d")
-A, B = Part("vera_A", ("vera_A",)), Part("vera_B", ("vera_B",))
 
 _SEED = "projection_prng_key"
 
 
 class Vera(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """See :class:`~klora_compile.reading.forms.parts.Form`.
 
-    name = "vera"
-    parts = (ROWS, RANKS)
-    shared = (A, B)
+    Args:
+        name: what PEFT's keys begin with, and as in a report.
+        halves: how many ranks of d and A there are for one of B; the first of them count.
+    """
+
     needs = Need.SHAPE
-    peft = MappingProxyType({"VERA": None})
+
+    def __init__(self, name: str, halves: int = 1) -> None:
+        self.name = name
+        self.peft = MappingProxyType({name.upper(): None})
+        self._rows, self._ranks = self.parts = (
+            Part(f"{name}_lambda_b"),
+            Part(f"{name}_lambda_d"),
+        )
+        self._a, self._b = self.shared = (
+            Part(f"{name}_A", (f"{name}_A",)),
+            Part(f"{name}_B", (f"{name}_B",)),
+        )
+        self._halves = halves
 
     def problems(self, layer: Header) -> list[str]:
-        shapes = layer.shapes
+        shapes, (a, b) = layer.shapes, self.shared
         absent = missing(self.parts, shapes)
         if absent:
             return absent
         if any(len(shapes[part]) != 1 for part in self.parts):
             return ["its vectors are no vectors"]
-        (rows,), (rank,) = shapes[ROWS], shapes[RANKS]
-        if (A in shapes) != (B in shapes):
-            return [f"the file has only {A.name if A in shapes else B.name}, expected both"]
-        if A not in shapes and type(layer.settings.get(_SEED)) is not int:
-            return [
-                "the file has neither vera_A and vera_B nor their seed: keep adapter_config.json "
-                "beside it"
-            ]
+        (rows,), (ranks,) = (shapes[part] for part in self.parts)
+        if (a in shapes) != (b in shapes):
+            return [f"the file has only {a.name if a in shapes else b.name}, expected both"]
+        if ranks % self._halves:
+            return [f"{self._ranks.name} {list(shapes[self._ranks])} has no two halves"]
+        if a not in shapes and type(layer.settings.get(_SEED)) is not int:
+            return [f"the file has neither {a.name} and {b.name} nor their seed: {KEEP_CONFIG}"]
         if layer.weight is None:
             return []
         if len(layer.weight) != 2 or layer.weight[0] != rows:
             return [f"it scales {rows} rows, and the base model's weight is {list(layer.weight)}"]
-        if A in shapes and not (
-            len(shapes[A]) == len(shapes[B]) == 2
-            and shapes[A][0] == shapes[B][1] == rank
-            and shapes[A][1] >= layer.weight[1]
-            and shapes[B][0] >= rows
+        if a in shapes and not (
+            len(shapes[a]) == len(shapes[b]) == 2
+            and shapes[a][0] == self._halves * shapes[b][1] == ranks
+            and shapes[a][1] >= layer.weight[1]
+            and shapes[b][0] >= rows
         ):
             return [
-                f"vera_A {list(shapes[A])} and vera_B {list(shapes[B])} do not hold rank {rank} of "
-                f"{list(layer.weight)}"
+                f"{a.name} {list(shapes[a])} and {b.name} {list(shapes[b])} do not hold rank "
+                f"{ranks // self._halves} of {list(layer.weight)}"
             ]
         return []
 
@@ -67,20 +89,20 @@ class Vera(Form):
     def delta(self, layer: Header, values: Values) -> tuple[LowRank, float]:
         assert layer.weight is not None
         out, inner = layer.weight
-        rows, ranks = (values.tensors[part].double() for part in (ROWS, RANKS))
-        if A in values.tensors:
-            a, b = values.tensors[A], values.tensors[B]
+        rows, ranks = (values.tensors[part].double() for part in self.parts)
+        rank = len(ranks) // self._halves
+        if self._a in values.tensors:
+            a, b = (values.tensors[part] for part in self.shared)
         else:
-            a, b = _grown(layer.settings[_SEED], len(ranks), values.largest)
-        down = ranks[:, None] * a[:, :inner].double()
+            a, b = _grown(layer.settings[_SEED], len(ranks), rank, values.peers)
+        down = ranks[:rank, None] * a[:rank, :inner].double()
         return low_rank(down, rows[:, None] * b[:out].double()), 0.0
 
 
-def _grown(seed: int, rank: int, largest: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (rank, columns) and B (rows, rank) from PEFT's seed: uniform, Kaiming's bound, A first."""
+def _grown(seed: int, ranks: int, rank: int, peers: Peers) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (ranks, columns) and B (rows, rank) from PEFT's seed: uniform, Kaiming's bound, A first."""
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = largest
-    a, b = torch.empty(rank, columns), torch.empty(rows, rank)
+    a, b = torch.empty(ranks, peers.columns), torch.empty(peers.rows, rank)
     for each in (a, b):
         bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(each.shape[1]))
         each.uniform_(-bound, bound, generator=generator)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from klora_compile.reading.files.whole_models import token_embedding
-from klora_compile.reading.forms.catalogue import MAGNITUDES, SHARED, form_of
+from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of, shared_part
 from klora_compile.reading.forms.parts import Header, Part, Shape
 from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
 from klora_compile.reading.names.placing import (
@@ -124,8 +124,9 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
     refused: dict[str, str] = {}
     shared: dict[Part, str] = {}
     for key in keys:
-        if key.removeprefix(PEFT_ROOT) in SHARED:
-            shared[SHARED[key.removeprefix(PEFT_ROOT)]] = key
+        once = shared_part(key.removeprefix(PEFT_ROOT))
+        if once is not None:
+            shared[once] = key
             continue
         found = _EMBEDDING if token_embedding(key) else parse_key(key, shapes)
         if isinstance(found, str):

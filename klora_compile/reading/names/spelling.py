@@ -29,12 +29,9 @@ REFUSED_FORMS: Mapping[str, str] = {
     ".bm1": "an early GLoRA",
     ".bm2": "an early GLoRA",
     # PEFT's; all of its types are refused by name where its configuration states one.
-    ".lora_E": "AdaLoRA",
-    ".hra_u": "HRA",
-    ".road_alpha": "RoAd",
-    ".road_theta": "RoAd",
-    ".vblora_logits_A": "VBLoRA",
-    ".vblora_logits_B": "VBLoRA",
+    ".psoft_R.weight": "PSOFT",
+    ".lily_A.weight": "Lily",
+    ".adamss_newB": "AdaMSS",
 }
 
 #: Ending of the difference of a module's parameter -> the parameter and the ending of a difference.

@@ -14,6 +14,7 @@ from typing import Any
 
 from klora_compile.reading.forms.catalogue import PEFT_TYPES
 from klora_compile.reading.forms.parts import Settings
+from klora_compile.reading.forms.refused import REFUSED_TYPES
 from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.errors import LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
@@ -24,6 +25,8 @@ MAX_ALPHA, MAX_RANK = 1e12, 2**20
 #: What configurations call the alpha and the rank of all modules.
 _ALPHAS = tuple(dict.fromkeys(alpha for alpha in PEFT_TYPES.values() if alpha is not None))
 _RANKS = ("r", "rank")
+#: What else they may call what is no scale of forms without one.
+_OF_SCALE = (*_RANKS, "rank_pattern", "alpha_pattern")
 
 #: What diffusers' research script calls the configuration of a model -> the model's component.
 _RESEARCH: Mapping[str, str] = {"peft_config": "unet", "text_encoder_peft_config": "text_encoder"}
@@ -73,7 +76,7 @@ class AdapterConfig:
         issues = [
             issue
             for key, value in values.items()
-            if scaled or key not in _RANKS
+            if scaled or key not in _OF_SCALE
             for issue in _problems(key, value)
         ]
         if issues:
@@ -188,7 +191,10 @@ def _problems(key: str, value: Any) -> Iterator[str]:
         if not _is_rank(value):
             yield f"{shown(key)}: expected a rank, found {shown(value)}"
     elif name == "peft_type":
-        if not isinstance(value, str) or value not in PEFT_TYPES:
+        if isinstance(value, str) and value in REFUSED_TYPES:
+            why = REFUSED_TYPES[value]
+            yield f"{shown(key)}: is {shown(value)}, which klora does not read: {why}"
+        elif not isinstance(value, str) or value not in PEFT_TYPES:
             known = ", ".join(PEFT_TYPES)
             yield f"{shown(key)}: is {shown(value)}, which is not supported; {known} are"
     elif name == "use_rslora":
