@@ -1,1 +1,1 @@
-"""Base models: one file for each, and what tells one from another."""
+"""Base models: one file per model, and the detection of a file's model."""

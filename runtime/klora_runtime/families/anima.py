@@ -2,11 +2,11 @@
 
 sd-scripts (``library/anima_models.py``) writes them with underscores after ``lora_unet_``, others
 with dots after ``diffusion_model.``. diffusers runs the transformer as ``CosmosTransformer3DModel``
-and the adapter, ``llm_adapter`` in a file, as a component of its own, ``text_conditioner``. The way
-into diffusers' names is that of ``convert_cosmos_transformer_checkpoint_to_diffusers`` (Cosmos 2.0)
-in its ``loaders/single_file_utils.py`` and of ``scripts/convert_anima_to_diffusers.py``.
-``blocks.N.self_attn`` and ``blocks.N.cross_attn`` are Wan's names too; what is in them differs
-(``q_proj`` here, ``q`` there).
+and the adapter, ``llm_adapter`` in a file, as a separate component, ``text_conditioner``. The
+mapping to diffusers' names follows ``convert_cosmos_transformer_checkpoint_to_diffusers`` (Cosmos
+2.0) in its ``loaders/single_file_utils.py`` and ``scripts/convert_anima_to_diffusers.py``. Wan also
+has ``blocks.N.self_attn`` and ``blocks.N.cross_attn``, but with other names inside (``q`` instead
+of ``q_proj``).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ FAMILY = Family(
     is_modular=True,
     layouts=(COSMOS, LLM_ADAPTER),
     blocks={"transformer_blocks": 28, "blocks": 6},
-    # The transformer's layers are Cosmos-Predict2's: only the adapter is Anima's own.
+    # The transformer's layers are Cosmos-Predict2's; only the adapter identifies Anima.
     marks=(Mark(r"^blocks\.\d+\.(self|cross)_attn\.[qkv]_proj$", (1024,), LLM_ADAPTER.component),),
     stated=r"anima",
     script=Script("networks.lora_anima", SD_SCRIPTS),

@@ -1,7 +1,7 @@
 """AuraFlow in the names of its author (cloneofsimo/minRF).
 
-The way into diffusers' names is that of ``convert_auraflow_transformer_checkpoint_to_diffusers`` in
-its ``loaders/single_file_utils.py``. ``register_tokens`` and ``positional_encoding`` are no
+The mapping to diffusers' names follows ``convert_auraflow_transformer_checkpoint_to_diffusers`` in
+its ``loaders/single_file_utils.py``. ``register_tokens`` and ``positional_encoding`` are not
 modules.
 """
 

@@ -1,8 +1,8 @@
-"""The layout tables backwards: from diffusers' module to the module of a file, and its rows there.
+"""The inverse of the layout tables: from a module of diffusers to a file's module and its rows.
 
-Where a file has several of diffusers' modules in one (query, key and value), each of them fills
-rows of it. How many rows the file's module has follows from the parts that are there, unless some
-are missing whose size nothing tells.
+If a file's module joins several modules of diffusers (query, key and value), each of them fills
+some of its rows. The number of rows follows from the parts that are present, unless the size of a
+missing part is unknown.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from functools import cached_property
 
 from klora_runtime.families.rows import Layout, Row, halves, thirds
 
-#: Splits into equal parts, so that one part tells the size of all.
+#: Splits into equal parts: the size of one part gives the size of all.
 _EQUAL = (halves, thirds)
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where a module of diffusers is in a file."""
+    """The place of a module of diffusers in a file."""
 
     row: Row
     index: int
-    """Which of the row's targets it is."""
+    """Index of the module in the row's targets."""
     numbers: tuple[str, ...]
 
     @property
     def module(self) -> str:
-        """The file's module path in dots."""
+        """The file's module path with dots."""
         return self.row.source.format(*self.numbers)
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The modules of diffusers that are fused with it."""
+        """The other modules of diffusers that the file's module joins."""
         targets = [target.format(*self.numbers) for target in self.row.targets]
         return tuple(targets[: self.index] + targets[self.index + 1 :])
 
 
 @dataclass(frozen=True)
 class Backwards:
-    """A layout, looked up by diffusers' names."""
+    """A layout that is looked up by diffusers' names."""
 
     layout: Layout
 
     def home(self, module: str) -> Home | None:
-        """Where ``module`` goes; None where the table does not name it."""
+        """Return the place of ``module``; None if the table does not name it."""
         match = self._reversed.match(module, flat=False)
         if match is None:
             return None
@@ -55,7 +55,7 @@ class Backwards:
 
     @cached_property
     def _rows(self) -> Mapping[str, tuple[Row, int]]:
-        """Pattern of a diffusers module -> its row, and which target of it."""
+        """Pattern of a diffusers module -> its row, and its index in the row's targets."""
         rows = self.layout.rows
         return {target: (row, i) for row in rows for i, target in enumerate(row.targets)}
 
@@ -68,17 +68,17 @@ class Backwards:
 def shares(
     row: Row, numbers: tuple[str, ...], sizes: Mapping[int, int], inner: int
 ) -> tuple[int, Mapping[int, tuple[range, ...] | None]] | None:
-    """How diffusers' modules lie in the one module of a file that they are fused into.
+    """Return the rows that modules of diffusers fill in the joined module of a file.
 
     Args:
-        row: of the table.
-        numbers: what its ``{}`` stand for.
-        sizes: index of a target -> rows of its parameter, for those that are there.
+        row: row of the table.
+        numbers: values of its ``{}``.
+        sizes: index of a target -> rows of its parameter, for the targets that are present.
         inner: columns of the weights.
 
     Returns:
-        Rows of the file's module, and for each of those targets the rows that it fills (None for
-        all as they are); None where the rows of a missing one are not known.
+        The number of rows of the file's module, and for each present target the rows that it fills
+        (None for all); None if the size of a missing target is unknown.
     """
     for out in _candidates(row, sizes, inner):
         try:
@@ -92,7 +92,7 @@ def shares(
 
 
 def _candidates(row: Row, sizes: Mapping[int, int], inner: int) -> Iterator[int]:
-    """What the rows of the file's module may be."""
+    """Yield possible numbers of rows of the file's module."""
     if len(sizes) == len(row.targets):
         yield sum(sizes.values())
         return

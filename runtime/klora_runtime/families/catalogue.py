@@ -1,4 +1,4 @@
-"""All base models by key. A new one is a file beside this and a line here."""
+"""All base models by key. A new model is a file beside this one and a line here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from importlib import import_module
 
 from klora_runtime.families.family import Family, Mark
 
-#: Files of records, in the order in which people see them. Of tables that say the same, and of
-#: prefixes that stand for several text encoders, the first one here decides.
+#: Files of records in the order of lists that users see. If several tables, or several text
+#: encoders of a prefix, match equally, the first one here is used.
 _FILES = (
     "sd1",
     "sd2",
@@ -54,13 +54,13 @@ FAMILIES: Mapping[str, Family] = {family.key: family for family in map(_record, 
 
 
 def family_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str | None:
-    """The one family whose marks the layers carry.
+    """Return the only family whose marks the layers carry.
 
     Args:
-        shapes: (component, module path) -> shape of its weight.
+        shapes: (component, module path) -> shape of the weight.
 
     Returns:
-        A key of :data:`FAMILIES`, or None where no mark or marks of several families match.
+        A key of :data:`FAMILIES`; None if no mark matches, or marks of several families match.
     """
     found = {
         key: family
@@ -73,7 +73,7 @@ def family_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str | None:
 
 
 def _carried(mark: Mark, family: Family, shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> bool:
-    """Whether some layer has the mark."""
+    """Return whether a layer has the mark."""
     components = family.denoisers if mark.component is None else (mark.component,)
     return any(
         component in components
@@ -85,7 +85,7 @@ def _carried(mark: Mark, family: Family, shapes: Mapping[tuple[str, str], tuple[
 
 
 def family_name(key: str | None) -> str:
-    """Words for an error or a report."""
+    """Return a family's name for errors and reports."""
     if key is None:
         return "an unknown family"
     return FAMILIES[key].title if key in FAMILIES else key

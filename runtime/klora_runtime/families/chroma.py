@@ -1,11 +1,10 @@
 """Chroma in the names of its author (lodestone-rock/flow), which are FLUX.1's where both have them.
 
-It is FLUX.1 without the modulations, the embedders of time, guidance and pooled text, and with a
-``distilled_guidance_layer`` that makes what these made. A file of blocks alone fits both tables;
-what tells them apart is ``img_mod``, ``txt_mod``, ``modulation`` (FLUX.1 only) and
-``distilled_guidance_layer`` (Chroma only), or else the file's metadata. The way into diffusers'
-names is that of ``convert_chroma_transformer_checkpoint_to_diffusers`` in its
-``loaders/single_file_utils.py``.
+Chroma is FLUX.1 without the modulations and the embedders of time, guidance and pooled text; a
+``distilled_guidance_layer`` replaces them. A file that adapts only blocks fits both tables.
+``img_mod``, ``txt_mod`` and ``modulation`` (FLUX.1 only), ``distilled_guidance_layer`` (Chroma
+only), or the file's metadata tell them apart. The mapping to diffusers' names follows
+``convert_chroma_transformer_checkpoint_to_diffusers`` in its ``loaders/single_file_utils.py``.
 """
 
 from __future__ import annotations

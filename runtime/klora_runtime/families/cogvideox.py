@@ -1,8 +1,8 @@
 """CogVideoX in diffusers' names, which its trainers of LoRAs keep.
 
 diffusers' own trainers (``examples/cogvideo``), finetrainers and the authors' (zai-org/CogVideo,
-``finetune``) train diffusers' model with PEFT and write its names after ``transformer.``. The LoRAs
-of the authors' older trainer, on SAT, have other names and are not read.
+``finetune``) train diffusers' model with PEFT and write its names after ``transformer.``. klora
+does not read LoRAs of the authors' older trainer on SAT, which have other names.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FAMILY = Family(
     task="text-to-video",
     tag="cogvideox",
     layouts=(DIFFUSERS,),
-    # Of 5 billion weights.
+    # The model of 5 billion weights.
     blocks={"transformer_blocks": 42},
-    # Of 2 billion weights, and of all. ConsisID has them too.
+    # The model of 2 billion weights, then all models; ConsisID has the same layers.
     marks=(
         Mark(r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$", (1920,)),
         Mark(r"^transformer_blocks\.\d+\.norm2\.linear$", (512,)),

@@ -1,8 +1,8 @@
-"""The record of a base model: everything that klora knows of it, in one place.
+"""The record of a base model: everything that klora knows about it, in one place.
 
-Whatever reads, names, shows or exports a LoRA asks the record, never for a family by name. What a
-family does not have is None or empty, and :attr:`Family.missing` says why. Facts that a family
-has from another one refer to that one's record.
+Code that reads, names, shows or exports a LoRA asks the record and never names a family. A field
+without a value is None or empty, and :attr:`Family.missing` says why. Facts that a family takes
+from another family refer to that family's record.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from typing import Literal
 from klora_runtime.families.rows import Layout
 from klora_runtime.families.text_encoders import TextModel
 
-#: What a pipeline makes of what, in the Hub's words.
+#: The task of a pipeline, as the Hub names it.
 Task = Literal["text-to-image", "image-to-image", "text-to-video"]
 
-#: What kohya's trainers write before a denoiser's modules.
+#: Prefix of a denoiser's modules in files of kohya's trainers.
 DENOISER_PREFIX = "lora_unet_"
 
-#: Trainers whose ``ss_network_module`` says what they train.
+#: Trainers whose ``ss_network_module`` identifies the family.
 SD_SCRIPTS, MUSUBI_TUNER = "sd-scripts", "musubi-tuner"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Layers that tell a family: of these names, no other model has them this wide."""
+    """Layers that identify a family: no other model has layers of these names and widths."""
 
     pattern: str
-    """Regular expression, searched for in a module path of diffusers."""
+    """Regular expression to search for in a module path of diffusers."""
     widths: tuple[int, ...]
-    """Input widths of the weight, one for each size in which the model was released."""
+    """Input widths of the weight, one per released size of the model."""
     component: str | None = None
-    """Where the layers are, if not in a denoiser."""
+    """Component of the layers, if it is not a denoiser."""
 
     @cached_property
     def names(self) -> re.Pattern[str]:
-        """The pattern, ready to search."""
+        """The compiled pattern."""
         return re.compile(self.pattern)
 
 
 @dataclass(frozen=True)
 class Script:
-    """The network module of kohya's trainers that makes LoRAs of a family."""
+    """The network module of kohya's trainers that writes LoRAs of a family."""
 
     module: str
     """``ss_network_module`` in a file's metadata."""
@@ -55,12 +55,12 @@ class Script:
 
 @dataclass(frozen=True)
 class Kohya:
-    """A family's files in kohya's spelling, where tools are known to read them."""
+    """The spelling of a family's files in kohya's names, if known tools read them."""
 
     layouts: tuple[Layout, ...]
-    """Whose names the modules have that :data:`DENOISER_PREFIX` is before; one per component."""
+    """Layouts of the modules with the prefix :data:`DENOISER_PREFIX`, one per component."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """What the trainer writes beside ``ss_network_module`` for every file of the family."""
+    """Metadata besides ``ss_network_module`` that the trainer writes into every file."""
 
 
 @dataclass(frozen=True)
@@ -70,82 +70,82 @@ class TextEncoder:
     component: str
     model: TextModel
     kohya: str | None = None
-    """Prefix of its modules that kohya's trainers write."""
+    """Prefix of its modules in files of kohya's trainers."""
     others: tuple[str, ...] = ()
-    """Prefixes of other trainers, also before underscores."""
+    """Prefixes of other trainers, also with underscores."""
     comfy: str | None = None
     """ComfyUI's name of the model, as in ``text_encoders.NAME.transformer.``."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """All that may stand before its modules and say that they are its own."""
+        """All prefixes that identify its modules."""
         dotted = None if self.comfy is None else f"text_encoders.{self.comfy}.transformer."
         return tuple(prefix for prefix in (self.kohya, *self.others, dotted) if prefix)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One base model, with all models that are trained from it and keep its layers.
+    """A base model, together with all models that were trained from it and keep its layers.
 
-    A new one is a file with a record and a line in the catalogue.
+    A new family is a file with a record and a line in the catalogue.
     """
 
     key: str
-    """As artifacts state it."""
+    """Key, as artifacts state it."""
     title: str
-    """As people call it."""
+    """Name for people."""
     pipeline: str
-    """Class of diffusers that samples with it."""
+    """Pipeline class of diffusers."""
     hub: str
-    """Id on the Hub of a released model, as diffusers' own examples name it."""
+    """Hub id of a released model, as diffusers' examples use it."""
     layouts: tuple[Layout, ...]
-    """Names of its modules in files; the first of each component names every module."""
+    """Module names in files; the first layout of each component names every module."""
     blocks: Mapping[str, int]
-    """Paths of its lists of blocks, in the order in which data flows -> how many the largest
-    released model has."""
+    """Path of each list of blocks -> its length in the largest released model, in the order that
+        data flows."""
     denoisers: tuple[str, ...] = ("transformer",)
-    """Components that are evaluated in the sampling loop. All have the names of the first."""
+    """Components that the sampling loop evaluates; all have the module names of the first."""
     task: Task = "text-to-image"
     is_modular: bool = False
-    """Whether the pipeline is one of diffusers' modular ones, which load their parts when told."""
+    """Whether the pipeline is a modular one of diffusers, which loads its parts on request."""
     marks: tuple[Mark, ...] = ()
-    """Any of them tells the family."""
+    """Each mark alone identifies the family."""
     stated: str | None = None
-    """Regular expression for what trainers state as ``modelspec.architecture`` or as
-    ``ss_base_model_version``, in lower case, with hyphens for dots, spaces and underscores. Behind
-    what it matches is the end, a hyphen or a slash. Of all families the longest match decides."""
+    """Regular expression for ``modelspec.architecture`` or ``ss_base_model_version`` in lower case,
+    with hyphens for dots, spaces and underscores. Only the end, a hyphen or a slash may follow the
+    match. The longest match of all families decides."""
     tag: str | None = None
-    """Tag on the Hub, as diffusers' trainers write it."""
+    """Hub tag that diffusers' trainers write."""
     script: Script | None = None
     kohya: Kohya | None = None
     text_encoders: tuple[TextEncoder, ...] = ()
     trained_from: Family | None = None
-    """Its models began as that one's: LoRAs of layers that both have are that one's."""
+    """The family that its models were trained from; LoRAs of shared layers count as that one's."""
     named_after: Family | None = None
-    """Whose names its blocks have in some tool: a file of these alone is that one's, where neither
-    widths nor the number of blocks tell."""
+    """The family whose block names some tool uses for this one. A file that adapts only such blocks
+        counts as that family's, unless widths or the number of blocks show otherwise."""
     shares_marks_of: tuple[Family, ...] = ()
-    """Families whose marks its layers carry too; its own marks tell it from them."""
+    """Families whose marks its layers also carry; its own marks distinguish it from them."""
     kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Last names of convolutions whose tensors may be matrices -> the kernel's size."""
+    """Last name of a convolution whose tensors may be matrices -> the kernel's size."""
     pointwise: tuple[str, ...] = ()
-    """Last names of layers that are 1x1 convolutions in the model, and have factors so in files."""
+    """Last names of 1x1 convolutions whose factors are also 1x1 convolutions in files."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Name of a field that is None or empty -> why."""
+    """Name of a field without a value -> the reason."""
 
     @property
     def components(self) -> tuple[str, ...]:
-        """All parts of a pipeline that LoRAs of the family adapt."""
+        """All components that LoRAs of the family adapt."""
         named = (layout.component for layout in self.layouts)
         encoders = (encoder.component for encoder in self.text_encoders)
         return tuple(dict.fromkeys((*self.denoisers, *named, *encoders)))
 
     def encoder(self, prefix: str) -> TextEncoder | None:
-        """The text encoder that a prefix stands for."""
+        """Return the text encoder of a prefix, or None."""
         return next((e for e in self.text_encoders if prefix in e.prefixes), None)
 
     def kohya_names(self, component: str) -> tuple[str, Layout] | None:
-        """Prefix and names of a component's modules in kohya's spelling; None for none."""
+        """Return prefix and layout of a component in kohya's spelling, or None."""
         first = self.denoisers[0] if component in self.denoisers else component
         for layout in () if self.kohya is None else self.kohya.layouts:
             if layout.component == first:

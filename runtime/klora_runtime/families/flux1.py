@@ -1,6 +1,6 @@
 """FLUX.1 in the names of its authors (black-forest-labs/flux), and as XLabs' trainer writes it.
 
-The way into diffusers' names is that of ``scripts/convert_flux_to_diffusers.py`` there.
+The mapping to diffusers' names follows ``scripts/convert_flux_to_diffusers.py`` there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("to_q", "to_k", "to_v"))
 _ADDED_QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj"))
 _LINEAR1 = tuple(f"{_ONE}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
 
-#: The feed-forward layers' widths, which tell FLUX.1 from FLUX.2.
+#: Ratios of the feed-forward layers, which distinguish FLUX.1 from FLUX.2.
 _RATIOS: Mapping[str, Fraction | int] = {
     "_mlp.0": 4,
     "_mlp.2": Fraction(1, 4),
@@ -117,7 +117,7 @@ FAMILY = Family(
     tag="flux",
     layouts=(BFL, XLABS),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
-    # Blocks of these names and widths other models have too.
+    # Other models have blocks of the same names and widths.
     marks=(Mark(r"^time_text_embed\.text_embedder\.linear_1$", (768,)),),
     stated=r"flux(-?1)?",
     script=Script("networks.lora_flux", SD_SCRIPTS),

@@ -1,6 +1,6 @@
 """FLUX.2 in the names of its authors (black-forest-labs/flux2).
 
-The way into diffusers' names is that of ``convert_flux2_transformer_checkpoint_to_diffusers`` in
+The mapping to diffusers' names follows ``convert_flux2_transformer_checkpoint_to_diffusers`` in
 its ``loaders/single_file_utils.py``. Unlike FLUX.1, the modulations belong to the model and not to
 its blocks, and diffusers leaves the single blocks' ``linear1`` in one piece.
 """
@@ -27,7 +27,7 @@ _EMBEDDER = {"in_layer": "linear_1", "out_layer": "linear_2"}
 _QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("to_q", "to_k", "to_v"))
 _ADDED_QKV = tuple(f"{_JOINT}.attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj"))
 
-#: The feed-forward layers' widths, which tell FLUX.1 from FLUX.2.
+#: Ratios of the feed-forward layers, which distinguish FLUX.1 from FLUX.2.
 _RATIOS: Mapping[str, Fraction | int] = {
     "_mlp.0": 6,
     "_mlp.2": Fraction(1, 3),
@@ -95,7 +95,7 @@ FAMILY = Family(
     tag="flux2",
     layouts=(BFL,),
     blocks={"transformer_blocks": 8, "single_transformer_blocks": 48},
-    # Widths of dev, and of klein with 4 and 9 billion weights, whose other names FLUX.1 has too.
+    # Widths of dev, and of klein with 4 and 9 billion weights; FLUX.1 shares the other names.
     marks=(
         Mark(r"\.attn\.add_[qkv]_proj$", (6144,)),
         Mark(r"\.attn\.to_qkv_mlp_proj$", (6144, 3072, 4096)),

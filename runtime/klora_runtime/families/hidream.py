@@ -55,7 +55,7 @@ FAMILY = Family(
     blocks={"double_stream_blocks": 16, "single_stream_blocks": 32},
     marks=(Mark(r"^(double|single)_stream_blocks\.\d+\.block\.attn1\.to_", (2560,)),),
     stated=r"hidream-i1",
-    # Its fourth text encoder, Llama with a head, has another class than the table of Llama is for.
+    # The table of Llama does not fit its fourth text encoder, a Llama with a head.
     text_encoders=(
         TextEncoder("text_encoder", CLIP, kohya="lora_te1_", comfy="clip_l"),
         TextEncoder("text_encoder_2", CLIP, kohya="lora_te2_", comfy="clip_g"),

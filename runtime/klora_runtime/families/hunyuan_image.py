@@ -1,9 +1,9 @@
 """HunyuanImage 2.1 in the names of its authors (Tencent-Hunyuan/HunyuanImage-2.1) and in ComfyUI's.
 
 sd-scripts (``library/hunyuan_image_models.py``) and diffusion-pipe
-(``models/hunyuan_image_modeling.py``) write the authors', which are HunyuanVideo's but for ByT5's
-embedder. ComfyUI builds it as HunyuanVideo, of FLUX.1's blocks. The way into diffusers' names is
-that of its ``scripts/convert_hunyuan_image_to_diffusers.py``.
+(``models/hunyuan_image_modeling.py``) write the authors', which are HunyuanVideo's except for
+ByT5's embedder. ComfyUI builds the model from FLUX.1's blocks, like HunyuanVideo. The mapping to
+diffusers' names follows its ``scripts/convert_hunyuan_image_to_diffusers.py``.
 """
 
 from __future__ import annotations

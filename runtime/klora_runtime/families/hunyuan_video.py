@@ -1,17 +1,17 @@
 """HunyuanVideo in the names of its authors (Tencent-Hunyuan/HunyuanVideo) and in ComfyUI's.
 
-musubi-tuner and diffusion-pipe write the authors'. The blocks are called as FLUX.1's,
-``double_blocks`` and ``single_blocks``, but what is in them is not: ``img_attn_qkv`` here is
-``img_attn.qkv`` there, ``img_mlp.fc1`` is ``img_mlp.0``, and ``img_mod.linear`` is ``img_mod.lin``.
-Written with underscores, the first pair is one name, and so is ``single_blocks_N_linear1`` in any
-case: a file of attention and ``linear1`` alone fits both tables, and both models are 3072 wide.
-Where the file's metadata do not say, only double block 19 and single blocks 38 and 39 tell, which
-FLUX.1 has not. The way into diffusers' names is that of
+musubi-tuner and diffusion-pipe write the authors'. The lists of blocks have FLUX.1's names,
+``double_blocks`` and ``single_blocks``, but the modules inside differ: ``img_attn_qkv`` is FLUX.1's
+``img_attn.qkv``, ``img_mlp.fc1`` is ``img_mlp.0``, and ``img_mod.linear`` is ``img_mod.lin``. With
+underscores for dots, the first pair is one name; ``single_blocks_N_linear1`` is the same name
+anyway. So a file that adapts only attention and ``linear1`` fits both tables, and both models are
+3072 wide. Without metadata, only double block 19 and single blocks 38 and 39, which FLUX.1 lacks,
+show that a file is HunyuanVideo's. The mapping to diffusers' names follows
 ``convert_hunyuan_video_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``.
 
-ComfyUI builds the model of FLUX.1's blocks (``comfy/ldm/hunyuan_video/model.py``), so that its
-names of the blocks are FLUX.1's. What is around them is not, most of it a refiner of the text's
-tokens. Files that ComfyUI or its nodes extract have these names.
+ComfyUI builds the model from FLUX.1's blocks (``comfy/ldm/hunyuan_video/model.py``), so its blocks
+have FLUX.1's names. The modules around them, mostly a refiner of text tokens, have other names.
+Files that ComfyUI or its nodes extract have these names.
 """
 
 from __future__ import annotations

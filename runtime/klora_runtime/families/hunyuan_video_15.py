@@ -2,8 +2,9 @@
 
 musubi-tuner writes the authors' (``hunyuan_video_1_5/hunyuan_video_1_5_models.py``, the blocks),
 and converts them into ComfyUI's (``networks/convert_hunyuan_video_1_5_lora_to_comfy.py``). Query,
-key and value are three layers there and one here. The rest is called as HunyuanVideo's. The way
-into diffusers' names is that of its ``scripts/convert_hunyuan_video1_5_to_diffusers.py``.
+key and value are three layers in the authors' names and one layer in ComfyUI's. The other names are
+HunyuanVideo's. The mapping to diffusers' names follows its
+``scripts/convert_hunyuan_video1_5_to_diffusers.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _DOUBLE, _JOINT = "double_blocks.{}", "transformer_blocks.{}"
 _REFINER = "txt_in."
 _EMBEDDER = {"mlp.0": "linear_1", "mlp.2": "linear_2"}
 
-#: ByT5's embedder, which HunyuanImage has too.
+#: ByT5's embedder, which HunyuanImage also has.
 BYT5 = tuple(
     renamed(
         "byt5_in",

@@ -2,7 +2,7 @@
 
 musubi-tuner (``ideogram4/ideogram4_model.py``, the blocks without modulations) writes them with
 underscores after ``lora_unet_``, ai-toolkit (``extensions_built_in/diffusion_models/ideogram4``)
-after ``diffusion_model.``. The way into diffusers' names is that of
+after ``diffusion_model.``. The mapping to diffusers' names follows
 ``_convert_non_diffusers_ideogram4_lora_to_diffusers`` in its ``loaders/lora_conversion_utils.py``.
 """
 

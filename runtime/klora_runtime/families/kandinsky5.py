@@ -49,7 +49,7 @@ FAMILY = Family(
     hub="kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
     task="text-to-video",
     layouts=(DIFFUSERS,),
-    # Those of Pro; Lite has 2 and 32, or 50 for pictures.
+    # Pro's numbers; Lite has 2 and 32, or 50 for pictures.
     blocks={"text_transformer_blocks": 4, "visual_transformer_blocks": 60},
     marks=(
         Mark(

@@ -1,8 +1,9 @@
 """Krea 2 in the names of its authors (krea-ai/krea-2), which all trainers keep.
 
 musubi-tuner (``networks/lora_krea2.py``, every linear layer) writes them with underscores after
-``lora_unet_``, ai-toolkit and the authors' trainer with dots. The way into diffusers' names is that
-of ``convert_krea2_transformer_checkpoint_to_diffusers`` in its ``loaders/single_file_utils.py``.
+``lora_unet_``, ai-toolkit and the authors' trainer write them with dots. The mapping to diffusers'
+names follows ``convert_krea2_transformer_checkpoint_to_diffusers`` in its
+``loaders/single_file_utils.py``.
 """
 
 from __future__ import annotations

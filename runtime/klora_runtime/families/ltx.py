@@ -1,6 +1,6 @@
 """LTX-Video in the names of its authors (Lightricks/LTX-Video).
 
-The way into diffusers' names is that of ``convert_ltx_transformer_checkpoint_to_diffusers`` in its
+The mapping to diffusers' names follows ``convert_ltx_transformer_checkpoint_to_diffusers`` in its
 ``loaders/single_file_utils.py``: the blocks are called the same but for two norms.
 """
 
@@ -55,7 +55,7 @@ FAMILY = Family(
     task="text-to-video",
     layouts=(ORIGINAL,),
     blocks={"transformer_blocks": 28},
-    # The first attention of these names and widths Cosmos-Predict2 2B has too.
+    # Cosmos-Predict2 2B has a first attention of the same names and widths.
     marks=(Mark(r"^transformer_blocks\.\d+\.attn2\.to_[kv]$", (2048,)),),
     missing={
         "tag": "diffusers has no trainer for it",

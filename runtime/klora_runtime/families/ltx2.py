@@ -1,12 +1,12 @@
 """LTX-2 and LTX-2.3 in the names of their authors (Lightricks/LTX-2), which all trainers keep.
 
-The authors build them in ``ltx_core/model/transformer/model.py`` and, of the connectors between
-text encoder and transformer, in ``ltx_core/text_encoders/gemma``. Their trainer, ai-toolkit
-(``extensions_built_in/diffusion_models/ltx2``) and diffusion-pipe (``models/ltx2.py``) write them
-after ``diffusion_model.``. diffusers has the connectors as a component of their own. The way into
-its names is that of ``convert_ltx2_transformer_to_diffusers`` in its
-``loaders/single_file_utils.py`` and of ``scripts/convert_ltx2_to_diffusers.py``. LTX-2 alone has
-``caption_projection``; LTX-2.3 alone ``prompt_adaln_single``, ``to_gate_logits`` and an
+The authors build the transformer in ``ltx_core/model/transformer/model.py`` and the connectors
+between text encoder and transformer in ``ltx_core/text_encoders/gemma``. Their trainer, ai-toolkit
+(``extensions_built_in/diffusion_models/ltx2``) and diffusion-pipe (``models/ltx2.py``) write these
+names after ``diffusion_model.``. In diffusers the connectors are a separate component. The mapping
+to its names follows ``convert_ltx2_transformer_to_diffusers`` in its
+``loaders/single_file_utils.py`` and ``scripts/convert_ltx2_to_diffusers.py``. Only LTX-2 has
+``caption_projection``; only LTX-2.3 has ``prompt_adaln_single``, ``to_gate_logits`` and an
 ``aggregate_embed`` for each of video and audio.
 """
 

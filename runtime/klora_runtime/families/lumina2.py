@@ -1,9 +1,9 @@
 """Lumina-Image 2.0 in the names of its authors (Alpha-VLLM/Lumina-Image-2.0), as kohya trains it.
 
-sd-scripts builds them in ``library/lumina_models.py``. The way into diffusers' names is that of
-``convert_lumina2_to_diffusers`` in its ``loaders/single_file_utils.py``. A query is as wide as the
-model and has three heads for each of key and value. Z-Image's single files have nearly the same
-names with three equal parts; there the widths tell.
+sd-scripts builds them in ``library/lumina_models.py``. The mapping to diffusers' names follows
+``convert_lumina2_to_diffusers`` in its ``loaders/single_file_utils.py``. The query is as wide as
+the model and has three heads for each head of key and value. Z-Image's single files have nearly the
+same names with three equal parts; the widths tell them apart.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAMES = {
     "ffn_norm1": "ffn_norm1",
     "ffn_norm2": "ffn_norm2",
 }
-#: Widths that tell Lumina 2 from Z-Image.
+#: Ratios that distinguish Lumina 2 from Z-Image.
 _RATIOS: Mapping[str, Fraction | int] = {
     "attention.qkv": Fraction(5, 3),
     "feed_forward.w1": 4,

@@ -1,10 +1,10 @@
 """Mochi 1 in the names of its authors (genmoai/mochi), whose own trainer writes them.
 
-They build it in ``src/genmo/mochi_preview/dit/joint_model/asymm_models_joint.py``. finetrainers
-trains diffusers' model. The way into its names is that of
+The authors build it in ``src/genmo/mochi_preview/dit/joint_model/asymm_models_joint.py``.
+finetrainers trains diffusers' model. The mapping to its names follows
 ``convert_mochi_transformer_checkpoint_to_diffusers`` in its ``loaders/single_file_utils.py``: gate
-and value of the feed-forward layers change places, and the last block's text half has a modulation
-of one part.
+and value of the feed-forward layers swap places, and the last block's text half has a modulation of
+one part.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 OneTrainer (``modules/modelSaver/pixartAlpha``) writes them with underscores after
 ``lora_transformer_``, SimpleTuner after ``lycoris_`` or ``transformer.``. The authors' own trainer
-(PixArt-alpha/PixArt-sigma, ``train_scripts/train_pixart_lora_hf.py``) wraps diffusers' model too.
+(PixArt-alpha/PixArt-sigma, ``train_scripts/train_pixart_lora_hf.py``) also wraps diffusers' model.
 """
 
 from __future__ import annotations

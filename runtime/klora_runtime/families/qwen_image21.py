@@ -1,8 +1,8 @@
 """Qwen-Image 2.1 in the names of its authors, which diffusers keeps, and in ComfyUI's.
 
-ComfyUI's files have gate and value of a feed-forward layer in one, gate first. That and the way
-into diffusers' names are as in ``convert_qwen_image21_transformer_checkpoint_to_diffusers`` in its
-``loaders/single_file_utils.py``; its LoRA loader takes the same prefixes as for the first
+ComfyUI's files join gate and value of a feed-forward layer, gate first. This, and the mapping to
+diffusers' names, follow ``convert_qwen_image21_transformer_checkpoint_to_diffusers`` in its
+``loaders/single_file_utils.py``. diffusers' LoRA loader accepts the same prefixes as for the first
 Qwen-Image.
 """
 

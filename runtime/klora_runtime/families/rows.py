@@ -1,8 +1,8 @@
-"""The form of a layout table: a row says where one module of a file goes in diffusers' model.
+"""The rows of layout tables: each maps one module of a file to modules of diffusers.
 
-A pattern is a module path in dots in which each ``{}`` stands for a number; the numbers go, in
-order, into the ``{}`` of the diffusers paths. Files that write underscores for dots are read with
-the same rows.
+A pattern is a module path with dots in which each ``{}`` is a number. The numbers go, in order,
+into the ``{}`` of the diffusers paths. The same rows also read files that write underscores for
+dots.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
-#: A number in a module path. A leading zero is none: no module is called ``blocks.01``.
+#: A number in a module path, without leading zeros: no module is called ``blocks.01``.
 _NUMBER = re.compile(r"0(?![0-9])|[1-9][0-9]*")
 
-#: (rows of the file's weight, columns) -> the rows that each diffusers module takes.
+#: (rows of the file's weight, columns) -> the rows of each diffusers module.
 Split = Callable[[int, int], list[list[range]]]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where rows of one module of a file go."""
+    """The destination of some rows of a file's module."""
 
     module: str
     """Dotted diffusers module path."""
     rows: tuple[range, ...] | None
-    """Rows of the file's weight, in this order; None for all as they are."""
+    """Rows of the file's weight, in this order; None for all rows in their order."""
     parameter: str | None = None
     """Which one of the module is meant, if neither weight nor bias."""
 
@@ -39,18 +39,18 @@ class Placement:
 
 @dataclass(frozen=True)
 class Row:
-    """One module (or one per number) of a layout."""
+    """A module (or one module per number) of a layout."""
 
     source: str
     """Pattern of the file's module path."""
     targets: tuple[str, ...]
-    """Patterns of the diffusers modules that it becomes."""
+    """Patterns of the diffusers modules that it maps to."""
     split: Split | None = None
-    """How the rows are shared out; None: one target takes all."""
+    """Split of the rows among the targets; None if a single target takes all rows."""
     ratio: Fraction | None = None
-    """Rows by columns, where that tells this family from another one with this name."""
+    """Rows / columns, if this distinguishes the family from another one with the same name."""
     component: str | None = None
-    """Where that is not the table's."""
+    """Component, if it is not the table's."""
     is_parameter: bool = False
     """Whether the patterns end in a parameter that is no weight or bias, such as a table of shifts
     and scales; such a thing is one *module* of a file."""
@@ -60,15 +60,15 @@ class Row:
         return tuple(self._placement(target.format(*numbers), None) for target in self.targets)
 
     def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
-        """Where the module goes.
+        """Return the destinations of the module's rows.
 
         Args:
-            numbers: what the source's ``{}`` stand for.
+            numbers: values of the source's ``{}``.
             out: rows of the file's weight.
-            inner: its columns.
+            inner: columns of the file's weight.
 
         Raises:
-            ValueError: the rows cannot be shared out; says why.
+            ValueError: the rows cannot be split; the message says why.
         """
         paths = [target.format(*numbers) for target in self.targets]
         if self.split is None:
@@ -85,7 +85,7 @@ class Row:
         return Placement(module, rows, parameter)
 
     def numbers_of(self, numbers: Sequence[str]) -> tuple[str, ...] | None:
-        """Those of a module's numbers that stand for ``{}``; None where another one differs."""
+        """Return the values of ``{}`` among a module's numbers; None if a fixed number differs."""
         pairs = list(zip(numbers, self._numbers, strict=True))
         if any(own not in ("{}", number) for number, own in pairs):
             return None
@@ -98,25 +98,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """The module names of one kind of file, for one component."""
+    """The module names of one component in one kind of file."""
 
     name: str
-    """Whose names these are, such as ``bfl`` or ``ldm``."""
+    """Name of the naming, such as ``bfl`` or ``ldm``."""
     family: str
     """Key of the base model's record, or a word for the text encoder."""
     component: str
     rows: tuple[Row, ...]
     is_whole: bool = True
-    """Whether every module of the component is named that has a weight."""
+    """Whether the layout names every module of the component that has a weight."""
     spelling: str | None = None
-    """What reports call its files, where ``peft`` and ``kohya`` do not say enough."""
+    """Name of its files in reports, if ``peft`` and ``kohya`` do not suffice."""
 
     def match(self, stem: str, *, flat: bool) -> tuple[Row, tuple[str, ...]] | None:
-        """The row of a module and the numbers in its name, or None.
+        """Return the row of a module and the numbers in its name, or None.
 
         Args:
-            stem: the module path without what says which component.
-            flat: whether underscores stand for dots.
+            stem: the module path without the component's prefix.
+            flat: whether underscores replace dots.
         """
         index = self._flat if flat else self._dotted
         numbers = _NUMBER.findall(stem)
@@ -141,7 +141,7 @@ class Layout:
         return self._by_name(flat=True)
 
     def _by_name(self, *, flat: bool) -> Mapping[str, Sequence[Row]]:
-        """Rows under their source with every number written as 0."""
+        """Return the rows by their source with every number replaced by 0."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             source = row.source.replace(".", "_") if flat else row.source
@@ -150,7 +150,7 @@ class Layout:
 
 
 def thirds(out: int, _: int) -> list[list[range]]:
-    """Query, key and value in one weight."""
+    """Split a weight into query, key and value."""
     if out % 3:
         raise ValueError(f"{out} rows are not three equal parts")
     size = out // 3
@@ -158,14 +158,14 @@ def thirds(out: int, _: int) -> list[list[range]]:
 
 
 def halves(out: int, _: int) -> list[list[range]]:
-    """Two projections in one weight."""
+    """Split a weight into two projections."""
     if out % 2:
         raise ValueError(f"{out} rows are not two equal parts")
     return [[range(out // 2)], [range(out // 2, out)]]
 
 
 def square_thirds_and_rest(out: int, inner: int) -> list[list[range]]:
-    """Query, key and value, each as wide as the input, and what remains."""
+    """Split off query, key and value, each as wide as the input, from the rest."""
     if out <= 3 * inner:
         raise ValueError(f"{out} rows are not three times {inner} and a rest")
     parts = [[range(inner * i, inner * (i + 1))] for i in range(3)]
@@ -173,7 +173,7 @@ def square_thirds_and_rest(out: int, inner: int) -> list[list[range]]:
 
 
 def square_and_halves(out: int, inner: int) -> list[list[range]]:
-    """A query as wide as the input, and a key and a value of fewer heads."""
+    """Split a weight into a query as wide as the input, and a key and a value of fewer heads."""
     rest = out - inner
     if rest <= 0 or rest % 2:
         raise ValueError(f"{out} rows are not {inner} and two equal parts")
@@ -182,22 +182,22 @@ def square_and_halves(out: int, inner: int) -> list[list[range]]:
 
 
 def swapped_where_two(out: int, inner: int) -> list[list[range]]:
-    """A modulation, of which diffusers swaps shift and scale where these two are all it has."""
+    """Split a modulation; diffusers swaps shift and scale if it has only these two."""
     return swapped_halves(out, inner) if out == 2 * inner else [[range(out)]]
 
 
 def swapped_halves(out: int, _: int) -> list[list[range]]:
-    """Shift and scale, which diffusers stores the other way round."""
+    """Split into shift and scale, which diffusers stores in the opposite order."""
     if out % 2:
         raise ValueError(f"{out} rows are not two equal parts")
     return [[range(out // 2, out), range(out // 2)]]
 
 
 def same(*names: str, under: str = "") -> Iterator[Row]:
-    """Rows of modules that have one name in the file and in diffusers.
+    """Yield the rows of modules with the same name in the file and in diffusers.
 
     Args:
-        under: the path that all of them are in, such as that of a list's blocks.
+        under: the common parent path, such as that of a list's blocks.
     """
     paths = (f"{under}.{name}" if under else name for name in names)
     return (Row(path, (path,)) for path in paths)
@@ -209,12 +209,12 @@ def parameters(*names: str) -> Iterator[Row]:
 
 
 def renamed(prefix: str, target: str, names: dict[str, str]) -> Iterator[Row]:
-    """Rows of the modules of one block: ``prefix.key`` becomes ``target.value``."""
+    """Yield the rows of the modules of one block: ``prefix.key`` becomes ``target.value``."""
     return (Row(f"{prefix}.{key}", (f"{target}.{value}",)) for key, value in names.items())
 
 
 def with_ratios(rows: Iterable[Row], ratios: Mapping[str, Fraction | int]) -> Iterator[Row]:
-    """The rows, those whose source ends as named with a ratio."""
+    """Yield the rows, with the ratio of their source's last name if there is one."""
     for row in rows:
         found = (Fraction(ratio) for end, ratio in ratios.items() if row.source.endswith(end))
         yield replace(row, ratio=next(found, None))

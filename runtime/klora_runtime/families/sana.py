@@ -1,7 +1,7 @@
 """Sana in the names of its authors (NVlabs/Sana); trainers of LoRAs write diffusers'.
 
 The authors build it in ``diffusion/model/nets/sana_multi_scale.py``. OneTrainer, SimpleTuner and
-diffusers' own trainer train diffusers' model. The way into its names is that of
+diffusers' own trainer train diffusers' model. The mapping to its names follows
 ``convert_sana_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``.
 """
 
@@ -58,9 +58,9 @@ FAMILY = Family(
     hub="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
     tag="sana",
     layouts=(ORIGINAL,),
-    # Of 4.8 billion weights.
+    # The model of 4.8 billion weights.
     blocks={"transformer_blocks": 60},
-    # Of 1.6 and 4.8 billion weights. Sana-Video has them too.
+    # The models of 1.6 and 4.8 billion weights; Sana-Video has the same layers.
     marks=(Mark(r"^transformer_blocks\.\d+\.(attn[12]\.to_[qkv]|ff\.conv_inverted)$", (2240,)),),
     stated=r"sana",
     text_encoders=(TextEncoder("text_encoder", GEMMA2, others=("lora_te_",)),),

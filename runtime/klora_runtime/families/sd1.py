@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x. kohya trains it in diffusers' names; the rest is as in ``unet``."""
+"""Stable Diffusion 1.x. kohya trains it in diffusers' names; other files are as in ``unet``."""
 
 from __future__ import annotations
 

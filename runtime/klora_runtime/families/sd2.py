@@ -21,7 +21,7 @@ FAMILY = Family(
     marks=(Mark(r"\.attn2\.to_[kv]$", (1024,)),),
     stated=r"stable-diffusion-v2|sd-v2|sd-2-1",
     script=sd1.FAMILY.script,
-    # The architecture that its trainer states has the picture's size in it, which nothing tells.
+    # Its trainer's architecture string contains the picture's size, which is unknown here.
     kohya=Kohya((LDM.in_diffusers_names(),), {"ss_base_model_version": "sd_v2", "ss_v2": "True"}),
     text_encoders=(TextEncoder("text_encoder", CLIP, kohya="lora_te_", comfy="clip_h"),),
     kernels=KERNELS,

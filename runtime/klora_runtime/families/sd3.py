@@ -1,13 +1,13 @@
 """Stable Diffusion 3 and 3.5 in the names of their authors (Stability-AI/sd3.5), as kohya trains.
 
-The way into diffusers' names is that of ``convert_sd3_transformer_checkpoint_to_diffusers`` in its
+The mapping to diffusers' names follows ``convert_sd3_transformer_checkpoint_to_diffusers`` in its
 ``loaders/single_file_utils.py``. Three facts that names do not show:
 
 * The last block's text half has only ``attn.qkv`` and a modulation of two parts, shift and scale,
-  which diffusers stores the other way round; the other blocks' modulations have six or nine parts
-  and stay as they are.
+  which diffusers stores in the opposite order; the modulations of other blocks have six or nine
+  parts and keep their order.
 * Only SD3.5 medium has ``x_block.attn2``, in its first thirteen blocks, and a modulation of nine.
-* ``pos_embed`` is no module and is never trained.
+* ``pos_embed`` is not a module and is never trained.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ FAMILY = Family(
     marks=(Mark(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (1536, 2432)),),
     stated=r"stable-diffusion-v?3|sd-3",
     script=Script("networks.lora_sd3", SD_SCRIPTS),
-    # The architecture that its trainer states has the model's size in it, which nothing tells.
+    # Its trainer's architecture string contains the model's size, which is unknown here.
     kohya=Kohya((MMDIT,)),
     text_encoders=(
         TextEncoder("text_encoder", CLIP, kohya="lora_te1_", comfy="clip_l"),

@@ -1,4 +1,4 @@
-"""The refiner of Stable Diffusion XL, which goes over a picture that another model made."""
+"""The refiner of Stable Diffusion XL, which improves a picture of another model."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Text encoders, in the module names of transformers, which trainers keep.
+"""Text encoders in the module names of transformers, which trainers keep.
 
-The tables serve to turn underscores back into dots and to take ``text_model.`` or ``model.`` off,
-which a class of transformers has in front or not, by its version and whether it has a head.
-klora's names of CLIP have none (as in transformers 5), T5's and the language models' are those of
-the class that the pipeline holds. Which of a pipeline's components one is, and what trainers write
-before its modules, each base model's record says.
-Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a real file, and
-``lora_text_encoders`` of each model in ``modules/model``, which has ComfyUI's names as well.
+The tables turn underscores back into dots and remove ``text_model.`` or ``model.``, which depends
+on the version of transformers and on whether the class has a head. klora's names of CLIP have no
+such prefix (as in transformers 5); names of T5 and of language models are those of the class in the
+pipeline. Each base model's record states the component of its text encoders and the prefixes that
+trainers write. Sources: ``LORA_PREFIX_*`` in sd-scripts' ``networks/lora*.py``; for OneTrainer a
+real file and ``lora_text_encoders`` of each model in ``modules/model``, which also has ComfyUI's
+names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLIP = (
     "embeddings.position_embedding",
     "final_layer_norm",
 )
-#: Outside ``text_model`` in every version.
+#: A module that is outside ``text_model`` in every version.
 _CLIP_HEAD = "text_projection"
 
 _T5_ATTENTION, _T5_FEED_FORWARD = "encoder.block.{}.layer.0", "encoder.block.{}.layer.1"
@@ -46,8 +46,8 @@ _DECODER = (
     "norm",
 )
 _QWEN3 = (*_DECODER, "layers.{}.self_attn.q_norm", "layers.{}.self_attn.k_norm")
-#: Where transformers 5 keeps the language model of Qwen 2.5 VL; versions before it and ComfyUI
-#: leave the second name out.
+#: The path of the language model of Qwen 2.5 VL in transformers 5; earlier versions and ComfyUI
+#: omit the second name.
 _QWEN25_VL_INSIDE = "model.language_model"
 _GEMMA2 = (
     *_DECODER,
@@ -61,21 +61,21 @@ class TextModel:
     """One kind of text encoder."""
 
     title: str
-    """As people call it."""
+    """Name for people."""
     names: Layout
-    """In klora's names, which its class of transformers has in a pipeline."""
+    """klora's names, which are those of its transformers class in a pipeline."""
     inside: Layout | None = None
-    """The same where files have the name of the module in front that holds the model."""
+    """The same names with the module that holds the model in front, for files that have it."""
     is_written_inside: bool = False
-    """Whether trainers write that name."""
+    """Whether trainers write the names of :attr:`inside`."""
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """All names that files have for its modules."""
+        """All layouts of files for its modules."""
         return (self.names,) if self.inside is None else (self.names, self.inside)
 
     def home(self, module: str) -> str | None:
-        """A module of a file, in dots, under its name here; None where the model has none such."""
+        """Return klora's name of a file's module (with dots); None if there is no such module."""
         for layout in self.layouts:
             match = layout.match(module, flat=False)
             if match is not None:
@@ -94,7 +94,7 @@ def _names(key: str, names: tuple[str, ...]) -> Layout:
 
 
 def _inside(prefix: str, layout: Layout) -> Layout:
-    """The names of files of a class that holds the model as one of its modules."""
+    """Return the layout of files whose class holds the model as one of its modules."""
     rows = tuple(
         row if row.source == _CLIP_HEAD else replace(row, source=f"{prefix}.{row.source}")
         for row in layout.rows
@@ -121,5 +121,5 @@ GEMMA2 = TextModel("Gemma 2", _GEMMA2_NAMES, _inside("model", _GEMMA2_NAMES))
 LLAMA = TextModel("Llama", _LLAMA_NAMES, _inside("model", _LLAMA_NAMES))
 QWEN25_VL = TextModel("Qwen 2.5 VL", _QWEN25_VL_NAMES, _QWEN25_VL_BEFORE)
 
-#: CLIP modules carry this prefix in files and in some transformers classes; klora leaves it out.
+#: Prefix of CLIP modules in files and in some transformers classes; klora's names omit it.
 CLIP_PREFIX = "text_model."

@@ -1,16 +1,17 @@
 """UNets of Stable Diffusion in the names of their authors (CompVis' LDM, Stability's SGM).
 
-The authors count the modules of both halves through: ``input_blocks.N`` is every residual block
-and every downsampler in order, ``output_blocks.N`` every residual block. diffusers counts blocks
-and, inside each, layers. Both follow from the structure alone, so that the rows are made from it,
-as ``convert_ldm_unet_checkpoint`` of diffusers' ``loaders/single_file_utils.py`` does.
+The authors number the modules of each half consecutively: ``input_blocks.N`` counts residual blocks
+and downsamplers, ``output_blocks.N`` counts residual blocks. diffusers numbers blocks, and layers
+inside each block. Both follow from the structure, so the rows are derived from it, as in
+``convert_ldm_unet_checkpoint`` of diffusers' ``loaders/single_file_utils.py``.
 
-kohya's sd-scripts trains SD 1.x and 2.x in diffusers' names and SDXL in these; ComfyUI and LyCORIS
-files have these for all. A name that SD 1.x and SDXL both have goes to the same diffusers module.
-Only SDXL has ``label_emb``, more than one transformer block in an attention and attentions in
-``output_blocks.0`` to ``2``; only SD 1.x and 2.x have attentions in ``input_blocks.1`` and ``2``
-and in ``output_blocks.6`` to ``11``. SD 1.x and 2.x differ in no name, only in widths. The refiner
-is built like SD 1.x without its finest attentions, with four transformer blocks in each other one.
+kohya's sd-scripts trains SD 1.x and 2.x in diffusers' names and SDXL in the authors'; ComfyUI and
+LyCORIS files have the authors' names for all. A name that SD 1.x and SDXL share maps to the same
+diffusers module in both. Only SDXL has ``label_emb``, more than one transformer block in an
+attention and attentions in ``output_blocks.0`` to ``2``; only SD 1.x and 2.x have attentions in
+``input_blocks.1`` and ``2`` and in ``output_blocks.6`` to ``11``. SD 1.x and 2.x differ in widths
+only. The refiner is SD 1.x without its finest attentions and with four transformer blocks in each
+remaining attention.
 """
 
 from __future__ import annotations
@@ -51,33 +52,33 @@ _SIZE_AND_CROP = {
 }
 
 
-#: Last names of the convolutions of 3x3, in diffusers' names -> the kernel's size.
+#: Last name of a 3x3 convolution in diffusers' names -> the kernel's size.
 KERNELS: Mapping[str, tuple[int, ...]] = dict.fromkeys(
     ("conv", "conv1", "conv2", "conv_in", "conv_out"), (3, 3)
 )
 
-#: Last names of the convolutions of 1x1 that every UNet has.
+#: Last names of the 1x1 convolutions that every UNet has.
 POINTWISE = ("conv_shortcut",)
 
 
 @dataclass(frozen=True)
 class UNetStructure:
-    """What the names of a UNet follow from."""
+    """The structure of a UNet, from which its module names follow."""
 
     widths: tuple[int, ...]
-    """Channels of each block, from the finest, as multiples of the first one's."""
+    """Channels of each block as multiples of the first block's, from the finest block."""
     transformers: tuple[int, ...]
-    """Transformer blocks in each attention of each block; 0: it has none."""
+    """Transformer blocks per attention in each block; 0 means no attention."""
     middle: int
-    """The same for the middle."""
+    """Transformer blocks in the attention of the middle block."""
     size_and_crop: bool
-    """Whether it is told of the picture's size (``label_emb``)."""
+    """Whether the picture's size is an input (``label_emb``)."""
     layers: int = 2
-    """Residual blocks of each block on the way down; one more on the way up."""
+    """Residual blocks per block on the way down; there is one more on the way up."""
 
     @property
     def blocks(self) -> Mapping[str, int]:
-        """Lists of blocks, in the order in which data flows -> how many."""
+        """List of blocks -> its length, in the order that data flows."""
         return {
             "down_blocks": len(self.transformers),
             "mid_block": 1,
@@ -85,7 +86,7 @@ class UNetStructure:
         }
 
     def layout(self, family: str) -> Layout:
-        """All modules, norms included.
+        """Return the layout of all modules, norms included.
 
         Args:
             family: key of the base model's record.
@@ -122,7 +123,7 @@ class UNetStructure:
             target = f"up_blocks.{block}"
             for layer in range(self.layers + 1):
                 source = f"output_blocks.{next(number)}"
-                names = _RESNET | _SHORTCUT  # its input is joined to that of the way down
+                names = _RESNET | _SHORTCUT  # its input is concatenated with that of the way down
                 yield from renamed(f"{source}.0", f"{target}.resnets.{layer}", names)
                 yield from _attention(f"{source}.1", f"{target}.attentions.{layer}", depth)
             if block < len(self.transformers) - 1:

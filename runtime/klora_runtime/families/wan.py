@@ -1,14 +1,13 @@
 """Wan 2.1 and 2.2 in the names of their authors (Wan-Video/Wan2.1), text and image to video.
 
 musubi-tuner (``wan/modules/model.py``, after ``lora_unet_``), diffusion-pipe and ai-toolkit (after
-``diffusion_model.``) write these. ai-toolkit (``toolkit/models/wan21/wan_lora_convert.py``) leaves
-what is outside attention and feed-forward in diffusers' names; its LoKr of 2025 has underscores,
-and the last layer of an attention as ``self_attn.to_out.0`` between both namings. The way into
-diffusers' names is that of ``convert_wan_transformer_to_diffusers`` in its
-``loaders/single_file_utils.py``. Only Wan 2.1 from image to video has ``k_img``, ``v_img`` and
-``img_emb``. diffusers swaps the numbers of the second and third norm: only the authors' third has
-a weight. A file says nowhere whether it is for
-Wan 2.2's first or second transformer; the component here is the first.
+``diffusion_model.``) write these. ai-toolkit (``toolkit/models/wan21/wan_lora_convert.py``) keeps
+diffusers' names outside attention and feed-forward layers. Its LoKr of 2025 has underscores, and
+mixes both namings in an attention's last layer, ``self_attn.to_out.0``. The mapping to diffusers'
+names follows ``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``. Only
+Wan 2.1 from image to video has ``k_img``, ``v_img`` and ``img_emb``. diffusers swaps the numbers of
+the second and third norm; only the authors' third one has a weight. No file says whether it is for
+Wan 2.2's first or second transformer; the table's component is the first.
 """
 
 from __future__ import annotations

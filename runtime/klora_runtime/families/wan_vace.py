@@ -1,7 +1,7 @@
-"""Wan VACE: Wan with blocks for what controls a video, in the names of its authors.
+"""Wan VACE: Wan with additional blocks for control videos, in the names of its authors.
 
 The authors' ``wan/modules/vace_model.py`` (Wan-Video/Wan2.1) adds ``vace_blocks`` to Wan's model.
-Trainers (VideoX-Fun, DiffSynth-Studio) adapt both. The way into diffusers' names is that of
+Trainers (VideoX-Fun, DiffSynth-Studio) adapt both. The mapping to diffusers' names follows
 ``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``.
 """
 
@@ -14,7 +14,7 @@ from klora_runtime.families.family import Mark
 from klora_runtime.families.rows import Layout, renamed, same
 
 _BLOCK, _VACE = "blocks.{}", "vace_blocks.{}"
-#: Of Wan from image to video, which VACE has not.
+#: Names of Wan's image-to-video modules, which VACE lacks.
 _OF_IMAGES = ("_img", "img_emb")
 
 _PLAIN = tuple(row for row in wan.ORIGINAL.rows if not any(n in row.source for n in _OF_IMAGES))

@@ -1,10 +1,10 @@
-"""Z-Image as its authors' single files name it, and as trainers that mix both namings do.
+"""Z-Image in the names of its authors' single files, and of trainers that mix both namings.
 
-musubi-tuner and ai-toolkit train in diffusers' names. ComfyUI's names have query, key and value in
-one and ``attention.out``; musubi-tuner's ``networks/convert_z_image_lora_to_comfy.py`` writes
+musubi-tuner and ai-toolkit train in diffusers' names. ComfyUI's names have a joined query, key and
+value, and ``attention.out``; musubi-tuner's ``networks/convert_z_image_lora_to_comfy.py`` writes
 them. ``mixed`` has ``attention.out`` next to separate ``to_q``, ``to_k``, ``to_v``, which
-diffusers' ``_convert_non_diffusers_z_image_lora_to_diffusers`` also reads. The way into diffusers'
-names is that of ``convert_z_image_transformer_checkpoint_to_diffusers`` in its
+diffusers' ``_convert_non_diffusers_z_image_lora_to_diffusers`` also reads. The mapping to
+diffusers' names follows ``convert_z_image_transformer_checkpoint_to_diffusers`` in its
 ``loaders/single_file_utils.py``; the released model has one patch size, hence ``2-1``.
 """
 
@@ -22,7 +22,7 @@ _SAME = (
     *(f"feed_forward.w{i}" for i in (1, 2, 3)),
     *(f"{part}_norm{i}" for part in ("attention", "ffn") for i in (1, 2)),
 )
-#: Widths that tell Z-Image from Lumina 2, which has three heads of a query for each key.
+#: Ratios that distinguish Z-Image from Lumina 2, which has three query heads for each key head.
 _RATIOS: Mapping[str, Fraction | int] = {
     "attention.qkv": 3,
     "feed_forward.w1": Fraction(8, 3),
