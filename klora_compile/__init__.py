@@ -1,4 +1,4 @@
-"""Compile LoRAs into one fused artifact with a schedule, K-LoRA's or another rule's.
+"""Compile LoRAs into one fused artifact with a schedule by K-LoRA or another rule.
 
     from klora_compile import Settings, compile_fusion, compress
     from klora_compile.rules import Klora
@@ -8,9 +8,8 @@
     fusion = compile_fusion("fox.safetensors", "ink.safetensors", rule, settings)
     save_fusion(compress(fusion, 0.01), "fox-in-ink.klora.safetensors")
 
-Rules are in :mod:`klora_compile.rules`, ordinary LoRAs for other tools in
-:mod:`klora_compile.export`. Importing any of them is cheap; torch is imported with the first use
-of a name that needs it.
+Rules are in :mod:`klora_compile.rules`; :mod:`klora_compile.export` writes ordinary LoRAs for other
+tools. Importing these packages is cheap: torch is imported on first use of a name that needs it.
 """
 
 from __future__ import annotations

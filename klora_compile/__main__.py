@@ -1,4 +1,4 @@
-"""``python -m klora_compile``: the command line, where ``klora`` is not on the path."""
+"""``python -m klora_compile``: the command line, for when ``klora`` is not on the path."""
 
 from klora_compile.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch: ``klora --help`` answers at once."""
+"""The command line. Nothing here imports torch, so ``klora --help`` is fast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from klora_runtime.errors import ConfigError, KloraError
 
 
 class _Klora(click.Group):
-    """Turns klora's errors into one message and an exit status: 1, or 2 for wrong usage."""
+    """A command group that prints klora's errors as one message and exits with 1 (usage: 2)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""LoRA files in, one fusion out: read, derive, measure, plan, put together."""
+"""Compilation of LoRA files to a fusion: read, derive, measure, plan, assemble."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ def compile_fusion(
     """Compile LoRAs of subjects and LoRAs of styles into a fusion.
 
     Args:
-        content: the LoRA of a subject: a file or folder, or an adapter that was read already; or
-            several of them, for rules that take more than two LoRAs.
+        content: the LoRA of a subject: a file, a folder or an adapter; or several of them, for
+            rules that take more than two LoRAs.
         style: the LoRA of a style, or several.
-        rule: what fuses them, with its settings; K-LoRA as published by default.
-        settings: what all rules share.
+        rule: the fusion rule with its settings; by default K-LoRA as published.
+        settings: the settings that all rules share.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
-        cache: a file that keeps statistics, so that a LoRA is measured once; it is made if it is
+        cache: a file that keeps statistics, so that a LoRA is measured only once; it is created if
             missing. By default nothing is kept.
-        on_layer: called after each layer that was measured with its name, how many are done
-            and how many there are over all LoRAs.
+        on_layer: called after each measured layer with its name, the number of measured layers and
+            the total over all LoRAs.
 
     Returns:
-        The fusion, its factors on the CPU in the dtypes of the files. Write it with
+        The fusion, with its factors on the CPU in the dtypes of the files. Write it with
         :func:`klora_runtime.save_fusion`.
 
     Raises:
         LoraError: a file cannot be read completely.
         PairingError: the LoRAs are for different models, or share no denoiser layer.
-        ConfigError: an unknown device, or a rule that does not take these LoRAs.
+        ConfigError: the device is unknown, or the rule does not take these LoRAs.
     """
     config, where = Config.of(rule, settings), as_device(device)
     adapters = read_sources(by_slot(content, style), config, options)
@@ -83,19 +83,19 @@ def compile_sources(
     cache: Path | None = None,
     on_layer: OnLayer | None = None,
 ) -> Fusion:
-    """Compile LoRAs that were read; see :func:`compile_fusion`.
+    """Compile adapters; see :func:`compile_fusion`.
 
     Args:
-        adapters: slot -> LoRA, which belong together and fit the config, as
-            :func:`~klora_compile.sources.read_sources` sees to.
-        config: what fuses them.
+        adapters: slot -> LoRA; :func:`~klora_compile.sources.read_sources` has checked that they
+            match each other and the config.
+        config: the rule and the shared settings.
         device: where to measure.
         cache: see :func:`compile_fusion`.
         on_layer: see :func:`compile_fusion`.
 
     Raises:
         LoraError: the values of a layer cannot be measured.
-        PairingError: layers that only one LoRA adapts, if the settings do not allow them.
+        PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
     rule = config.rule
     layers = layers_of_slots(adapters, rule)
@@ -106,7 +106,7 @@ def compile_sources(
 
 
 def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
-    """K of every layer that at least two adapt, where the rule asks for Top-K sums (eq. 5)."""
+    """Return K of each layer that two or more LoRAs adapt, if the rule uses Top-K sums (eq. 5)."""
     ks = {}
     for name in sorted({name for own in layers.values() for name in own}):
         found = [own[name] for own in layers.values() if name in own]
@@ -124,7 +124,7 @@ def _sides(
     cache: Path | None,
     on_layer: OnLayer | None,
 ) -> dict[str, dict[str, Side]]:
-    """Slot -> layer name -> its numbers; norms alone where the rule needs no more."""
+    """Return slot -> layer name -> its numbers; only norms if the rule needs no more."""
     total = sum(map(len, layers.values()))
     sides: dict[str, dict[str, Side]] = {}
     for slot, own in layers.items():
@@ -146,7 +146,7 @@ def _sides(
 
 
 def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
-    """``on_layer`` of all LoRAs for one of them."""
+    """Return a callback for one LoRA that reports to ``on_layer`` of all LoRAs."""
     if on_layer is None:
         return None
     return lambda name, index, _: on_layer(name, done + index, total)
@@ -181,7 +181,7 @@ def _numbers(
 
 
 def _in_order(layers: LayersOfSlots) -> list[Layer]:
-    """Each layer once, as an artifact lists them."""
+    """Return each layer once, in the order of an artifact."""
     every = {name: layer for own in layers.values() for name, layer in own.items()}
     return sorted(every.values(), key=lambda v: (v.component, v.module, v.parameter))
 
@@ -224,7 +224,7 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
 def _source(adapter: Adapter) -> Source:
     found = adapter.survey
     return Source(
-        file=found.path.name.replace("\\", "_"),  # a path on some systems
+        file=found.path.name.replace("\\", "_"),  # a path separator on some systems
         sha256=adapter.sha256,
         bytes=found.nbytes,
         layout=found.layout,
@@ -236,7 +236,7 @@ def _source(adapter: Adapter) -> Source:
 
 
 def _family(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> str | None:
-    """Of all LoRAs together; the layers that only one has may tell the others'."""
+    """Return the family of all LoRAs together; a layer of one LoRA may identify all of them."""
     weights = (layer for layer in layers if layer.parameter == "weight")
     found = family_of({(v.component, v.module): v.shape for v in weights})
     stated = {adapter.survey.family for adapter in sources.values()} - {None}

@@ -1,4 +1,4 @@
-"""What to say where a library of one of klora's extras is missing."""
+"""The error for a missing library that one of klora's extras installs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ ADVICE = f"Run this in klora's source folder: {INSTALL}"
 
 
 def missing_library(what: str, error: ImportError) -> KloraError:
-    """The error of something that needs a library which only an extra installs.
+    """Return the error for a feature whose library only an extra installs.
 
     Args:
-        what: what needs it, such as ``klora sample``.
-        error: says which module cannot be imported.
+        what: the feature, such as ``klora sample``.
+        error: the failed import, which names the module.
     """
     library = (error.name or "a library").partition(".")[0]
     return KloraError(f"{what} needs {library}, which is not installed. {ADVICE}")

@@ -1,9 +1,9 @@
-"""A setting, written once: a field of a dataclass whose metadata say what it means and may be.
+"""Settings: fields of dataclasses whose metadata state their meaning and allowed values.
 
     bias: float = field(default=0.0, metadata=setting("Multiplies gamma by ...", Number(-1, 1)))
 
-From that come the check of the value, the option on the command line with its help, and the pages
-of the documentation. Nothing here imports torch or click.
+The check of the value, the command-line option with its help, and the documentation are derived
+from this. Nothing here imports torch or click.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEY = "setting"
 
 @dataclass(frozen=True)
 class Number:
-    """A number in a range, or one of a few words that stand for one."""
+    """A number in a range, or one of a few words that represent a number."""
 
     low: float
     high: float
@@ -34,18 +34,18 @@ class Number:
 
     @property
     def range(self) -> str:
-        """The range as people read it."""
+        """The range as text for people."""
         return f"{self.low:g} to {self.high:g}"
 
     def check(self, name: str, value: object) -> None:
-        """See that a value is of this kind.
+        """Check that a value is of this kind.
 
         Args:
-            name: of the setting, for the error.
-            value: what was given.
+            name: name of the setting, for the error.
+            value: the given value.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: the value is not of this kind.
         """
         if self.words and isinstance(value, str):
             Word(self.words).check(name, value)
@@ -61,7 +61,7 @@ class Whole:
 
     low: int
     high: int | None = None
-    """None: no upper end."""
+    """None means no upper end."""
 
     @property
     def range(self) -> str:
@@ -95,7 +95,7 @@ class Flag:
     """Yes or no."""
 
     off: str | None = None
-    """Name of the option that says no; None where leaving the option out says it."""
+    """Name of the option that says no; None if omitting the option says no."""
 
     def check(self, name: str, value: object) -> None:
         """See :meth:`Number.check`."""
@@ -105,28 +105,28 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """A text with a notation of its own, which its owner reads and checks."""
+    """A text in a notation that the owner of the field parses and checks."""
 
     metavar: str
     what: str
     """The notation, for errors."""
 
     def check(self, name: str, value: object) -> None:
-        """Left to the owner of the field."""
+        """Do nothing: the owner of the field checks the text."""
 
 
 @dataclass(frozen=True)
 class BySlot:
-    """A mapping: slot -> value of one kind."""
+    """A mapping from slots to values of one kind."""
 
     of: Number | Text
     each: str
-    """What one of the values is called in errors."""
+    """Name of a value in errors."""
     example: str
-    """One of them as the command line takes it, SLOT=VALUE."""
+    """An example for the command line, SLOT=VALUE."""
 
     def check(self, name: str, value: object) -> None:
-        """See :meth:`Number.check`; that the slots exist is checked where they are known."""
+        """See :meth:`Number.check`; whether the slots exist is checked where they are known."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}: expected slots with {self.of.what} each, found {value!r}.")
         for slot, each in value.items():
@@ -135,10 +135,10 @@ class BySlot:
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder on disk, checked where it is opened."""
+    """A file or folder on disk, which is checked when it is opened."""
 
     def check(self, name: str, value: object) -> None:
-        """Left to the reader."""
+        """Do nothing: the reader checks the file."""
 
 
 Kind: TypeAlias = Number | Whole | Word | Flag | Text | BySlot | Place
@@ -146,17 +146,17 @@ Kind: TypeAlias = Number | Whole | Word | Flag | Text | BySlot | Place
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field says of itself."""
+    """The metadata of a field that is a setting."""
 
     help: str
-    """What it does, as a sentence or two that start with what it is; the command line's help."""
+    """Help for the command line: one or two sentences that start with what the setting is."""
     kind: Kind
     option: str | None = None
-    """The option's name without its dashes, where it is not the field's."""
+    """The option's name without dashes, if it differs from the field's."""
     default: str | None = None
-    """The default in words, where it depends on other settings."""
+    """The default in words, if it depends on other settings."""
     unset: str | None = None
-    """The word that stands for None on the command line and in artifacts."""
+    """The word for None on the command line and in artifacts."""
 
 
 def setting(
@@ -167,32 +167,32 @@ def setting(
     default: str | None = None,
     unset: str | None = None,
 ) -> Mapping[str, Setting]:
-    """Metadata of a field that is a setting; the arguments are the fields of :class:`Setting`."""
+    """Return the metadata of a setting; the arguments are the fields of :class:`Setting`."""
     return {_KEY: Setting(help, kind, option, default, unset)}
 
 
 def setting_of(field: Field[Any]) -> Setting:
-    """What a field says of itself."""
+    """Return the setting in a field's metadata."""
     found = field.metadata[_KEY]
     assert isinstance(found, Setting)
     return found
 
 
 def settings_of(kind: type[DataclassInstance]) -> dict[str, Setting]:
-    """Name of a field -> what it says of itself, in their order."""
+    """Return name of a field -> its setting, in order."""
     return {field.name: setting_of(field) for field in fields(kind)}
 
 
 def is_required(field: Field[Any]) -> bool:
-    """Whether a field has no default."""
+    """Return whether a field has no default."""
     return field.default is MISSING and field.default_factory is MISSING
 
 
 def check_settings(record: DataclassInstance) -> None:
-    """See that every field of a record holds what its metadata allow; None is a default only.
+    """Check that every field of a record has an allowed value; None is allowed as a default only.
 
     Raises:
-        ConfigError: the first field that does not.
+        ConfigError: a field has another value; the first one is named.
     """
     for field in fields(record):
         value = getattr(record, field.name)

@@ -1,4 +1,4 @@
-"""Another schedule for a fusion that is there already: from its scores, without its sources."""
+"""A new schedule for an existing fusion, from its scores and without its sources."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from klora_runtime.errors import ConfigError, KloraError, shown
 def reschedule(
     fusion: Fusion, rule: Rule | None = None, settings: Settings | None = None
 ) -> Fusion:
-    """Give a fusion the schedule that its sources have under other settings, in milliseconds.
+    """Return a fusion with the schedule that its sources have under other settings.
 
-    The factors are the same tensors, so a handle swaps to it without loading any. Sweep from one
-    fusion, not from result to result: what a schedule never uses is left out of the new one, unless
-    ``keep_all_slots`` was set.
+    The factors are the same tensors, so a handle swaps to the result without loading any. Sweep
+    from one fusion, not from result to result: slots that a schedule never uses are dropped from
+    its result, unless ``keep_all_slots`` is set.
 
-    To change one setting of a rule, begin with what the fusion states:
+    To change one setting of a rule, begin with the fusion's own:
     ``replace(Klora.from_parameters(fusion.rule.parameters), bias=0.2)``.
 
     Args:
-        fusion: compiled or loaded.
+        fusion: a compiled or loaded fusion.
         rule: the rule with its settings; by default the fusion's own.
-        settings: what all rules share; by default the fusion's own.
+        settings: the settings that all rules share; by default the fusion's own.
 
     Returns:
-        What :func:`~klora_compile.compiler.compile_fusion` gives with these settings.
+        The fusion that :func:`~klora_compile.compiler.compile_fusion` gives with these settings.
 
     Raises:
         ConfigError: a setting needs the sources, or does not fit these LoRAs.
-        KloraError: the fusion lacks slots that the schedule would use; ``issues`` names them.
+        KloraError: the fusion lacks slots that the new schedule uses; ``issues`` names them.
     """
     before = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
     config = Config(
@@ -71,7 +71,7 @@ def reschedule(
 
 
 def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
-    """Refuse settings under which the stored factors would be others."""
+    """Refuse settings that would need other factors than the stored ones."""
     if before.ignores_alpha != after.ignores_alpha:
         was, would = ("ignored", "applied") if before.ignores_alpha else ("applied", "ignored")
         raise ConfigError(
@@ -109,7 +109,7 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
 
 
 def _is_side(value: object) -> bool:
-    """Whether scores are what measuring gives: a delta is zero in all its norms or in none."""
+    """Return whether scores are plausible: a delta is zero in all its norms or in none."""
     if not isinstance(value, Mapping):
         return False
     if not all(isinstance(value.get(name), int | float) for name in ("rank", "scaling")):
@@ -120,7 +120,7 @@ def _is_side(value: object) -> bool:
 
 
 def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rule) -> None:
-    """See that what the rule goes by was measured, over as many weights as it asks for."""
+    """Refuse scores that lack the rule's numbers, or whose sums are over another K."""
     owners = [side for side in layer.sides.values() if side is not None]
     if layer.is_stepless or len(owners) < 2:
         return

@@ -1,5 +1,4 @@
-"""The names of slots: ``content`` and ``style``; ``content.1``, ``content.2``, … where a role has
-several."""
+"""Names of slots: ``content`` and ``style``, or ``content.1``, ``content.2``, … for several."""
 
 from __future__ import annotations
 
@@ -10,17 +9,17 @@ ROLES = (CONTENT, STYLE)
 
 
 def slot_names(contents: int, styles: int) -> tuple[str, ...]:
-    """The slots of so many content and so many style LoRAs, in their order."""
+    """Return the slots of ``contents`` content and ``styles`` style LoRAs, in order."""
     return (*_of_role(CONTENT, contents), *_of_role(STYLE, styles))
 
 
 def role_of(slot: str) -> str:
-    """``content`` or ``style``."""
+    """Return the role of a slot, ``content`` or ``style``."""
     return slot.partition(".")[0]
 
 
 def in_order(slots: Iterable[str]) -> tuple[str, ...]:
-    """Slots as the LoRAs were given: contents first, ``content.2`` before ``content.10``."""
+    """Sort slots as their LoRAs were given: contents first, ``content.2`` before ``content.10``."""
     return tuple(sorted(slots, key=_place))
 
 
@@ -31,4 +30,4 @@ def _of_role(role: str, count: int) -> tuple[str, ...]:
 def _place(slot: str) -> tuple[str, int, str]:
     role, _, number = slot.partition(".")
     digits = number.lstrip("0")
-    return role, len(digits), digits  # as numbers, of any length
+    return role, len(digits), digits  # sorts like numbers, of any length

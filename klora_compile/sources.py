@@ -1,4 +1,4 @@
-"""The LoRAs of a fusion by slot: read together for the first time, or again as they were read."""
+"""The LoRAs of a fusion by slot: read together for compiling, or again for comparison."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from klora_compile.slots import in_order, slot_names
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import shown
 
-#: A LoRA as a user names it: a file, a folder, or one that was read already.
+#: A LoRA as a user gives it: a file, a folder, or an adapter.
 Lora = str | os.PathLike[str] | Adapter
 
 
 def by_slot(content: Lora | Sequence[Lora], style: Lora | Sequence[Lora]) -> dict[str, Lora]:
-    """Slot -> LoRA, contents first, each role in the order given."""
+    """Return slot -> LoRA: contents first, each role in the given order."""
     contents, styles = (
         [given] if isinstance(given, str | os.PathLike | Adapter) else list(given)
         for given in (content, style)
@@ -36,13 +36,13 @@ def read_sources(
     *,
     on_module: OnModule | None = None,
 ) -> dict[str, Adapter]:
-    """Read LoRAs, once it is seen that each can be read and that they belong together.
+    """Read LoRAs after checking that each is readable and that they match each other.
 
-    All headers are checked before any number is read.
+    All headers are checked before any values are read.
 
     Args:
-        loras: of :func:`by_slot`.
-        config: what fuses them.
+        loras: slot -> LoRA, see :func:`by_slot`.
+        config: the rule and the shared settings.
         options: how to read files.
         on_module: called after each module.
 
@@ -72,18 +72,18 @@ def read_sources(
 def read_again(
     fusion: Fusion, loras: Mapping[str, Lora], base: Path | None = None
 ) -> dict[str, Adapter]:
-    """Read the LoRAs of a fusion as they were read when it was compiled.
+    """Read the LoRAs of a fusion with the options that it was compiled with.
 
     Args:
-        fusion: which states how.
+        fusion: a fusion, whose sources state the options.
         loras: slot -> LoRA.
         base: the base model, for LoRAs that need its weights.
 
     Returns:
-        Slot -> adapter, in the order of compiling.
+        Slot -> adapter, in the order of the compilation.
 
     Raises:
-        ConfigError: the fusion states options of reading that are out of their range.
+        ConfigError: the fusion states reading options that are out of range.
         LoraError: a file cannot be read completely.
     """
     adapters = {}
@@ -97,7 +97,7 @@ def read_again(
 
 
 def other_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:
-    """What is not as in the fusion's sources: a sentence for each LoRA that is none of them."""
+    """Yield one sentence for each LoRA that differs from the fusion's source."""
     for name in sorted(fusion.sources.keys() - adapters.keys()):
         yield f"sources.{name}: no LoRA was given for it"
     for name, adapter in adapters.items():

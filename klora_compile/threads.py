@@ -1,14 +1,14 @@
-"""How many threads a computation has, in the one place that sets it.
+"""The number of threads of a computation; only this module sets it.
 
-A library that splits one sum or product among threads may round differently for another number of
-threads. What goes into an artifact or a statistic must not, so it is computed by one thread:
+A library that splits a sum or product among threads may round differently with another number of
+threads. Values for artifacts and statistics must not, so one thread computes each of them:
 
-* :func:`single_thread` for work that comes one piece after the other,
-* :func:`single_threads` for many pieces that are independent: the threads share out the pieces.
+* :func:`single_thread` is for sequential work,
+* :func:`single_threads` is for many independent pieces, which the threads share out.
 
-Work whose last bits do not matter takes neither. Both are settings of the process; so is
-:func:`klora_runtime.devices.precision.full_float32`, which goes around whatever multiplies float32
-matrices for keeps. ``torch.inference_mode`` and ``torch.no_grad`` are each thread's own.
+Work whose last bits do not matter needs neither. Both change settings of the process; so does
+:func:`klora_runtime.devices.precision.full_float32`, which belongs around products of float32
+matrices whose result is kept. ``torch.inference_mode`` and ``torch.no_grad`` are per thread.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ import torch
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """One thread for torch's CPU operations inside, and no autograd."""
+    """Run torch's CPU operations inside the block on one thread, without autograd."""
     with _told(1), torch.no_grad():
         yield
 
 
 @contextmanager
 def single_threads(name: str, *, most: int) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, which torch and the BLAS behind it do not split any further.
+    """Give a pool of as many threads as torch has, each of which runs torch and BLAS serially.
 
     Args:
-        name: that theirs begin with.
-        most: threads, whatever torch has.
+        name: prefix of the threads' names.
+        most: greatest number of threads.
     """
     with _told(1) as before:
         pool = ThreadPoolExecutor(
             min(before, most),
             thread_name_prefix=name,
-            initializer=torch.set_num_threads,  # the BLAS' setting is a thread's own
+            initializer=torch.set_num_threads,  # BLAS keeps this setting per thread
             initargs=(1,),
         )
         try:
@@ -50,7 +50,7 @@ def single_threads(name: str, *, most: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def _told(threads: int) -> Iterator[int]:
-    """Tell torch how many threads it has; gives how many it had, and gives them back."""
+    """Set torch's number of threads inside the block; give the old number and restore it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""Whether an artifact is what it claims to be: the same sources, compiled again, give the same."""
+"""Verification of an artifact: compile its sources again and compare the results."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, KloraError, shown
 
-#: Scores computed on two kinds of device differ by less than this part of their size, breakpoints
-#: by less than this much.
+#: Tolerance between two kinds of device: relative for scores, absolute for breakpoints.
 TOLERANCE = 1e-6
 
-#: The error of a compressed delta that is stated and the one that is measured again differ by less
-#: than this part of it: the stated one has four digits, which may be off by half of the last.
+#: Relative tolerance between the stated and the measured error of a compressed delta: the stated
+#: error has four digits, so it may be off by half a unit of the last digit.
 ERROR_TOLERANCE = 6e-4
 
 
@@ -42,25 +41,24 @@ def verify_fusion(
     """Compile a fusion's LoRAs again with its own settings and compare everything.
 
     Args:
-        fusion: any rule's.
-        sources: slot (``content``, ``style``, of several ``content.1`` and so on) -> LoRA, which is
-            read as it was for the fusion.
+        fusion: a fusion by any rule.
+        sources: slot (``content``, ``style``; ``content.1`` and so on for several) -> LoRA, which
+            is read with the fusion's options.
         base: the base model, for LoRAs that need its weights.
         device: where to measure.
         on_layer: see :func:`~klora_compile.compiler.compile_fusion`.
 
     Returns:
-        One sentence per difference; empty where the fusion is what its sources give. Scores may
-        differ by a part in 1e6, breakpoints by 1e-6, as they do between a CPU and a GPU; factors
-        must be equal to the bit, and compressed ones lose what is stated of them. Scores that the
-        rule does not go by, which an artifact keeps from the rule it was compiled with, are not
-        compared.
+        One sentence per difference; empty if the fusion is what its sources give. Scores may
+        differ by 1e-6 of their size and breakpoints by 1e-6, as between a CPU and a GPU. Factors
+        must be equal to the bit; the error of compressed ones must be the stated one. Scores of an
+        earlier rule that the present rule does not use are not compared.
 
     Raises:
         LoraError: a file cannot be read completely.
-        PairingError: the LoRAs do not belong together.
-        ConfigError: an unknown device.
-        KloraError: the fusion was made by a rule or with settings that this klora does not know.
+        PairingError: the LoRAs do not match each other.
+        ConfigError: the device is unknown.
+        KloraError: this klora does not know the fusion's rule or its settings.
     """
     where = as_device(device)
     adapters = read_again(fusion, sources, base)
@@ -99,7 +97,7 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
 
 
 def keeps_other_sums(fusion: Fusion) -> bool:
-    """Whether a fusion has scores of an earlier rule, which :func:`verify_fusion` passes over."""
+    """Return whether a fusion has scores of an earlier rule, which verification skips."""
     if fusion.rule.name not in RULES or "top_k" in RULES[fusion.rule.name].needs:
         return False
     return any(
@@ -147,7 +145,7 @@ def _compare_compressed(slot: str, delta: Delta, stated: float, expected: Delta)
 
 
 def _without_sums(stated: Mapping[str, Any], computed: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores without what an earlier rule of the artifact went by, and the present one does not."""
+    """Return the stated scores without those that only an earlier rule of the artifact used."""
     return {
         key: _without_sums(value, computed[key])
         if isinstance(value, Mapping) and isinstance(computed.get(key), Mapping)
@@ -162,7 +160,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _close(one: Any, other: Any, absolute: float = 0.0) -> bool:
-    """Equal values; numbers within :data:`TOLERANCE` of their size, or within ``absolute``."""
+    """Return whether values are equal, numbers within relative TOLERANCE or ``absolute``."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_close(one[k], other[k], absolute) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -118,7 +118,7 @@ def compile_command(
 
 
 def _cache() -> Path | None:
-    """The file of statistics; None, with a line that says so, where it has no folder."""
+    """Return the file of statistics; None, with a line that says so, where it has no folder."""
     from klora_compile.measuring.cache import cache_file
 
     file = cache_file()
@@ -141,7 +141,7 @@ def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
 def _by_role(
     loras: tuple[Path, ...], content: tuple[Path, ...], style: tuple[Path, ...]
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The content and the style LoRAs, named in one way or the other."""
+    """Return the content and the style LoRAs, named in one way or the other."""
     if loras and (content or style):
         raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")
     if content or style:

@@ -75,7 +75,7 @@ class AllRulesCommand(RuleCommand):
 
 
 def _named(args: Iterable[str]) -> str | None:
-    """The last value of ``--rule`` among raw arguments."""
+    """Return the last value of ``--rule`` among raw arguments."""
     rule, before = None, ""
     for argument in args:
         if before == "--rule":

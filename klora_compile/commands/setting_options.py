@@ -54,12 +54,12 @@ class _Declaration:
 
 
 def options_of(kind: type[DataclassInstance]) -> tuple[click.Option, ...]:
-    """An option for each setting of a record, in their order; its name is the field's."""
+    """Return an option for each setting of a record, in their order; its name is the field's."""
     return tuple(_declared(field).option() for field in fields(kind))
 
 
 def shared_options(default: str | None = None) -> Callable[[_Command], _Command]:
-    """The options of :class:`~klora_compile.settings.shared.Settings`.
+    """Return the options of :class:`~klora_compile.settings.shared.Settings`.
 
     Args:
         default: what is taken where an option is not given, in words; None: the field's default.
@@ -80,7 +80,7 @@ def base_option(command: _Command) -> _Command:
 
 
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of reading LoRAs; the command gets them as one ``reading``."""
+    """Return the options of reading LoRAs; the command gets them as one ``reading``."""
 
     @wraps(command)
     def with_reading(**values: Any) -> None:

@@ -77,7 +77,7 @@ def verify_command(
 
 
 def _by_slot(file: Path, fusion: Fusion, loras: tuple[Path, ...]) -> dict[str, Path]:
-    """The LoRAs in the order of the artifact's slots."""
+    """Return the LoRAs in the order of the artifact's slots."""
     from klora_runtime.errors import shown
 
     names = in_order(fusion.sources)

@@ -56,7 +56,7 @@ class Loss:
 
 
 def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
-    """Slot name -> the average of its coefficient over a window."""
+    """Return the slot name -> the average of its coefficient over a window."""
     parts = list(_parts(timeline, window))
     if len(parts) == 1:
         return parts[0][1]
@@ -86,7 +86,7 @@ class ScheduleError:
         ]
 
     def over(self, *windows: Window, gain: float = 1.0) -> Loss:
-        """The loss where ``gain`` times the average over each window acts all through it."""
+        """Return the loss where ``gain`` times the average over each window acts all through it."""
         squares = []
         for entry, products in self._layers:
             each = [_squares(entry, products, window, gain) for window in windows]

@@ -39,7 +39,7 @@ _KNOWN_OF_CLIP = re.compile(r"\.self_attn\.|\.mlp\.|text_projection$")
 
 
 def kohya_spelling(fusion: Fusion) -> Spelling:
-    """The file in kohya's names.
+    """Return the file in kohya's names.
 
     Raises:
         KloraError: the family has none, or a layer has none in it.

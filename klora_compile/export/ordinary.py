@@ -57,7 +57,7 @@ class OrdinaryLora:
 
 
 def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
-    """How a file with these settings spells a fusion.
+    """Return how a file with these settings spells a fusion.
 
     Raises:
         KloraError: the fusion is for two denoisers, or has something that the keys cannot say.
@@ -74,7 +74,7 @@ def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
 def ordinary_lora(
     fusion: Fusion, spelling: Spelling, window: Window, settings: ExportSettings
 ) -> OrdinaryLora:
-    """The average over a window.
+    """Return the average over a window.
 
     Args:
         fusion: of an artifact.

@@ -24,7 +24,7 @@ _CLIP = Backwards(CLIP.written)
 
 
 def peft_spelling(fusion: Fusion) -> Spelling:
-    """The file in PEFT's names."""
+    """Return the file in PEFT's names."""
     targets = (_target(entry, fusion.family) for entry in fusion.entries if entry.acts)
     ordered = sorted(targets, key=lambda target: (target.key, target.parameter))
     return Spelling(_ENDINGS, {}, tuple(ordered))

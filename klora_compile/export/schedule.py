@@ -22,17 +22,17 @@ NOTE = (
 
 
 def phase_file(index: int | str, count: int | str) -> str:
-    """Name of the file of one phase, counted from 1."""
+    """Return the name of the file of one phase, counted from 1."""
     return f"phase-{index}-of-{count}.safetensors"
 
 
 def is_export(name: str) -> bool:
-    """Whether ``klora export --phases`` writes files of this name."""
+    """Return whether ``klora export --phases`` writes files of this name."""
     return name == SCHEDULE_FILE or re.fullmatch(phase_file(r"\d+", r"\d+"), name) is not None
 
 
 def schedule_json(phases: Mapping[str, tuple[Window, float]]) -> str:
-    """The text of the file.
+    """Return the text of the file.
 
     Args:
         phases: file name -> its window of progress, and how far the schedule is from it there.

@@ -30,7 +30,7 @@ class _Term:
 
 
 def averaged(target: Target, window: Window, gain: float) -> Delta | None:
-    """The average of a target's delta over a window, times the gain.
+    """Return the average of a target's delta over a window, times the gain.
 
     Returns:
         (rows, columns) in float64, or of one dimension; None where nothing acts.
@@ -53,7 +53,7 @@ def averaged(target: Target, window: Window, gain: float) -> Delta | None:
 
 
 def truncated(delta: Delta, rank: int) -> tuple[LowRank, float]:
-    """The nearest delta of at most a rank (Eckart and Young).
+    """Return the nearest delta of at most a rank (Eckart and Young).
 
     Returns:
         Factors, the singular values shared evenly between them, and the squared norm of what is
@@ -79,7 +79,7 @@ def _terms(target: Target, window: Window, gain: float) -> Iterator[_Term]:
 
 
 def _joined(out: int, terms: Sequence[tuple[_Term, LowRank]]) -> LowRank | None:
-    """The sum of low-rank terms; those that have one ``down`` share its rows."""
+    """Return the sum of low-rank terms; those that have one ``down`` share its rows."""
     offsets: dict[tuple[int, tuple[int, ...]], int] = {}
     downs: list[torch.Tensor] = []
     rank = 0

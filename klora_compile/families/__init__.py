@@ -1,1 +1,1 @@
-"""What only the compiler makes of base models: tables to read files by, a file's family."""
+"""The compiler's use of base models: tables for reading files, and a file's family."""

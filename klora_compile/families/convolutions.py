@@ -1,4 +1,4 @@
-"""Which layers are convolutions, where neither their tensors nor their names in a file say it."""
+"""Detection of convolutions whose tensors and names in a file do not show it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from klora_runtime.families.catalogue import FAMILIES
 
 
 def folded_kernel(component: str, module: str) -> tuple[int, ...]:
-    """The kernel of a layer whose tensors may be matrices that do not say it; () for none.
+    """Return the kernel of a layer whose tensors may be folded to matrices; () if it has none.
 
     Args:
-        module: in diffusers' names.
+        module: module path in diffusers' names.
     """
     name = module.rpartition(".")[2]
     kernels = (family.kernels for family in FAMILIES.values() if component in family.denoisers)
@@ -17,11 +17,11 @@ def folded_kernel(component: str, module: str) -> tuple[int, ...]:
 
 
 def is_pointwise(family: str | None, component: str, module: str) -> bool:
-    """Whether a layer of two dimensions is a 1x1 convolution.
+    """Return whether a layer of two dimensions is a 1x1 convolution.
 
     Args:
-        family: where it is not known, what all families with this component say.
-        module: in diffusers' names.
+        family: key of the family; if None, all families with this component must agree.
+        module: module path in diffusers' names.
     """
     fitting = [
         record

@@ -1,8 +1,8 @@
-"""Module paths written with underscores, as kohya's sd-scripts does, turned back into dots.
+"""Conversion of module paths with underscores, as in kohya's sd-scripts, back to dots.
 
-sd-scripts replaces every dot of a module path by an underscore, and the names themselves have
-underscores: ``down_blocks_0_attn1_to_out_0``. The way back is a vocabulary of the names that
-occur in a model; the longest name that fits is taken at each place.
+sd-scripts replaces every dot of a module path by an underscore, and the names themselves contain
+underscores: ``down_blocks_0_attn1_to_out_0``. A vocabulary of the names in a model resolves this:
+at each place, the longest matching name is taken.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from klora_runtime.families.rows import Layout
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names that may occur between two dots of a module path; numbers always may."""
+    """Names that may occur between two dots of a module path; numbers are always allowed."""
 
     names: frozenset[str]
     roots: frozenset[str]
-    """Those that a path may begin with."""
+    """Names that a path may begin with."""
     _step: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class Vocabulary:
         object.__setattr__(self, "_step", re.compile(rf"({names}|\d+)(?:_|$)"))
 
     def dotted(self, flat: str) -> str | None:
-        """``flat`` with dots between its names, or None where it is no path of these."""
+        """Return ``flat`` with dots between its names; None if it is not a path of these names."""
         parts, position = [], 0
         while position < len(flat):
             match = self._step.match(flat, position)
@@ -43,11 +43,11 @@ class Vocabulary:
 
 
 def vocabulary(layouts: Iterable[Layout]) -> Vocabulary:
-    """The names between the dots of all module paths of some tables."""
+    """Return the vocabulary of all module paths of some tables."""
     paths = [row.source.split(".") for layout in layouts for row in layout.rows]
     names = frozenset(name for path in paths for name in path) - {"{}"}
     return Vocabulary(names, frozenset(path[0] for path in paths))
 
 
-#: Names of UNets, in diffusers' names.
+#: The vocabulary of UNets in diffusers' names.
 UNET = vocabulary(layout.in_diffusers_names() for layout in WHOLE if layout.component == "unet")

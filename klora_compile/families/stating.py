@@ -1,4 +1,4 @@
-"""What a file's metadata state of its base model, and of the trainer by the base model."""
+"""A file's base model and trainer, as its metadata state them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from klora_runtime.families.catalogue import FAMILIES
 
-#: Metadata keys of ModelSpec and of kohya's trainers, which others write too.
+#: Metadata keys of ModelSpec and of kohya's trainers; other trainers also write them.
 _KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 _STATED = {
@@ -19,7 +19,7 @@ _SEPARATORS = re.compile(r"[\s._]")
 
 
 def stated_family(metadata: Mapping[str, str]) -> str | None:
-    """The base model that trainers write down, as far as it tells more than names do."""
+    """Return the family that trainers state, or None."""
     for statement in (metadata.get(key, "") for key in _KEYS):
         text = _SEPARATORS.sub("-", statement.strip().lower())
         lengths = {
@@ -33,7 +33,7 @@ def stated_family(metadata: Mapping[str, str]) -> str | None:
 
 
 def trainers() -> Mapping[str, str]:
-    """``ss_network_module`` -> the trainer, of modules that only one trainer has."""
+    """Return ``ss_network_module`` -> trainer, for modules that only one trainer has."""
     scripts = {family.script for family in FAMILIES.values() if family.script is not None}
     modules = [script.module for script in scripts]
     return {s.module: s.trainer for s in scripts if modules.count(s.module) == 1}

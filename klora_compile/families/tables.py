@@ -1,4 +1,4 @@
-"""The tables by which files are read, made from the base models' records."""
+"""The tables for reading files, made from the base models' records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from klora_runtime.families.rows import Layout, Row
 
 
 def _together(family: Family) -> Iterator[Layout]:
-    """Tables of one name for several components, as one."""
+    """Yield joint tables of layouts that have one name for several components."""
     for name in dict.fromkeys(layout.name for layout in family.layouts):
         own = [layout for layout in family.layouts if layout.name == name]
         if len(own) > 1:
@@ -20,7 +20,7 @@ def _together(family: Family) -> Iterator[Layout]:
 
 
 def _mixed(family: Family) -> Iterator[Layout]:
-    """All names of each component as one table, those of diffusers behind the authors'."""
+    """Yield one table per component with all its names, diffusers' names last."""
     own = [layout for layout in family.layouts if layout.is_whole and layout.name != "diffusers"]
     for first in (*own, *_together(family)):
         others = [layout for layout in family.layouts if layout.component == first.component]
@@ -32,7 +32,7 @@ def _mixed(family: Family) -> Iterator[Layout]:
 
 
 def _text_encoders() -> Iterator[Layout]:
-    """Every kind of text encoder in every component that it is for some family."""
+    """Yield the tables of text encoders, for each component that they are in some family."""
     encoders = [encoder for family in FAMILIES.values() for encoder in family.text_encoders]
     for encoder in {(e.model.title, e.component): e for e in encoders}.values():
         for layout in encoder.model.layouts:
@@ -41,25 +41,25 @@ def _text_encoders() -> Iterator[Layout]:
 
 _LAYOUTS = tuple(layout for family in FAMILIES.values() for layout in family.layouts)
 
-#: For every component of every family one table, or more, that name every module.
+#: Tables that name every module; every component of every family has one or more.
 WHOLE: tuple[Layout, ...] = tuple(layout for layout in _LAYOUTS if layout.is_whole)
 
-#: Tables of some modules, or of modules that another table names too.
+#: Tables of some modules, or of modules that another table also names.
 FURTHER: tuple[Layout, ...] = tuple(layout for layout in _LAYOUTS if not layout.is_whole)
 
-#: Files that hold modules of several components under one prefix: their tables as one.
+#: Joint tables for files that hold modules of several components under one prefix.
 TOGETHER: tuple[Layout, ...] = tuple(
     layout for family in FAMILIES.values() for layout in _together(family)
 )
 
-#: Files in diffusers' names, whose modules are those of the tables above.
+#: Tables for files in diffusers' names, with the modules of the tables above.
 IN_DIFFUSERS_NAMES: tuple[Layout, ...] = tuple(
     layout.in_diffusers_names()
     for layout in {(table.family, table.component): table for table in reversed(WHOLE)}.values()
     if layout.name != "diffusers"
 )[::-1]
 
-#: Files whose trainer renamed only some modules: all names of a component as one table.
+#: Tables with all names of a component, for files whose trainer renamed only some modules.
 MIXED: tuple[Layout, ...] = tuple(
     layout for family in FAMILIES.values() for layout in _mixed(family)
 )

@@ -73,7 +73,7 @@ def _batches(tasks: Iterable[Task], elements: int) -> Iterator[_Batch]:
 
 
 def _size(delta: Delta, elements: int) -> int:
-    """Layers like this one in a batch."""
+    """Return the layers like this one in a batch."""
     matrices = _matrices(delta)
     largest = max(matrices[0].shape[0] * matrices[-1].shape[1], *(m.numel() for m in matrices))
     return min(max(1, elements // largest), _MOST)
@@ -134,7 +134,7 @@ def _padded(stacked: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _product(matrices: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
-    """Some rows of the deltas, in memory of their own."""
+    """Return some rows of the deltas, in memory of their own."""
     if len(matrices) == 1:
         return matrices[0][:, rows].clone()
     up, down = matrices
@@ -142,7 +142,7 @@ def _product(matrices: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
 
 
 def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Frobenius norms; of products by the two small matrices up^T up and down down^T."""
+    """Return the Frobenius norms; of products by the two small matrices up^T up and down down^T."""
     if len(matrices) == 1:
         norms: torch.Tensor = torch.linalg.vector_norm(matrices[0], dim=(1, 2), dtype=torch.float64)
         return norms
@@ -152,7 +152,7 @@ def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The ``k`` largest of each row, in any order; all where a row has no more.
+    """Return the ``k`` largest of each row, in any order; all where a row has no more.
 
     They lie in the ``k`` blocks that have the largest maxima, wherever those are: a value outside
     is no larger than ``k`` others.

@@ -224,7 +224,7 @@ class _Store:
 
 
 def _is_held(error: sqlite3.OperationalError) -> bool:
-    """Whether another process has the file."""
+    """Return whether another process has the file."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -244,7 +244,7 @@ def _written(statistics: Statistics) -> str:
 
 
 def _read(key: str, numbers: object, digest: object) -> Statistics | None:
-    """The statistics of a row, or None where its digest is not its own."""
+    """Return the statistics of a row, or None where its digest is not its own."""
     if not isinstance(numbers, str) or _digest(key, numbers) != digest:
         return None
     try:

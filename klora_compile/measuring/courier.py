@@ -61,7 +61,7 @@ class Parcel:
     arrived: Any
 
     def opened(self) -> torch.Tensor:
-        """The numbers, when they have arrived."""
+        """Return the numbers, when they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.numbers

@@ -63,7 +63,7 @@ class Largest:
             self._threshold = largest[0]  # others cannot change the sum
 
     def values(self) -> Values:
-        """Those that were not passed over: the K largest are among them, zeros apart."""
+        """Return those that were not passed over: the K largest are among them, zeros apart."""
         return np.concatenate(self._found) if self._found else np.empty(0, np.float32)
 
 

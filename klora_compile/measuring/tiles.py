@@ -85,11 +85,11 @@ class _Magnitudes(Protocol):
     shape: tuple[int, int]
 
     def sample(self, every_row: int, every_column: int) -> torch.Tensor:
-        """Some of them."""
+        """Return some of them."""
         ...
 
     def tiles(self, scratch: Scratch) -> Iterator[torch.Tensor]:
-        """All of them in blocks of rows, each in the memory of the one before."""
+        """Return all of them in blocks of rows, each in the memory of the one before."""
         ...
 
 

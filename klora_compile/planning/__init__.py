@@ -1,1 +1,1 @@
-"""From numbers to a plan: which LoRAs may meet, and what happens to every layer, and when."""
+"""Planning: from numbers of LoRAs to the slots and timeline of every layer."""

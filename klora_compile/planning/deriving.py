@@ -1,4 +1,4 @@
-"""Slots that are computed from several LoRAs, layer by layer, as a rule says."""
+"""Derived slots: computed from several LoRAs, layer by layer, by a rule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from klora_compile.threads import single_thread
 
 
 def layers_of_slots(sources: Mapping[str, Adapter], rule: Rule) -> dict[str, Mapping[str, Layer]]:
-    """Slot -> layer name -> layer.
+    """Return slot -> layer name -> layer.
 
-    A layer that not all LoRAs of a derived slot have is as in its own LoRA. On a CPU the bits do
-    not depend on the number of threads.
+    If a LoRA of a derived slot lacks a layer, the slot has the layer of its own LoRA unchanged. On
+    a CPU the bits do not depend on the number of threads.
     """
     slots: dict[str, Mapping[str, Layer]] = {slot: each.layers for slot, each in sources.items()}
     with single_thread():

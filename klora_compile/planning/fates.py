@@ -1,13 +1,13 @@
-"""What may become of a layer under every rule; a rule has further fates of its own."""
+"""The fates of layers that all rules share; a rule has its own besides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: A fate of layers with something stored that never acts.
+#: The fate of layers whose stored factors never act.
 IDLE = "idle"
 
-#: Fate -> one sentence on it. A fate decides nothing: it is a few lower-case words for reports.
+#: Fate -> one sentence about it. A fate is a few lower-case words for reports; it decides nothing.
 FATES: Mapping[str, str] = {
     "one-sided": "only one LoRA changes this layer; it acts at every step",
     "with its weight": "a bias, chosen with the weight beside it",

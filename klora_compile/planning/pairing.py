@@ -1,4 +1,4 @@
-"""Whether LoRAs belong together: how many, in which roles, of which shapes and base models."""
+"""Checks that LoRAs can be fused: their number, roles, shapes and base models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from klora_runtime.families.catalogue import family_name
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
-    """See that a rule takes these LoRAs, and that settings name no others.
+    """Check that a rule takes these LoRAs, and that settings name no other ones.
 
     Raises:
-        ConfigError: the rule takes another number or other roles, or a setting names another LoRA.
+        ConfigError: the rule needs another number or other roles, or a setting names another LoRA.
     """
     strange = [shown(slot) for slot in slots if role_of(slot) not in ROLES]
     if strange:
@@ -50,14 +50,14 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
 
 
 def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
-    """See that LoRAs are of one base model.
+    """Check that LoRAs are for one base model.
 
     Args:
-        loras: slot -> what the header of its LoRA says.
-        rule: a rule of whole LoRAs needs no common layer.
+        loras: slot -> survey of its LoRA's header.
+        rule: the rule; rules of whole LoRAs need no common layer.
 
     Raises:
-        PairingError: a layer has two shapes, or no denoiser layer is common, or families differ.
+        PairingError: a layer has two shapes, no denoiser layer is common, or families differ.
     """
     advice = _advice(loras)
     layers = {slot: {v.name: v for v in lora.layers} for slot, lora in loras.items()}

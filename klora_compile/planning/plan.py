@@ -1,7 +1,7 @@
-"""From statistics to a plan: what happens to every layer of any of the LoRAs, and when.
+"""From statistics to a plan: the slots and timeline of every layer of the LoRAs.
 
-Pure numbers: no tensors, no files. The choice inside a layer is the rule's; this room adds what
-surrounds it for every rule: layers that only one LoRA has, zero deltas, text encoders, biases,
+A plan is pure numbers, without tensors or files. The rule chooses inside a layer; this module adds
+what is the same for every rule: layers of only one LoRA, zero deltas, text encoders, biases and
 weights.
 """
 
@@ -25,39 +25,39 @@ _NOTHING: tuple[Segment, ...] = ((0.0, {}),)
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What happens to one layer."""
+    """The plan of one layer."""
 
     fate: str
-    """In a few words; see :data:`klora_compile.planning.fates.FATES` and the rule's own."""
+    """A key of :data:`klora_compile.planning.fates.FATES` or of the rule's fates."""
     timeline: Timeline
     stored: tuple[str, ...]
     """Slots whose factors the artifact holds."""
     scales: Mapping[str, float]
-    """Slot -> what its delta is multiplied by: alpha / rank, or 1 where the network alpha is
-    ignored. Every slot that adapts the layer has one."""
+    """Slot -> factor on its delta: alpha / rank, or 1 if the network alpha is ignored. Every slot
+        that adapts the layer has one."""
     scores: Mapping[str, Any]
-    """What was measured, for reports and new schedules; decides nothing in an artifact."""
+    """Measured numbers for reports and new schedules; they decide nothing in an artifact."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to the whole model."""
+    """The plan of the whole model."""
 
     derived: Mapping[str, Any]
-    """What the rule computed for it, such as ``gamma`` by component."""
+    """Numbers that the rule computed for the model, such as ``gamma`` by component."""
     layers: Mapping[str, LayerPlan]
-    """Layer name -> plan, in the order given."""
+    """Layer name -> plan, in the given order."""
 
 
 def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
     """Apply a rule to the statistics of two or more LoRAs.
 
     Args:
-        numbers: layer name -> numbers of all sides.
-        config: the settings.
+        numbers: layer name -> numbers of all LoRAs.
+        config: the rule and the shared settings.
 
     Raises:
-        PairingError: layers that only one LoRA adapts, under ``unpaired="error"``.
+        PairingError: only one LoRA adapts some layers, and ``unpaired`` is ``"error"``.
     """
     if config.settings.unpaired == "error":
         _refuse_unpaired(numbers)
@@ -107,7 +107,7 @@ def _plan_layer(
 
 
 def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> Choice:
-    """Of a layer that is chosen by itself."""
+    """Choose for a layer other than a bias."""
     present = tuple(layer.present)
     if not present:
         return Choice("zero", _NOTHING)
@@ -123,7 +123,7 @@ def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> 
 
 
 def _follow(layer: LayerNumbers, chosen: Choice) -> Choice:
-    """Of a bias: what the LoRA that its weight has adds to it, and nothing else."""
+    """Choose for a bias: the LoRA that acts on its weight acts on the bias, if it adapts it."""
     present = layer.present
     if not present:
         return Choice("zero", _NOTHING, chosen.ratio)
@@ -140,7 +140,7 @@ def _constant(slots: Iterable[str]) -> tuple[Segment, ...]:
 
 
 def _timeline(layer: LayerNumbers, segments: Iterable[Segment], settings: Settings) -> Timeline:
-    """Coefficients of all slots, weights applied; a segment like the one before is a part of it."""
+    """Return the timeline of all slots with weights applied; equal neighbouring segments join."""
     rows: list[Segment] = []
     for start, row in segments:
         acting = {slot: value for slot, value in row.items() if value}

@@ -56,7 +56,7 @@ class CardFacts:
 
 
 def model_card(fusion: Schedule, facts: CardFacts) -> str:
-    """The card as Markdown with YAML in front. Nothing from the artifact acts as markup."""
+    """Return the card as Markdown with YAML in front. Nothing from the artifact acts as markup."""
     parts = [
         _front_matter(fusion, facts),
         f"# {plain(_title(facts.name))}",
@@ -240,7 +240,7 @@ def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
 
 
 def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
-    """Lines that load the base model, apply the artifact and sample."""
+    """Return lines that load the base model, apply the artifact and sample."""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
     task = _ANY_TASK if family is None else family.task
     one, many = ("frames", "frames") if task.endswith("video") else ("image", "images")
@@ -264,7 +264,7 @@ def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
 
 
 def _command(fusion: Schedule, facts: CardFacts, family: Family | None) -> str | None:
-    """The same as a command; None where that cannot do it."""
+    """Return the same as a command; None where that cannot do it."""
     task = _ANY_TASK if family is None else family.task
     if task.startswith("image") or (family is not None and family.is_modular):
         return None
@@ -281,7 +281,7 @@ def _prompt(fusion: Schedule) -> str:
 
 
 def _sources_needed(fusion: Schedule) -> dict[str, str]:
-    """Name -> file name of the sources that a thin fusion cannot do without."""
+    """Return name -> file name of the sources that a thin fusion cannot do without."""
     names = {ref.source for entry in fusion.entries for ref in entry.references.values()}
     return {printable(name): printable(fusion.sources[name].file) for name in sorted(names)}
 
@@ -304,5 +304,5 @@ def _trigger_words(fusion: Schedule) -> str:
 
 
 def _literal(text: str) -> str:
-    """A string of Python, and of JSON."""
+    """Return a string of Python, and of JSON."""
     return json.dumps(text, ensure_ascii=False)

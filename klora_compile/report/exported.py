@@ -9,7 +9,7 @@ from klora_runtime.errors import shown
 
 
 def static_lines(lora: Exported) -> list[tuple[str, str]]:
-    """Rows of (label, text) for one LoRA."""
+    """Return rows of (label, text) for one LoRA."""
     rows = [("layers", f"{lora.layers}, rank {lora.rank}, {lora.dtype}")]
     rows.append(
         ("schedule", f"the average differs from the schedule by {loss_text(lora.schedule)}")
@@ -20,7 +20,7 @@ def static_lines(lora: Exported) -> list[tuple[str, str]]:
 
 
 def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
-    """Rows of (label, text) for the LoRAs of all phases."""
+    """Return rows of (label, text) for the LoRAs of all phases."""
     first = phases.loras[0]
     rows = [("layers", f"{first.layers}, rank {first.rank}, {first.dtype}, in {first.file}")]
     rows.append(
@@ -36,6 +36,6 @@ def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
 
 
 def loss_text(loss: Loss) -> str:
-    """A loss in percent, with the layer that loses most."""
+    """Return a loss in percent, with the layer that loses most."""
     where = "" if loss.layer is None else f" (most, {loss.worst:.2%}, in {shown(loss.layer)})"
     return f"{loss.total:.2%}{where}"

@@ -17,7 +17,7 @@ _NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank"
 
 
 def inspection(fusion: Fusion) -> dict[str, Any]:
-    """A fusion as JSON values, numbers in full precision.
+    """Return a fusion as JSON values, numbers in full precision.
 
     Per layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null where that
     LoRA does not adapt the layer or the rule did not measure it, ``k`` and the Top-K sums

@@ -53,7 +53,7 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
 
 
 def _base_model(survey: Survey) -> str:
-    """Its name, or the few that it may be."""
+    """Return its name, or the few that it may be."""
     if 1 < len(survey.families) <= _LISTED:
         return f"one of {', '.join(map(family_name, survey.families))}"
     return family_name(survey.family)
@@ -136,7 +136,7 @@ def _norms(adapter: Adapter) -> Iterator[tuple[str, str]]:
 
 
 def block_of(name: str) -> str:
-    """The block of a layer: its component and the first numbered part of its path.
+    """Return the block of a layer: its component and the first numbered part of its path.
 
     ``unet.down_blocks.1.attentions.0…`` is ``unet.down_blocks.1``; a layer outside of any block is
     counted under its component.

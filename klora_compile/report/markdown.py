@@ -21,7 +21,7 @@ def printable(text: object) -> str:
 
 
 def plain(text: object) -> str:
-    """Text for a paragraph or a table cell."""
+    """Return the text for a paragraph or a table cell."""
     line = printable(text)
     escaped = "".join(
         c if _is_plain(line, index) else f"&#{ord(c)};" for index, c in enumerate(line)
@@ -30,14 +30,14 @@ def plain(text: object) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A code block, its fence longer than any in the text."""
+    """Return a code block, its fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def yaml_string(text: object) -> str:
-    """A double-quoted YAML scalar, which JSON's strings are."""
+    """Return a double-quoted YAML scalar, which JSON's strings are."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 

@@ -52,5 +52,5 @@ def forms_text(adapter: Adapter) -> str:
 
 
 def largest_error(adapter: Adapter) -> float:
-    """The largest share of a layer's Frobenius norm that its form does not hold."""
+    """Return the largest share of a layer's Frobenius norm that its form does not hold."""
     return max((layer.error for layer in adapter.layers.values()), default=0.0)

@@ -22,7 +22,7 @@ _ROUNDING = 1e-9
 
 
 def text_map(fusion: Schedule, width: int) -> str:
-    """The map in characters: a line per block, progress from left to right.
+    """Return the map in characters: a line per block, progress from left to right.
 
     Args:
         width: characters for the progress axis.
@@ -38,7 +38,7 @@ def text_map(fusion: Schedule, width: int) -> str:
 
 
 def slot_label(fusion: Schedule, slot: str) -> str:
-    """The name of a slot in a legend; one that is computed says so."""
+    """Return the name of a slot in a legend; one that is computed says so."""
     return slot if fusion.slots[slot].derived is None else f"{slot} (derived)"
 
 
@@ -67,7 +67,7 @@ def _line(block: Block, label: int, width: int, palette: Mapping[str, Rgb]) -> s
 
 
 def _mark(parts: Mapping[str, float], slots: tuple[str, ...]) -> str:
-    """The character of a cell."""
+    """Return the character of a cell."""
     if len(slots) == 2:
         share = parts.get(slots[0], 0.0)
         return _SHADES[min(len(_SHADES) - 1, int((share + _ROUNDING) * len(_SHADES)))]

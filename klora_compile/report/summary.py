@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarise(fusion: Schedule) -> Summary:
-    """The summary of a fusion that was compiled or loaded."""
+    """Return the summary of a fusion that was compiled or loaded."""
     counts = Counter(entry.fate for entry in fusion.entries)
     rule = rule_of(fusion)
     common = [fate for fate in COMMON if rule is None or not rule.whole or fate != "one-sided"]
@@ -113,7 +113,7 @@ def rule_of(fusion: Schedule) -> Rule | None:
 
 
 def summary_lines(summary: Summary) -> list[tuple[str, str]]:
-    """The summary as rows of (label, text) for a terminal."""
+    """Return the summary as rows of (label, text) for a terminal."""
     words = ", ".join(filter(None, (summary.rule, summary.rule_text)))
     rows = [("base model", family_name(summary.family)), ("rule", shown(words))]
     for name, value in summary.derived.items():
@@ -131,7 +131,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
 
 
 def bytes_text(count: int) -> str:
-    """A number of bytes for people, in decimal units."""
+    """Return a number of bytes for people, in decimal units."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

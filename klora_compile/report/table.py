@@ -38,7 +38,7 @@ def text_table(
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same in Markdown.
+    """Return the same in Markdown.
 
     Args:
         heads: of the columns, Markdown already.
@@ -49,5 +49,5 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> str:
-    """Rows of (label, text) as every command prints them."""
+    """Return rows of (label, text) as every command prints them."""
     return text_table(rows, indent=2)

@@ -1,7 +1,7 @@
-"""Fusion rules: pure maths from per-layer numbers to timelines.
+"""Fusion rules: pure functions from per-layer numbers to timelines.
 
-A new rule is a file here and a line of the catalogue. Every rule is public, and so is
-:class:`Rule`, which they all are.
+A new rule is a file here and a line of the catalogue. Every rule is public, and so is their base
+class :class:`Rule`.
 """
 
 from klora_compile.rules.catalogue import *  # noqa: F403

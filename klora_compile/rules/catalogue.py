@@ -1,7 +1,7 @@
 """All rules, the default first. A new rule is a file beside this one and a line here.
 
-Every name of this file is a rule and nothing else; :mod:`klora_compile.rules.lookup` finds them by
-their names on the command line.
+Every name of this file is a rule; :mod:`klora_compile.rules.lookup` finds rules by their names on
+the command line.
 """
 
 # isort: off

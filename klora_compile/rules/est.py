@@ -1,12 +1,12 @@
 """EST-LoRA: in each layer at each step, the LoRA with more energy.
 
-Source: EST-LoRA, arXiv 2508.02165. With t the progress in [0, 1), E the energy of a delta (the
-sum of its squares) and d the discrepancy of the style, one number for the pair:
+Source: EST-LoRA, arXiv 2508.02165. With progress t in [0, 1), the energy E of a delta (the sum of
+its squares) and the discrepancy d of the style (one number for the pair):
 
     E = ||delta||_F^2 = scaling^2 * tr((up^T up) (down down^T))
     content where  E_c >= (alpha * t + 1 - d) * E_s,  else style
 
-The energy needs products of rank x rank only; no delta is multiplied out.
+The energy needs products of rank x rank only; no delta is computed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Est(Rule):
         metadata=setting("Discrepancy of the style; higher favours content.", Number(0.0, 2.0)),
     )
     """One minus a cosine. The paper measures it on sample pictures, which a compiler does not have.
-    At the default the threshold runs from 0.5 to 2, as K-LoRA's S does."""
+        With the default, the threshold goes from 0.5 to 2, like K-LoRA's S."""
 
     def threshold(self, t: float) -> float:
-        """How much more energy than the style the content needs at progress t in [0, 1)."""
+        """Return the ratio E_c / E_s that the content needs at progress t in [0, 1)."""
         return self.alpha * t + 1.0 - self.d
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:

@@ -1,8 +1,8 @@
 """K-LoRA: in each layer at each step, the LoRA whose largest weights matter more.
 
 Source: Ouyang, Li, Hou, "K-LoRA: Unlocking Training-Free Fusion of Any Subject and Style LoRAs",
-CVPR 2025, arXiv 2502.18461; equation numbers are those of the paper. With t the progress in
-[0, 1), S_c and S_s the sums of the K largest absolute values of the two deltas:
+CVPR 2025, arXiv 2502.18461; equation numbers are the paper's. With progress t in [0, 1) and the
+sums S_c and S_s of the K largest absolute values of the two deltas:
 
     S(t)  = alpha * t + beta                                      (eq. 7,  pattern ``s``)
     S*(t) = (alpha * t + beta) mod alpha                          (eq. 12, pattern ``s*``)
@@ -10,13 +10,13 @@ CVPR 2025, arXiv 2502.18461; equation numbers are those of the paper. With t the
     content where  S_c >= gamma * S(t) * S_s,  else style         (eq. 6, 10)
 
 Nothing here depends on the prompt, the seed or the number of steps, so :meth:`Inequality.timeline`
-states the whole choice of a layer as one or a few breakpoints. Each is the smallest float64
-progress at which the inequality above, evaluated literally in float64, changes its value.
+gives the whole choice of a layer as a few breakpoints. Each is the smallest float64 progress at
+which the inequality above, evaluated literally in float64, changes its value.
 
 More than two LoRAs: divided by L1_c, the inequality compares S_c / L1_c with S(t) * S_s / L1_s. So
-each LoRA has one score of its own, S(t) weighs on all styles alike, and the largest wins: a duel of
-the best content and the best style. K is the product of the two largest ranks of the layer, the L1
-sums are over the layers that all LoRAs adapt. For two LoRAs that is the paper, with its gamma.
+each LoRA has its own score, S(t) multiplies the scores of all styles, and the largest wins: a duel
+of the best content and the best style. K is the product of the two largest ranks of the layer; the
+L1 sums are over the layers that all LoRAs adapt. For two LoRAs this equals the paper's rule.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Tie = Literal["content", "style"]
 Semantics = Literal["paper", "authors"]
 GammaRule = Literal["paper", "code"]
 
-#: In the authors' code a layer whose ratio is this many times the mean does not count for gamma.
+#: The authors' code excludes layers from gamma whose ratio is at least this many times the mean.
 _OUTLIER = 3.0
 
 #: beta of pattern ``s*`` in the authors' code, as a share of alpha; the paper states 1.3.
@@ -50,7 +50,7 @@ _AUTHORS_WRAPPED_SHARE = 0.85
 #: gamma is multiplied by this to the power of minus the bias.
 _BIAS_BASE = 4.0
 
-#: In an artifact, before a component's name: the L1 sum of each of more than two LoRAs.
+#: Prefix of a component's name in an artifact: the L1 sums of more than two LoRAs.
 _L1 = "l1."
 
 
@@ -60,24 +60,24 @@ class Inequality:
 
     pattern: Pattern = "s"
     alpha: float = 1.5
-    """Slope of S over progress; for ``s*`` also the modulus, and then above 0."""
+    """Slope of S over progress; for ``s*`` also the modulus, which must be above 0."""
     beta: float = 0.5
     """S at progress 0."""
     tie: Tie = "content"
-    """Who is chosen where both sides of the inequality are equal."""
+    """The choice if both sides of the inequality are equal."""
 
     def scale(self, t: float) -> float:
-        """S(t) or S*(t): how much heavier the style counts at progress t in [0, 1)."""
+        """Return S(t) or S*(t), the factor on the style's sum at progress t in [0, 1)."""
         line = self.alpha * t + self.beta
         return line % self.alpha if self.pattern == "s*" else line
 
     def chooses_content(self, s_c: float, s_s: float, gamma: float, t: float) -> bool:
-        """The literal choice at progress t: eq. 6 with S_s scaled as in eq. 8 and 10."""
+        """Return the literal choice at progress t: eq. 6 with S_s scaled by eq. 8 and 10."""
         scaled = gamma * self.scale(t) * s_s
         return s_c >= scaled if self.tie == "content" else s_c > scaled
 
     def timeline(self, s_c: float, s_s: float, gamma: float) -> list[tuple[float, bool]]:
-        """Every start of a segment with whether content acts in it; the first start is 0."""
+        """Return each segment as (start, whether content acts); the first start is 0."""
 
         def content(t: float) -> bool:
             return self.chooses_content(s_c, s_s, gamma, t)
@@ -85,14 +85,14 @@ class Inequality:
         return switches(content, self._monotone_pieces())
 
     def range(self) -> tuple[float, float]:
-        """Infimum and supremum of S over progress."""
+        """Return infimum and supremum of S over progress."""
         if self.pattern == "s*":
             return 0.0, self.alpha
         ends = self.beta, self.alpha + self.beta
         return min(ends), max(ends)
 
     def _monotone_pieces(self) -> Sequence[tuple[float, float]]:
-        """First and last progress of each piece of [0, 1) in which S is monotone."""
+        """Return first and last progress of each piece of [0, 1) in which S is monotone."""
         if self.pattern == "s":
             return WHOLE
 
@@ -114,24 +114,24 @@ class Inequality:
 
 
 def gamma_of_sums(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | None:
-    """gamma as the paper states it (eq. 9): ratio of the sums of L1 norms.
+    """Return gamma as in the paper (eq. 9): the ratio of the sums of L1 norms.
 
     Args:
         l1_c: L1 norm of each content delta, over the layers that both LoRAs adapt.
-        l1_s: the same of the style deltas.
+        l1_s: L1 norm of each style delta, over the same layers.
 
     Returns:
-        None where it is undefined: no layers, or all style deltas are zero.
+        gamma; None if there are no layers or all style deltas are zero.
     """
     style = math.fsum(l1_s)
     return math.fsum(l1_c) / style if style > 0 else None
 
 
 def gamma_of_ratios(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | None:
-    """gamma as the authors' code computes it: mean of per-layer ratios, large ones dropped.
+    """Return gamma as in the authors' code: the mean of per-layer ratios without large ones.
 
-    Layers whose style delta is zero have no ratio. Ratios of at least three times the mean are
-    dropped and the mean is taken again.
+    Layers with a zero style delta have no ratio. Ratios of at least three times the mean are
+    dropped, then the mean is computed again.
     """
     ratios = [c / s for c, s in zip(l1_c, l1_s, strict=True) if s > 0]
     if not ratios:
@@ -143,7 +143,7 @@ def gamma_of_ratios(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | Non
 
 @dataclass(frozen=True, kw_only=True)
 class Klora(Rule):
-    """K-LoRA (arXiv 2502.18461, eq. 1-12); a setting that is None is as the semantics say."""
+    """K-LoRA (arXiv 2502.18461, eq. 1-12); the semantics decide settings that are None."""
 
     name: ClassVar[str] = "klora"
     title: ClassVar[str] = "K-LoRA"
@@ -255,7 +255,7 @@ class Klora(Rule):
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
         rule = super().from_parameters(parameters)
-        for name in ("alpha", "beta", "gamma"):  # what is at its default follows the others
+        for name in ("alpha", "beta", "gamma"):  # defaults depend on other settings
             unset: dict[str, Any] = {name: None}
             free = replace(rule, **unset)
             if free.parameters() == rule.parameters():
@@ -263,7 +263,7 @@ class Klora(Rule):
         return rule
 
     def inequality(self) -> Inequality:
-        """The inequality that decides."""
+        """Return the inequality with the constants of these settings."""
         own = self.parameters()
         tie: Tie = own["tie"]
         return Inequality(self.pattern, own["alpha"], own["beta"], tie)
@@ -282,7 +282,7 @@ class Klora(Rule):
         return min(math.prod(largest) if self.top_k is None else self.top_k, numel)
 
     def weigh(self, layers: Mapping[str, LayerNumbers]) -> dict[str, Any]:
-        """gamma of each component; for more than two LoRAs, the L1 sum of each (eq. 9)."""
+        """Return gamma per component; for more than two LoRAs, the L1 sum of each (eq. 9)."""
         components = sorted({n.component for n in layers.values() if not n.is_stepless})
         sums = {component: _l1_norms(layers, component) for component in components}
         if any(len(norms) > 2 for norms in sums.values()):
@@ -315,7 +315,7 @@ class Klora(Rule):
         return ", ".join(parts)
 
     def _gamma(self, l1_c: Sequence[float], l1_s: Sequence[float]) -> float | None:
-        """Of one component, the bias included; None where it is undefined."""
+        """Return gamma of one component, with the bias applied; None if it is undefined."""
         stated = self.parameters()["gamma"]
         if isinstance(stated, float):
             gamma: float | None = stated
@@ -332,7 +332,7 @@ class Klora(Rule):
     ) -> float:
         if "gamma" in derived:
             gamma = derived["gamma"][layer.component]
-            assert gamma is not None  # two deltas that are not zero have L1 norms above zero
+            assert gamma is not None  # both deltas are nonzero, so their L1 norms are positive
             return float(gamma)
         sums = derived[f"{_L1}{layer.component}"]
         for slot in (content, style):
@@ -346,7 +346,7 @@ class Klora(Rule):
 
 
 def _l1_norms(layers: Mapping[str, LayerNumbers], component: str) -> dict[str, list[float]]:
-    """Slot -> its L1 norm of each weight that all LoRAs adapt."""
+    """Return slot -> L1 norm of each weight that all LoRAs adapt."""
     slots = next(iter(layers.values())).sides
     common = [
         layer
@@ -364,7 +364,7 @@ def _l1_norms(layers: Mapping[str, LayerNumbers], component: str) -> dict[str, l
 
 
 def _best(layer: LayerNumbers, role: str, derived: Mapping[str, Any]) -> str | None:
-    """The slot of a role with the largest S / L1, the first of equal ones; None where none is."""
+    """Return the slot of a role with the largest S / L1, the first of equals; or None."""
     own = {slot: side for slot, side in layer.present.items() if role_of(slot) == role}
     if len(own) < 2:
         return next(iter(own), None)

@@ -1,12 +1,12 @@
 """Level: the sum of all LoRAs, each scaled to the norm of the first.
 
-LoRAs of one base model differ in size, sometimes by a factor of a hundred, so that one of them
-drowns in a plain sum. With E the sum of ||delta||_F^2 over the layers that all of them adapt, LoRA
-i acts at every step with
+LoRAs of one base model differ in size, sometimes by a factor of a hundred, so a plain sum may hide
+the smaller ones. With E the sum of ||delta||_F^2 over the layers that all LoRAs adapt, LoRA i acts
+at every step with
 
     sqrt(E_1 / E_i)
 
-one number for each LoRA and component. It measures no likeness: two deltas that point in one
+one number for each LoRA and component. It ignores the similarity of deltas: two deltas in the same
 direction add up to more than either.
 """
 
@@ -22,7 +22,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import SUM, Choice
 from klora_compile.rules.rule import Rule
 
-#: In an artifact, before a component's name: what each LoRA is multiplied by there.
+#: Prefix of a component's name in an artifact: the factors on its LoRAs.
 _FACTORS = "factors."
 
 
@@ -38,7 +38,7 @@ class Level(Rule):
     whole: ClassVar[bool] = True
 
     def weigh(self, layers: Mapping[str, LayerNumbers]) -> dict[str, Any]:
-        """Component -> slot -> factor; 1 where no layer is shared, or all deltas there are zero."""
+        """Return component -> slot -> factor; 1 if the LoRAs share no layer or only zero deltas."""
         squares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for layer in layers.values():
             if layer.is_stepless:

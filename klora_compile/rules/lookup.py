@@ -1,4 +1,4 @@
-"""A rule by its name, as the command line and artifacts state it."""
+"""Rules by name, as on the command line and in artifacts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DEFAULT_RULE = next(iter(RULES))
 
 
 def rule_class(name: str) -> type[Rule]:
-    """The rule of this name.
+    """Return the rule of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such rule.
     """
     if name not in RULES:
         raise ConfigError(f"rule: expected one of {', '.join(RULES)}, found {shown(name)}.")
@@ -31,7 +31,7 @@ def rule_class(name: str) -> type[Rule]:
 
 
 def known_rule(name: str, parameters: Mapping[str, Any]) -> Rule | None:
-    """The rule that an artifact states, or None where this klora does not know it so."""
+    """Return the rule that an artifact states; None if this klora does not know it."""
     try:
         return rule_class(name).from_parameters(parameters)
     except (ConfigError, TypeError):

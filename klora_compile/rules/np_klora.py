@@ -1,7 +1,7 @@
-"""NP-LoRA, then K-LoRA: the choice between the projected content and the style.
+"""NP-LoRA, then K-LoRA: a choice between the projected content and the style.
 
-The content is projected as :mod:`klora_compile.rules.np_lora` says, and the choice in each layer is
-that of :mod:`klora_compile.rules.klora`, with the projected content's numbers.
+The content is projected as in :mod:`klora_compile.rules.np_lora`; the choice in each layer is that
+of :mod:`klora_compile.rules.klora` with the numbers of the projected content.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from klora_compile.rules.np_lora import NpLora, Projecting
 
 @dataclass(frozen=True, kw_only=True)
 class NpKlora(Projecting, Klora):
-    """K-LoRA's choice between the projected content and the style; settings of both rules."""
+    """K-LoRA's choice between the projected content and the style, with both rules' settings."""
 
     name: ClassVar[str] = "np+klora"
     title: ClassVar[str] = f"{NpLora.title} and {Klora.title}"

@@ -1,17 +1,17 @@
-"""NP-LoRA: the content keeps off the input directions that the style uses.
+"""NP-LoRA: the content is projected off the input directions that the style uses.
 
 Source: "NP-LoRA: Null Space Projection Unifies Subject and Style in LoRA Fusion", arXiv 2511.11051
-(v3). With Q an orthonormal basis of the inputs that the style's delta reacts to:
+(v3). With an orthonormal basis Q of the inputs that the style's delta reacts to:
 
     delta = delta_s + delta_c (I - mu / (1 + mu) Q Q^T)
 
-mu = 0 is the direct sum; as mu grows, what the style does to its own inputs is left alone. Q are
-the right singular vectors of delta_s whose singular values exceed 1e-6 of the largest, so a style
-whose delta is zero projects nothing. They come from the factors: QR of both, then the SVD of a
-matrix of rank x rank.
+mu = 0 is the direct sum; as mu grows, the content no longer changes the style's effect on its own
+inputs. Q consists of the right singular vectors of delta_s whose singular values exceed 1e-6 of the
+largest, so a zero style delta projects nothing. They are computed from the factors: QR of both,
+then the SVD of a rank x rank matrix.
 
-The projection acts on the content's ``down`` alone: its rank stays, and the result is one derived
-slot beside the style as given. Biases, norms, and text encoders are left as they are.
+The projection changes the content's ``down`` only and keeps its rank. The result is a derived slot
+beside the unchanged style. Biases, norms and text encoders are unchanged.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
     from klora_runtime.artifact.delta import Delta
 
-#: Singular values up to this share of the largest are rounding.
+#: Singular values up to this share of the largest count as rounding.
 _RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projecting(Rule):
-    """Rules whose content slot is projected off the style's input directions."""
+    """The base of rules that project the content slot off the style's input directions."""
 
     most: ClassVar[int | None] = 2
     derives: ClassVar[Mapping[str, tuple[str, ...]]] = {CONTENT: (CONTENT, STYLE)}
@@ -93,11 +93,11 @@ class NpLora(Projecting):
 
 
 def project(content: Delta, style: Delta, mu: float) -> Delta:
-    """delta_c (I - mu / (1 + mu) Q Q^T), in the form of ``content``, float32.
+    """Return delta_c (I - mu / (1 + mu) Q Q^T) in the form of ``content``, float32.
 
     Args:
-        content: factors, or a dense delta.
-        style: of the same shape.
+        content: factors or a dense delta.
+        style: a delta of the same shape.
         mu: 0 or more.
     """
     from klora_runtime.artifact.delta import Dense, LowRank
@@ -116,10 +116,10 @@ def project(content: Delta, style: Delta, mu: float) -> Delta:
 
 
 def input_directions(delta: Delta) -> torch.Tensor:
-    """An orthonormal basis of the inputs that a delta reacts to.
+    """Return an orthonormal basis of the inputs that a delta reacts to.
 
     Returns:
-        (in, n) with n up to its rank, float64; for a convolution ``in`` counts the kernel too.
+        (in, n), float64, with n up to the rank; for a convolution ``in`` includes the kernel.
     """
     parts = delta.singular()
     count = int((parts.values > _RANK_TOLERANCE * parts.values[0]).sum())

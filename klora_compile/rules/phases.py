@@ -1,6 +1,6 @@
-"""Schedules by hand: each LoRA's weight from one progress to the next.
+"""Manual schedules: each LoRA's weight as a step function of progress.
 
-A schedule is written ``0:1,0.4:0.2``: weight 1 from the start, 0.2 from progress 0.4 on.
+The schedule ``0:1,0.4:0.2`` means weight 1 from the start and 0.2 from progress 0.4 on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from klora_compile.rules.rule import Rule
 from klora_compile.slots import role_of
 from klora_runtime.errors import ConfigError
 
-#: (progress from which it holds, weight)
+#: (start as progress, weight) of each point.
 Points = tuple[tuple[float, float], ...]
 
 _TEXT = Text("POINTS", "progress:weight, such as 0:1,0.4:0.2")
@@ -27,7 +27,7 @@ _MOST_POINTS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Phases(Rule):
-    """Schedules by hand, as text or as points; weights are -100 to 100, the first starts at 0."""
+    """Manual schedules, as text or points; weights are -100 to 100, and the first starts at 0."""
 
     name: ClassVar[str] = "phases"
     title: ClassVar[str] = "a schedule by hand"
@@ -55,7 +55,7 @@ class Phases(Rule):
     )
 
     def __post_init__(self) -> None:
-        """Check the settings and bring them into one spelling."""
+        """Check the settings and normalise them."""
         super().__post_init__()
         for name in ("content_phases", "style_phases"):
             object.__setattr__(self, name, points_of(name, getattr(self, name)))
@@ -91,19 +91,19 @@ class Phases(Rule):
 
     def _points(self, slot: str) -> Points:
         points = self.slot_phases.get(slot) or getattr(self, f"{role_of(slot)}_phases")
-        assert not isinstance(points, str)  # brought into points when it was made
+        assert not isinstance(points, str)  # the constructor parsed it
         return points
 
 
 def points_of(name: str, value: str | Iterable[Sequence[float]]) -> Points:
-    """A schedule, checked.
+    """Parse and check a schedule.
 
     Args:
-        name: of the setting, for errors.
-        value: text or pairs of progress and weight.
+        name: name of the setting, for errors.
+        value: text, or pairs of progress and weight.
 
     Raises:
-        ConfigError: it is neither, or its progress does not ascend from 0.
+        ConfigError: the value is neither, or its progress does not ascend from 0.
     """
     try:
         pairs = [part.split(":") for part in value.split(",")] if isinstance(value, str) else value
@@ -124,7 +124,7 @@ def points_of(name: str, value: str | Iterable[Sequence[float]]) -> Points:
 
 
 def points_text(points: str | Points) -> str:
-    """A schedule as text; :func:`points_of` gives the same points again."""
+    """Return a schedule as text; :func:`points_of` gives the same points again."""
     if isinstance(points, str):
         return points
     return ",".join(f"{_number(start)}:{_number(weight)}" for start, weight in points)

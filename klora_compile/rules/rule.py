@@ -1,8 +1,8 @@
-"""What a fusion rule is: settings that were checked, and two functions of numbers.
+"""The interface of fusion rules: checked settings and two functions of numbers.
 
-``weigh`` looks at the whole model once, ``choose`` at one layer. Neither sees a tensor, a prompt or
-a step. What surrounds a choice for every rule (zero deltas, layers that one LoRA has, text
-encoders, weights) is in :mod:`klora_compile.planning.plan`.
+``weigh`` sees the whole model once, ``choose`` sees one layer. Neither sees a tensor, a prompt or a
+step. :mod:`klora_compile.planning.plan` handles what is the same for every rule: zero deltas,
+layers of one LoRA, text encoders, and weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from klora_compile.rules.kit.outcomes import Choice
 from klora_compile.rules.kit.papers import Paper
 from klora_runtime.errors import ConfigError
 
-if TYPE_CHECKING:  # no rule needs torch until it computes
+if TYPE_CHECKING:  # rules need torch only when they compute
     from klora_runtime.artifact.delta import Delta
 
-#: How the sentence of a rule begins that chooses one LoRA for a layer.
+#: The beginning of the sentence of a rule that chooses one LoRA per layer.
 EVERY_LAYER = "In every layer of the denoiser, at every step of sampling, the one acts"
 
 
@@ -53,39 +53,39 @@ class LayerOfSlot(Protocol):
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """A rule with its own settings, which are its fields. Instances are immutable.
+    """A fusion rule whose fields are its settings. Instances are immutable.
 
-    Each field says in its metadata what it means and what it may be
-    (:func:`klora_compile.fields.setting`), and is checked when the rule is made.
+    The metadata of each field state its meaning and its allowed values
+    (:func:`klora_compile.fields.setting`); the constructor checks them.
 
     Raises:
         ConfigError: a setting is out of its range.
     """
 
     name: ClassVar[str]
-    """On the command line and in artifacts."""
+    """Name on the command line and in artifacts."""
     title: ClassVar[str]
-    """In a model card: what the LoRAs are fused by."""
+    """Name in a model card."""
     sentence: ClassVar[str]
-    """In a model card: what it does, as Markdown without the full stop."""
+    """Description for a model card, as Markdown without the full stop."""
     papers: ClassVar[tuple[Paper, ...]] = ()
-    """What to cite."""
+    """Papers to cite."""
     fates: ClassVar[Mapping[str, str]]
-    """What may become of a layer, in a few words for reports, with one sentence on each. What may
-    happen under every rule is in :mod:`klora_compile.planning.fates`."""
+    """Possible fate of a layer, in a few words for reports -> one sentence about it. Fates that all
+        rules share are in :mod:`klora_compile.planning.fates`."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of :class:`~klora_compile.rules.kit.numbers.Side` it reads, if there is a partner."""
+    """Fields of :class:`~klora_compile.rules.kit.numbers.Side` that the rule compares."""
     whole: ClassVar[bool] = False
-    """Whether it schedules whole LoRAs: nothing is compared, and a layer that only one LoRA has
-    follows that LoRA's schedule."""
+    """Whether the rule schedules whole LoRAs: it compares nothing, and a layer of only one LoRA
+        follows that LoRA's schedule."""
     most: ClassVar[int | None] = None
-    """How many LoRAs it takes at most; None: as many as an artifact holds."""
+    """Greatest number of LoRAs; None for as many as an artifact can hold."""
     ratio_formula: ClassVar[str] = ""
-    """What :attr:`Choice.ratio` is, as matplotlib's mathematics."""
+    """Formula of :attr:`Choice.ratio` in matplotlib's math notation."""
     optional: ClassVar[tuple[str, ...]] = ()
-    """Settings that the artifact states only where they are not at their default."""
+    """Settings that the artifact states only if they differ from their default."""
     derives: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Slot -> the slots of the LoRAs that its factors are computed from (:meth:`derive`)."""
+    """Derived slot -> slots of the LoRAs that :meth:`derive` computes it from."""
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -93,16 +93,16 @@ class Rule(ABC):
 
     @property
     def ignores_alpha(self) -> bool:
-        """Whether deltas count and act without the network's alpha / rank."""
+        """Whether deltas are measured and applied without the network's alpha / rank."""
         return False
 
     @property
     def made_for_steps(self) -> int | None:
-        """The number of steps that the schedule is made for; None where it fits every number."""
+        """The number of steps that the schedule is made for; None if it fits every number."""
         return None
 
     def parameters(self) -> dict[str, Any]:
-        """Every setting with its default filled in, as the artifact records it."""
+        """Return every setting with its default filled in, as the artifact records it."""
         return {
             field.name: _stated(getattr(self, field.name), setting_of(field))
             for field in fields(self)
@@ -111,7 +111,7 @@ class Rule(ABC):
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """The rule that :meth:`parameters` gives these values for; other keys are passed over.
+        """Return the rule with these :meth:`parameters`; ignore other keys.
 
         Raises:
             ConfigError: a value is missing or out of its range.
@@ -124,14 +124,14 @@ class Rule(ABC):
 
     @classmethod
     def stated(cls, settings: Mapping[str, Any]) -> Self:
-        """The rule with these settings, as a command line or an artifact states them.
+        """Return the rule with settings as a command line or an artifact states them.
 
         Args:
-            settings: some of its fields by name; a word may stand for None
+            settings: some of the rule's fields by name; a word may represent None
                 (:attr:`klora_compile.fields.Setting.unset`).
 
         Raises:
-            ConfigError: a required setting is not there, or a value is out of its range.
+            ConfigError: a required setting is missing, or a value is out of range.
         """
         for field in fields(cls):
             if is_required(field) and field.name not in settings:
@@ -144,20 +144,20 @@ class Rule(ABC):
         return cls(**{n: None if n in words and v == words[n] else v for n, v in settings.items()})
 
     def misfit(self, slots: Sequence[str]) -> str | None:
-        """Why the settings do not fit these LoRAs, as one sentence; None where they do."""
+        """Return why the settings do not fit these LoRAs, as one sentence; None if they do."""
         return None
 
     def count(self, ranks: Sequence[int], numel: int) -> int | None:
-        """How many weights of a layer its Top-K sums are of; None where the rule needs none.
+        """Return K for a layer's Top-K sums; None if the rule uses no such sums.
 
         Args:
-            ranks: of the layer in each LoRA that has it, two or more.
-            numel: elements of the layer.
+            ranks: the layer's rank in each LoRA that has it, two or more.
+            numel: number of elements of the layer.
         """
         return None
 
     def weigh(self, layers: Mapping[str, LayerNumbers]) -> dict[str, Any]:
-        """What the rule computes for the whole model: numbers, or objects of them, by name."""
+        """Compute the rule's numbers for the whole model: name -> number or object of numbers."""
         return {}
 
     @abstractmethod
@@ -165,34 +165,34 @@ class Rule(ABC):
         """Decide one layer of the denoiser.
 
         Args:
-            layer: at least two of its deltas are there; one, for rules of whole LoRAs.
-            derived: of :meth:`weigh`.
+            layer: a layer with two or more deltas; for rules of whole LoRAs, one or more.
+            derived: the result of :meth:`weigh`.
         """
 
     def range(self) -> tuple[float, float] | None:
-        """Between which ratios a layer switches; None where no ratio decides."""
+        """Return the range of ratios in which layers switch; None if no ratio decides."""
         return None
 
     def text(self) -> str:
-        """The settings in a few words, for reports."""
+        """Return the settings in a few words, for reports."""
         return ", ".join(f"{name} {value}" for name, value in self.parameters().items())
 
     def derivation(self, slot: str) -> str | None:
-        """How a slot is computed, as the artifact records it; None where it is a LoRA as given."""
+        """Return the artifact's note on how a slot is computed; None if it is a LoRA as given."""
         return None
 
     def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
-        """The delta of one layer of a derived slot; it takes the scaling of that slot's own LoRA.
+        """Compute the delta of one layer of a derived slot; the scaling is that of the slot's LoRA.
 
         Args:
             slot: a key of :attr:`derives`.
-            layers: slot -> the layer, of each of the LoRAs that it is computed from.
+            layers: slot -> the layer in each LoRA that it is computed from.
         """
         raise NotImplementedError(f"rule {self.name} derives no {slot}")
 
 
 def _stated(value: Any, setting: Setting) -> Any:
-    """A value as the artifact records it."""
+    """Return a value as the artifact records it."""
     if value is None:
         return setting.unset
     return float(value) if isinstance(setting.kind, Number) and type(value) is int else value

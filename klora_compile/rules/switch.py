@@ -1,9 +1,9 @@
-"""LoRA Switch: one LoRA at a time, for tau steps each, in turns.
+"""LoRA Switch: the LoRAs take turns of tau steps each.
 
 Source: Zhong et al., "Multi-LoRA Composition for Image Generation", arXiv 2402.16843: with k LoRAs
-and steps t from 1, LoRA floor(((t - 1) mod (k * tau)) / tau) + 1 acts. The breakpoints are stated
-in progress, (j * tau) / steps, each between the middles of two steps of that number of steps. At
-another number of steps the turns keep their shares of the run, so a turn is then not tau steps.
+and steps t from 1, LoRA floor(((t - 1) mod (k * tau)) / tau) + 1 acts. The breakpoints are progress
+values, (j * tau) / steps, each between the middles of two steps of a run of ``steps``. In a run of
+another number of steps the turns keep their shares of the run, so a turn is not tau steps then.
 """
 
 from __future__ import annotations

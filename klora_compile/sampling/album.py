@@ -100,7 +100,7 @@ def _one_image(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
 
 
 def _frames_sheet(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
-    """A row per video."""
+    """Return a row per video."""
     total = max(len(shot.frames) for shot in shots)
     chosen = _spread(total)
     rows = [

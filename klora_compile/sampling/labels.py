@@ -60,6 +60,6 @@ def _system_fonts(size: int) -> Iterator[Any]:
 
 
 def _missing(font: Any, text: str) -> int:
-    """How many characters of ``text`` a font has no glyph for."""
+    """Return how many characters of ``text`` a font has no glyph for."""
     box = bytes(font.getmask("\uffff"))
     return sum(bytes(font.getmask(c)) == box for c in set(text) if c.isprintable())

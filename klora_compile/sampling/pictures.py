@@ -55,12 +55,12 @@ class Shot:
 
 
 def makes_videos(pipe: Any) -> bool:
-    """Whether a pipeline makes videos, as far as its call tells."""
+    """Return whether a pipeline makes videos, as far as its call tells."""
     return "num_frames" in _parameters(pipe)
 
 
 def arguments(pipe: Any, request: Request) -> dict[str, Any]:
-    """The arguments that are the same for every picture.
+    """Return the arguments that are the same for every picture.
 
     Raises:
         ConfigError: the pipeline's call does not take one, or needs one that there is no option

@@ -32,7 +32,7 @@ _WEIGHTS = re.compile(
 
 
 def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any:
-    """The pipeline of a diffusers folder, on its device.
+    """Return the pipeline of a diffusers folder, on its device.
 
     Args:
         model: a folder that ``pipe.save_pretrained`` wrote, or the id of one on the Hub.
@@ -203,7 +203,7 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
 
 
 def _variant(folder: Path) -> str | None:
-    """The variant, such as ``fp16``, that a part of the pipeline has only."""
+    """Return the variant, such as ``fp16``, that a part of the pipeline has only."""
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         names = [_WEIGHTS.fullmatch(path.name) for path in part.iterdir()]
         variants = {match["variant"] for match in names if match}
@@ -227,6 +227,6 @@ def _short(scheduler: type) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of another library in one line."""
+    """Return the message of another library in one line."""
     text = shown(" ".join(str(error).split()) or type(error).__name__, limit=500)
     return text if text.endswith((".", "…")) else f"{text}."

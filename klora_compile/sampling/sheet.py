@@ -49,7 +49,7 @@ class _Layout:
 
 
 def contact_sheet(rows: Sequence[Row], headings: Sequence[str]) -> Image.Image:
-    """Rows of pictures in their own pixels, each row's label to its left.
+    """Return the rows of pictures in their own pixels, each row's label to its left.
 
     Args:
         rows: labels and pictures; rows may differ in length.

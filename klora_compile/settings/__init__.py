@@ -1,1 +1,1 @@
-"""What a user sets: a rule's numbers, what all rules share, how LoRA files are read."""
+"""Settings of users: a rule's own, those of all rules, and options of reading LoRA files."""

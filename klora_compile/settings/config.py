@@ -1,4 +1,4 @@
-"""What a user may decide about a fusion: a rule with its settings, and what all rules share."""
+"""The configuration of a fusion: a rule with its settings, and the settings of all rules."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from klora_runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class Config:
-    """A rule and the settings that all rules share; both are checked when they are made."""
+    """A rule and the settings that all rules share; both check themselves on creation."""
 
     rule: Rule = field(default_factory=rule_class(DEFAULT_RULE))
-    """A rule of :mod:`klora_compile.rules`; its fields are its own settings."""
+    """A rule of :mod:`klora_compile.rules`, whose fields are its own settings."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        """See that a rule was given as an object, not by its name."""
+        """Check that the rule is an object, not a name."""
         if not isinstance(self.rule, Rule):
             example = rule_class(DEFAULT_RULE).__name__
             raise ConfigError(f"rule: expected a rule such as {example}(), found {self.rule!r}.")
@@ -30,7 +30,7 @@ class Config:
 
     @classmethod
     def of(cls, rule: Rule | None, settings: Settings | None) -> Self:
-        """The config of these two; what is None is as by default."""
+        """Return the config of a rule and settings; None stands for the default."""
         default = cls()
         return cls(
             default.rule if rule is None else rule,
@@ -39,14 +39,14 @@ class Config:
 
     @classmethod
     def named(cls, rule: str, /, **settings: Any) -> Self:
-        """The config that a command line states: a rule by its name, all settings by theirs.
+        """Return the config of a rule and settings given by name, as on a command line.
 
         Args:
             rule: a name in :data:`klora_compile.rules.lookup.RULES`.
             settings: fields of that rule and of :class:`~klora_compile.settings.shared.Settings`.
 
         Raises:
-            ConfigError: an unknown rule or setting, or a value that is out of its range.
+            ConfigError: a rule or setting is unknown, or a value is out of range.
         """
         kind = rule_class(rule)
         shared, own = _names(Settings), _names(kind)
@@ -63,26 +63,26 @@ class Config:
 
     @classmethod
     def from_parameters(cls, rule: str, parameters: Mapping[str, Any]) -> Self:
-        """The config that :meth:`parameters` gives these values for; other keys are passed over.
+        """Return the config with these :meth:`parameters`; ignore other keys.
 
         Raises:
-            ConfigError: the rule is unknown, a value is missing or out of its range.
+            ConfigError: the rule is unknown, or a value is missing or out of range.
         """
         return cls(
             rule_class(rule).from_parameters(parameters), Settings.from_parameters(parameters)
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Every setting with its default filled in, as the artifact records it."""
+        """Return every setting with its default filled in, as the artifact records it."""
         return self.rule.parameters() | self.settings.parameters()
 
     def changed(self, rule: str | None = None, /, **changes: Any) -> Self:
-        """Another config: settings that are not named stay, of the rule too unless it is another.
+        """Return a config with some settings changed; a new rule starts with its own defaults.
 
-        Of settings by slot, slots that are not named stay.
+        In settings by slot, slots that are not named keep their values.
 
         Raises:
-            ConfigError: as :meth:`named`.
+            ConfigError: see :meth:`named`.
         """
         kept = {name: getattr(self.settings, name) for name in _names(Settings)}
         if rule is None or rule == self.rule.name:

@@ -1,4 +1,4 @@
-"""What a user may decide about reading a LoRA."""
+"""Options of reading a LoRA."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from klora_compile.fields import Flag, Number, Place, Word, check_settings, sett
 AlphaConflict = Literal["error", "first"]
 Denoiser = Literal["transformer_2"]
 
-#: The share of a delta's Frobenius norm that may be lost where it is brought into another form.
+#: Share of a delta's Frobenius norm that a conversion to another form may lose.
 MAX_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Settings of reading; the defaults lose nothing and pass nothing over.
+    """Options of reading a LoRA; the defaults lose nothing and skip nothing.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -62,7 +62,7 @@ class ReadOptions:
     )
 
     def notes(self) -> dict[str, Any]:
-        """What differs from the defaults and is not seen from the file, as JSON values."""
+        """Return the non-default options that the file does not show, as JSON values."""
         notes: dict[str, Any] = {}
         if self.max_error != MAX_ERROR:
             notes["max_error"] = self.max_error
@@ -74,7 +74,7 @@ class ReadOptions:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any], base: Path | None = None) -> ReadOptions:
-        """The options under which a source with these notes in an artifact was read.
+        """Return the options with which a source with these notes in an artifact was read.
 
         Raises:
             ConfigError: a value is out of its range.

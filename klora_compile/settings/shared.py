@@ -1,4 +1,4 @@
-"""What a user may decide about a fusion whatever its rule, checked once."""
+"""The settings that all rules share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Unpaired = Literal["keep", "drop", "error"]
 
 _WEIGHT = Number(-100.0, 100.0)
 
-#: Settings that an artifact states only where they are not at their default.
+#: Settings that an artifact states only if they differ from their default.
 _OPTIONAL = ("weights", "keep_all_slots")
 
 
@@ -77,12 +77,12 @@ class Settings:
         check_settings(self)
 
     def weight(self, slot: str) -> float:
-        """The factor on the deltas of ``slot``."""
+        """Return the factor on the deltas of ``slot``."""
         role = self.content_weight if role_of(slot) == CONTENT else self.style_weight
         return role * self.weights.get(slot, 1.0)
 
     def parameters(self) -> dict[str, Any]:
-        """As the artifact records them."""
+        """Return the settings as the artifact records them."""
         found: dict[str, Any] = {
             "content_weight": float(self.content_weight),
             "style_weight": float(self.style_weight),
@@ -97,7 +97,7 @@ class Settings:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """The settings that :meth:`parameters` gives these values for.
+        """Return the settings with these :meth:`parameters`.
 
         Raises:
             ConfigError: a value is missing or out of its range.

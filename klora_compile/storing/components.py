@@ -59,7 +59,7 @@ class Components:
         return (4 * ratios.log2()).round().clamp(0, MAX_LEVEL).long()
 
     def step_that_loses(self, energy: float) -> float:
-        """The step at which the components are expected to lose that, all together."""
+        """Return the step at which the components are expected to lose that, all together."""
         low, high = -100.0, 100.0  # exponents
         for _ in range(48):
             middle = (low + high) / 2
@@ -71,7 +71,7 @@ class Components:
 
 
 def components_of(delta: Delta) -> Components:
-    """The components of a delta; on as many threads as torch has."""
+    """Return the components of a delta; on as many threads as torch has."""
     if isinstance(delta, Dense):
         values = delta.values
         rows = values.float().reshape(1 if values.dim() == 1 else len(values), -1)

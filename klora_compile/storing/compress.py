@@ -96,7 +96,7 @@ def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
 
 
 def _here(entry: Entry) -> dict[str, Stored]:
-    """The factors of an entry in host memory, wherever the fusion is kept."""
+    """Return the factors of an entry in host memory, wherever the fusion is kept."""
     return {
         slot: stored
         if all(tensor.device == HOST for tensor in stored.delta.tensors)

@@ -20,7 +20,7 @@ _HELD = 2**23
 
 
 def nearest(targets: torch.Tensor) -> torch.Tensor:
-    """The whole numbers of each row whose values are nearest to it, in squared distance.
+    """Return the whole numbers of each row whose values are nearest to it, in squared distance.
 
     Args:
         targets: (rows, numbers), float32, in steps.

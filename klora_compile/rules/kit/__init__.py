@@ -1,1 +1,1 @@
-"""What rules are made of: numbers to decide by, breakpoints, choices in common, papers."""
+"""Building blocks of rules: numbers of layers, breakpoints, common choices, papers."""

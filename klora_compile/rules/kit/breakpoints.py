@@ -1,5 +1,4 @@
-"""Where a choice changes: the smallest float64 progress at which an inequality, evaluated
-literally, has another value."""
+"""Breakpoints: the smallest float64 progress at which a literally evaluated choice changes."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ from functools import partial
 #: The last float64 below 1, the end of the progress range.
 LAST_PROGRESS = math.nextafter(1.0, 0.0)
 
-#: All of progress, as one piece.
+#: The whole range of progress as one piece.
 WHOLE = ((0.0, LAST_PROGRESS),)
 
-#: Two progress values, or a ratio and the end of S's range, nearer than this are a near tie.
+#: Distance below which two progress values, or a ratio and an end of S's range, are a near tie.
 NEAR = 1e-6
 _NEAR_MAX_STEPS = 100
 
@@ -22,11 +21,11 @@ _NEAR_MAX_STEPS = 100
 def switches(
     chooses: Callable[[float], bool], pieces: Sequence[tuple[float, float]] = WHOLE
 ) -> list[tuple[float, bool]]:
-    """Every start of a segment with the choice that holds in it; the first start is 0.
+    """Return each segment as (start, choice); the first start is 0.
 
     Args:
-        chooses: the choice at a progress; it changes at most once within each piece.
-        pieces: first and last progress of each.
+        chooses: returns the choice at a progress; it changes at most once within each piece.
+        pieces: first and last progress of each piece.
     """
 
     def becomes(choice: bool, t: float) -> bool:
@@ -45,11 +44,11 @@ def switches(
 
 
 def first_where(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest float64 in [low, high] where ``holds``, given that it is monotone.
+    """Return the smallest float64 in [low, high] at which a monotone condition holds.
 
     Args:
-        holds: false at first, then true up to ``high`` included.
-        low: at least 0.
+        holds: the condition: false at first, then true up to and including ``high``.
+        low: lower end, at least 0.
     """
     if holds(low):
         return low
@@ -64,7 +63,7 @@ def first_where(holds: Callable[[float], bool], low: float, high: float) -> floa
 
 
 def near_step(progress: float) -> tuple[int, int] | None:
-    """A step (index, N), N up to 100, whose progress is within 1e-6 of a breakpoint; or None."""
+    """Return a step (index, N) with N <= 100 within 1e-6 of a breakpoint, or None."""
     for steps in range(1, _NEAR_MAX_STEPS + 1):
         index = round(progress * steps - 0.5)
         if 0 <= index < steps and abs((index + 0.5) / steps - progress) <= NEAR:
@@ -73,7 +72,7 @@ def near_step(progress: float) -> tuple[int, int] | None:
 
 
 def near_range_end(ratio: float, ends: Iterable[float]) -> float | None:
-    """The end of S's range within 1e-6 of a layer's ratio S_c / (gamma * S_s); or None."""
+    """Return the end of S's range within 1e-6 of a layer's ratio S_c / (gamma * S_s), or None."""
     return next((end for end in ends if abs(ratio - end) <= NEAR), None)
 
 

@@ -1,4 +1,4 @@
-"""What rules decide by: a few numbers of each LoRA for each layer."""
+"""The numbers that rules use: a few for each LoRA and layer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from klora_runtime.artifact.schedule import STEPLESS
 
 @dataclass(frozen=True)
 class Side:
-    """One LoRA's numbers for one layer, its scaling applied."""
+    """One LoRA's numbers for one layer, with its scaling applied."""
 
     rank: int
     scaling: float
-    """What its delta is multiplied by: alpha / rank, or 1 where the network alpha is ignored."""
+    """Factor on its delta: alpha / rank, or 1 if the network alpha is ignored."""
     frobenius: float | None = None
-    """Square root of the sum of squares of the scaled delta; None in artifacts that lack it."""
+    """Frobenius norm of the scaled delta; None in artifacts that lack it."""
     l1: float | None = None
-    """Sum of absolute values of the scaled delta; None where the rule does not need it."""
+    """Sum of absolute values of the scaled delta; None if the rule does not need it."""
     top_k: float | None = None
-    """Sum of the K largest of them; None also where no partner has the layer, so there is no K."""
+    """Sum of the K largest absolute values; None also if no other LoRA has the layer."""
 
     @property
     def is_zero(self) -> bool:
@@ -30,7 +30,7 @@ class Side:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """As stored in the artifact: what was measured."""
+        """The measured numbers, as the artifact stores them."""
         scores: dict[str, Any] = {"rank": self.rank, "scaling": self.scaling}
         if self.frobenius is not None:
             scores["frobenius"] = self.frobenius
@@ -40,23 +40,23 @@ class Side:
 
     @classmethod
     def from_scores(cls, scores: Mapping[str, Any]) -> Side:
-        """The inverse of :attr:`scores`."""
+        """Return the side with these :attr:`scores`."""
         names = ("rank", "scaling", "frobenius", "l1", "top_k")
         return cls(**{name: scores[name] for name in names if name in scores})
 
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """All LoRAs' numbers for one layer."""
+    """The numbers of all LoRAs for one layer."""
 
     component: str
     k: int | None
-    """How many weights the Top-K sums are of; None where only one LoRA has the layer, and where the
-    rule has no such sums."""
+    """Number of weights in the Top-K sums; None if only one LoRA has the layer or the rule has no
+        such sums."""
     sides: Mapping[str, Side | None]
-    """Slot -> its numbers, in the order of the LoRAs; None where it does not adapt the layer."""
+    """Slot -> its numbers, in the order of the LoRAs; None if it does not adapt the layer."""
     weight: str | None = None
-    """Of a bias: the layer name of the weight beside it, with which it is chosen."""
+    """For a bias, the layer name of the weight that it is chosen with."""
 
     @property
     def is_stepless(self) -> bool:
@@ -69,5 +69,5 @@ class LayerNumbers:
 
     @property
     def present(self) -> dict[str, Side]:
-        """Slots that adapt it with a delta that is not zero."""
+        """Slot -> numbers, for slots that adapt the layer with a nonzero delta."""
         return {s: side for s, side in self.sides.items() if side is not None and not side.is_zero}

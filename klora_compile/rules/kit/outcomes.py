@@ -1,47 +1,47 @@
-"""Choices that several rules make for a layer, and one sentence on each."""
+"""Choices for a layer that several rules share, with one sentence about each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-#: Progress from which it holds, and slot -> coefficient; slots that are not named have none.
+#: Start as progress, and slot -> coefficient; slots that are not named have 0.
 Segment = tuple[float, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule decides for one layer."""
+    """A rule's decision for one layer."""
 
     fate: str
-    """In a few words, one of :attr:`klora_compile.rules.rule.Rule.fates`."""
+    """A key of :attr:`klora_compile.rules.rule.Rule.fates`."""
     segments: tuple[Segment, ...]
-    """At least one; the first starts at 0."""
+    """One or more segments; the first starts at 0."""
     ratio: float | None = None
-    """What the choice goes by, 1 where both sides are even; None where nothing is compared."""
+    """The ratio that decides, 1 if both sides are equal; None if nothing is compared."""
 
 
-#: Fates where a content and a style compete for a layer, each with one sentence.
+#: Fates of rules in which a content and a style compete for a layer, each with one sentence.
 DUEL: Mapping[str, str] = {
     "always content": "the content LoRA at every step",
     "always style": "the style LoRA at every step",
     "switching": "one LoRA at a time, changing at the timeline's breakpoints",
 }
 
-#: The same where all LoRAs act together.
+#: Fates of rules in which all LoRAs act together, each with one sentence.
 SUM: Mapping[str, str] = {"summed": "all its LoRAs together, at constant weights"}
 
 
 def duel(
     content: str, style: str, choices: Sequence[tuple[float, bool]], ratio: float | None
 ) -> Choice:
-    """One LoRA at a time.
+    """Return the choice of one LoRA at a time.
 
     Args:
-        content: the slot that acts where the choice is true.
-        style: the slot that acts elsewhere.
-        choices: of :func:`klora_compile.rules.kit.breakpoints.switches`.
-        ratio: of :class:`Choice`.
+        content: the slot that acts in segments whose choice is true.
+        style: the slot that acts in the other segments.
+        choices: segments from :func:`klora_compile.rules.kit.breakpoints.switches`.
+        ratio: see :class:`Choice`.
     """
     fate = "switching"
     if len(choices) == 1:
@@ -51,5 +51,5 @@ def duel(
 
 
 def total(slots: Iterable[str]) -> Choice:
-    """All LoRAs at weight 1."""
+    """Return the choice of all LoRAs at weight 1."""
     return Choice("summed", ((0.0, dict.fromkeys(slots, 1.0)),))

@@ -1,4 +1,4 @@
-"""The publication of a rule, as a model card cites it."""
+"""Publications of rules, as a model card cites them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """One publication."""
+    """A publication."""
 
     where: str
-    """In a few words, as Markdown."""
+    """Short citation, as Markdown."""
     link: str
     bibtex: str
 
 
 def preprint(number: str, key: str, title: str, author: str = "") -> Paper:
-    """A paper on arXiv.
+    """Return a paper on arXiv.
 
     Args:
-        number: such as ``2402.16843``.
-        key: of its BibTeX entry.
-        title: of the paper.
-        author: as BibTeX writes authors; empty where they are not known.
+        number: arXiv number, such as ``2402.16843``.
+        key: key of the BibTeX entry.
+        title: title of the paper.
+        author: authors in BibTeX's notation; empty if unknown.
     """
     fields = {"title": title, "author": author, "eprint": number, "archivePrefix": "arXiv"}
     lines = [f"  {name:<13} = {{{value}}}," for name, value in fields.items() if value]
