@@ -66,7 +66,7 @@ MIXED: tuple[Layout, ...] = tuple(
 
 TEXT_ENCODERS: tuple[Layout, ...] = tuple(_text_encoders())
 
-#: Last names of parameters that are no module's weight or bias, in files and in diffusers.
+#: Last names, in files and in diffusers, of parameters that are neither weight nor bias.
 PARAMETERS: frozenset[str] = frozenset(
     path.rpartition(".")[2]
     for layout in _LAYOUTS

@@ -29,11 +29,11 @@ class Placement:
     rows: tuple[range, ...] | None
     """Rows of the file's weight, in this order; None for all rows in their order."""
     parameter: str | None = None
-    """Which one of the module is meant, if neither weight nor bias."""
+    """Name of the parameter in the module, if it is neither weight nor bias."""
 
     @property
     def path(self) -> str:
-        """The module's, with the parameter behind it where that is stated."""
+        """The module's path, followed by the parameter if there is one."""
         return ".".join(filter(None, (self.module, self.parameter)))
 
 
@@ -52,11 +52,11 @@ class Row:
     component: str | None = None
     """Component, if it is not the table's."""
     is_parameter: bool = False
-    """Whether the patterns end in a parameter that is no weight or bias, such as a table of shifts
-    and scales; such a thing is one *module* of a file."""
+    """Whether the patterns end in a parameter that is neither weight nor bias, such as a table of
+        shifts and scales; a file has it as one *module*."""
 
     def targets_of(self, numbers: Sequence[str]) -> tuple[Placement, ...]:
-        """What the module becomes, whatever its rows."""
+        """Return the destinations of the module, whatever its rows."""
         return tuple(self._placement(target.format(*numbers), None) for target in self.targets)
 
     def placements(self, numbers: Sequence[str], out: int, inner: int) -> tuple[Placement, ...]:
@@ -204,7 +204,10 @@ def same(*names: str, under: str = "") -> Iterator[Row]:
 
 
 def parameters(*names: str) -> Iterator[Row]:
-    """Rows of parameters that are no module's weight or bias, of one name in both."""
+    """Return the rows of parameters with the same name in the file and in diffusers.
+
+    The parameters are neither weight nor bias of a module.
+    """
     return (replace(row, is_parameter=True) for row in same(*names))
 
 
