@@ -1,1 +1,1 @@
-"""Numbers of one LoRA: Top-K sums, L1 and Frobenius norms of its deltas, and a cache of them."""
+"""Statistics of one LoRA: Top-K sums, L1 and Frobenius norms of its deltas, and their cache."""

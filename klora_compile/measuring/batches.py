@@ -1,14 +1,13 @@
-"""Layers of one shape together, for devices on which one layer is too little work: GPUs.
+"""Measurement in batches of layers of one shape, for GPUs, on which one layer is too little work.
 
-Layers are stacked, multiplied by one batched product and looked at together, with nothing that the
-host would have to wait for: the K largest values lie in the K blocks with the largest maxima, so
-their number and place are known beforehand. Layers come one by one, from a file that is being read
-for example; a batch starts when it is full. While the device computes it the host gathers the next
-one (`courier`). What was found comes back in one transfer per batch, when the next batch has been
-started.
+Layers are stacked, multiplied by one batched product and measured together, without a wait for the
+host: the K largest values are in the K blocks with the largest maxima, so their number and place
+are known beforehand. Layers arrive one by one, for example from a file that is being read; a batch
+starts when it is full. While the device computes, the host gathers the next batch (`courier`). The
+results come back in one transfer per batch, after the next batch was started.
 
-Every batch of a shape has the same size, the last one padded, so that the bits of a layer do not
-depend on which others are measured.
+All batches of a shape have the same size, the last one padded, so the bits of a layer do not depend
+on the other layers.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
 from klora_runtime.artifact.delta import Delta, LowRank, inner_products
 
-#: Float32 values of a batch of deltas, or of the part of a larger one: 128 MiB. With factors and
-#: what is picked a device holds less than three times that (`tests/pipeline/test_gpu.py` counts).
+#: Float32 values in a batch of deltas, or in a part of a larger delta: 128 MiB. Including factors
+#: and picked values, a device holds less than three times as much (see tests/pipeline/test_gpu.py).
 ELEMENTS = 2**25
 
-#: Layers of a batch, at most: where they are few, the rest of it is computed for nothing.
+#: Greatest number of layers in a batch; padding of a partly filled batch is wasted work.
 _MOST = 64
 
-#: A delta, and every K to sum for.
+#: A delta, and every K of its Top-K sums.
 Task = tuple[Delta, tuple[int, ...]]
 
 
@@ -40,12 +39,12 @@ def measure_batches(
     """Measure many layers.
 
     Args:
-        tasks: their deltas on the CPU, and every K, each in 1..numel.
-        device: where to compute. A CPU gives the same within rounding, slowly; tests do so.
+        tasks: deltas on the CPU, and every K, each in 1..numel.
+        device: where to compute. A CPU is slow and gives the same within rounding, for tests.
         elements: see :data:`ELEMENTS`.
 
     Yields:
-        Place in ``tasks`` and statistics, batch by batch. The L1 norm is not finite where a product
+        Index in ``tasks`` and statistics, batch by batch. The L1 norm is not finite if a product
         overflows float32.
     """
     courier = Courier(device)
@@ -60,7 +59,7 @@ def measure_batches(
 
 
 def _batches(tasks: Iterable[Task], elements: int) -> Iterator[_Batch]:
-    """Batches as they become full, then those that do not."""
+    """Yield batches as they become full, then the partly filled ones."""
     alike: dict[object, dict[int, Task]] = defaultdict(dict)
     for place, (delta, ks) in enumerate(tasks):
         form = [(matrix.shape, matrix.dtype) for matrix in _matrices(delta)]
@@ -73,24 +72,24 @@ def _batches(tasks: Iterable[Task], elements: int) -> Iterator[_Batch]:
 
 
 def _size(delta: Delta, elements: int) -> int:
-    """Return the layers like this one in a batch."""
+    """Return the number of layers like this one in a batch."""
     matrices = _matrices(delta)
     largest = max(matrices[0].shape[0] * matrices[-1].shape[1], *(m.numel() for m in matrices))
     return min(max(1, elements // largest), _MOST)
 
 
 def _matrices(delta: Delta) -> tuple[torch.Tensor, ...]:
-    """What a delta is the product of, from the left: up and down, or all of it."""
+    """Return the matrices whose product is the delta: (up, down), or the delta itself."""
     return delta.flattened().tensors[::-1]
 
 
 class _Batch:
-    """Layers of one shape.
+    """A batch of layers of one shape.
 
     Args:
-        tasks: place -> task.
-        size: of the batch; where the tasks are fewer, the last one is computed several times.
-        elements: how many values of the deltas may be there at once.
+        tasks: index -> task.
+        size: size of the batch; if there are fewer tasks, the last one is repeated.
+        elements: greatest number of delta values in memory at once.
     """
 
     def __init__(self, tasks: Mapping[int, Task], size: int, elements: int) -> None:
@@ -99,7 +98,7 @@ class _Batch:
         self._elements = elements
 
     def start(self, courier: Courier) -> None:
-        """Begin to compute."""
+        """Start the computation."""
         deltas = [delta for delta, _ in self._tasks.values()]
         matrices = [
             _padded(courier.bring(some), self._size).float()
@@ -118,7 +117,7 @@ class _Batch:
         self._parcel = courier.take(torch.cat(found, dim=1))
 
     def results(self) -> Iterator[tuple[int, Statistics]]:
-        """Place and statistics of every layer, when they have arrived."""
+        """Yield index and statistics of every layer, once they have arrived."""
         for (place, (_, ks)), numbers in zip(
             self._tasks.items(), self._parcel.opened(), strict=False
         ):
@@ -134,7 +133,7 @@ def _padded(stacked: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _product(matrices: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
-    """Return some rows of the deltas, in memory of their own."""
+    """Return some rows of the deltas, in new memory."""
     if len(matrices) == 1:
         return matrices[0][:, rows].clone()
     up, down = matrices
@@ -142,7 +141,7 @@ def _product(matrices: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
 
 
 def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the Frobenius norms; of products by the two small matrices up^T up and down down^T."""
+    """Return Frobenius norms; for products from the small matrices up^T up and down down^T."""
     if len(matrices) == 1:
         norms: torch.Tensor = torch.linalg.vector_norm(matrices[0], dim=(1, 2), dtype=torch.float64)
         return norms
@@ -152,15 +151,15 @@ def _norms(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Return the ``k`` largest of each row, in any order; all where a row has no more.
+    """Return the ``k`` largest values of each row in any order; all if a row has no more.
 
-    They lie in the ``k`` blocks that have the largest maxima, wherever those are: a value outside
-    is no larger than ``k`` others.
+    They are in the ``k`` blocks with the largest maxima: a value in another block is not larger
+    than these ``k`` maxima.
     """
     count = values.shape[1]
     if k == 0 or count <= k:
         return values[:, :k]
-    block = 2 ** (math.isqrt(count // k).bit_length() - 1)  # about as many blocks as values in k
+    block = 2 ** (math.isqrt(count // k).bit_length() - 1)  # about as many as values in k blocks
     whole = count // block * block
     blocks = values[:, :whole].reshape(len(values), -1, block)
     chosen = blocks.amax(dim=2).topk(k, sorted=False).indices

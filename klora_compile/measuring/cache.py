@@ -1,9 +1,9 @@
-"""Statistics that were measured before, in one file of the user's cache folder.
+"""A cache of statistics in one file of the user's cache folder.
 
-A LoRA is measured once: its statistics are its own, of a partner only K is needed. With each layer
-the sums at the rank times 1, 2, 4 … 256 are kept, which are the K of partners of usual ranks.
-Each row has a digest of its own, so that a damaged one is never believed. Whatever is wrong with
-the file only costs that layers are measured again, and a line of warning where it is damaged.
+A LoRA is measured once: its statistics depend on the partner through K only. The cache keeps, for
+each layer, the sums for K = rank times 1, 2, 4, … 256, which suit partners of usual ranks. Each row
+has its own digest, so a damaged row is never used. A problem with the file only means that layers
+are measured again; a damaged file also gives a warning.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from klora_runtime.artifact.tensor_file import tensor_digest
 from klora_runtime.devices.precision import home_of_float64
 from klora_runtime.errors import shown
 
-#: Environment variable with the folder, where it is not the system's.
+#: Environment variable with the folder, instead of the system's cache folder.
 FOLDER_VARIABLE = "KLORA_CACHE"
 _FILE = "statistics.sqlite3"
 
-#: A layer's rank times these is measured and kept besides what is asked for.
+#: K = a layer's rank times each of these is also measured and kept.
 _MULTIPLES = tuple(2**i for i in range(9))
 
 _TABLE = "create table if not exists statistics (key text primary key, numbers text, digest text)"
 
-#: Seconds that a process waits for another one's lock: where it opens the file, and where it keeps.
+#: Seconds to wait for another process's lock when opening the file and when writing.
 _WAITS = (0.5, 0.5)
 
-#: What sqlite3 raises for a damaged file; of texts in its own errors too.
+#: Errors of sqlite3 for a damaged file; it fails to decode texts even in its own errors.
 _ERRORS = (sqlite3.Error, UnicodeError)
 
 _LOG = logging.getLogger(__name__)
 
 
 def cache_file() -> Path | None:
-    """Where statistics are kept: in ``$KLORA_CACHE``, or the user's cache folder.
+    """Return the file of statistics, in ``$KLORA_CACHE`` or in the user's cache folder.
 
     Returns:
-        The file, whose folder is made; None where no folder can be.
+        The file, after creating its folder; None if no folder can be created.
     """
     own = os.environ.get(FOLDER_VARIABLE)
     try:
         folder = Path(own) if own else user_cache_path("klora", appauthor=False)
         if not own and not folder.is_absolute():
-            return None  # some versions of platformdirs leave the ~ of a user without a home
+            return None  # some versions of platformdirs keep the ~ of a user without a home
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return None
@@ -70,11 +70,11 @@ def measure_once(
     file: Path,
     on_layer: OnLayer | None = None,
 ) -> dict[str, Statistics]:
-    """As :func:`~klora_compile.measuring.measure.measure`; layers in the file are looked up.
+    """Do as :func:`~klora_compile.measuring.measure.measure`, but look up layers in the cache.
 
     Args:
-        file: of :func:`cache_file`; made where it is missing. One that cannot be read or written is
-            passed over.
+        file: the file of :func:`cache_file`; it is created if missing. A file that cannot be read
+            or written is ignored.
     """
     keys: dict[str, str] = {}
     found: dict[str, Statistics] = {}
@@ -110,7 +110,7 @@ def measure_once(
 
 
 def _key(layer: Layer, device: torch.device) -> str:
-    """Digest of all that a measurement depends on; a CPU and a GPU differ in the last bits."""
+    """Return a digest of all inputs of a measurement; CPU and GPU differ in the last bits."""
     parts = [
         f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
         for tensor in layer.delta.tensors
@@ -125,10 +125,12 @@ def _wanted(layer: Layer, ks: Sequence[int]) -> tuple[int, ...]:
 
 
 class _Store:
-    """The file of statistics: a new one in place of what is none, nothing where no file can be.
+    """The open file of statistics.
+
+        A damaged file is replaced by a new one. If no file is possible, nothing is kept.
 
     Args:
-        file: where it lies, or shall lie.
+        file: path of the file, which may not exist yet.
     """
 
     def __init__(self, file: Path) -> None:
@@ -147,18 +149,18 @@ class _Store:
             self.close()
         except _ERRORS as error:
             if isinstance(error, sqlite3.OperationalError) and _code(error) != sqlite3.SQLITE_ERROR:
-                self.close()  # no place for it, or another process holds it
+                self.close()  # it cannot be created, or another process has locked it
             else:
                 self._renew()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
     def look_up(self, key: str) -> Statistics | None:
-        """What is kept of a layer; None where it is missing or damaged."""
+        """Return a layer's statistics; None if they are missing or damaged."""
         if self._connection is None:
             return None
         try:
@@ -167,7 +169,7 @@ class _Store:
         except sqlite3.OperationalError as error:
             if _is_held(error):
                 self.close()
-            elif _code(error) == sqlite3.SQLITE_ERROR:  # the table is not ours
+            elif _code(error) == sqlite3.SQLITE_ERROR:  # the table is not klora's
                 self._renew()
             else:
                 self._warn()
@@ -183,7 +185,7 @@ class _Store:
         return found
 
     def keep(self, new: Mapping[str, Statistics]) -> None:
-        """Add what was measured to what is kept of the same layers."""
+        """Add new statistics to those of the same layers."""
         rows = []
         for key, each in new.items():
             old = self.look_up(key)
@@ -199,12 +201,12 @@ class _Store:
                     "insert or replace into statistics values (?, ?, ?)", rows
                 )
         except sqlite3.OperationalError:
-            return  # another process holds it, or it cannot be written: measured again next time
+            return  # locked by another process or not writable: the next run measures again
         except _ERRORS:
             self._renew()
 
     def _renew(self) -> None:
-        """Put a new file in the place of a damaged one, where that can be done."""
+        """Replace a damaged file by a new one, if possible."""
         self._warn()
         self.close()
         try:
@@ -224,12 +226,12 @@ class _Store:
 
 
 def _is_held(error: sqlite3.OperationalError) -> bool:
-    """Return whether another process has the file."""
+    """Return whether another process has locked the file."""
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _code(error: Exception) -> int | None:
-    """SQLite's own, None where Python's module raises by itself."""
+    """Return SQLite's error code; None if Python's module raised the error itself."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -244,7 +246,7 @@ def _written(statistics: Statistics) -> str:
 
 
 def _read(key: str, numbers: object, digest: object) -> Statistics | None:
-    """Return the statistics of a row, or None where its digest is not its own."""
+    """Return the statistics of a row; None if its digest does not match."""
     if not isinstance(numbers, str) or _digest(key, numbers) != digest:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Tensors on their way to a device and back, while the host goes on.
+"""Transfers of tensors to a device and back while the host continues.
 
-Where a device has streams, the host gathers in pinned memory, a second stream carries it over, and
-what was found comes back behind an event. Elsewhere everything is carried at once and waited for.
+If the device has streams, the host gathers tensors in pinned memory, a second stream copies them,
+and results come back behind an event. On other devices every transfer is synchronous.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from klora_runtime.devices.device_types import type_of
 
 
 class Courier:
-    """Carries for one device.
+    """The transfers of one device.
 
     Args:
-        device: where to and back from; on a CPU nothing moves.
+        device: the device; on a CPU nothing moves.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Courier:
         return there
 
     def take(self, found: torch.Tensor) -> Parcel:
-        """Begin to bring numbers back."""
+        """Start the transfer of numbers back to the host."""
         if self._stream is None:
             return Parcel(found.cpu(), None)
         here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -55,13 +55,13 @@ class Courier:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Numbers on their way."""
+    """Numbers in transfer to the host."""
 
     numbers: torch.Tensor
     arrived: Any
 
     def opened(self) -> torch.Tensor:
-        """Return the numbers, when they have arrived."""
+        """Wait for the numbers and return them."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.numbers

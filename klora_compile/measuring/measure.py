@@ -1,20 +1,19 @@
-"""What one LoRA's layers weigh: L1 norm and exact Top-K sums of |delta|.
+"""Measurement of one LoRA's layers: L1 norm and exact Top-K sums of |delta|.
 
-These are the only heavy numbers of K-LoRA (arXiv 2502.18461, eq. 1-5 and 8-9), and each belongs
-to one LoRA: of the partner only K is needed. The network's scaling alpha / rank multiplies them
-afterwards, because |s * x| = |s| * |x|; so one measurement serves every partner and either
-reading of alpha.
+These are the only expensive numbers of K-LoRA (arXiv 2502.18461, eq. 1-5 and 8-9). Each belongs to
+one LoRA; the partner only determines K. The network's scaling alpha / rank is multiplied in
+afterwards, because |s * x| = |s| * |x|; so one measurement serves every partner and both readings
+of alpha.
 
-Products are float32, without TF32. A delta is never held whole: on a CPU `tiles` goes
-through a layer by tiles, on a GPU `batches` through layers of one shape together. Extra
-memory, measured: on a CPU up to 16 times the :data:`~klora_compile.measuring.tiles.TILE_ELEMENTS`
-float32 values of a tile (16 MiB) and 60 bytes for each of the K values, in each of as many workers
-as torch has threads (at most 16); on a GPU see :data:`~klora_compile.measuring.batches.ELEMENTS`.
-Neither grows with the layer.
+Products are float32, without TF32. A delta is never held as a whole: on a CPU `tiles` measures a
+layer by tiles, on a GPU `batches` measures layers of one shape together. Measured extra memory: on
+a CPU up to 16 times the :data:`~klora_compile.measuring.tiles.TILE_ELEMENTS` float32 values of a
+tile (16 MiB) and 60 bytes per K, for each worker (as many as torch has threads, at most 16); for a
+GPU see :data:`~klora_compile.measuring.batches.ELEMENTS`. Neither grows with the layer.
 
-On a CPU each layer is computed by one thread and the threads share out the layers: a library
-that splits one product among threads may round differently for another number of threads, this
-way every bit is the same.
+On a CPU one thread computes each layer, and the threads share out the layers: a library that splits
+a product among threads may round differently with another number of threads, but this way every
+bit is the same.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ from klora_runtime.errors import LoraError, shown
 
 __all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured"]
 
-#: Moves when the same layer would be measured to other numbers.
+#: Increases when the same layer would get other numbers.
 MEASURE_VERSION = 1
 
 _MAX_WORKERS = 16
 
-#: Called after each layer with its name, how many are done, and how many there are.
+#: Called after each layer with its name, the number of finished layers, and the total.
 OnLayer = Callable[[str, int, int], None]
 
-#: A layer, and every K to sum for, each in 1..numel.
+#: A layer, and every K of its Top-K sums, each in 1..numel.
 Task = tuple[Layer, tuple[int, ...]]
 
 
@@ -62,14 +61,14 @@ def measure(
 
     Args:
         layers: the layers.
-        ks: layer name -> every K to sum for, each in 1..numel; none where absent.
-        device: where to compute, if it has float64; else the CPU computes. Decisions do not depend
-            on it, sums may differ by 1e-7.
+        ks: layer name -> every K to sum for, each in 1..numel; a missing layer has none.
+        device: where to compute; a device without float64 is replaced by the CPU. Decisions do not
+            depend on the device; sums may differ by 1e-7.
         on_layer: see :data:`OnLayer`.
 
     Returns:
-        Layer name -> statistics, in the order of ``layers``. On one type of device the bits
-        depend on nothing else: not on the number of threads, not on the other layers.
+        Layer name -> statistics, in the order of ``layers``. On one type of device the bits do not
+        depend on the number of threads or on the other layers.
 
     Raises:
         LoraError: a product overflows float32.
@@ -84,7 +83,7 @@ def measure(
 
 
 def measured(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Layer, Statistics]]:
-    """Each layer with its statistics, when it is done; see :func:`measure`."""
+    """Yield each layer with its statistics, once it is measured; see :func:`measure`."""
     place = home_of_float64(device)
     run = _tile_by_tile if type_of(place).is_host else _shape_by_shape
     with full_float32(), torch.inference_mode():
@@ -95,11 +94,11 @@ def measured(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Laye
 
 
 def _tile_by_tile(tasks: Iterable[Task], _: torch.device) -> Iterator[tuple[Layer, Statistics]]:
-    """In the order of the tasks."""
+    """Measure layer by layer, in the order of the tasks."""
     scratches: dict[int, Scratch] = defaultdict(Scratch)
 
     def work(layer: Layer, ks: tuple[int, ...]) -> Statistics:
-        with torch.inference_mode():  # a thread's own setting
+        with torch.inference_mode():  # this setting is per thread
             return measure_layer(layer.delta, ks, scratches[threading.get_ident()])
 
     running: deque[tuple[Layer, Future[Statistics]]] = deque()

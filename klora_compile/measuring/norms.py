@@ -1,4 +1,4 @@
-"""What rules need that compare no largest weights: Frobenius norms, from r x r products."""
+"""Frobenius norms from rank x rank products, for rules that need no Top-K sums."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from klora_runtime.errors import LoraError, shown
 def frobenius_norms(
     layers: Collection[Layer], *, on_layer: OnLayer | None = None
 ) -> dict[str, float]:
-    """Layer name -> norm of its delta, without its scaling.
+    """Return layer name -> Frobenius norm of its delta, without its scaling.
 
     Args:
-        layers: of one LoRA.
+        layers: layers of one LoRA.
         on_layer: see :data:`~klora_compile.measuring.measure.OnLayer`.
 
     Raises:

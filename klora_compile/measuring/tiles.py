@@ -1,9 +1,9 @@
-"""One layer on one thread of a CPU, tile by tile; a delta is never held whole.
+"""Measurement of one layer on one CPU thread, tile by tile; a delta is never held as a whole.
 
-Tiles of rows are multiplied in float32, their rows summed in float64 and the row sums joined
-exactly by ``math.fsum``. The K largest values are found by a threshold that a sample of the delta
-gives, carried from tile to tile, and summed exactly. Comparing and picking is numpy's part, which
-does both several times as fast as torch.
+Tiles of rows are multiplied in float32, their rows are summed in float64, and ``math.fsum`` adds
+the row sums exactly. The K largest values are found with a threshold from a sample of the delta,
+which is carried from tile to tile, and are summed exactly. numpy compares and picks values, several
+times as fast as torch.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import torch
 from klora_compile.measuring.magnitudes import Flags, Largest, Statistics, sums_of_largest
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
 
-#: Float32 values of a tile: 1 MiB, which stays in the cache.
+#: Float32 values in a tile: 1 MiB, which stays in the cache.
 TILE_ELEMENTS = 2**18
 
-#: Rows and columns, at most, of the sample from which a threshold is guessed.
+#: Greatest number of rows and of columns in the sample that gives the threshold.
 _SAMPLE_SIDE = 128
-#: Where a guess was too high, the next one is a value that this many times as many exceed.
+#: After too high a guess, this many times as many values exceed the next one.
 _NEXT_GUESS = 8
 
 
 class Scratch:
-    """Memory for the tile at hand, kept from layer to layer: new memory costs as much as sums."""
+    """Memory for one tile, reused for all layers: allocation would cost as much as the sums."""
 
     def __init__(self) -> None:
         self._size = 0
 
     def tile(self, rows: int, columns: int) -> torch.Tensor:
-        """Float32 values, undefined."""
+        """Return uninitialised float32 values."""
         if rows * columns > self._size:
             self._size = rows * columns
             self._single = torch.empty(self._size)
@@ -43,11 +43,11 @@ class Scratch:
         return self._single[: rows * columns].view(rows, columns)
 
     def row_sums(self, tile: torch.Tensor) -> torch.Tensor:
-        """Of the values of a tile, in float64."""
+        """Return the row sums of a tile in float64."""
         return self._double[: tile.numel()].view(tile.shape).copy_(tile).sum(dim=1)
 
     def flags(self, tile: torch.Tensor) -> Flags:
-        """One for each value of a tile."""
+        """Return a mask of the size of a tile."""
         return self._flags[: tile.numel()]
 
 
@@ -55,12 +55,12 @@ def measure_layer(delta: Delta, ks: Sequence[int], scratch: Scratch) -> Statisti
     """Measure one layer.
 
     Args:
-        delta: its delta, on the CPU.
+        delta: the layer's delta, on the CPU.
         ks: every K to sum for, each in 1..numel.
-        scratch: of this thread.
+        scratch: this thread's memory.
 
     Returns:
-        Its statistics; where a product overflows float32, only an L1 norm that is not finite.
+        The statistics; if a product overflows float32, just an L1 norm that is not finite.
     """
     magnitudes = _Product(delta) if isinstance(delta, LowRank) else _Matrix(delta)
     row_sums: list[float] = []
@@ -85,16 +85,16 @@ class _Magnitudes(Protocol):
     shape: tuple[int, int]
 
     def sample(self, every_row: int, every_column: int) -> torch.Tensor:
-        """Return some of them."""
+        """Return every n-th value of every n-th row."""
         ...
 
     def tiles(self, scratch: Scratch) -> Iterator[torch.Tensor]:
-        """Return all of them in blocks of rows, each in the memory of the one before."""
+        """Yield all values in blocks of rows, each in the memory of the previous one."""
         ...
 
 
 class _Product:
-    """Of factors."""
+    """The magnitudes of a low-rank delta."""
 
     def __init__(self, delta: LowRank) -> None:
         self._up = delta.up.to(torch.float32, copy=True).flatten(1)
@@ -112,7 +112,7 @@ class _Product:
 
 
 class _Matrix:
-    """Of a dense delta, which stays where it is until a block of it is looked at."""
+    """The magnitudes of a dense delta; a block is copied only when it is measured."""
 
     def __init__(self, delta: Dense) -> None:
         self._values = delta.flattened().values
@@ -133,16 +133,16 @@ def _tile_rows(shape: tuple[int, int]) -> int:
 
 
 def _guesses(magnitudes: _Magnitudes, k: int) -> Iterator[float]:
-    """Values that a few more than ``k`` of the magnitudes exceed, from a sample; each is lower.
+    """Yield descending thresholds, from a sample, that slightly more than ``k`` values exceed.
 
-    One that is too high costs a second pass, one that is too low work; the result is the same.
-    The last one is 0, above which is all that counts.
+    A threshold that is too high costs a second pass, one that is too low costs work; the result is
+    the same. The last one is 0.
     """
     rows, columns = magnitudes.shape
     every = [-(-size // _SAMPLE_SIDE) for size in magnitudes.shape]
     sample = magnitudes.sample(every[0], every[1]).reshape(-1)
     expected = k * len(sample) / (rows * columns)
-    # More than by chance: rows and columns differ in size, so that what is large lies together.
+    # More margin than for random values: rows and columns differ in size, so large values cluster.
     wanted = math.ceil(1.25 * expected + 4 * math.sqrt(expected) + 4)
     while wanted < len(sample):
         yield float(sample.topk(wanted).values[-1])

@@ -1,1 +1,1 @@
-"""What an artifact stores of its factors: few bits of them, or where they lie."""
+"""Storage of factors in an artifact: compressed to few bits, or as references to the sources."""

@@ -1,10 +1,10 @@
-"""Compression: the fewest bytes whose deltas stay within a tolerance.
+"""Compression: the fewest bytes that keep every delta within a tolerance.
 
-`components` says how many bits are worth spending where, `step_search` finds each slot's step, and
-`trellis` the whole numbers that are stored. Many layers are done together, because numbers are
-chosen one after the other along a row, for all rows of one length at once.
+`components` distributes the bits, `step_search` finds each slot's step, and `trellis` chooses the
+whole numbers to store. Many layers are compressed together, because the numbers of a row are chosen
+one after another, for all rows of one length at once.
 
-All of it is computed on one thread: decompositions differ in bits with the number of threads.
+Everything runs on one thread, because the bits of decompositions depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.devices.names import HOST
 from klora_runtime.errors import ConfigError
 
-#: What may be lost of a delta: relative Frobenius error.
+#: Range of the tolerance, a relative Frobenius error.
 LOWEST, HIGHEST = 1e-5, 0.5
 
-#: Numbers of the factors of layers that are done together, unless one layer has more.
+#: Numbers in the factors of layers that are compressed together (at least one layer).
 _TOGETHER = 2**23
 
-#: Called after each layer with its name, how many are done and how many there are.
+#: Called after each layer with its name, the number of finished layers, and the total.
 OnLayer = Callable[[str, int, int], None]
 
 
 def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = None) -> Fusion:
-    """Store a fusion in fewer bytes.
+    """Compress a fusion.
 
     Args:
-        fusion: as compiled; its schedule and scores stay what they are.
-        tolerance: relative Frobenius error that the delta of each slot of each layer may have,
-            1e-5 to 0.5. What cannot be made smaller within it stays as it is.
+        fusion: a compiled fusion; its schedule and scores do not change.
+        tolerance: greatest relative Frobenius error of the delta of each slot of each layer, 1e-5
+            to 0.5. Deltas that do not become smaller within it stay unchanged.
         on_layer: called after each layer.
 
     Returns:
-        The fusion as it will be read again: its factors are what their few bits stand for.
+        The compressed fusion; its factors have the values that will be read from the file.
 
     Raises:
-        ConfigError: the tolerance is out of range, or the fusion is compressed or thin already.
+        ConfigError: the tolerance is out of range, or the fusion is already compressed or thin.
     """
     if not LOWEST <= tolerance <= HIGHEST:
         raise ConfigError(
@@ -69,7 +69,7 @@ def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = Non
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """As many entries as are done together."""
+    """Yield batches of entries that are compressed together."""
     batch, numbers = list[Entry](), 0
     for entry in entries:
         deltas = [stored.delta for stored in entry.factors.values()]
@@ -84,7 +84,7 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 
 def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
-    """The entries with their factors in the fewest bytes, or as they are where that is fewest."""
+    """Yield the entries with compressed factors, or unchanged ones if those are smaller."""
     searches = [
         {slot: StepSearch(each, entry.shape, tolerance) for slot, each in _here(entry).items()}
         for entry in entries
@@ -96,7 +96,7 @@ def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
 
 
 def _here(entry: Entry) -> dict[str, Stored]:
-    """Return the factors of an entry in host memory, wherever the fusion is kept."""
+    """Return the factors of an entry in host memory."""
     return {
         slot: stored
         if all(tensor.device == HOST for tensor in stored.delta.tensors)
@@ -106,7 +106,7 @@ def _here(entry: Entry) -> dict[str, Stored]:
 
 
 def _settle(searches: Sequence[StepSearch]) -> None:
-    """Run all searches to their ends; in each round all rows of one length are done at once."""
+    """Run all searches to the end; each round handles all rows of one length at once."""
     while wanted := [(search, targets) for search in searches if (targets := search.targets)]:
         alike: dict[int, list[torch.Tensor]] = defaultdict(list)
         for _, targets in wanted:

@@ -1,4 +1,4 @@
-"""What a stored delta lost of its source's."""
+"""The error of a stored delta against its source's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from klora_runtime.artifact.delta import Delta, LowRank
 
 
 def relative_error(exact: Delta, found: Delta) -> float:
-    """||found - exact|| / ||exact|| of two deltas of one shape, in float64.
-
-    0 where both are zero.
-    """
+    """Return ||found - exact|| / ||exact|| in float64; 0 if both deltas are zero."""
     if isinstance(exact, LowRank) and isinstance(found, LowRank):
         difference = _difference(exact, found)
         lost, whole = difference.inner(difference), exact.inner(exact)
@@ -26,6 +23,6 @@ def relative_error(exact: Delta, found: Delta) -> float:
 
 
 def _difference(exact: LowRank, found: LowRank) -> LowRank:
-    """found - exact, side by side."""
+    """Return found - exact as concatenated factors."""
     one, other = exact.in_float64(), found.in_float64()
     return LowRank(torch.cat([one.down, other.down]), torch.cat([-one.up, other.up], 1))

@@ -1,6 +1,6 @@
-"""The search for the step of a slot: the largest at which its delta stays within the tolerance.
+"""The search for a slot's step: the largest step that keeps its delta within the tolerance.
 
-What a step loses is known to first order; what counts is measured, in float64 against the source.
+The error of a step is predicted to first order, then measured in float64 against the source.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from klora_runtime.artifact.q.codec import matrices
 from klora_runtime.artifact.q.form import LEAST_STEP, MOST_STEP, Quantised
 from klora_runtime.artifact.q.values import steps_of, values_of
 
-#: The search ends when the error is between this part of the tolerance and all of it.
+#: The search ends when the error is between this share of the tolerance and the tolerance.
 _NEAR = 0.997
 _ATTEMPTS = 8
 
 #: Significant digits of a step and of an error in the file.
 _DIGITS = 4
 
-#: The entropy of a Gaussian number whose root mean square is a step, in bits.
+#: Entropy in bits of a Gaussian number whose root mean square is one step.
 _GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 
 
 class StepSearch:
-    """Of one slot of one layer; it is asked for targets until it has none.
+    """The search for the step of one slot of one layer; it runs until it has no more targets.
 
     Args:
-        stored: the delta of the source.
-        shape: of the parameter.
-        tolerance: relative Frobenius error.
+        stored: the source's delta.
+        shape: shape of the parameter.
+        tolerance: greatest relative Frobenius error.
     """
 
     def __init__(self, stored: Stored, shape: tuple[int, ...], tolerance: float) -> None:
@@ -50,14 +50,13 @@ class StepSearch:
 
     @property
     def targets(self) -> list[torch.Tensor]:
-        """What is to be turned into whole numbers next: (rows, numbers), float32, in steps; none
-        when the search is over."""
+        """The matrices to quantise next: (rows, numbers), float32, in steps; empty at the end."""
         if not self._attempts:
             return []
         return [rows / steps for rows, steps in self._rows_and_steps()]
 
     def settle(self, indices: list[torch.Tensor]) -> None:
-        """Look at what the whole numbers of the targets lose, and choose the next step."""
+        """Measure the error of the targets' whole numbers, and choose the next step."""
         self._attempts -= 1
         found = self._found(indices)
         error = math.inf if found is None else relative_error(self._source.delta, found.delta)
@@ -72,14 +71,14 @@ class StepSearch:
 
     @property
     def result(self) -> Stored:
-        """The delta in the fewest bytes; as it is where that is fewest."""
+        """The compressed delta, or the unchanged one if that is smaller."""
         small = self._best
         if small is None or _expected_bits(small) >= 8 * self._source.delta.nbytes:
             return self._source
         return small
 
     def _rows_and_steps(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each stored matrix its rows, and the step of each, (rows, 1)."""
+        """Return, for each stored matrix, its rows and their steps, (rows, 1)."""
         components = self._components
         steps = steps_of(self._step, components.levels(self._step).tolist())
         if components.dense:
@@ -88,8 +87,10 @@ class StepSearch:
         return [(part[kept], steps) for part in components.parts]
 
     def _found(self, indices: list[torch.Tensor]) -> Stored | None:
-        """What whole numbers stand for, its error unknown; None where nothing is left, or the
-        format has no such step, level or number."""
+        """Return the delta of whole numbers, without its error.
+
+        Return None if nothing is left, or the format has no such step, level or number.
+        """
         if not LEAST_STEP <= self._step <= MOST_STEP:
             return None
         levels = self._components.levels(self._step)
@@ -110,7 +111,7 @@ class StepSearch:
 
 
 def _expected_bits(stored: Stored) -> float:
-    """What its numbers take in a code for Gaussian ones."""
+    """Return the size of the numbers, in bits, in a code for Gaussian numbers."""
     found = 0.0
     levels = torch.tensor(_quantised(stored).levels)
     for matrix in matrices(stored.delta):

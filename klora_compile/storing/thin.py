@@ -1,4 +1,4 @@
-"""Thin fusions: the schedule alone, and where in the source files the factors of each slot lie."""
+"""Thin fusions: the schedule, and references to the factors in the source files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from klora_runtime.errors import ConfigError, FileFormatError, shown
 
 
 def thin(fusion: Fusion, sources: Mapping[str, Lora]) -> Fusion:
-    """Leave the factors of a fusion out; whoever applies it takes them from the source files.
+    """Replace the factors of a fusion by references to the source files.
 
     Args:
-        fusion: as compiled, not compressed.
-        sources: slot (``content``, ``style``, of several ``content.1`` and so on) -> the LoRA that
-            it was compiled from.
+        fusion: a compiled fusion that is not compressed.
+        sources: slot (``content``, ``style``; ``content.1`` and so on for several) -> the LoRA
+            that it was compiled from.
 
     Raises:
-        ConfigError: a LoRA is not the one that the fusion was compiled from; or a slot is no pair
-            of tensors of its file: its factors are computed, dense or compressed, or the file is
-            not safetensors. ``issues`` names every layer and why.
+        ConfigError: a LoRA is not the one that the fusion was compiled from; or a slot is not a
+            pair of tensors of its file, because its factors are computed, dense or compressed, or
+            the file is not safetensors. ``issues`` names every layer and the reason.
         LoraError: a file cannot be read completely.
     """
     adapters = read_again(fusion, sources)
@@ -58,7 +58,7 @@ def thin(fusion: Fusion, sources: Mapping[str, Lora]) -> Fusion:
 def _reference(
     fusion: Fusion, entry: Entry, name: str, adapters: Mapping[str, Adapter], foreign: set[str]
 ) -> Reference | str:
-    """Where the factors of a slot lie, or why they lie nowhere."""
+    """Return the place of a slot's factors, or why they are in no file."""
     slot, stored = fusion.slots[name], entry.factors[name]
     if slot.derived is not None or len(slot.sources) != 1:
         return f"it is computed ({shown(slot.derived)})"

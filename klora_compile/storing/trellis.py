@@ -1,7 +1,7 @@
-"""Choosing whole numbers: of all that the two grids allow, those whose values lie nearest.
+"""The choice of whole numbers: those of the two grids whose values are nearest to a row.
 
-A row is walked once with the four states that the parities before a number can leave, and the best
-way into each is kept (Viterbi 1967; for codes of sources, Marcellin and Fischer 1990).
+The parities before a number leave four states. One pass over a row keeps the best path into each
+state (Viterbi 1967; for source coding, Marcellin and Fischer 1990).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from klora_runtime.artifact.q.values import shifted
 _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
-#: How many distances are held at once, 4 bytes each.
+#: Number of distances in memory at once, 4 bytes each.
 _HELD = 2**23
 
 
 def nearest(targets: torch.Tensor) -> torch.Tensor:
-    """Return the whole numbers of each row whose values are nearest to it, in squared distance.
+    """Return the whole numbers of each row whose values have the least squared distance to it.
 
     Args:
         targets: (rows, numbers), float32, in steps.
@@ -45,10 +45,10 @@ def _nearest(targets: torch.Tensor) -> torch.Tensor:
 
 
 def _point(halves: torch.Tensor, grid: int, parity: int) -> torch.Tensor:
-    """The nearest value, in half steps, of a number of ``parity`` on ``grid``; ``halves`` >= 0.
+    """Return the nearest value, in half steps, of a number with ``parity`` on ``grid``.
 
-    Of every four half steps one value belongs to each: 0 and 2 to the first grid's even and odd
-    numbers, 1 to the second's odd and 3 to its even ones, which also have 0 itself.
+    ``halves`` >= 0. Modulo four half steps, the first grid has 0 for even and 2 for odd numbers;
+    the second has 1 for odd and 3 for even numbers, and the value 0 itself.
     """
     offset = (2 * parity, 3 - 2 * parity)[grid]
     found = ((halves - offset) / 4).round_().clamp_min_(0).mul_(4).add_(offset)
@@ -58,14 +58,14 @@ def _point(halves: torch.Tensor, grid: int, parity: int) -> torch.Tensor:
 
 
 def _best_parities(halves: torch.Tensor) -> torch.Tensor:
-    """(rows, numbers) uint8: the parity of each number on the way that costs least."""
+    """Return (rows, numbers) uint8: the parities on the cheapest path."""
     lost = [
         (_point(halves, grid, parity) - halves).square_().T
         for grid, parity in ((0, 0), (1, 0), (0, 1), (1, 1))
     ]
     numbers, rows = lost[0].shape
-    # The next state is (grid, the grid now); it is reached by two ways, from the states whose
-    # second part is 0 and 1. The parity is the next grid, turned over by that second part.
+    # The next state is (next grid, present grid). Two paths lead to it, from the states whose
+    # second part is 0 and 1. The parity is the next grid, flipped by that second part.
     steps = torch.stack([*lost, *lost[:2]], 1).numpy()
     turned = _turns(
         steps[:, :4].reshape(numbers, 2, 2, rows), steps[:, 2:].reshape(numbers, 2, 2, rows)
@@ -74,15 +74,15 @@ def _best_parities(halves: torch.Tensor) -> torch.Tensor:
 
 
 def _turns(plain: _Floats, other: _Floats) -> _Bytes:
-    """Walk all rows there and back.
+    """Walk all rows forwards, then trace the cheapest paths back.
 
     Args:
-        plain: (numbers, 2, 2, rows): what each next state costs, reached from the states whose
-            second part is 0.
-        other: the same, where it is 1.
+        plain: (numbers, 2, 2, rows): the cost of each next state from the states whose second part
+            is 0.
+        other: the same from the states whose second part is 1.
 
     Returns:
-        (rows, numbers): the parities on the way that costs least.
+        (rows, numbers): the parities on the cheapest path.
     """
     numbers, rows = len(plain), plain.shape[-1]
     cost = np.full((2, 2, rows), np.inf, np.float32)
