@@ -67,7 +67,7 @@ def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
 
 
 def layer_gain(entry: Entry, gain: float) -> float:
-    """The gain of one layer: what runs before the first step keeps its coefficients."""
+    """Return the gain of one layer: what runs before the first step keeps its coefficients."""
     return 1.0 if entry.component in STEPLESS else gain
 
 
