@@ -308,7 +308,6 @@ class Operations(RuleBasedStateMachine):
             return
         convert(self.pipe, dtype)
         self.scene = replace(self.scene, dtypes=(*self.scene.dtypes, dtype)[-2:])
-        generate(self.pipe, Case(2, self.scene.scheduler))  # from here on siblings are equal too
 
     @rule(name=st.sampled_from(SCHEDULERS))
     def replace_scheduler(self, name: SchedulerName) -> None:

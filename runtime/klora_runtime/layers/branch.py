@@ -74,6 +74,11 @@ class Branch:
         self._rest.move(progress, weights)
         self._leaves.move(progress, weights)
 
+    def follow(self) -> bool:
+        """See :meth:`Mode.follow`."""
+        behind = [part.follow() for part in (self._rest, self._leaves)]  # each of them
+        return any(behind)
+
     def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
         """See :meth:`Mode.overflows`."""
         yield from self._leaves.overflows(weights)

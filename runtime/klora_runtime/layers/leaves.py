@@ -166,12 +166,16 @@ class Leaves:
     def check(self) -> None:
         """See :meth:`Mode.check`. Follow a model that was moved or converted."""
         recheck(self._targets, self._hindrance)
-        if any(_place(leaf.target) != leaf.place for leaf in self._leaves):
+        if self.follow():
             self._close()  # attached leaves use these gates until the next write
             self._allocate()
         if self._attached:
             for target in self._targets:
                 calls_of(target.module).forget()
+
+    def follow(self) -> bool:
+        """See :meth:`Mode.follow`."""
+        return any(_place(leaf.target) != leaf.place for leaf in self._leaves)
 
     def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
         """See :meth:`Mode.overflows`."""

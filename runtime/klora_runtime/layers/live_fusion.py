@@ -57,6 +57,11 @@ class LiveFusion:
         if self.enabled:
             self.mode.move(progress, self.weights)
 
+    def follow(self) -> None:
+        """The model was moved or converted; layers that act do so in its dtype from now on."""
+        if self.mode.follow() and self.enabled:
+            self.write()
+
     def enable(self, value: bool) -> None:
         """Let the fusion act, or make every layer bare to the bit; a failure changes nothing."""
         if value == self.enabled:

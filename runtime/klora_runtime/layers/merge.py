@@ -175,6 +175,15 @@ class Merge:
         for layer in self._layers:
             yield weight_rounding(layer.target, self._pristine.of(layer.target), weights)
 
+    def follow(self) -> bool:
+        """See :meth:`Mode.follow`. A base that was converted twice was rounded twice."""
+        targets = [layer.target for layer in self._layers]
+        converted = [target for target in targets if self._pristine.was_converted(target)]
+        for target in converted:
+            self._pristine.of(target)
+            self._progress = None
+        return bool(converted)
+
     def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
         """See :meth:`Mode.overflows`."""
         for layer, sizes in zip(self._layers, self._sizes, strict=True):

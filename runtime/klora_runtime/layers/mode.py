@@ -40,6 +40,13 @@ class Mode(Protocol):
             InUseError: it cannot; nothing was changed.
         """
 
+    def follow(self) -> bool:
+        """The model was moved or converted: let copies of its values become what these would be.
+
+        Returns:
+            Whether :meth:`write` must come before the layers act as they should.
+        """
+
     def overflows(self, weights: Mapping[str, float]) -> Iterable[str]:
         """Yield one sentence per layer that would hold infinity somewhere in its schedule."""
 

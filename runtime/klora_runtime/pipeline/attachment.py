@@ -8,14 +8,14 @@ pipeline   -> PipelineWatch   -> a generation begins  -> check: is every layer i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from torch import nn
 
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.schedule import STEPLESS
-from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.errors import IncompatibleModelError, KloraError
 from klora_runtime.layers.claim import Claimant, refuse_claimed
 from klora_runtime.layers.freezing import refuse_freezing
 from klora_runtime.layers.live_fusion import LiveFusion
@@ -126,6 +126,7 @@ class Attachment:
                 lambda: self._live.mode,
                 on_evaluation,
                 self._on_evaluated,
+                self._on_converted,
                 self.bare,
             )
             self._component_watches[name] = watch  # first, so that a failing attach is undone
@@ -201,6 +202,11 @@ class Attachment:
         if model in self._unconfirmed:
             self._unconfirmed.discard(model)
             self._live.mode.confirm(model)
+
+    def _on_converted(self) -> None:
+        """A component was moved or converted. What keeps the fusion from it stops the next run."""
+        with suppress(KloraError):
+            self._live.follow()
 
     def _recheck(self) -> None:
         """Check that the fusion can still act on its layers."""

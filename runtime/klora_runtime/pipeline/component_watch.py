@@ -24,6 +24,9 @@ from klora_runtime.pipeline.timesteps import timestep_reader
 #: Attribute in which ``Module.compile`` keeps the code of a module compiled in place.
 _COMPILED = "_compiled_call_impl"
 
+#: What all ways to move and to convert a module call, of the module and of those around it.
+_CONVERT = "_apply"
+
 
 class ComponentWatch:
     """The watch of one component of a pipeline, from :meth:`attach` to :meth:`detach`.
@@ -35,6 +38,7 @@ class ComponentWatch:
         on_evaluation: called with the timestep (None if there is none) before each evaluation;
             may raise. None if evaluations need no check.
         on_evaluated: called with the component after each evaluation; may raise.
+        on_converted: called when the component was moved or converted.
         bare: returns a context in which the component is bare, for saving it.
     """
 
@@ -45,10 +49,12 @@ class ComponentWatch:
         mode: Callable[[], Mode],
         on_evaluation: Callable[[Any], None] | None,
         on_evaluated: Callable[[nn.Module], None],
+        on_converted: Callable[[], None],
         bare: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.model = model
         self._attributes: dict[str, Any] = dict(mark_of(owner))
+        self._attributes[_CONVERT] = _converting(getattr(model, _CONVERT), on_converted)
         for method in REFUSALS:
             if callable(getattr(model, method, None)):
                 self._attributes[method] = refusing(
@@ -124,6 +130,16 @@ class _Observed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._observer(self._model, args, kwargs)
         return self.inner(*args, **kwargs)
+
+
+def _converting(convert: Callable[..., Any], on_converted: Callable[[], None]) -> Any:
+    @functools.wraps(convert)
+    def converted(*args: Any, **kwargs: Any) -> Any:
+        result = convert(*args, **kwargs)
+        on_converted()
+        return result
+
+    return converted
 
 
 def _after(on_evaluated: Callable[[nn.Module], None]) -> Callable[..., None]:
