@@ -72,6 +72,18 @@ def saved(module: Any, folder: Path) -> Path:
     return write_lora(folder / "lora.safetensors", tensors)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("setting", ["as it is", "whole", "DoRA on rows"])
+def test_a_pointwise_convolution_is_a_matrix(form: str, setting: str, tmp_path: Path) -> None:
+    """In every form, so that any two of them can be fused."""
+    path, make = LAYERS["1x1"]
+    layer = make()
+    file = saved(trained(FORMS[form], layer, path, **SETTINGS[setting]), tmp_path)
+    base = base_model(tmp_path / "base", {("unet", path): layer.weight.detach().numpy()})
+    (read,) = read_adapter(file, ReadOptions(base=base)).layers.values()
+    assert read.shape == (OUT, IN)
+
+
 def acting(module: Any, base: torch.Tensor) -> torch.Tensor:
     """What the module adds to its layer's weight."""
     if isinstance(module, LoConModule):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from lycoris.modules.boft import ButterflyOFTModule
-from lycoris.modules.diag_oft import DiagOFTModule
-from lycoris.modules.glora import GLoRAModule, _glora_weight
-from lycoris.modules.ia3 import IA3Module
+from lycoris.modules.glora import _glora_weight
 from support.form_files import Array, base_model
 from support.lora_files import write_lora
-from torch import nn
+from support.lycoris_kinds import IN, LAYERS, LINEAR, OUT, TRAINED, lycoris_file
 
 from klora_compile import compile_fusion, read_adapter, verify_fusion
 from klora_compile.cli import main
@@ -24,44 +20,6 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.file import load_fusion, save_fusion
 from klora_runtime.errors import LoraError
-
-IN, OUT = 24, 32
-LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-LAYERS: dict[str, tuple[str, Any]] = {
-    "linear": (LINEAR, lambda: nn.Linear(IN, OUT)),
-    "3x3": ("down_blocks.0.resnets.0.conv1", lambda: nn.Conv2d(IN, OUT, 3)),
-    "1x1": ("down_blocks.0.attentions.0.proj_in", lambda: nn.Conv2d(IN, OUT, 1)),
-}
-#: What LyCORIS trains -> the form that a report names, its module, and its settings.
-TRAINED: dict[str, tuple[str, Any, dict[str, Any]]] = {
-    "diag-oft": ("oft", DiagOFTModule, {}),
-    "diag-oft, constrained": ("oft", DiagOFTModule, {"constraint": 0.01}),
-    "diag-oft, rescaled": ("oft", DiagOFTModule, {"rescaled": True}),
-    "boft": ("boft", ButterflyOFTModule, {}),
-    "boft, constrained": ("boft", ButterflyOFTModule, {"constraint": 0.01, "rescaled": True}),
-    "glora": ("glora", GLoRAModule, {"alpha": 2.0}),
-    "ia3 of outputs": ("ia3", IA3Module, {}),
-    "ia3 of inputs": ("ia3", IA3Module, {"train_on_input": True}),
-}
-
-
-def lycoris_file(folder: Path, case: str, kind: str) -> tuple[Path, Path, torch.Tensor]:
-    """A file, its base model, and what LyCORIS' module adds to the weight."""
-    _, module, settings = TRAINED[case]
-    path, make = LAYERS[kind]
-    torch.manual_seed(0)
-    layer = make()
-    trained = module(f"lora_unet_{path.replace('.', '_')}", layer, 1.0, 4, **settings)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    tensors = {
-        f"{trained.lora_name}.{key}": value.detach().clone().contiguous()
-        for key, value in trained.state_dict().items()
-    }
-    base = base_model(folder / "base", {("unet", path): layer.weight.detach().double().numpy()})
-    added = trained.get_diff_weight(1.0)[0].detach()
-    return write_lora(folder / "lora.safetensors", tensors), base, added
 
 
 def assert_is(adapter: Adapter, expected: torch.Tensor | Array, form: str) -> None:

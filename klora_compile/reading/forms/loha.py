@@ -68,7 +68,7 @@ class Loha(Form):
         shapes = layer.shapes
         if T1 in shapes:
             out, inner = shapes[W1_A][1], shapes[W1_B][1]
-            return out, inner, *shapes[T1][2:]
+            return out, inner, *without_ones(shapes[T1][2:])
         out, (_, inner, *own) = shapes[W1_A][0], shapes[W1_B]
         return (
             (out, inner, *without_ones(tuple(own)))
@@ -92,7 +92,7 @@ class Loha(Form):
         if T1 in tensors:
             t1, t2 = (tensors[part].double() for part in _CORES)
             product = tucker(t1, a1, b1) * tucker(t2, a2, b2)
-            return Dense(product.float()), 0.0
+            return Dense(product.float().reshape(self.shape(layer))), 0.0
         out, inner = a1.shape[0], b1.shape[1]
         if pays(a1.shape[1] * a2.shape[1], out, inner):
             up = (a1[:, :, None] * a2[:, None, :]).reshape(out, -1)

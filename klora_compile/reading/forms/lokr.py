@@ -15,6 +15,7 @@ import torch
 
 from klora_compile.reading.factoring import kronecker, low_rank, pays
 from klora_compile.reading.forms.loha import tucker, with_kernel
+from klora_compile.reading.forms.lora import without_ones
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -64,7 +65,7 @@ class Lokr(Form):
         a, b = _first_shape(shapes)
         c, d, *own = _second_shape(shapes)
         if own:
-            return a * c, b * d, *own
+            return a * c, b * d, *without_ones(tuple(own))
         return with_kernel(a * c, b * d, kernel)
 
     def is_dense(self, layer: Header) -> bool:
