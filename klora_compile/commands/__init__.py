@@ -1,1 +1,1 @@
-"""The commands of ``klora``, one file each: options in, a library call, text out."""
+"""The commands of ``klora``, one file each: parse options, call the library, print the result."""

@@ -1,4 +1,4 @@
-"""``klora card``: a model card for an artifact that is shipped."""
+"""``klora card``: a model card for an artifact."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def card_command(
 ) -> None:
     """Write a model card for the artifact FILE, as the Hugging Face Hub reads it.
 
-    It says where both LoRAs come from, what acts when, and how to load the file. Equal input gives
-    equal bytes.
+    The card says where the LoRAs come from, which of them acts when, and how to load the file.
+    Equal input gives equal bytes.
     """
     if output == _STDOUT and as_json:
         raise click.UsageError("-o - prints the card, so --json has no place; name a file.")

@@ -1,4 +1,4 @@
-"""``klora compile``: LoRAs in, one artifact out."""
+"""``klora compile``: compile LoRAs to one artifact."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def compile_command(
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
 
-    Each is a file (.safetensors, .pt, .bin, .ckpt) or a folder as PEFT and diffusers save it. More
-    than two are named with --content and --style, once for each.
+    Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved.
+    Name more than two LoRAs with --content and --style, once for each.
 
-    A rule decides which LoRA acts, in every layer at every step of sampling. All of that is
-    computed here, once, for any prompt. It holds for any number of steps, unless a setting of the
-    rule names one.
+    A rule decides which LoRA acts in every layer at every step of sampling. This command computes
+    all choices once, for any prompt and any number of steps (unless a setting of the rule names a
+    number).
 
-    Text encoders have no steps: under every rule their layers act at constant weight.
+    Text encoders have no steps: with every rule, their layers act at constant weight.
     """
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
@@ -118,7 +118,7 @@ def compile_command(
 
 
 def _cache() -> Path | None:
-    """Return the file of statistics; None, with a line that says so, where it has no folder."""
+    """Return the file of statistics; None, with a warning, if it has no folder."""
     from klora_compile.measuring.cache import cache_file
 
     file = cache_file()
@@ -141,7 +141,7 @@ def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
 def _by_role(
     loras: tuple[Path, ...], content: tuple[Path, ...], style: tuple[Path, ...]
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the content and the style LoRAs, named in one way or the other."""
+    """Return the content and the style LoRAs, from arguments or from options."""
     if loras and (content or style):
         raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")
     if content or style:

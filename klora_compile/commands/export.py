@@ -1,4 +1,4 @@
-"""``klora export``: an artifact as ordinary LoRAs, for tools that know no schedule."""
+"""``klora export``: write an artifact as ordinary LoRAs, for tools without schedules."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def export_command(
 ) -> None:
     """Write the artifact FILE as ordinary LoRAs.
 
-    They hold no schedule. Every layer gets the average of its schedule, and what is printed says
-    how far the schedule is from that: more phases lose less.
+    Ordinary LoRAs hold no schedule: every layer gets the average of its schedule. The output states
+    how far the schedule is from the average; more phases lose less.
 
     With --phases, schedule.json says when each LoRA acts, as a fraction of the steps and as a
-    percentage of the timesteps (ComfyUI's start_percent). These two are equal only where the
-    sampler's timesteps are spaced linearly.
+    percentage of the timesteps (ComfyUI's start_percent). These two are equal only if the sampler's
+    timesteps are spaced linearly.
     """
     settings = ExportSettings(keys=keys, rank=rank, gain=gain, dtype=dtype)
     if static == (phases is not None):

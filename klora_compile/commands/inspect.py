@@ -1,4 +1,4 @@
-"""``klora inspect``: what is inside an artifact or a LoRA, and why."""
+"""``klora inspect``: show the contents of an artifact or a LoRA."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from klora_compile.settings.read_options import ReadOptions
 )
 @reading_options
 def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadOptions) -> None:
-    """Show what FILE holds, an artifact or a LoRA.
+    """Show the contents of FILE, an artifact or a LoRA.
 
-    Of an artifact: sources, rule, and each layer's schedule. Of a LoRA (a file, or a folder as
-    PEFT and diffusers save it): base model, layout, trainer, trigger words, forms, ranks, where
-    each alpha is from, norms, and keys that cannot be used. Exit status 1: it cannot be compiled.
+    For an artifact: sources, rule, and each layer's schedule. For a LoRA (a file, or a folder that
+    PEFT or diffusers saved): base model, layout, trainer, trigger words, forms, ranks, alphas and
+    their sources, norms, and keys that cannot be used. Exit status 1: the LoRA cannot be compiled.
     """
     from klora_runtime.artifact.document import is_artifact
 
@@ -95,7 +95,7 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
 
 
 def _notes(source: Any) -> list[str]:
-    """What is unusual about how a source was read."""
+    """Return notes on how a source was read, if it was unusual."""
     from klora_runtime.errors import shown
 
     notes = source.notes

@@ -1,4 +1,4 @@
-"""What is checked of an output before the work begins."""
+"""Checks of an output before the work begins."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from klora_runtime.artifact.replacing import Ours, check_place, wrong_kind
 def check_output(
     output: Path, force: bool, inputs: Iterable[Path], folder_of: Ours | None = None
 ) -> None:
-    """See, before the work, that its result can be written.
+    """Check, before the work, that its result can be written.
 
     Args:
-        output: the file, or the folder.
-        force: replace an old one.
-        inputs: what is read, which must not be overwritten.
-        folder_of: given for a folder: whether a file of that name may be in an old one.
+        output: the file or folder.
+        force: whether to replace an existing one.
+        inputs: the inputs, which must not be overwritten.
+        folder_of: for a folder, returns whether an existing one may contain a file of that name.
     """
     is_folder = folder_of is not None
     for path in inputs:
@@ -38,5 +38,5 @@ def check_output(
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return False

@@ -13,7 +13,7 @@ ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
 LORA = click.Path(exists=True, path_type=Path)
 
 
-#: ``-o``, of commands that write an artifact.
+#: The option ``-o`` of commands that write an artifact.
 artifact_output = click.option(
     "-o",
     "--output",
@@ -26,7 +26,7 @@ _LARGEST = 1e15
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """One of some words, or a number.
+    """A number, or one of some words.
 
     Args:
         words: the words.
@@ -57,7 +57,7 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """A device that klora knows; whether the machine has it is seen when it is used."""
+    """A device name that klora knows; whether the machine has the device is checked on use."""
 
     name = "|".join(SPELLINGS)
     _pattern = "|".join(spelling.replace("[:N]", r"(:\d{1,3})?") for spelling in SPELLINGS)
@@ -94,7 +94,7 @@ class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 
 
 class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``SLOT=`` and some text.
+    """``SLOT=`` followed by a text.
 
     Args:
         what: the name of the text.
@@ -118,7 +118,7 @@ class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``NAME=PATH`` of a file that is there, such as ``content=fox.safetensors``."""
+    """``NAME=PATH`` of an existing file, such as ``content=fox.safetensors``."""
 
     name = "NAME=PATH"
 
@@ -139,7 +139,7 @@ class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         return self.name
 
 
-#: ``--source``, of commands that need the factors of an artifact.
+#: The option ``--source`` of commands that need the factors of an artifact.
 source_option = click.option(
     "--source",
     "sources",

@@ -1,4 +1,4 @@
-"""A bar on stderr while layers are measured; silent where stderr is no terminal."""
+"""A progress bar on stderr while layers are measured; silent if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 @contextmanager
 def layer_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A tqdm bar as the ``on_layer`` of a measurement."""
+    """Give a tqdm bar as the ``on_layer`` callback of a measurement."""
     with tqdm(desc=what, unit="layer", disable=None, leave=False) as bar:
 
         def on_layer(name: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""``klora recompile``: another schedule for an artifact, without its LoRAs."""
+"""``klora recompile``: give an artifact another schedule, without its LoRAs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def recompile_command(
 ) -> None:
     """Give the artifact FILE another schedule, from the scores that it holds.
 
-    Settings that are not named stay as they are in FILE; those of its rule only where the rule
-    stays. What needs the LoRAs themselves is refused. klora compile --keep-all-slots makes
-    artifacts that hold all that any schedule may need.
+    Settings that are not named stay as in FILE; a new rule starts with its own defaults. Settings
+    that need the LoRAs themselves are refused. klora compile --keep-all-slots makes artifacts that
+    suit any schedule.
     """
     check_output(output, force, inputs=(file,))
 

@@ -1,4 +1,4 @@
-"""The options of each rule, and commands that take those of one rule or of all."""
+"""The options of each rule, and commands that take the options of one rule or of all rules."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from klora_compile.commands.setting_options import options_of
 from klora_compile.rules.lookup import DEFAULT_RULE, RULES
 
-#: Rule -> its own options.
+#: Name of a rule -> its options.
 RULE_OPTIONS: Mapping[str, tuple[click.Option, ...]] = {
     name: options_of(kind) for name, kind in RULES.items()
 }
 
 
 def rule_option(default: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """``--rule``; None as the default means that of the artifact."""
+    """Return the option ``--rule``; a default of None means the artifact's rule."""
     return click.option(
         "--rule",
         type=click.Choice(list(RULE_OPTIONS)),
@@ -30,7 +30,7 @@ def rule_option(default: str | None) -> Callable[[Callable[..., None]], Callable
 class RuleCommand(click.Command):
     """A command whose options include those of the rule that ``--rule`` names.
 
-    A rule that is not named is :attr:`default_rule`.
+    Without ``--rule``, it is :attr:`default_rule`.
     """
 
     default_rule: ClassVar[str | None] = DEFAULT_RULE
@@ -69,7 +69,7 @@ class RuleCommand(click.Command):
 
 
 class AllRulesCommand(RuleCommand):
-    """The same, with the options of all rules where none is named."""
+    """A command that has the options of all rules, unless ``--rule`` names one."""
 
     default_rule = None
 

@@ -1,4 +1,4 @@
-"""``klora sample``: an artifact and a diffusers folder in, pictures out."""
+"""``klora sample``: make pictures with an artifact and a diffusers folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.extras import missing_library
 
-#: ``klora_runtime.layers.choice.MODES``, which is not imported for the help's sake.
+#: ``klora_runtime.layers.choice.MODES``, repeated here so that the help does not import torch.
 MODES = ("auto", "merge", "branch")
 
-#: Arguments of a pipeline's call and the parameters below that they come from.
+#: Argument of a pipeline's call -> parameter of this command.
 _CALL = {
     "negative_prompt": "negative_prompt",
     "num_inference_steps": "steps",

@@ -1,7 +1,7 @@
-"""Options made from settings: the fields of a rule, of what all rules share, of reading.
+"""Options made from settings: the fields of rules, of shared settings, and of reading options.
 
-No option has a default of its own: what is not given is left to the record that takes the settings.
-The help says what that default is.
+Options have no defaults: a setting that is not given keeps the default of its record. The help
+states that default.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class _Declaration:
-    """An option before it is made."""
+    """The arguments of an option."""
 
     names: tuple[str, str]
-    """Its flag, and the name of its value."""
+    """The flag, and the name of the value."""
     attributes: Mapping[str, Any]
 
     def option(self) -> click.Option:
         return click.Option(self.names, **self.attributes)
 
     def add(self, command: _Command) -> _Command:
-        """Put it in front of the options that a command has."""
+        """Insert the option before the command's other options."""
         decorated: _Command = click.option(*self.names, **self.attributes)(command)
         return decorated
 
 
 def options_of(kind: type[DataclassInstance]) -> tuple[click.Option, ...]:
-    """Return an option for each setting of a record, in their order; its name is the field's."""
+    """Return an option for each setting of a record, in order, named after the field."""
     return tuple(_declared(field).option() for field in fields(kind))
 
 
@@ -62,7 +62,7 @@ def shared_options(default: str | None = None) -> Callable[[_Command], _Command]
     """Return the options of :class:`~klora_compile.settings.shared.Settings`.
 
     Args:
-        default: what is taken where an option is not given, in words; None: the field's default.
+        default: the default of all options, in words; None for each field's default.
     """
 
     def add(command: _Command) -> _Command:
@@ -74,13 +74,13 @@ def shared_options(default: str | None = None) -> Callable[[_Command], _Command]
 
 
 def base_option(command: _Command) -> _Command:
-    """``--base``."""
+    """Add the option ``--base``."""
     (field,) = (field for field in fields(ReadOptions) if field.name == "base")
     return _declared(field).add(command)
 
 
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the options of reading LoRAs; the command gets them as one ``reading``."""
+    """Add the options of reading LoRAs; the command gets them as the argument ``reading``."""
 
     @wraps(command)
     def with_reading(**values: Any) -> None:
@@ -94,7 +94,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings among option values: those that were given, by the names of their fields."""
+    """Return the settings that were given, by the names of their fields."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, tuple):
@@ -120,7 +120,7 @@ def _declared(field: Field[Any], default: str | None = None) -> _Declaration:
 
 
 def _type(setting: Setting) -> Any:
-    """What click converts a value with."""
+    """Return the click type of a setting."""
     kind = setting.kind
     match kind:
         case Number(words=()):
@@ -142,7 +142,7 @@ def _type(setting: Setting) -> Any:
 
 
 def _help(field: Field[Any], setting: Setting, default: str | None) -> str:
-    """What the setting does, then its range and default in brackets."""
+    """Return the setting's help, followed by its range and default in brackets."""
     kind, text = setting.kind, setting.help
     if isinstance(kind, BySlot):
         text = f"{text.rstrip('.')}, such as {kind.example}; may be repeated."

@@ -1,4 +1,4 @@
-"""``klora verify``: whether an artifact is whole, and what its sources give."""
+"""``klora verify``: check an artifact, alone or against its sources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def verify_command(
 ) -> None:
     """Check the artifact FILE: structure, digests, every tensor.
 
-    With --against CONTENT STYLE also that it is what these LoRAs give; of more than two, in the
+    With --against CONTENT STYLE, also compile these LoRAs and compare; name more than two in the
     order in which they were compiled.
 
     Exit status 0: good. 1: not. 2: the command was not understood.

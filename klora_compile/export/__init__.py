@@ -1,4 +1,4 @@
-"""An artifact as ordinary LoRAs, for tools that know no schedule.
+"""Export of artifacts as ordinary LoRAs, for tools without schedules.
 
     from klora_compile.export import ExportSettings, export_phases, export_static
     from klora_runtime import load_fusion
@@ -7,8 +7,8 @@
     export_static(fusion, "fox-in-ink.safetensors", ExportSettings(keys="peft", rank=32))
     export_phases(fusion, "fox-in-ink", 4)
 
-What an ordinary LoRA cannot hold is the time: its factors are the average of the schedule over all
-of the sampling, or over one phase of it, and every report says how far the schedule is from that.
+An ordinary LoRA cannot hold a schedule: its factors are the average of the schedule over the whole
+sampling or over one phase of it. Every report states how far the schedule is from the average.
 """
 
 from __future__ import annotations

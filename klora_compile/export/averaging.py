@@ -1,12 +1,12 @@
-"""A schedule averaged over a window of progress, and how far the schedule is from its average.
+"""Averages of a schedule over a window of progress, and their distance from the schedule.
 
 Inside a window a layer's delta is D(t) = sum over slots of c_s(t) D_s, piecewise constant in t. Its
 average has the coefficients (1 / length) * integral of c_s(t) dt, exact from the lengths of the
-segments. What is lost is relative to the schedule itself, in the Frobenius norm over the window:
+segments. The error is relative to the schedule, in the Frobenius norm over the window:
 
     error^2 = integral of ||D(t) - gain * average||^2 dt / integral of ||D(t)||^2 dt
 
-Norms come from the slots' inner products <D_r, D_s>, which need products of rank x rank only.
+Norms are computed from the slots' inner products <D_r, D_s>, which need rank x rank products only.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ class Window:
 
     start: float
     stop: float
-    """At most 1, above ``start``."""
+    """Above ``start``, at most 1."""
 
     @property
     def length(self) -> float:
         return self.stop - self.start
 
 
-#: All of the sampling.
+#: The whole sampling.
 WHOLE = Window(0.0, 1.0)
 
 
 def phases(count: int) -> tuple[Window, ...]:
-    """``count`` windows of equal length."""
+    """Return ``count`` windows of equal length."""
     edges = [index / count for index in range(count + 1)]
     return tuple(Window(start, stop) for start, stop in pairwise(edges))
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What an approximation loses, relative Frobenius norms: 0 is nothing."""
+    """The loss of an approximation as relative Frobenius norms; 0 means none."""
 
     total: float
-    """Over all layers together."""
+    """Loss over all layers together."""
     worst: float
     layer: str | None
-    """The layer of :attr:`worst`; None where nothing is lost."""
+    """The layer of :attr:`worst`; None if nothing is lost."""
 
 
 def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
-    """Return the slot name -> the average of its coefficient over a window."""
+    """Return slot name -> average of its coefficient over a window."""
     parts = list(_parts(timeline, window))
     if len(parts) == 1:
         return parts[0][1]
@@ -67,15 +67,15 @@ def mean_coefficients(timeline: Timeline, window: Window) -> dict[str, float]:
 
 
 def layer_gain(entry: Entry, gain: float) -> float:
-    """Return the gain of one layer: what runs before the first step keeps its coefficients."""
+    """Return the gain of one layer, 1 for layers that run before the first step."""
     return 1.0 if entry.component in STEPLESS else gain
 
 
 class ScheduleError:
-    """How far layers' schedules are from their averages.
+    """The distance of layers' schedules from their averages.
 
     Args:
-        entries: those of the denoiser count.
+        entries: the layers; only those of the denoiser count.
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
@@ -86,7 +86,7 @@ class ScheduleError:
         ]
 
     def over(self, *windows: Window, gain: float = 1.0) -> Loss:
-        """Return the loss where ``gain`` times the average over each window acts all through it."""
+        """Return the loss if ``gain`` times the average acts in the whole of each window."""
         squares = []
         for entry, products in self._layers:
             each = [_squares(entry, products, window, gain) for window in windows]
@@ -96,7 +96,7 @@ class ScheduleError:
 
 
 def loss_of(squares: Sequence[tuple[str, float, float]]) -> Loss:
-    """The loss of layers, each (name, squared norm of what is lost, squared norm of what was)."""
+    """Return the loss of layers, each (name, squared norm of the loss, squared norm before)."""
     total = _ratio(math.fsum(lost for _, lost, _ in squares), math.fsum(s[2] for s in squares))
     ratios = ((_ratio(lost, norm), name) for name, lost, norm in squares)
     worst, layer = max(ratios, key=lambda found: found[0], default=(0.0, None))
@@ -108,7 +108,7 @@ def _ratio(lost: float, all_of_it: float) -> float:
 
 
 def _parts(timeline: Timeline, window: Window) -> Iterable[tuple[float, dict[str, float]]]:
-    """Length and coefficients of each segment in a window."""
+    """Yield length and coefficients of each segment in a window."""
     stops = (*timeline.starts[1:], 1.0)
     for (start, row), stop in zip(timeline.rows(), stops, strict=True):
         length = min(stop, window.stop) - max(start, window.start)
@@ -119,7 +119,7 @@ def _parts(timeline: Timeline, window: Window) -> Iterable[tuple[float, dict[str
 def _squares(
     entry: Entry, products: Mapping[tuple[str, str], float], window: Window, gain: float
 ) -> tuple[float, float]:
-    """Squared norms over a window: of the difference to the average, and of the schedule."""
+    """Return squared norms over a window: of schedule minus average, and of the schedule."""
     mean = mean_coefficients(entry.timeline, window)
     lost, all_of_it = [], []
     for length, row in _parts(entry.timeline, window):
@@ -130,13 +130,13 @@ def _squares(
 
 
 def _square(coefficients: Mapping[str, float], products: Mapping[tuple[str, str], float]) -> float:
-    """||sum of coefficients times deltas||^2."""
+    """Return ||sum of coefficients times deltas||^2."""
     terms = (coefficients[r] * coefficients[s] * value for (r, s), value in products.items())
     return max(0.0, math.fsum(terms))
 
 
 def _products(entry: Entry) -> dict[tuple[str, str], float]:
-    """Inner products of all pairs of an entry's deltas, their scales applied."""
+    """Return the inner products of all pairs of an entry's deltas, with their scales applied."""
     return {
         (r, s): one.scale * other.scale * one.delta.inner(other.delta)
         for r, one in entry.factors.items()

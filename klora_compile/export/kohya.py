@@ -1,10 +1,10 @@
-"""kohya's names: a prefix for the component, the module path in underscores, an alpha.
+"""kohya's names: a prefix for the component, the module path with underscores, and an alpha.
 
-sd-scripts and musubi-tuner write each family in one set of names, which its record has: those of
-diffusers or its authors', where query, key and value are one module. ComfyUI, Forge and A1111 read
-these. diffusers 0.42 reads them in part: it takes no attention of CLIP where a file has CLIP's
-feed-forward layers too. A family whose files of this spelling no tool is known to read is refused.
-Deltas that are no products are ``diff`` and ``diff_b``, as ComfyUI reads them.
+sd-scripts and musubi-tuner write each family in one set of names, which its record has: diffusers'
+names, or its authors', which join query, key and value. ComfyUI, Forge and A1111 read these files.
+diffusers 0.42 reads them in part: it ignores CLIP's attention if a file also has CLIP's
+feed-forward layers. Families whose files of this spelling no known tool reads are refused. Deltas
+without factors are written as ``diff`` and ``diff_b``, as ComfyUI reads them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _ENDINGS = {
 }
 
 
-#: What ComfyUI looks for in CLIP under kohya's prefix.
+#: The CLIP modules that ComfyUI reads under kohya's prefix.
 _KNOWN_OF_CLIP = re.compile(r"\.self_attn\.|\.mlp\.|text_projection$")
 
 
 def kohya_spelling(fusion: Fusion) -> Spelling:
-    """Return the file in kohya's names.
+    """Return the spelling of a fusion in kohya's names.
 
     Raises:
-        KloraError: the family has none, or a layer has none in it.
+        KloraError: the family or a layer has no such names.
     """
     family = FAMILIES.get(fusion.family or "")
     if family is None or family.kohya is None:
@@ -83,10 +83,11 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
 
 
 def _full_name(family: Family, component: str, module: str) -> str | None:
-    """ComfyUI's name of a CLIP module that it does not know under kohya's prefix; None for others.
+    """Return ComfyUI's full name of a CLIP module that it does not read under kohya's prefix.
 
-    Under ``lora_te_``, ``lora_te1_`` and ``lora_te2_`` it looks for attention, feed-forward layers
-    and the projection alone (``LORA_CLIP_MAP`` and ``model_lora_keys_clip`` in its comfy/lora.py).
+    Return None for other modules. Under ``lora_te_``, ``lora_te1_`` and ``lora_te2_`` ComfyUI reads
+    only attention, feed-forward layers and the projection (``LORA_CLIP_MAP`` and
+    ``model_lora_keys_clip`` in its comfy/lora.py).
     """
     encoder = next((e for e in family.text_encoders if e.component == component), None)
     if encoder is None or encoder.model is not CLIP or encoder.comfy is None:
@@ -109,7 +110,7 @@ def _target(
     weights: Sequence[tuple[Entry, Home]],
     family: str | None,
 ) -> Target | str:
-    """One parameter of a file's module out of those of diffusers' modules, or why there is none."""
+    """Return a parameter of a file's module from those of diffusers' modules, or why it fails."""
     entry, home = parts[0]
     if home.row.split is None:
         pointwise = is_pointwise(family, entry.component, entry.module)

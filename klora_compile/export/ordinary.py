@@ -1,7 +1,7 @@
-"""One ordinary LoRA out of a fusion: the average of its schedule over a window of progress.
+"""An ordinary LoRA from a fusion: the average of its schedule over a window of progress.
 
-Every layer has one rank, the widest's, and alpha equal to it: zeros fill up the rest. Some loaders
-take a file's most common alpha or rank for that of all layers.
+All layers have the same rank, that of the widest layer, and an equal alpha; zeros pad the factors.
+Some loaders use a file's most common alpha or rank for all layers.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.catalogue import FAMILIES
 
-#: The metadata key that says what an export is of.
+#: The metadata key for the origin of an export.
 PROVENANCE_KEY = "klora_export"
 
 _SPELLINGS: Mapping[Keys, Callable[[Fusion], Spelling]] = {
     "kohya": kohya_spelling,
     "peft": peft_spelling,
 }
-#: Components of which an ordinary LoRA adapts one.
+#: Denoisers; an ordinary LoRA adapts only one.
 _DENOISERS = {name for family in FAMILIES.values() for name in family.denoisers}
 
 
 @dataclass(frozen=True)
 class OrdinaryLora:
-    """What one file holds."""
+    """The contents of one file."""
 
     tensors: Mapping[str, torch.Tensor]
     metadata: Mapping[str, str]
     layers: int
-    """Parameters that it changes, as the file counts them."""
+    """Number of parameters of the file that it changes."""
     rank: int
-    """Of every layer that is low rank; 0 where none is."""
+    """Rank of every low-rank layer; 0 if there is none."""
     dtype: torch.dtype
     truncation: Loss | None
-    """What a smaller rank loses of the average; None where no rank was asked for."""
+    """Loss of the average by a smaller rank; None if no rank was requested."""
 
 
 def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
-    """Return how a file with these settings spells a fusion.
+    """Return the spelling of a fusion with these settings.
 
     Raises:
-        KloraError: the fusion is for two denoisers, or has something that the keys cannot say.
+        KloraError: the fusion is for two denoisers, or the keys cannot express a layer.
     """
     denoisers = [name for name in fusion.components if name in _DENOISERS]
     if len(denoisers) > 1:
@@ -74,17 +74,17 @@ def spelling_of(fusion: Fusion, settings: ExportSettings) -> Spelling:
 def ordinary_lora(
     fusion: Fusion, spelling: Spelling, window: Window, settings: ExportSettings
 ) -> OrdinaryLora:
-    """Return the average over a window.
+    """Return the average of a fusion over a window.
 
     Args:
-        fusion: of an artifact.
-        spelling: of :func:`spelling_of`.
-        window: of progress.
-        settings: how to write it.
+        fusion: the fusion of an artifact.
+        spelling: the result of :func:`spelling_of`.
+        window: the window of progress.
+        settings: settings of the export.
 
     Raises:
-        KloraError: nothing acts in the window, a delta is of a form that the keys cannot say, or
-            the dtype cannot hold it.
+        KloraError: nothing acts in the window, the keys cannot express a delta, or the dtype cannot
+            hold it.
     """
     dtype = _dtype(fusion, settings)
     deltas: list[tuple[Target, Delta]] = []
@@ -193,7 +193,7 @@ def _tensors(
 def _metadata(
     fusion: Fusion, spelling: Spelling, window: Window, settings: ExportSettings, rank: int
 ) -> dict[str, str]:
-    """What tools look for, and where it is from; no time and no path."""
+    """Return metadata for tools, and the origin; no time and no path."""
     origin: dict[str, Any] = {
         "rule": {"name": fusion.rule.name, "parameters": dict(fusion.rule.parameters)},
         "sources": {

@@ -1,7 +1,7 @@
-"""Names of PEFT and diffusers: component, module path in dots, ``lora_A`` and ``lora_B``.
+"""Names of PEFT and diffusers: component, module path with dots, ``lora_A`` and ``lora_B``.
 
-Scale: diffusers takes alpha for the rank where a file states none. There is no name for a delta
-that is no product of two factors, nor for a bias that loaders read.
+diffusers assumes alpha = rank if a file states no alpha. There is no name for a delta without
+factors, and no name for a bias that loaders read.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from klora_runtime.families.text_encoders import CLIP
 
 _ENDINGS = {DOWN: ".lora_A.weight", UP: ".lora_B.weight"}
 
-#: Two transformers of one model have a file each, with the same names; the loader is told which.
+#: The two transformers of a model have separate files with the same names; users tell the loader.
 _COMPONENTS = {"transformer_2": "transformer"}
 
-#: Files have ``text_model.`` in CLIP's paths, whatever transformers' version.
+#: Files have ``text_model.`` in CLIP's paths, for every version of transformers.
 _CLIP = Backwards(CLIP.written)
 
 
 def peft_spelling(fusion: Fusion) -> Spelling:
-    """Return the file in PEFT's names."""
+    """Return the spelling of a fusion in PEFT's names."""
     targets = (_target(entry, fusion.family) for entry in fusion.entries if entry.acts)
     ordered = sorted(targets, key=lambda target: (target.key, target.parameter))
     return Spelling(_ENDINGS, {}, tuple(ordered))

@@ -1,4 +1,4 @@
-"""``schedule.json``: when each of several LoRAs acts, as tools count it."""
+"""``schedule.json``: when each of several LoRAs acts, in the units of other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE = (
 
 
 def phase_file(index: int | str, count: int | str) -> str:
-    """Return the name of the file of one phase, counted from 1."""
+    """Return the file name of one phase, counted from 1."""
     return f"phase-{index}-of-{count}.safetensors"
 
 
@@ -32,17 +32,17 @@ def is_export(name: str) -> bool:
 
 
 def schedule_json(phases: Mapping[str, tuple[Window, float]]) -> str:
-    """Return the text of the file.
+    """Return the text of ``schedule.json``.
 
     Args:
-        phases: file name -> its window of progress, and how far the schedule is from it there.
+        phases: file name -> its window of progress, and the schedule's distance from it there.
     """
     rows = [
         {
             "file": file,
             "step_fraction": [window.start, window.stop],
             "timestep_percent": [window.start, window.stop],
-            "error": float(f"{error:.6g}"),  # the rest differs with the number of threads
+            "error": float(f"{error:.6g}"),  # further digits depend on the number of threads
         }
         for file, (window, error) in phases.items()
     ]

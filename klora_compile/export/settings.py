@@ -1,4 +1,4 @@
-"""What a user may decide about an export."""
+"""Settings of an export."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _MAX_GAIN = 1e4
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Settings of an export; the defaults lose nothing but the schedule.
+    """Settings of an export; the defaults lose only the schedule.
 
     Raises:
         ConfigError: a value is out of its range.
     """
 
     keys: Keys = "kohya"
-    """``kohya``: as sd-scripts writes them, for ComfyUI, A1111 and Forge. ``peft``: as diffusers
-    writes them, and for diffusers."""
+    """``kohya``: sd-scripts' names, for ComfyUI, A1111 and Forge. ``peft``: diffusers' names, for
+        diffusers."""
     rank: int | None = None
-    """At most this rank in every layer, 1 to 4096, by truncated SVD; None keeps all of it."""
+    """Greatest rank of every layer, 1 to 4096, by truncated SVD; None keeps the full rank."""
     gain: float = 1.0
-    """Factor on the denoiser's deltas, which averages of one choice at a time make weaker than a
-    sum; at most 10000 either way. Text encoders have no schedule and keep theirs."""
+    """Factor on the denoiser's deltas, -10000 to 10000, because an average of alternating LoRAs is
+        weaker than a sum. It does not apply to text encoders, which have no schedule."""
     dtype: Precision | None = None
-    """Of the tensors; None is that of the sources, the wider one where they differ."""
+    """Dtype of the tensors; None for the sources' widest one."""
 
     def __post_init__(self) -> None:
         if self.keys not in get_args(Keys):

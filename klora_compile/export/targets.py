@@ -1,4 +1,4 @@
-"""What a file of one spelling holds for a fusion: its modules, and which entries fill them."""
+"""The modules of an exported file, and the entries of the fusion that fill them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class Piece:
 
     entry: Entry
     rows: tuple[range, ...] | None = None
-    """Rows of the file's parameter that it fills, in the order of its own; None for all."""
+    """Rows of the file's parameter that it fills, in the order of its rows; None for all."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One parameter as a file has it."""
+    """A parameter of the file."""
 
     key: str
-    """What stands before the parts' endings."""
+    """The key without the ending of a part."""
     parameter: str
     """``weight`` or ``bias``."""
     shape: tuple[int, ...]
-    """In the file; that of the entry, or of the module that several entries are fused into."""
+    """Shape in the file: that of the entry, or of the module that joins several entries."""
     pieces: tuple[Piece, ...]
     pointwise: bool = False
     """Whether it is a 1x1 convolution, whose delta or factors have four dimensions in a file."""
@@ -35,11 +35,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a file names its tensors and says what it is."""
+    """The names and metadata of a file."""
 
     endings: Mapping[Part, str]
-    """Of the parts that it has; deltas that are no products need ``DIFF`` and ``DIFF_BIAS``."""
+    """Part -> ending of its key; deltas without factors need ``DIFF`` and ``DIFF_BIAS``."""
     metadata: Mapping[str, str]
-    """What tools look for, beyond what every export says."""
+    """Metadata for tools, in addition to that of every export."""
     targets: tuple[Target, ...]
     """Sorted by key and parameter."""

@@ -1,6 +1,6 @@
-"""The averaged delta of one parameter of a file: concatenated factors, or the numbers themselves.
+"""The averaged delta of one parameter of a file: concatenated factors, or a dense delta.
 
-All in float64; slots are never multiplied out where they are factors.
+Everything is float64; factors are never multiplied out.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from klora_compile.export.targets import Target
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
 from klora_runtime.devices.names import HOST
 
-#: Of :func:`truncated`: squared singular values below this share of all are rounding.
+#: In :func:`truncated`, squared singular values below this share of their sum are rounding.
 _NOISE = 1e-15
 
 
 @dataclass(frozen=True)
 class _Term:
-    """One slot's part of a target: weight * its delta, in some rows."""
+    """One slot's share of a target: weight * delta, in some rows."""
 
     weight: float
     delta: Delta
@@ -33,7 +33,7 @@ def averaged(target: Target, window: Window, gain: float) -> Delta | None:
     """Return the average of a target's delta over a window, times the gain.
 
     Returns:
-        (rows, columns) in float64, or of one dimension; None where nothing acts.
+        The delta in float64, (rows, columns) or with one dimension; None if nothing acts.
     """
     terms = list(_terms(target, window, gain))
     if not terms:
@@ -53,11 +53,11 @@ def averaged(target: Target, window: Window, gain: float) -> Delta | None:
 
 
 def truncated(delta: Delta, rank: int) -> tuple[LowRank, float]:
-    """Return the nearest delta of at most a rank (Eckart and Young).
+    """Return the nearest delta of at most this rank (Eckart and Young).
 
     Returns:
-        Factors, the singular values shared evenly between them, and the squared norm of what is
-        lost.
+        The factors, with the singular values shared evenly between them, and the squared norm of
+        the loss.
     """
     if isinstance(delta, LowRank) and delta.rank <= rank:
         return delta, 0.0
@@ -79,7 +79,7 @@ def _terms(target: Target, window: Window, gain: float) -> Iterator[_Term]:
 
 
 def _joined(out: int, terms: Sequence[tuple[_Term, LowRank]]) -> LowRank | None:
-    """Return the sum of low-rank terms; those that have one ``down`` share its rows."""
+    """Return the sum of low-rank terms; terms with the same ``down`` share its rows."""
     offsets: dict[tuple[int, tuple[int, ...]], int] = {}
     downs: list[torch.Tensor] = []
     rank = 0
@@ -100,7 +100,7 @@ def _joined(out: int, terms: Sequence[tuple[_Term, LowRank]]) -> LowRank | None:
 
 
 def _memory(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """What two names of one tensor have in common."""
+    """Return a key that is equal for two views of the same memory."""
     return tensor.data_ptr(), tuple(tensor.shape)
 
 

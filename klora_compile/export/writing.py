@@ -1,4 +1,4 @@
-"""Exports as files: one LoRA for all of the sampling, or a folder with one for each phase of it."""
+"""Writing of exports: one LoRA for the whole sampling, or a folder with one for each phase."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ MAX_PHASES = 100
 
 @dataclass(frozen=True)
 class Exported:
-    """One LoRA that was written."""
+    """A LoRA that was written."""
 
     file: str
-    """Its name, without folders."""
+    """File name without folders."""
     window: Window
-    """Of progress, whose average it is."""
+    """Window of progress that it averages."""
     nbytes: int
     layers: int
     rank: int
-    """Of every low-rank layer."""
+    """Rank of every low-rank layer."""
     dtype: str
     schedule: Loss
-    """How far the schedule is from what was written, before a smaller rank."""
+    """Distance of the schedule from the average, before a smaller rank."""
     truncation: Loss | None
-    """What a smaller rank loses; None where none was asked for."""
+    """Loss by a smaller rank; None if none was requested."""
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         lost = {"schedule": self.schedule, "truncation": self.truncation}
         return {
             "file": self.file,
@@ -57,10 +57,10 @@ class ExportedPhases:
 
     loras: tuple[Exported, ...]
     schedule: Loss
-    """How far the schedule is from all of them, each in its phase."""
+    """Distance of the schedule from the LoRAs, each in its phase."""
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return {
             "phases": [lora.json() for lora in self.loras],
             "schedule_error": vars(self.schedule),
@@ -74,17 +74,17 @@ def export_static(
     *,
     overwrite: bool = False,
 ) -> Exported:
-    """Write the average of a schedule over all of the sampling as one ordinary LoRA.
+    """Write the average of a schedule over the whole sampling as one ordinary LoRA.
 
     Args:
         fusion: of an artifact.
         path: the ``.safetensors`` file; equal fusions and settings give equal bytes.
-        settings: how to write it.
+        settings: settings of the export.
         overwrite: replace an existing file.
 
     Raises:
-        KloraError: the file exists and ``overwrite`` is false, it cannot be written, or the fusion
-            has something that such a LoRA cannot hold; an old file is as it was.
+        KloraError: the file exists and ``overwrite`` is false, it cannot be written, or an ordinary
+            LoRA cannot hold the fusion; an old file is unchanged.
     """
     settings, place = settings or ExportSettings(), Path(path)
     with replacing(place, overwrite=overwrite) as temporary:
@@ -102,18 +102,18 @@ def export_phases(
     *,
     overwrite: bool = False,
 ) -> ExportedPhases:
-    """Write the averages over equal phases of the sampling as ordinary LoRAs, and when each acts.
+    """Write the averages over equal phases of the sampling as ordinary LoRAs, with a schedule.
 
     Args:
         fusion: of an artifact.
-        folder: to write ``phase-K-of-N.safetensors`` and ``schedule.json`` into.
+        folder: the folder for ``phase-K-of-N.safetensors`` and ``schedule.json``.
         count: N, 2 to 100.
-        settings: how to write them.
-        overwrite: replace an existing folder, unless it holds other things than an export.
+        settings: settings of the export.
+        overwrite: replace an existing folder, unless it has files that are not of an export.
 
     Raises:
-        ConfigError: ``count`` is out of its range.
-        KloraError: as of :func:`export_static`; an old folder is as it was.
+        ConfigError: ``count`` is out of range.
+        KloraError: see :func:`export_static`; an old folder is unchanged.
     """
     if not (type(count) is int and 2 <= count <= MAX_PHASES):
         raise ConfigError(

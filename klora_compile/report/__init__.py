@@ -1,1 +1,1 @@
-"""What people see of a fusion: summary, inspection object, map in characters, plot."""
+"""Reports about a fusion: summary, inspection object, text map, plot, model card."""

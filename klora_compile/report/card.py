@@ -1,4 +1,4 @@
-"""A model card for the Hugging Face Hub, from an artifact alone: equal input, equal bytes."""
+"""Model cards for the Hugging Face Hub, from an artifact alone; equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from klora_runtime.families.family import Family, Task
 
 _MAP_WIDTH = 60
 
-#: What is said where the family is not known.
+#: The task in a card if the family is unknown.
 _ANY_TASK: Task = "text-to-image"
 _ANY_PIPELINE = "DiffusionPipeline"
 _BASE_MODEL = "BASE-MODEL"
@@ -36,7 +36,7 @@ _BASE_MODEL = "BASE-MODEL"
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says that is not in the artifact."""
+    """Facts for a card that are not in the artifact."""
 
     name: str
     """File name of the artifact."""
@@ -45,18 +45,18 @@ class CardFacts:
     base_model: str | None = None
     """Id of the base model on the Hub."""
     licence: str | None = None
-    """Of the artifact."""
+    """Licence of the artifact."""
     picture: str | None = None
     """Path of the schedule's heat map, relative to the card."""
 
     @classmethod
     def of(cls, file: Path, **given: str | None) -> CardFacts:
-        """Facts about an artifact on disk; ``given`` are the other fields."""
+        """Return the facts about an artifact on disk; ``given`` are the other fields."""
         return cls(file.name, file.stat().st_size, file_digest(file), **given)
 
 
 def model_card(fusion: Schedule, facts: CardFacts) -> str:
-    """Return the card as Markdown with YAML in front. Nothing from the artifact acts as markup."""
+    """Return the card as Markdown after a YAML header; text from the artifact is no markup."""
     parts = [
         _front_matter(fusion, facts),
         f"# {plain(_title(facts.name))}",
@@ -240,7 +240,7 @@ def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
 
 
 def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
-    """Return lines that load the base model, apply the artifact and sample."""
+    """Return Python lines that load the base model, apply the artifact and sample."""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
     task = _ANY_TASK if family is None else family.task
     one, many = ("frames", "frames") if task.endswith("video") else ("image", "images")
@@ -264,7 +264,7 @@ def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
 
 
 def _command(fusion: Schedule, facts: CardFacts, family: Family | None) -> str | None:
-    """Return the same as a command; None where that cannot do it."""
+    """Return the same as a command; None if a command cannot do it."""
     task = _ANY_TASK if family is None else family.task
     if task.startswith("image") or (family is not None and family.is_modular):
         return None
@@ -281,7 +281,7 @@ def _prompt(fusion: Schedule) -> str:
 
 
 def _sources_needed(fusion: Schedule) -> dict[str, str]:
-    """Return name -> file name of the sources that a thin fusion cannot do without."""
+    """Return name -> file name of the sources that a thin fusion needs."""
     names = {ref.source for entry in fusion.entries for ref in entry.references.values()}
     return {printable(name): printable(fusion.sources[name].file) for name in sorted(names)}
 
@@ -304,5 +304,5 @@ def _trigger_words(fusion: Schedule) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return a string of Python, and of JSON."""
+    """Return a string literal that is valid in Python and JSON."""
     return json.dumps(text, ensure_ascii=False)

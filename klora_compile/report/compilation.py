@@ -1,4 +1,4 @@
-"""What ``klora compile`` did, for a terminal and for programs."""
+"""The result of ``klora compile``, for a terminal and for programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Compilation:
     seconds: float
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         found = compression_of(self.fusion)
         return {
             "output": str(self.output),
@@ -42,7 +42,7 @@ class Compilation:
         }
 
     def text(self) -> str:
-        """As lines for people."""
+        """Return lines for people."""
         summary = summarise(self.fusion)
         rows = [("artifact", shown(self.output)), *reading_lines(self.adapters)]
         rows += [*summary_lines(summary), *storage_lines(self.fusion)]

@@ -1,4 +1,4 @@
-"""What compression cost a fusion, told by the fusion alone."""
+"""The loss of a compressed fusion, from the fusion alone."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from klora_runtime.errors import shown
 
 @dataclass(frozen=True)
 class Compression:
-    """Errors are relative Frobenius errors of deltas against the sources', 0 to 1."""
+    """The result of compression; errors are relative Frobenius errors of deltas, 0 to 1."""
 
     slots: int
-    """Slots of layers that are stored in few bits."""
+    """Number of compressed deltas."""
     of: int
-    """Slots of layers that are stored."""
+    """Number of stored deltas."""
     error: float
-    """Of all stored deltas together, each with its scale."""
+    """Error of all stored deltas together, each with its scale."""
     worst: float
-    """Of the slot of a layer that lost most."""
+    """Error of the delta that lost most."""
     layer: str
-    """That layer."""
+    """Layer of that delta."""
     slot: str
-    """That slot."""
+    """Slot of that delta."""
     ranks: Mapping[str, float]
-    """Slot -> mean rank that was kept of compressed factors."""
+    """Slot -> mean rank of compressed factors."""
     bits: float
-    """Mean bits per number that was kept."""
+    """Mean bits per stored number."""
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def compression_of(fusion: Fusion) -> Compression | None:
-    """None where nothing is compressed."""
+    """Return the result of compression; None if nothing is compressed."""
     stored = [
         (entry, slot, held) for entry in fusion.entries for slot, held in entry.factors.items()
     ]
@@ -70,7 +70,7 @@ def compression_of(fusion: Fusion) -> Compression | None:
 
 
 def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
-    """Path of a layer -> slot -> how the file holds it, as JSON values."""
+    """Return path of a layer -> slot -> its storage, as JSON values."""
     sizes = _packed_sizes(fusion)
     held: dict[str, dict[str, Any]] = {}
     for entry in fusion.entries:
@@ -87,7 +87,7 @@ def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
 
 
 def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
-    """Rows of (label, text) for a terminal; none where the factors are stored as they were."""
+    """Return rows of (label, text) for a terminal; empty if the factors are stored unchanged."""
     if fusion.is_thin:
         return [("thin", "the factors lie in the sources, which applying it needs")]
     found = compression_of(fusion)
@@ -109,7 +109,7 @@ def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
 
 
 def _packed_sizes(fusion: Fusion) -> dict[tuple[str, str], float]:
-    """(path of a layer, slot) -> the bytes that compressed factors take of what they share."""
+    """Return (path of a layer, slot) -> bytes of its compressed factors in the shared tensor."""
     small = {
         (entry.path, slot): stored
         for entry in fusion.entries

@@ -1,4 +1,4 @@
-"""What was exported, and what ordinary LoRAs lose of a schedule, for a terminal."""
+"""The result of an export and its loss, for a terminal."""
 
 from __future__ import annotations
 

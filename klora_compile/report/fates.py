@@ -1,4 +1,4 @@
-"""What the fates of layers mean, and which of them a report lists."""
+"""The meanings of layers' fates, and the fates that a report lists."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from klora_compile.planning.fates import FATES, IDLE
 from klora_compile.rules.lookup import RULES
 
-#: Fate -> what happens to the layer, for every rule.
+#: Fate -> its meaning, for all rules.
 MEANINGS: Mapping[str, str] = {
     **{fate: meaning for rule in RULES.values() for fate, meaning in rule.fates.items()},
     **FATES,
 }
 
-#: Fates that every rule may meet, in the order of reports.
+#: Fates that all rules share, in the order of reports.
 COMMON = tuple(fate for fate in FATES if fate != IDLE)
 
-#: Of these, those that are not worth a line where no layer has them.
+#: Common fates that a report omits if no layer has them.
 QUIET = ("with its weight", "constant", "dropped")

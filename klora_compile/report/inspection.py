@@ -1,4 +1,4 @@
-"""The object that ``klora inspect --json`` prints. Other programs rely on its fields."""
+"""The object that ``klora inspect --json`` prints; other programs rely on its fields."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from klora_runtime.artifact.checks import FORMAT_VERSION
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Slot
 
-#: What is printed of each slot of a layer, and its key in the scores.
+#: Printed name of each number of a slot, and its key in the scores.
 _NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank", "rank"))
 
 
 def inspection(fusion: Fusion) -> dict[str, Any]:
-    """Return a fusion as JSON values, numbers in full precision.
+    """Return a fusion as JSON values, with numbers in full precision.
 
-    Per layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null where that
-    LoRA does not adapt the layer or the rule did not measure it, ``k`` and the Top-K sums
-    also where only one does, ``ratio`` where nothing was compared.
+    In each layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null if
+    that LoRA does not adapt the layer or the rule did not measure it. ``k`` and the Top-K sums are
+    also null if only one LoRA adapts the layer; ``ratio`` is null if nothing was compared.
     """
     summary = summarise(fusion).json()
     compression, stored = compression_of(fusion), stored_json(fusion)

@@ -1,11 +1,11 @@
-"""Which licence a card's metadata states, from what people and source files gave."""
+"""The licence in a card's metadata, from a user's statement and the source files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-#: Identifiers the Hub knows; every other licence is ``other`` with a name.
+#: Identifiers that the Hub knows; every other licence is ``other`` with a name.
 _HUB = frozenset(
     "apache-2.0 mit openrail openrail++ bigscience-openrail-m creativeml-openrail-m bsd "
     "bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 "
@@ -17,15 +17,15 @@ _NAME_LENGTH = 96
 
 
 def licence_fields(given: str | None, sources: Iterable[str | None]) -> dict[str, str]:
-    """Metadata of the Hub.
+    """Return the Hub's metadata fields.
 
     Args:
-        given: the licence of the fused file, where a person stated it; it goes before the sources'.
-        sources: the licence of each source, None where it states none.
+        given: the licence of the fused file, if a user stated it; it overrides the sources'.
+        sources: the licence of each source; None if it states none.
 
     Returns:
-        ``license`` and, for one that the Hub does not know, ``license_name``. Empty where nobody
-        states any; ``other`` without a name where only a part of the sources does.
+        ``license`` and, for a licence that the Hub does not know, ``license_name``. Empty if no
+        licence is stated; ``other`` without a name if only some sources state one.
     """
     if given is not None:
         return _fields([given])

@@ -1,4 +1,4 @@
-"""What is inside one LoRA file, for people and for programs."""
+"""The contents of one LoRA file, for people and for programs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LISTED = 5
 
 
 def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
-    """The object that ``klora inspect LORA --json`` prints. Other programs rely on its fields.
+    """Return the object that ``klora inspect LORA --json`` prints; programs rely on its fields.
 
-    ``rank`` and ``alpha`` are null where the form of a layer has none; ``shape`` where only the
-    base model would tell it; ``family`` where layers and shapes tell none; ``norms`` (Frobenius, of
-    the scaled deltas, by block) where they cannot be computed. Layers are those of diffusers'
+    ``rank`` and ``alpha`` are null if the form of a layer has none, ``shape`` if only the base
+    model shows it, ``family`` if layers and shapes do not identify one, and ``norms`` (Frobenius
+    norms of the scaled deltas by block) if they cannot be computed. Layers are those of diffusers'
     model.
     """
     return {
@@ -53,17 +53,17 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
 
 
 def _base_model(survey: Survey) -> str:
-    """Return its name, or the few that it may be."""
+    """Return the name of the base model, or the candidates."""
     if 1 < len(survey.families) <= _LISTED:
         return f"one of {', '.join(map(family_name, survey.families))}"
     return family_name(survey.family)
 
 
 def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, str]]:
-    """Rows of (label, text) for a terminal.
+    """Yield rows of (label, text) for a terminal.
 
     Args:
-        adapter: the values, for norms; None where they cannot be computed.
+        adapter: the adapter, for norms; None if they cannot be computed.
     """
     origin = survey.origin
     names = "" if survey.names == "diffusers" else f" in the names of {survey.names}"
@@ -106,7 +106,7 @@ def _kind(shape: tuple[int, ...] | None) -> str:
 
 
 def _scales(survey: Survey) -> Iterator[tuple[str, str]]:
-    """Ranks, and where each alpha is from."""
+    """Yield the ranks, and the alphas with their sources."""
     ranks = sorted({layer.rank for layer in survey.layers if layer.rank is not None})
     yield "ranks", ranks_text(ranks) if ranks else "none declared"
     alphas: dict[str, set[float]] = defaultdict(set)
@@ -120,7 +120,7 @@ def _scales(survey: Survey) -> Iterator[tuple[str, str]]:
 
 
 def norms(adapter: Adapter) -> dict[str, float]:
-    """Block -> Frobenius norm of all its scaled deltas."""
+    """Return block -> Frobenius norm of all its scaled deltas."""
     squares: dict[str, list[float]] = defaultdict(list)
     for layer in adapter.layers.values():
         squares[block_of(layer.name)].append((layer.scaling * layer.delta.norm()) ** 2)
@@ -138,13 +138,13 @@ def _norms(adapter: Adapter) -> Iterator[tuple[str, str]]:
 def block_of(name: str) -> str:
     """Return the block of a layer: its component and the first numbered part of its path.
 
-    ``unet.down_blocks.1.attentions.0…`` is ``unet.down_blocks.1``; a layer outside of any block is
-    counted under its component.
+    ``unet.down_blocks.1.attentions.0…`` gives ``unet.down_blocks.1``; a layer outside all blocks
+    gives its component.
     """
     found = re.match(r"[^.]+(?:\.[^.]+)*?\.\d+(?=\.)", name)
     return found[0] if found else name.partition(".")[0]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts ``x.2`` before ``x.10``."""
+    """Return a sort key that puts ``x.2`` before ``x.10``."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in name.split(".")]

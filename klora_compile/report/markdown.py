@@ -1,4 +1,4 @@
-"""Text from files as Markdown that shows it and nothing else: no markup, HTML, links or YAML."""
+"""Escaping of text from files for Markdown, so that it is not markup, HTML, a link or YAML."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from klora_runtime.errors import shown
 
 _LIMIT = 1000
 
-#: ASCII that is left as it is. All else becomes a numeric character reference, which no
-#: Markdown reader takes for structure.
+#: ASCII characters that stay. All others become numeric character references, which Markdown
+#: readers never take for structure.
 _PLAIN = frozenset(" .,-'\"()=%?;+/")
 _WWW = re.compile(r"(?i)\bwww\.")
 
 
 def printable(text: object) -> str:
-    """One line without control characters, of at most 1000 characters."""
+    """Return text as one line without control characters, of at most 1000 characters."""
     return shown(text, _LIMIT)
 
 
 def plain(text: object) -> str:
-    """Return the text for a paragraph or a table cell."""
+    """Return text escaped for a paragraph or a table cell."""
     line = printable(text)
     escaped = "".join(
         c if _is_plain(line, index) else f"&#{ord(c)};" for index, c in enumerate(line)
@@ -30,19 +30,19 @@ def plain(text: object) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Return a code block, its fence longer than any in the text."""
+    """Return a code block with a fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def yaml_string(text: object) -> str:
-    """Return a double-quoted YAML scalar, which JSON's strings are."""
+    """Return a double-quoted YAML scalar, which is a JSON string."""
     return json.dumps(printable(text), ensure_ascii=False)
 
 
 def _is_plain(line: str, index: int) -> bool:
     character = line[index]
-    if character == "_":  # within a word it is no emphasis
+    if character == "_":  # within a word it is not emphasis
         return line[index - 1 : index].isalnum() and line[index + 1 : index + 2].isalnum()
     return not character.isascii() or character.isalnum() or character in _PLAIN

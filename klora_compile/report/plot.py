@@ -1,4 +1,4 @@
-"""The schedule of a fusion as a picture: every layer by progress, its ratio beside it."""
+"""The schedule of a fusion as a picture: layers over progress, with their ratios."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> N
     """Draw the schedule as a heat map into an image file.
 
     Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
-    progress. Each LoRA has a colour. Beside it, where the rule goes by one, each layer's ratio
-    against the range in which layers switch.
+    progress. Each LoRA has a colour. If the rule compares a ratio, a second panel shows each
+    layer's ratio against the range in which layers switch.
 
     Args:
-        path: the file; its ending chooses the format (``.png``, ``.pdf``, ``.svg``).
+        path: the file; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         overwrite: replace an existing file.
 
     Raises:
         KloraError: matplotlib is not installed, the file exists and ``overwrite`` is false, or it
-            cannot be written; an old file is as it was.
+            cannot be written; an old file is unchanged.
     """
     try:
         from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> N
 
 
 def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
-    """Draw layers by progress into axes of matplotlib, a row each."""
+    """Draw layers over progress into matplotlib axes, one row each."""
     palette = colours(fusion.slots)
     progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
     image = np.empty((len(layers), _COLUMNS, 3), dtype=np.uint8)
@@ -79,12 +79,12 @@ def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None
 
 
 def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:
-    """0 where there is none."""
+    """Return a layer's ratio; 0 if there is none."""
     return number_of(fusion, entry, "ratio") or 0.0
 
 
 def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
-    """Lines between the blocks, and their names where there is room."""
+    """Draw lines between the blocks, and their names where there is room."""
     ends = np.cumsum([len(block.entries) for block in rows])
     starts = ends - [len(block.entries) for block in rows]
     for end in ends[:-1]:
@@ -158,7 +158,7 @@ def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block]) ->
 
 
 def _literal(text: object) -> str:
-    """Text from a file; matplotlib takes what stands between dollar signs for mathematics."""
+    """Return text with dollar signs escaped, which matplotlib takes for mathematics."""
     return shown(text).replace("$", r"\$")
 
 

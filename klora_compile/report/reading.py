@@ -1,4 +1,4 @@
-"""How LoRAs were read: keys used, forms, what was left out and how good approximations are."""
+"""The account of reading LoRAs: used and unused keys, forms, and errors of approximations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LISTED = 3
 
 
 def reading_json(adapter: Adapter) -> dict[str, Any]:
-    """One LoRA's account as JSON values."""
+    """Return one LoRA's account as JSON values."""
     return {
         "keys": adapter.survey.keys,
         "used": adapter.survey.used,
@@ -25,7 +25,7 @@ def reading_json(adapter: Adapter) -> dict[str, Any]:
 
 
 def reading_lines(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, str]]:
-    """Rows of (label, text) for a terminal, LoRA by role."""
+    """Yield rows of (label, text) for a terminal, by slot."""
     for position, (role, adapter) in enumerate(adapters.items()):
         found = adapter.survey
         used = f"{found.used} of {found.keys} keys of {role.upper()} used"
@@ -39,7 +39,7 @@ def reading_lines(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, str]]:
 
 
 def forms_text(adapter: Adapter) -> str:
-    """Forms with their layers, what they became, and the largest error."""
+    """Return forms with their numbers of layers, and the largest error."""
     counts = Counter(layer.form for layer in adapter.layers.values())
     kinds = slot_kinds(adapter)
     parts = []
@@ -52,5 +52,5 @@ def forms_text(adapter: Adapter) -> str:
 
 
 def largest_error(adapter: Adapter) -> float:
-    """Return the largest share of a layer's Frobenius norm that its form does not hold."""
+    """Return the largest relative Frobenius error of a layer's conversion."""
     return max((layer.error for layer in adapter.layers.values()), default=0.0)

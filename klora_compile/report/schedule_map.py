@@ -1,4 +1,4 @@
-"""The schedule of a fusion as a map: blocks of the denoiser by progress."""
+"""The schedule of a fusion as a text map: blocks of the denoiser over progress."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from klora_runtime.artifact.palette import Rgb, colours, mixed
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import shown
 
-#: Share of the layers of a block that are on content, from none to all, in characters.
+#: Characters for the share of a block's layers in which the content acts, from none to all.
 _SHADES = "░▒▓█"
 
-#: More than two slots are letters in their order; small where less than half of a block is on one.
+#: Letters of more than two slots, in their order; small if a slot acts in less than half a block.
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALIKE = "="
 _ROUNDING = 1e-9
 
 
 def text_map(fusion: Schedule, width: int) -> str:
-    """Return the map in characters: a line per block, progress from left to right.
+    """Return the map as text: a line per block, progress from left to right.
 
     Args:
-        width: characters for the progress axis.
+        width: length of the progress axis in characters.
     """
     rows = blocks(fusion)
     if not rows:
@@ -38,7 +38,7 @@ def text_map(fusion: Schedule, width: int) -> str:
 
 
 def slot_label(fusion: Schedule, slot: str) -> str:
-    """Return the name of a slot in a legend; one that is computed says so."""
+    """Return the name of a slot in a legend, marked if the slot is derived."""
     return slot if fusion.slots[slot].derived is None else f"{slot} (derived)"
 
 

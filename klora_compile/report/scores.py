@@ -1,4 +1,4 @@
-"""What an artifact says that its rule measured: provenance, which any tool may have written."""
+"""Scores of an artifact: provenance, which any tool may have written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from klora_runtime.artifact.schedule import Schedule, ScheduledEntry
 
 
 def number_of(fusion: Schedule, entry: ScheduledEntry, *names: str) -> float | None:
-    """One number of a layer, or None where the scores of the fusion's rule have none there.
+    """Return one number of a layer; None if the scores of the fusion's rule lack it.
 
     Args:
-        fusion: whose rule counts.
+        fusion: the fusion, whose rule selects the scores.
         entry: the layer.
-        names: from the outermost on: ``"ratio"``, or ``"content", "l1"``.
+        names: keys from the outermost on: ``"ratio"``, or ``"content", "l1"``.
     """
     value: Any = entry.scores.get(fusion.rule.name)
     for name in names:

@@ -1,4 +1,4 @@
-"""The short account of a fusion: layers by fate, near ties, gamma, ranks, bytes."""
+"""The summary of a fusion: layers by fate, near ties, gamma, ranks, bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from klora_runtime.families.catalogue import family_name
 
 @dataclass(frozen=True)
 class NearTie:
-    """A layer whose choice rounding could turn at some step of some step count."""
+    """A layer whose choice might flip by rounding, at some step of some number of steps."""
 
     layer: str
     why: str
@@ -27,28 +27,28 @@ class NearTie:
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers about one fusion, derived from it alone."""
+    """Numbers about one fusion, from the fusion alone."""
 
     family: str | None
     rule: str
     rule_text: str
-    """The rule's own settings in a few words; empty where this klora does not know it."""
+    """The rule's own settings in a few words; empty if this klora does not know the rule."""
     settings: Mapping[str, Any]
     """The rule's parameters."""
     gamma: float | Mapping[str, float | None] | None
-    """One number where one component has it, else by component; None for rules without it."""
+    """One number for one component, else component -> number; None for rules without gamma."""
     derived: Mapping[str, Any]
-    """All that the rule computed for the whole model."""
+    """All numbers that the rule computed for the whole model."""
     fates: Mapping[str, int]
-    """Fate -> number of layers: first those that the rule gives layers, none left out."""
+    """Fate -> number of layers; all the rule's own fates come first, even with 0 layers."""
     near_ties: tuple[NearTie, ...]
     ranks: Mapping[str, tuple[int, ...]]
     """Source -> its distinct ranks."""
     bytes_in: Mapping[str, int]
-    """Source -> bytes of its file."""
+    """Source -> size of its file in bytes."""
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         fields = asdict(self)
         names = {"name": "rule", "parameters": "settings", "text": "rule_text"}
         rule = {name: fields.pop(field) for name, field in names.items()}
@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarise(fusion: Schedule) -> Summary:
-    """Return the summary of a fusion that was compiled or loaded."""
+    """Return the summary of a compiled or loaded fusion."""
     counts = Counter(entry.fate for entry in fusion.entries)
     rule = rule_of(fusion)
     common = [fate for fate in COMMON if rule is None or not rule.whole or fate != "one-sided"]
@@ -76,7 +76,7 @@ def summarise(fusion: Schedule) -> Summary:
 
 
 def gamma_of(fusion: Schedule) -> float | dict[str, float | None] | None:
-    """gamma as one number, by component where there are several, None where it is undefined."""
+    """Return gamma as one number, or by component if there are several; None if undefined."""
     derived = fusion.rule.derived.get("gamma")
     if not isinstance(derived, Mapping):
         return None
@@ -86,10 +86,10 @@ def gamma_of(fusion: Schedule) -> float | dict[str, float | None] | None:
 
 
 def near_ties(fusion: Schedule) -> Iterator[NearTie]:
-    """Layers whose decision is near a tie.
+    """Yield the layers whose decision is near a tie.
 
-    A breakpoint within 1e-6 of the progress of some step of some N up to 100, or a ratio within
-    1e-6 of the ends of S's range. Rules that compare nothing have none.
+    A near tie is a breakpoint within 1e-6 of the progress of a step for some N up to 100, or a
+    ratio within 1e-6 of an end of S's range. Rules that compare nothing have none.
     """
     rule = rule_of(fusion)
     ends = None if rule is None else rule.range()
@@ -108,7 +108,7 @@ def near_ties(fusion: Schedule) -> Iterator[NearTie]:
 
 
 def rule_of(fusion: Schedule) -> Rule | None:
-    """The rule that made a fusion, or None where it or its settings are unknown to this klora."""
+    """Return the rule that made a fusion; None if this klora does not know it or its settings."""
     return known_rule(fusion.rule.name, fusion.rule.parameters)
 
 
@@ -131,7 +131,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
 
 
 def bytes_text(count: int) -> str:
-    """Return a number of bytes for people, in decimal units."""
+    """Return a number of bytes as text, in decimal units."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -139,7 +139,7 @@ def bytes_text(count: int) -> str:
 
 
 def gamma_text(gamma: Any) -> str:
-    """gamma, or another number of the whole model, for people; made safe for a terminal."""
+    """Return gamma, or another number of the whole model, as text that is safe for a terminal."""
     if isinstance(gamma, Mapping):
         return ", ".join(f"{shown(name)} {gamma_text(value)}" for name, value in gamma.items())
     if gamma is None:
@@ -148,7 +148,7 @@ def gamma_text(gamma: Any) -> str:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """Distinct ranks for people; the ends alone where they are many."""
+    """Return distinct ranks as text; only the least and greatest if there are many."""
     if len(ranks) > 4:
         return f"{ranks[0]}…{ranks[-1]}"
     return "/".join(map(str, ranks))

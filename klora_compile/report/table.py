@@ -1,6 +1,6 @@
-"""Tables of text, for a terminal or as Markdown: plain characters that pass through a pipe.
+"""Tables as text for a terminal, or as Markdown.
 
-They are as wide as their cells, whatever reads them: nothing is cut or wrapped.
+Tables are as wide as their cells: nothing is cut or wrapped, whatever the output.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ def text_table(
     numbers: bool = False,
     indent: int = 0,
 ) -> str:
-    """Columns of equal width, two spaces apart; no line ends in spaces.
+    """Return aligned columns, two spaces apart, without trailing spaces.
 
     Args:
-        rows: cells of each row; a row may have fewer of them than others.
-        heads: of the columns; none by default.
-        numbers: whether the columns after the first hold numbers, which stand to the right.
-        indent: spaces before each line.
+        rows: cells of each row; rows may differ in length.
+        heads: headings of the columns; none by default.
+        numbers: whether the columns after the first hold numbers, which are right-aligned.
+        indent: number of spaces before each line.
     """
     lines = [list(cells) for cells in ((heads, *rows) if heads else rows)]
     count = max(map(len, lines), default=0)
@@ -38,16 +38,16 @@ def text_table(
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return the same in Markdown.
+    """Return a table in Markdown.
 
     Args:
-        heads: of the columns, Markdown already.
-        rows: cells of each row, Markdown already, as many as there are heads.
+        heads: headings of the columns, as Markdown.
+        rows: cells of each row, as Markdown, one per heading.
     """
     lines = [list(heads), ["---"] * len(heads), *map(list, rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def labelled(rows: Iterable[tuple[str, str]]) -> str:
-    """Return rows of (label, text) as every command prints them."""
+    """Format rows of (label, text) for a command's output."""
     return text_table(rows, indent=2)

@@ -1,4 +1,4 @@
-"""What ``klora verify`` found, for a terminal and for programs."""
+"""The result of ``klora verify``, for a terminal and for programs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from klora_runtime.errors import KloraError, shown
 
 @dataclass(frozen=True)
 class Verification:
-    """An artifact, what it was compared with, and what is wrong."""
+    """An artifact, the LoRAs it was compared with, and the differences."""
 
     file: Path
     against: tuple[Path, ...]
-    """LoRAs; none where the artifact was checked alone."""
+    """LoRAs; empty if the artifact was checked alone."""
     fusion: Fusion | None = None
-    """None where the artifact cannot be read."""
+    """The fusion; None if the artifact cannot be read."""
     differences: tuple[str, ...] = ()
     """One sentence each; see :func:`klora_compile.verify.verify_fusion`."""
     other_sums: bool = False
-    """Whether it holds sums of an earlier rule, which were not compared."""
+    """Whether the artifact holds sums of an earlier rule, which were not compared."""
 
     def error(self) -> KloraError | None:
-        """What is wrong; None where nothing is."""
+        """Return the error that lists the differences; None if there are none."""
         if not self.differences:
             return None
         given = " and ".join(shown(path) for path in self.against)
         return KloraError(f"{shown(self.file)} is not what {given} give:", self.differences)
 
     def json(self, error: KloraError | None) -> dict[str, Any]:
-        """As JSON values.
+        """Return the fields as JSON values.
 
         Args:
-            error: why the artifact is not good, or None.
+            error: the error of the check, or None.
         """
         problems = [] if error is None else list(error.issues) or [str(error)]
         return {
@@ -47,7 +47,7 @@ class Verification:
         }
 
     def text(self) -> str:
-        """One line for people, where nothing is wrong."""
+        """Return one line for people about a good artifact."""
         assert self.fusion is not None
         how = "structure and digests"
         if self.against:

@@ -1,1 +1,1 @@
-"""From a fusion and a diffusers folder to pictures: what ``klora sample`` does."""
+"""Sampling: pictures from a fusion and a diffusers folder, for ``klora sample``."""

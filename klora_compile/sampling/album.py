@@ -1,4 +1,4 @@
-"""Shots as one file: a picture, a contact sheet, or an animation."""
+"""Writing of shots to one file: a picture, a contact sheet, or an animation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _QUALITY: dict[str, dict[str, Any]] = {
 
 
 def check_ending(path: Path, *, total: int, videos: bool) -> None:
-    """See, before sampling, that the file's ending suits what it will hold.
+    """Check, before sampling, that the file's suffix suits its contents.
 
     Args:
         total: number of pictures or videos.
         videos: whether they are videos.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the suffix does not suit.
     """
     ending = path.suffix.lower()
     if ending in PICTURES or (ending in ANIMATIONS and videos and total == 1):
@@ -51,16 +51,16 @@ def write_shots(shots: Sequence[Shot], path: Path, *, overwrite: bool = False) -
     """Write all shots into one file.
 
     Args:
-        shots: by prompt, then by seed, as many seeds for each prompt.
+        shots: sorted by prompt, then by seed; every prompt has the same number of seeds.
         path: the file.
         overwrite: replace an existing file.
 
     Returns:
-        What the file holds, in a few words.
+        A short description of the file's contents.
 
     Raises:
         KloraError: the file exists and ``overwrite`` is false, or it cannot be written; an old
-            file is as it was.
+            file is unchanged.
     """
     ending = path.suffix.lower()
     first = shots[0]
@@ -100,7 +100,7 @@ def _one_image(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
 
 
 def _frames_sheet(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
-    """Return a row per video."""
+    """Return a sheet with one row per video."""
     total = max(len(shot.frames) for shot in shots)
     chosen = _spread(total)
     rows = [
@@ -116,7 +116,7 @@ def _frames_sheet(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
 
 
 def _spread(total: int) -> list[int]:
-    """Indices of at most 16 frames, from the first to the last."""
+    """Return the indices of at most 16 frames, from the first to the last."""
     count = min(total, _MAX_FRAMES_ON_A_SHEET)
     return [round(index * (total - 1) / max(1, count - 1)) for index in range(count)]
 

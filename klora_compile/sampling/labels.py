@@ -1,4 +1,4 @@
-"""Text on a contact sheet: a font that has its characters, lines that fit."""
+"""Text on a contact sheet: the choice of a font, and line wrapping."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import ImageFont
 
-#: Tried in this order for text that Pillow's own font lacks characters of; found where the
-#: system keeps its fonts.
+#: System fonts to try, in this order, for characters that Pillow's own font lacks.
 _FONTS = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc"),
     *("Arial Unicode.ttf", "msyh.ttc", "malgun.ttf", "PingFang.ttc"),
@@ -17,7 +16,7 @@ _MAX_LINES = 24
 
 
 def font_for(text: str, size: int) -> Any:
-    """Pillow's own font, or where characters of ``text`` are missing the one with most of them."""
+    """Return Pillow's own font, or the font with most of the characters if some are missing."""
     own = ImageFont.load_default(size)
     if not _missing(own, text):
         return own
@@ -25,7 +24,7 @@ def font_for(text: str, size: int) -> Any:
 
 
 def wrapped(text: str, font: Any, width: int) -> str:
-    """``text`` in lines of at most ``width`` pixels, at most 24 of them."""
+    """Wrap ``text`` to at most 24 lines of at most ``width`` pixels."""
     lines = [""]
     for word in text.split():
         for piece in _pieces(word, font, width):
@@ -41,7 +40,7 @@ def wrapped(text: str, font: Any, width: int) -> str:
 
 
 def _pieces(word: str, font: Any, width: int) -> Iterator[str]:
-    """A word, cut where it is wider than a line."""
+    """Yield the pieces of a word, cut at the width of a line."""
     piece = ""
     for character in word:
         if piece and font.getlength(piece + character) > width:

@@ -1,4 +1,4 @@
-"""Prompts and seeds in, pictures out: one call of the pipeline for each."""
+"""Pictures from prompts and seeds, each by one call of the pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from klora_runtime.errors import ConfigError, KloraError, shown
 
-#: Arguments of a pipeline's call and the options that set them.
+#: Argument of a pipeline's call -> option that sets it.
 OPTIONS: Mapping[str, str] = {
     "prompt": "--prompt",
     "negative_prompt": "--negative-prompt",
@@ -28,15 +28,15 @@ OPTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample."""
+    """A request for pictures."""
 
     prompts: tuple[str, ...]
     seed: int = 0
-    """Of the first picture of each prompt; the next ones count up."""
+    """Seed of the first picture of each prompt; the following seeds count up."""
     count: int = 1
-    """Pictures for each prompt."""
+    """Number of pictures per prompt."""
     settings: Mapping[str, Any] | None = None
-    """Further arguments of the pipeline's call, by name; None values are left to the pipeline."""
+    """Further arguments of the pipeline's call, by name; None leaves the value to the pipeline."""
 
     @property
     def total(self) -> int:
@@ -55,16 +55,16 @@ class Shot:
 
 
 def makes_videos(pipe: Any) -> bool:
-    """Return whether a pipeline makes videos, as far as its call tells."""
+    """Return whether a pipeline makes videos, according to its call's parameters."""
     return "num_frames" in _parameters(pipe)
 
 
 def arguments(pipe: Any, request: Request) -> dict[str, Any]:
-    """Return the arguments that are the same for every picture.
+    """Return the arguments that all pictures share.
 
     Raises:
-        ConfigError: the pipeline's call does not take one, or needs one that there is no option
-            for.
+        ConfigError: the pipeline's call does not take an argument, or needs one that no option
+            sets.
     """
     given = {k: v for k, v in (request.settings or {}).items() if v is not None}
     parameters = _parameters(pipe)
@@ -90,9 +90,9 @@ def arguments(pipe: Any, request: Request) -> dict[str, Any]:
 
 
 def sample(pipe: Any, request: Request) -> Iterator[Shot]:
-    """Make the pictures, by prompt and then by seed.
+    """Yield the pictures, by prompt and then by seed.
 
-    Each has a generator of its own on the CPU, so that it depends on its prompt and seed alone.
+    Each picture has its own generator on the CPU, so it depends on its prompt and seed alone.
 
     Raises:
         KloraError: the pipeline failed.
@@ -111,14 +111,14 @@ def sample(pipe: Any, request: Request) -> Iterator[Shot]:
                 result = pipe(prompt=prompt, generator=generator, **same)
             except KloraError:
                 raise
-            except Exception as error:  # a pipeline says in many ways what it cannot do
+            except Exception as error:  # pipelines raise many types
                 raise _failure(pipe, prompt, seed, error) from error
             seconds = time.perf_counter() - begin
             yield _shot(pipe, prompt, seed, result, seconds)
 
 
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
-    """Of the pipeline's call, by name."""
+    """Return the parameters of the pipeline's call by name."""
     parameters = inspect.signature(pipe.__call__).parameters
     bundles = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: each for name, each in parameters.items() if each.kind not in bundles}

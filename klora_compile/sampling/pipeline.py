@@ -1,4 +1,4 @@
-"""A diffusers folder as a pipeline, ready to sample; every problem as one error of klora."""
+"""Loading of diffusers folders as pipelines; every problem becomes one error of klora."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _WEIGHTS = re.compile(
 
 
 def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any:
-    """Return the pipeline of a diffusers folder, on its device.
+    """Load the pipeline of a diffusers folder and move it to a device.
 
     Args:
-        model: a folder that ``pipe.save_pretrained`` wrote, or the id of one on the Hub.
-        fusion: what will be applied; tells the denoiser, whose dtype ``auto`` follows.
+        model: a folder that ``pipe.save_pretrained`` wrote, or an id on the Hub.
+        fusion: the fusion to apply; ``auto`` follows the dtype of its denoiser.
         device: see :func:`klora_runtime.devices.names.as_device`.
-        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on the CPU, on a GPU
-            as the denoiser is stored.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, the dtype of
+            the denoiser's files on a GPU.
 
     Raises:
         KloraError: there is no such folder, or it cannot be loaded.
-        ConfigError: an unknown device.
+        ConfigError: the device is unknown.
     """
     where = as_device(device)
     folder = _folder(model)
@@ -53,7 +53,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
     keyword = "torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of the keyword
+            warnings.simplefilter("ignore", FutureWarning)  # about the keyword
             pipe = loader.from_pretrained(
                 str(folder), variant=_variant(folder), **{keyword: wanted}
             )
@@ -62,7 +62,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
             f"{shown(model)} needs a library that is not installed: {_reason(error)} {ADVICE} (It "
             "brings what most models need.)"
         ) from error
-    except Exception as error:  # a broken folder makes diffusers raise anything
+    except Exception as error:  # diffusers raises many types for a broken folder
         raise KloraError(
             f"diffusers cannot load {shown(model)}: {_reason(error)} Get the folder again, or "
             "save it anew with pipe.save_pretrained(FOLDER)."
@@ -77,14 +77,15 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
 
 
 def use_scheduler(pipe: Any, name: str) -> None:
-    """Give a pipeline another scheduler of diffusers, with the settings of its own.
+    """Give a pipeline another scheduler of diffusers, with the settings of its present one.
 
     Args:
-        name: a class, with or without ``Scheduler`` at its end, in any case.
+        name: a class name, with or without ``Scheduler`` at its end, in any case.
 
     Raises:
-        ConfigError: there is none, or it does not fit; the message lists those that do.
-        KloraError: it needs a library that is not installed.
+        ConfigError: there is no such scheduler, or it does not fit; the message lists those that
+            do.
+        KloraError: the scheduler needs a library that is not installed.
     """
     present = getattr(pipe, "scheduler", None)
     if present is None:
@@ -106,7 +107,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
 
 def compile_denoiser(pipe: Any, fusion: Fusion) -> None:
-    """``torch.compile`` in place: the repeated blocks where the model names them, else all."""
+    """Compile the denoiser in place: its repeated blocks if it names them, else the whole."""
     for component in fusion.components:
         if component in STEPLESS:
             continue
@@ -141,7 +142,7 @@ def _folder(model: str) -> Path:
     try:
         loader: Any = diffusers.DiffusionPipeline
         return Path(loader.download(model))
-    except Exception as error:  # of the network, the Hub or the cache
+    except Exception as error:  # from the network, the Hub or the cache
         root = error.__cause__ or error
         raise KloraError(
             f"there is no folder {shown(model)}, and the Hub gives no model of that name: "
@@ -150,7 +151,7 @@ def _folder(model: str) -> Path:
 
 
 def _require_libraries(folder: Path, model: str) -> None:
-    """See that the libraries which the parts of a pipeline come from are there."""
+    """Check that the libraries of the pipeline's parts are installed."""
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         parts = {name: part for name, part in index.items() if isinstance(part, list)}
@@ -197,13 +198,13 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
             with SafetensorsFile(path, "model") as file:
                 stored.update(info.dtype for info in file.tensors.values())
         except FileFormatError:
-            continue  # diffusers says what is wrong with it
+            continue  # diffusers reports the problem
     most = next((name for name, _ in stored.most_common(1)), None)
     return TORCH_DTYPES[most] if most in REAL else torch.float32
 
 
 def _variant(folder: Path) -> str | None:
-    """Return the variant, such as ``fp16``, that a part of the pipeline has only."""
+    """Return the variant, such as ``fp16``, if a part of the pipeline has no other files."""
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         names = [_WEIGHTS.fullmatch(path.name) for path in part.iterdir()]
         variants = {match["variant"] for match in names if match}
@@ -213,7 +214,7 @@ def _variant(folder: Path) -> str | None:
 
 
 def _fitting(scheduler: Any) -> Iterator[Any]:
-    """Scheduler classes that fit a scheduler's settings; all of diffusers' where it cannot say."""
+    """Yield scheduler classes that fit a scheduler's settings; all classes if that is unknown."""
     try:
         yield from scheduler.compatibles
     except AttributeError:

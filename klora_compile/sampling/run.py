@@ -1,4 +1,4 @@
-"""A whole run of ``klora sample``, in the order that finds every problem before the sampling."""
+"""A whole run of ``klora sample``, ordered so that problems are found before the sampling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klora_runtime.pipeline.handle import apply_fusion
 
 @dataclass(frozen=True)
 class How:
-    """How to sample, as the options of ``klora sample`` say it."""
+    """The options of ``klora sample`` that say how to sample."""
 
     scheduler: str | None = None
     mode: str = "auto"
@@ -29,30 +29,30 @@ class How:
     device: str = "auto"
     dtype: str = "auto"
     sources: Mapping[str, Path] = field(default_factory=dict)
-    """Of a thin artifact: its LoRA files by name."""
+    """LoRA files of a thin artifact by name."""
     overwrite: bool = False
-    """Replace an existing picture."""
+    """Whether to replace an existing picture."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was written, in which mode, and how fast."""
+    """The written file, the mode, and the speed."""
 
     output: Path
     holds: str
-    """What the file shows, in a few words."""
+    """A short description of the file's contents."""
     shots: Sequence[Shot]
     mode: str
     why: str
-    """Why that mode."""
+    """Why that mode was chosen."""
 
     def text(self) -> str:
-        """As one line."""
+        """Return one line for people."""
         wrote = f"wrote {shown(self.output)}: {self.holds}"
         return f"{wrote}; mode {self.mode}: {self.why}; {_pace(self.shots)}"
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return {
             "output": str(self.output),
             "mode": self.mode,
@@ -70,10 +70,10 @@ class Made:
 
 
 def sample_to_file(file: Path, model: str, request: Request, output: Path, how: How) -> Made:
-    """Apply the artifact ``file`` to ``model``, make the pictures, write them into ``output``.
+    """Apply the artifact ``file`` to ``model``, make the pictures, and write them to ``output``.
 
     Raises:
-        KloraError: of any of the steps; ``output`` is as it was.
+        KloraError: a step failed; ``output`` is unchanged.
     """
     check_ending(output, total=request.total, videos=True)
     fusion = complete(load_fusion(file), how.sources)
@@ -105,7 +105,7 @@ def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> Incomp
 
 
 def _pace(shots: Sequence[Shot]) -> str:
-    """Seconds per picture; the first, which warms up, apart."""
+    """Return seconds per picture, with the first one, which warms up, listed separately."""
     first, *rest = (shot.seconds for shot in shots)
     what = "video" if shots[0].is_video else "picture"
     if not rest:

@@ -1,4 +1,4 @@
-"""Several pictures on one sheet: a labelled row per prompt, a column per seed."""
+"""Contact sheets: a labelled row per prompt, a column per seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAPER, _INK = "#ffffff", "#222222"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a sheet."""
+    """A row of a sheet."""
 
     label: str
     images: Sequence[Image.Image]
@@ -38,22 +38,22 @@ class _Layout:
         return wrapped(row.label, self.font, self.labels)
 
     def height(self, row: Row) -> int:
-        """Of the higher of a row's label and pictures."""
+        """Return the height of a row: the larger of its label's and its pictures'."""
         lines = self.label(row).count("\n") + 1
         return max(lines * (self.text + self.spacing), *(image.height for image in row.images))
 
     @property
     def spacing(self) -> int:
-        """Between two lines of a label."""
+        """Space between two lines of a label."""
         return self.text // 3
 
 
 def contact_sheet(rows: Sequence[Row], headings: Sequence[str]) -> Image.Image:
-    """Return the rows of pictures in their own pixels, each row's label to its left.
+    """Return a sheet with unscaled pictures, each row's label to its left.
 
     Args:
         rows: labels and pictures; rows may differ in length.
-        headings: one per column.
+        headings: one heading per column.
     """
     layout = _layout(rows, headings)
     gap, step = layout.gap, layout.column + layout.gap
