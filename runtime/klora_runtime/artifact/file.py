@@ -74,7 +74,7 @@ def load_fusion(
 
 
 def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
-    """Write a fusion as an artifact, completely or not at all.
+    """Write ``fusion`` as an artifact, completely or not at all.
 
     The bytes go to a new file beside ``path`` that then replaces it in one step: a process that
     dies half-way leaves the old file unchanged. The new file is read back first, so a file that the
