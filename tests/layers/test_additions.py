@@ -87,6 +87,36 @@ def test_a_module_computes_as_with_the_sum_in_its_weight(
     assert type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
+class Padding(nn.Conv1d):
+    """As causal convolutions do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (2, 0)))
+
+
+class Scaling(nn.Embedding):
+    """As language models do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 3
+
+
+class Coarse(nn.Conv2d):
+    """As quantisers do, which change the weight alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight.round(), self.bias)
+
+
+def test_classes_that_do_more_around_the_multiplication_cannot_add_a_branch() -> None:
+    assert kind_of(Padding) is None
+    assert kind_of(Scaling) is None
+    assert kind_of(Coarse) is kind_of(nn.Conv2d)
+    coarse = Coarse(2, 2, 1)
+    attach(coarse, Addition(None, None, None, torch.zeros(2, 2, 1, 1)))
+    assert kind_of(type(coarse)) is kind_of(nn.Conv2d)
+
+
 def test_other_modules_cannot_add_a_branch() -> None:
     assert kind_of(nn.LayerNorm) is None
     assert kind_of(nn.ConvTranspose2d) is None

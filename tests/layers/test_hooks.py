@@ -133,6 +133,28 @@ def test_a_branch_acts_inside_of_hooks(kind: str, order: str) -> None:
     assert vars(model.leaf).keys() - plain.keys() <= {"forward", "_diffusers_hook"}
 
 
+class Doubling(nn.Conv1d):
+    """Does more than its base class around the multiplication."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * 2)
+
+
+def test_a_class_that_does_more_around_the_multiplication_is_written_in_place() -> None:
+    entry = hand_entry("unet.leaf", (4, 6, 3), switch=None)
+    model, x = Model(), torch.randn(2, 6, 5)
+    model.leaf = Doubling(6, 4, 3, padding=1)  # type: ignore[assignment]
+    bare, weight = model(x), model.leaf.weight
+    expected = nn.functional.conv1d(
+        x * 2, weight + delta_of(entry, "content").float(), model.leaf.bias, padding=1
+    )
+    branch = branched(model, entry)
+    assert branch.writes
+    torch.testing.assert_close(model(x), expected)
+    branch.release()
+    assert torch.equal(model(x), bare)
+
+
 def test_a_forward_that_is_replaced_by_something_else_is_refused() -> None:
     model, entry = Model(), hand_entry("unet.leaf", (4, 6), switch=None)
     held = model.leaf.forward

@@ -1,6 +1,7 @@
-"""Others on the same pipeline: caches that patch its class, a second fusion, and what they ask for.
+"""Others on the same pipeline: patches of its class, a second fusion, and what they ask for.
 
-Putting on and taking off, in every order, leaves the other as it would be alone.
+Putting on and taking off, in every order, leaves the other as it would be alone. The real libraries
+are in `tests/companions`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from typing import Any
 import pytest
 import torch
 from support.applying import Apply
-from support.families import FLUX_BLOCKS, IMAGES, FamilyCase, flux, lora_files
 from support.generation import TWO_STEPS, generate
-from tiny_pipeline import relative_difference
 from torch import nn
 
-from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import InUseError
@@ -137,59 +135,3 @@ def test_a_layer_that_is_read_and_not_called_ends_a_run_at_its_first_evaluation(
     attention.processor = processor
     assert torch.equal(generate(pipe, TWO_STEPS), expected)
     handle.remove()
-
-
-@pytest.mark.parametrize("mode", ["merge", "branch"])
-@pytest.mark.parametrize(("on", "off"), ORDERS)
-def test_cache_dit(on: str, off: str, mode: str, cached_flux: Any) -> None:
-    cache_dit = pytest.importorskip("cache_dit", reason="cache-dit is not installed")
-    case, fusion = cached_flux
-
-    def enable(pipe: Any) -> None:
-        config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
-            Bn_compute_blocks=0,
-            max_warmup_steps=2,
-            residual_diff_threshold=0.5,
-        )
-        cache_dit.enable_cache(pipe, cache_config=config)
-
-    pipe = case.pipeline()
-    plain, call, bare = type(pipe), type(pipe).__call__, case.generate(pipe, 8)
-    enable(pipe)
-    cached = case.generate(pipe, 8)
-    cache_dit.disable_cache(pipe)
-    with apply_fusion(pipe, fusion, mode=mode):
-        fused = case.generate(pipe, 8)
-    assert relative_difference(cached, bare) > 1e-3
-
-    if on == "it first":
-        enable(pipe)
-    handle = apply_fusion(pipe, fusion, mode=mode)
-    if on == "fusion first":
-        enable(pipe)
-    both = case.generate(pipe, 8)
-    assert relative_difference(both, fused) > 1e-3
-    assert torch.equal(case.generate(pipe, 8), both)
-    if off == "it first":
-        cache_dit.disable_cache(pipe)
-        assert torch.equal(case.generate(pipe, 8), fused)
-        handle.remove()
-    else:
-        handle.remove()
-        for _ in range(2):
-            assert torch.equal(case.generate(pipe, 8), cached)
-        cache_dit.disable_cache(pipe)
-    assert torch.equal(case.generate(pipe, 8), bare)
-    assert type(pipe) is plain
-    assert plain.__call__ is call
-
-
-@pytest.fixture(scope="module")
-def cached_flux(tmp_path_factory: pytest.TempPathFactory) -> tuple[FamilyCase, Fusion]:
-    arguments = next(case for case in IMAGES if case.name == "FLUX.1").arguments
-    case = FamilyCase(
-        "FLUX.1", lambda: flux(num_layers=2, num_single_layers=6), arguments, modules=FLUX_BLOCKS
-    )
-    files = lora_files(case.pipeline(), case, tmp_path_factory.mktemp("loras"))
-    return case, compile_fusion(*files, device="cpu")

@@ -662,6 +662,18 @@ def test_a_denoiser_called_by_hand(apply: Apply, pipe: Any, fusion: Fusion) -> N
     pipe.unet(*inputs)
 
 
+def test_a_forward_that_hides_the_names_of_its_arguments(
+    apply: Apply, pipe: Any, fusion: Fusion
+) -> None:
+    """As caches replace it; the timestep is still read."""
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    handle = apply(pipe, fusion)
+    pipe.scheduler.set_timesteps(4)
+    pipe.unet(torch.zeros(1, 4, 16, 16), pipe.scheduler.timesteps[2], torch.zeros(1, 77, 32))
+    assert handle.report().progress == 2.5 / 4
+
+
 def test_attributes_of_the_component_come_back(apply: Apply, pipe: Any, fusion: Fusion) -> None:
     def mine() -> None: ...
 

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.functional import conv1d, conv2d, conv3d, embedding, linear, pad
 
+from klora_runtime.layers.subclass import plain_class
+
 
 @dataclass(frozen=True, eq=False)
 class Addition:
@@ -51,8 +53,25 @@ class Kind:
 
 
 def kind_of(module_class: type) -> Kind | None:
-    """Return the kind of a module class; None if its modules cannot have a branch."""
-    return next((kind for base, kind in _KINDS.items() if issubclass(module_class, base)), None)
+    """Return the kind of a module class; None if its modules cannot have a branch.
+
+    A convolution or embedding class may do more around the multiplication: pad, scale, change its
+    strides. What a branch adds would miss that, so such a class has no kind.
+    """
+    plain: Any = plain_class(module_class)
+    for base, kind in _KINDS.items():
+        if issubclass(plain, base):
+            return kind if base is nn.Linear or _computes_as(base, plain) else None
+    return None
+
+
+def _computes_as(base: Any, module_class: Any) -> bool:
+    """Return whether a class computes as ``base`` does, but for the weight it takes."""
+    forward, convolve = module_class.forward, "_conv_forward"
+    if getattr(module_class, convolve, None) is not getattr(base, convolve, None):
+        return False
+    code = getattr(forward, "__code__", None)
+    return forward is base.forward or (code is not None and convolve in code.co_names)
 
 
 def _add_linear(

@@ -1,8 +1,9 @@
 """Mode *branch*: the base weights stay untouched, and each layer adds its delta's output.
 
 Parameters that no layer multiplies with (biases, norms, modulation tables) are small and are
-written in place, as mode merge does. So this mode has two parts: leaves that add (`leaves`), and a
-merge of the rest.
+written in place, as mode merge does. So are the few layers whose class does more around the
+multiplication than torch's. So this mode has two parts: leaves that add (`leaves`), and a merge of
+the rest.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def merge_hindrance(target: Target) -> str | None:
 
 
 def is_written(target: Target) -> bool:
-    """Return whether mode branch writes a target in place: no layer multiplies with it."""
+    """Return whether mode branch writes a target in place: no branch can add it."""
     return target.entry.parameter != "weight" or kind_of(type(target.module)) is None
 
 

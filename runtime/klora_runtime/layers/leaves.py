@@ -285,7 +285,8 @@ class Leaves:
 
     def _hindrance(self, target: Target) -> str | None:
         if self._attached and not is_branched(target.module):
-            return "its class was changed"
+            name = type(target.module).__name__
+            return f"its class was changed to {name}; put that on before the fusion"
         return branch_hindrance(target)
 
     def _show(self, progress: float) -> None:

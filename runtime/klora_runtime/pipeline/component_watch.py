@@ -153,7 +153,7 @@ def _after(on_evaluated: Callable[[nn.Module], None]) -> Callable[..., None]:
 
 
 def _observer(model: nn.Module, on_evaluation: Callable[[Any], None]) -> Callable[..., None]:
-    timestep = timestep_reader(model.forward)
+    timestep = timestep_reader(type(model).forward, skip=1)  # a cache may hide that one's names
 
     def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():

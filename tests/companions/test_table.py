@@ -1,0 +1,45 @@
+"""The table of companions in the docs has the rows that are tested, and the versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from support.companions import COMPANIONS
+from support.companions.companion import Companion
+from support.lora_files import ROOT
+
+PAGE = ROOT / "docs/reference/compatibility.md"
+BEGIN, END = "<!-- companions: begin -->\n", "<!-- companions: end -->"
+
+
+def rows() -> Iterator[str]:
+    yield "| companion | of | tested on | `merge` | `branch` |"
+    yield "|" + "---|" * 5
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    )
+    for each in COMPANIONS:
+        library = f"{each.library} {pins[each.library]}"
+        yield f"| {each} | {library} | {each.case} | equal | {in_branch(each)} |"
+
+
+def in_branch(companion: Companion) -> str:
+    if companion.after_a_branch is None:
+        return "equal"
+    return "equal where it is put on before the fusion, else refused by name"
+
+
+def test_the_table_in_the_docs_is_what_is_tested() -> None:
+    """Run this file as a program to write it anew."""
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    assert table == "\n".join(rows()) + "\n"
+
+
+def write_table() -> None:
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    table = "\n".join(rows()) + "\n"
+    PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    write_table()
