@@ -242,6 +242,7 @@ class Describer:
             kernel=len(form.shape(subject.header) or ()) > 2,
             by_kohya=subject.module.key.layout == "kohya",
             whole=form.rank(subject.header) is None,
+            root_is_folded=form.root_is_folded,
             tensor=None if key is None else float(self._file.tensor(key)),
         )
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from lycoris.modules.glora import _glora_weight
+from lycoris.modules.glora import GLoRAModule, _glora_weight
+from safetensors.torch import save_file
 from support.form_files import Array, base_model
 from support.lora_files import write_lora
 from support.lycoris_kinds import IN, LAYERS, LINEAR, OUT, TRAINED, lycoris_file
@@ -49,6 +50,28 @@ def test_a_glora_with_a_core_is_as_lycoris_computes_it(tmp_path: Path) -> None:
     file = write_lora(tmp_path / "a.safetensors", tensors)
     expected = _glora_weight(weight, a1, a2, b1, b2, core, 1.0)
     assert_is(read_adapter(file, ReadOptions(base=base)), expected, "glora")
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_rank_stabilised_glora_is_scaled_as_its_training_says(
+    stated: bool, tmp_path: Path
+) -> None:
+    """LyCORIS writes its alpha as it is, so that the tensors alone do not tell."""
+    path, make = LAYERS["linear"]
+    torch.manual_seed(0)
+    layer = make()
+    name = f"lora_unet_{path.replace('.', '_')}"
+    trained = GLoRAModule(name, layer, 1.0, 4, alpha=2.0, rs_lora=True)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    values = {f"{name}.{key}": value.detach() for key, value in trained.state_dict().items()}
+    args = json.dumps({"algo": "glora", "rs_lora": "True"})
+    save_file(values, tmp_path / "a.safetensors", {"ss_network_args": args} if stated else None)
+    base = base_model(tmp_path / "base", {("unet", path): layer.weight.detach().double().numpy()})
+    adapter = read_adapter(tmp_path / "a.safetensors", ReadOptions(base=base))
+    added = trained.get_diff_weight(1.0)[0].detach()
+    assert_is(adapter, added if stated else added / 2, "glora")
 
 
 def kohya(weight: Array, blocks: list[Array], alpha: float) -> Array:

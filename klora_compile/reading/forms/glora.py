@@ -1,6 +1,8 @@
 """GLoRA (arXiv 2306.07967): the weight's own directions are mixed, and others added.
 
 LyCORIS: W A1 A2 + B1 B2, times alpha / rank; of a convolution A1 A2 mixes the input's channels.
+Under ``rs_lora`` it trains with alpha / sqrt(rank), and writes alpha as it is, unlike in its other
+forms: only the record of the training says it (``ss_network_args``).
 Of a linear layer that is a pair of factors of twice the rank.
 
 PEFT: W * A + B, number by number, each of A and B a low-rank matrix, a column or one number; and
@@ -38,6 +40,7 @@ class Glora(Form):
     name = "glora"
     parts = (A1, A2, B1, B2, BM)
     needs = Need.WEIGHT
+    root_is_folded = False
 
     def problems(self, layer: Header) -> list[str]:
         shapes = layer.shapes

@@ -122,6 +122,9 @@ class Form(Protocol):
     """What of the base model's layer the delta depends on."""
     settings_state_rank: bool = False
     """Whether the file's settings may state the rank where its tensors do not."""
+    root_is_folded: bool = True
+    """Whether a trainer that divides alpha by the root of the rank writes another alpha, which
+    divided by the rank is the same."""
     peft: Mapping[str, str | None] = MappingProxyType({})
     """PEFT's name of the form -> the key of its alpha, None where it has none."""
 

@@ -37,6 +37,7 @@ from klora_compile.reading.scale.peft_config import AdapterConfig
 from klora_compile.reading.scale.training import (
     CONV_ALPHA,
     NETWORK_ALPHA,
+    RS_LORA,
     SPLIT_QKV,
     Training,
     training_of,
@@ -78,6 +79,8 @@ class LayerScale:
     """Whether it is in kohya's spelling."""
     whole: bool
     """Whether it is a LoKr without a factored matrix."""
+    root_is_folded: bool
+    """See :attr:`~klora_compile.reading.forms.parts.Form.root_is_folded`."""
     tensor: float | None
     """The value of its alpha tensor."""
 
@@ -180,7 +183,12 @@ class Scales:
         return training_of(self._metadata, self._where)
 
     def _of_tensor(self, layer: LayerScale, alpha: float) -> Alpha:
-        if not layer.by_kohya or SPLIT_QKV not in self._metadata.get("ss_network_args", ""):
+        args = self._metadata.get("ss_network_args", "") if layer.by_kohya else ""
+        if not layer.root_is_folded and RS_LORA in args and self._training.rank_stabilised:
+            return Alpha(
+                alpha * math.sqrt(layer.rank), f"tensor, by the root of the rank ({RS_LORA})"
+            )
+        if SPLIT_QKV not in args:
             return Alpha(alpha, "tensor")  # and a broken record is no matter
         pairs = self._training.pairs(layer.module, layer.rank, alpha)
         if pairs == 1:

@@ -21,6 +21,8 @@ from klora_runtime.errors import LoraError, shown
 #: The metadata key with the alpha of a whole training.
 NETWORK_ALPHA = "ss_network_alpha"
 CONV_ALPHA = "conv_alpha of ss_network_args"
+#: The setting under which alpha is divided by the root of the rank.
+RS_LORA = "rs_lora"
 #: The setting under which query, key and value are trained apart.
 SPLIT_QKV = "split_qkv"
 
@@ -109,7 +111,7 @@ def training_of(metadata: Mapping[str, str], where: str) -> Training:
         alpha=None if text in SILENT or own else stated_number(text, NETWORK_ALPHA, where),
         conv_alpha=None if conv in SILENT or own else stated_number(conv, CONV_ALPHA, where),
         rank=rank,
-        rank_stabilised=str(args.get("rs_lora", "")).lower() in ("true", "1"),
+        rank_stabilised=str(args.get(RS_LORA, "")).lower() in ("true", "1"),
         split=split,
     )
 
