@@ -89,7 +89,8 @@ def compile_command(
     for one, other in combinations((*contents, *styles), 2):
         if one.samefile(other):
             raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
-    check_output(output, force, inputs=(*contents, *styles))
+    base = () if reading.base is None else (reading.base,)
+    check_output(output, force, inputs=(*contents, *styles, *base))
 
     from klora_compile.compiler import compile_sources
     from klora_compile.report.compilation import Compilation

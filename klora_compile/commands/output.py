@@ -19,7 +19,7 @@ def check_output(
     Args:
         output: the file or folder.
         force: whether to replace an existing one.
-        inputs: the inputs, which must not be overwritten.
+        inputs: the input files and folders, of which nothing must be overwritten.
         folder_of: for a folder, returns whether an existing one may contain a file of that name.
     """
     is_folder = folder_of is not None
@@ -28,6 +28,8 @@ def check_output(
             raise click.UsageError(f"{output} is one of the inputs; name another file.")
         if is_folder and _is_same(output, path.absolute().parent):
             raise click.UsageError(f"{output} is the folder of the input; name another.")
+        if path.is_dir() and any(_is_same(output, file) for file in path.rglob("*")):
+            raise click.UsageError(f"{output} is a file of the input {path}; name another file.")
     if not os.path.isdir(output.absolute().parent):
         raise click.UsageError(f"{output.parent} is not a folder; make it first.")
     if problem := wrong_kind(output, folder=is_folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,24 @@ def test_compile_refuses_to_overwrite(loras: tuple[Path, Path], artifact: Path) 
     assert artifact.read_bytes() == before
     assert klora("compile", *loras, "-o", artifact, "--pattern", "s*", "--force").exit_code == 0
     assert artifact.read_bytes() != before
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "base model"])
+def test_compile_refuses_to_write_over_a_file_of_an_input_folder(
+    kind: str, loras: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    read = shutil.copy(loras[0], folder / "adapter_model.safetensors")
+    before = read.read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(read)
+    inputs = (folder, loras[1]) if kind == "LoRA" else (*loras, "--base", folder)
+    for output in (read, link):
+        result = klora("compile", *inputs, "-o", output, "--force")
+        assert result.exit_code == 2
+        assert f"{output} is a file of the input {folder}; name another file." in result.stderr
+    assert read.read_bytes() == before
 
 
 def test_compile_refuses_to_write_over_an_input(loras: tuple[Path, Path]) -> None:
