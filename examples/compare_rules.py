@@ -1,4 +1,4 @@
-"""The schedules of the rules side by side, for one pair of the demo's LoRAs: a picture of the docs.
+"""The schedules of all rules side by side, for one pair of the demo's LoRAs.
 
 python examples/compare_rules.py docs/pictures/rules.png
 """
@@ -59,7 +59,7 @@ def main(picture: Path, subject: str, style: str) -> None:
 
 
 def draw(axes: Any, fusion: Fusion, title: str) -> None:
-    """One rule's map."""
+    """Draw one rule's map."""
     layers = [entry for block in blocks(fusion) for entry in block.acting().entries]
     draw_heat(axes, fusion, layers)
     axes.set_title(title.replace("_phases", ""), fontsize=7)

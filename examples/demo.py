@@ -1,7 +1,8 @@
-"""The main job from end to end: LoRAs of subjects and styles, fused, drawn. Run by ``make demo``.
+"""The demo, from LoRAs of subjects and styles to pictures of their fusions (``make demo``).
 
-The model is small but real: trained from scratch on drawings (``drawings/README.md``). The base
-has seen neither these subjects nor these styles, and no LoRA a subject in its new style.
+The model is small but real: it was trained from scratch on drawings (``drawings/README.md``). The
+base has seen neither these subjects nor these styles, and no LoRA has seen a subject in its new
+style.
 
     python examples/demo.py out/demo penguin octopus --style ink --style soft
 """
@@ -27,8 +28,7 @@ WEIGHTS = Path(__file__).parent / "drawings" / "weights"
 SUBJECTS = ("penguin", "octopus", "mushroom", "rocket")
 STEPS = 16
 
-#: A LoRA alone is shown with what the base knows: a style on these subjects, a subject in these
-#: styles.
+#: Subjects and styles that the base knows, for pictures of a single LoRA.
 KNOWN_SUBJECTS, KNOWN_STYLES = ("fox", "house", "snowman"), ("noto", "twemoji", "flat")
 
 
@@ -75,7 +75,7 @@ def klora(*arguments: object) -> None:
 
 
 def compiled(subject: str, style: str, folder: Path) -> Path:
-    """The artifact of two LoRAs, by ``klora compile``."""
+    """Return the artifact of two LoRAs, by ``klora compile``."""
     artifact = folder / f"{subject}-{style}.klora.safetensors"
     sources = (lora_path(WEIGHTS, "subject", subject), lora_path(WEIGHTS, "style", style))
     klora("compile", *sources, "-o", artifact, "--force")
@@ -83,28 +83,28 @@ def compiled(subject: str, style: str, folder: Path) -> Path:
 
 
 def draw(pipe: DrawingPipeline, prompts: Sequence[str]) -> Pictures:
-    """A picture of each prompt, the first with noise of seed 0, the next of seed 1, ..."""
+    """Return a picture of each prompt, with noise of seeds 0, 1, 2, …"""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     pictures = pipe(prompts, num_inference_steps=STEPS, generator=generators).images
     return list(pictures)
 
 
 def style_alone(pipe: DrawingPipeline, style: str, seeds: int) -> Pictures:
-    """A style's LoRA on subjects that the base knows, loaded as PEFT does it."""
+    """Return pictures of a style's LoRA on subjects that the base knows, loaded with PEFT."""
     lora = lora_path(WEIGHTS, "style", style)
     with added(0, 1)(pipe, lora, lora):
         return draw(pipe, [prompt(subject, style) for subject in KNOWN_SUBJECTS[:seeds]])
 
 
 def subject_alone(pipe: DrawingPipeline, subject: str, seeds: int) -> Pictures:
-    """A subject's LoRA in styles that the base knows, likewise."""
+    """Return pictures of a subject's LoRA in styles that the base knows, loaded with PEFT."""
     lora = lora_path(WEIGHTS, "subject", subject)
     with added(1, 0)(pipe, lora, lora):
         return draw(pipe, [prompt(subject, style) for style in KNOWN_STYLES[:seeds]])
 
 
 def fused(pipe: DrawingPipeline, pair: tuple[str, str], artifact: Path, seeds: int) -> Pictures:
-    """Both LoRAs, by klora's runtime."""
+    """Return pictures of both LoRAs, by klora's runtime."""
     with apply_fusion(pipe, artifact):
         return draw(pipe, [prompt(*pair)] * seeds)
 

@@ -1,4 +1,4 @@
-"""LoRAs with random weights that act on a model about as trained ones do."""
+"""LoRAs with random weights that act about as strongly as trained ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from klora_runtime.artifact.delta import LowRank
 
-#: Layers vary around the strength by up to this factor either way, so that some lean to one LoRA
-#: and some to another.
+#: Layers vary around the strength by up to this factor, so that some lean to one LoRA and some to
+#: the other.
 VARIATION = 3.0
 
 
@@ -29,9 +29,9 @@ def random_lora(
 
     Args:
         models: component of the pipeline -> its model.
-        adapts: whether the linear layer or convolution of a name, in its model, is adapted.
-        seed: of the numbers.
-        rank: of every layer.
+        adapts: returns whether to adapt the linear layer or convolution of a name.
+        seed: seed of the numbers.
+        rank: rank of every layer.
         strength: norm of each delta relative to the norm of its weight, before layers vary.
     """
     generator = torch.Generator().manual_seed(seed)

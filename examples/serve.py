@@ -1,11 +1,11 @@
-"""One pipeline, many fusions: a queue of requests, answered in order, and its latencies.
+"""A server with one pipeline and many fusions: it answers a queue and prints its latencies.
 
 python examples/serve.py                                      tiny models, made on the spot
 python examples/serve.py --model FOLDER a.klora.safetensors b.klora.safetensors
 
-Each request names an artifact and a prompt. A library keeps the artifacts used last in memory; the
-one handle swaps its fusion, which moves no weight's memory, so that nothing compiled is compiled
-anew. Some artifacts are asked for much more often than others, as is usual.
+Each request names an artifact and a prompt. A library keeps recently used artifacts in memory. The
+only handle swaps its fusion; this keeps the weights' memory, so nothing is compiled again. As in
+practice, some artifacts are requested much more often than others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks for."""
+    """A request of a client."""
 
     artifact: Path
     prompt: str
@@ -36,23 +36,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds that one request took."""
+    """The seconds that one request took."""
 
     at_hand: float
-    """To have the fusion: nothing where it is kept, else to load it."""
+    """Time to get the fusion: about 0 if it is kept, else the time to load it."""
     swap: float
-    """To swap the fusion on the pipeline."""
+    """Time to swap the fusion on the pipeline."""
     image: float
-    """To sample."""
+    """Time to sample."""
 
     @property
     def whole(self) -> float:
-        """From taking the request to its image."""
+        """Time from taking the request to its image."""
         return self.at_hand + self.swap + self.image
 
 
 def requests(artifacts: Sequence[Path], count: int, seed: int = 0) -> list[Request]:
-    """A queue: the n-th artifact is asked for in proportion to 1 / n."""
+    """Return a queue in which the n-th artifact has a share proportional to 1 / n."""
     chance = 1.0 / np.arange(1, len(artifacts) + 1)
     generator = np.random.default_rng(seed)
     chosen = generator.choice(len(artifacts), size=count, p=chance / chance.sum())
@@ -65,7 +65,7 @@ class Server:
     Args:
         pipe: a diffusers pipeline.
         budget: bytes of fusions that may stay loaded.
-        steps: of each image.
+        steps: number of steps of each image.
     """
 
     def __init__(self, pipe: Any, budget: int, steps: int) -> None:
@@ -77,7 +77,7 @@ class Server:
         self._current: Any = None
 
     def answer(self, request: Request) -> tuple[Any, Latency]:
-        """The image of a request."""
+        """Return the image of a request."""
         from klora_runtime import apply_fusion
 
         begin = time.perf_counter()
@@ -94,13 +94,13 @@ class Server:
         return image, Latency(loaded - begin, swapped - loaded, done - swapped)
 
     def close(self) -> None:
-        """Give the pipeline back as it was."""
+        """Restore the pipeline."""
         if self._handle is not None:
             self._handle.remove()
 
 
 def table(latencies: Sequence[Latency]) -> str:
-    """Percentiles in milliseconds, a row for each part of a request."""
+    """Return percentiles in milliseconds, a row for each part of a request."""
     parts: dict[str, Callable[[Latency], float]] = {
         "fusion at hand": lambda each: each.at_hand,
         "swap": lambda each: each.swap,
@@ -116,7 +116,7 @@ def table(latencies: Sequence[Latency]) -> str:
 
 
 def tiny(folder: Path, count: int = 4) -> tuple[Any, list[Path]]:
-    """A tiny pipeline with random weights, and artifacts for it."""
+    """Return a tiny pipeline with random weights, and artifacts for it."""
     from tiny_pipeline import tiny_lora, tiny_pipeline
 
     from klora_compile import compile_fusion

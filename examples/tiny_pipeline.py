@@ -1,8 +1,8 @@
-"""Real diffusers pipelines, tiny and with random weights, so that nothing has to be downloaded.
+"""Real diffusers pipelines, tiny and with random weights, so that nothing is downloaded.
 
-They have the layers of Stable Diffusion 1.x, 2.x and XL under the same names, only narrow. An
-untrained network amplifies rounding from step to step; its output layer is scaled down, so that
-two exact ways to sample stay equal over many steps.
+They have the layers of Stable Diffusion 1.x, 2.x and XL with the same names, but narrower. An
+untrained network amplifies rounding from step to step; so its output layer is scaled down, and two
+exact ways to sample stay equal over many steps.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def tiny_pipeline(family: Family = "sd1", *, seed: int = 0, latent_channels: int = 4) -> Any:
-    """A pipeline of about a million parameters, float32, on the CPU.
+    """Return a pipeline of about a million parameters, float32, on the CPU.
 
     Args:
-        family: whose layer names and kinds it has; ``sd1`` has convolutions as ``proj_in``,
-            ``sd2`` and ``sdxl`` linear layers, ``sdxl`` two text encoders.
-        seed: of the random weights.
+        family: family of the layer names and kinds: ``sd1`` has convolutions as ``proj_in``,
+            ``sd2`` and ``sdxl`` have linear layers, ``sdxl`` has two text encoders.
+        seed: seed of the random weights.
         latent_channels: input channels of the UNet (9 for an inpainting model).
     """
     with torch.random.fork_rng():
@@ -109,8 +109,8 @@ def tiny_lora(
     """Write a LoRA with random weights for a pipeline, in diffusers/PEFT keys.
 
     Args:
-        modules: ends of the names of the layers to adapt, linear or convolution.
-        strength: norm of each delta relative to the norm of its weight, around which layers vary.
+        modules: last parts of the names of layers to adapt, linear or convolution.
+        strength: mean norm of a delta relative to the norm of its weight; layers vary around it.
     """
     models = {
         component: model
@@ -175,7 +175,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 def _tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows single letters only."""
+    """Return a CLIP tokenizer that knows single letters only."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary.write_text(json.dumps(_vocabulary()))
@@ -184,7 +184,7 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 def parameters(pipe: Any) -> dict[str, torch.Tensor]:
-    """A copy of every parameter of a pipeline, by component and name."""
+    """Return a copy of every parameter of a pipeline, by component and name."""
     return {
         f"{component}.{name}": parameter.detach().clone()
         for component in COMPONENTS
@@ -194,6 +194,6 @@ def parameters(pipe: Any) -> dict[str, torch.Tensor]:
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """||one - other|| / ||other||, computed in float64."""
+    """Return ||one - other|| / ||other||, computed in float64."""
     scale = float(other.double().norm())
     return float((one.double() - other.double()).norm()) / (scale or math.nan)

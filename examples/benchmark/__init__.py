@@ -1,6 +1,6 @@
-"""The workshop that takes klora's numbers; no part of what is installed.
+"""klora's benchmarks; they are not installed.
 
-``race`` times the ways to sample with two LoRAs, ``attach`` how long a fusion takes until it acts,
-``measuring`` and ``reading`` what compiling costs, ``size`` how small an artifact becomes.
-``make bench`` runs all of them as the documents print them.
+``race`` times the ways to sample with two LoRAs, ``attach`` the time until a fusion acts,
+``measuring`` and ``reading`` the cost of compiling, and ``size`` measures the size of artifacts.
+``make bench`` runs all of them as the documentation prints them.
 """

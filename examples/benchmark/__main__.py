@@ -20,7 +20,7 @@ from klora_runtime.errors import KloraError
 
 
 class _Parts(click.Group):
-    """Turns klora's errors into one message."""
+    """A command group that prints klora's errors as one message."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,12 +1,11 @@
-"""How long it takes until a pipeline samples with a fusion, and to change to another one.
+"""The time until a pipeline samples with a fusion, and the time to change to another fusion.
 
     make bench-attach
     make bench-attach ARGS="--model sdxl --device cuda"
 
-Random weights, nothing is downloaded. Beside each time stands what it cannot do without, done by
-plain torch in the same round: reading the file's bytes, copying the weights that will be changed,
-and one matrix product per layer. The rounds take turns, so that a machine that slows down slows
-down both.
+Weights are random; nothing is downloaded. Each time is compared with the unavoidable work, done by
+plain torch in the same round: reading the file's bytes, copying the weights that will change, and
+one matrix product per layer. The two take turns, so a machine that slows down affects both.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
 from klora_runtime.devices.precision import full_float32
 
-#: One product of a layer: the live weight, the base, down, up.
+#: The tensors of a layer's product: live weight, base, down, up.
 Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def read(file: Path, device: torch.device) -> torch.Tensor:
-    """The bytes of a file on a device."""
+    """Return the bytes of a file on a device."""
     size = file.stat().st_size
     return torch.from_file(str(file), False, size, dtype=torch.uint8).to(device, copy=True)
 
 
 def products_of(pipe: Any, fusion: Fusion, device: torch.device) -> list[Product]:
-    """What one slot of each layer needs, where the weights are."""
+    """Return the product of one slot of each layer, on the weights' device."""
     found = []
     for entry in fusion.entries:
         module = getattr(pipe, entry.component).get_submodule(entry.module)
@@ -54,20 +53,20 @@ def products_of(pipe: Any, fusion: Fusion, device: torch.device) -> list[Product
 
 
 def write_products(products: list[Product]) -> None:
-    """base + up @ down for every layer."""
+    """Compute base + up @ down for every layer."""
     with torch.inference_mode(), full_float32():
         for live, base, down, up in products:
             torch.addmm(base, up, down, out=live)
 
 
 def copy_weights(products: list[Product]) -> None:
-    """The weights that will be changed, once more."""
+    """Copy the weights that will change."""
     kept = [base.clone() for _, base, _, _ in products]
     del kept
 
 
 class Subject:
-    """One pipeline and one artifact, in one mode."""
+    """A pipeline and an artifact in one mode."""
 
     def __init__(self, pipe: Any, files: Files, mode: str, device: torch.device) -> None:
         self._pipe, self._files, self._mode, self._device = pipe, files, mode, device
@@ -76,7 +75,7 @@ class Subject:
         self._products = products_of(pipe, self.one, device)
 
     def round(self) -> dict[str, tuple[float, float | None]]:
-        """Seconds of each step, and of what it cannot do without."""
+        """Return the seconds of each step, and of its unavoidable work."""
         file, device, pipe = self._files.artifact, self._device, self._pipe
         handles: list[Any] = []
 
@@ -137,7 +136,7 @@ def main(model: str, device: str, rank: int, rounds: int) -> None:
 
 
 def row(name: str, times: list[tuple[float, float | None]]) -> list[str]:
-    """One line of the table; without what is needed where nothing is."""
+    """Return a row of the table, without the columns of unavoidable work if there is none."""
     own = statistics.median(time for time, _ in times)
     cells = [name, f"{1000 * own:.1f}"]
     needed = [(time, floor) for time, floor in times if floor is not None]

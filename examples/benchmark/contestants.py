@@ -1,6 +1,6 @@
-"""The ways to sample with two LoRAs, each on a pipeline of its own.
+"""The ways to sample with two LoRAs, each on its own pipeline.
 
-A contestant is made from files, as a user would; from then on it makes one image after another.
+A contestant is made from files, as a user would do it, and then makes one image after another.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from klora_runtime.pipeline.handle import FusionHandle, apply_fusion
 
 
 class Contestant(Protocol):
-    """Two LoRAs on a pipeline, in one way."""
+    """A way to have two LoRAs on a pipeline."""
 
     def before_step(self, index: int, steps: int) -> None:
-        """Step ``index`` of ``steps`` comes next; called only where ``Kind.follows_steps``."""
+        """Prepare step ``index`` of ``steps``; called only if ``Kind.follows_steps``."""
 
     def switch(self) -> float | None:
-        """Seconds to turn all layers from one LoRA to the other once; None where it cannot.
+        """Return the seconds to switch all layers from one LoRA to the other; None if impossible.
 
-        Nothing is sampled with it afterwards.
+        The contestant does not sample afterwards.
         """
 
 
@@ -54,14 +54,14 @@ class PeftActive(Bare):
     def __init__(self, pipe: Any, files: Files) -> None:
         super().__init__(pipe, files)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that there are two adapters
+            warnings.simplefilter("ignore", UserWarning)  # about two adapters
             pipe.load_lora_weights(str(files.content), adapter_name=CONTENT)
             pipe.load_lora_weights(str(files.style), adapter_name=STYLE)
         pipe.set_adapters([CONTENT, STYLE])
 
 
 class PeftFused(PeftActive):
-    """Both LoRAs added to the weights once and for all."""
+    """Both LoRAs added to the weights permanently."""
 
     def __init__(self, pipe: Any, files: Files) -> None:
         super().__init__(pipe, files)
@@ -72,8 +72,8 @@ class PeftFused(PeftActive):
 class PeftCallback(PeftActive):
     """One LoRA active at a time, set for all layers before each step from a callback.
 
-    The callback cannot choose by layer: diffusers' finest scale is one for all projections of an
-    attention. So it takes the LoRA that K-LoRA gives more of the layers to at that step.
+    The callback cannot choose by layer: diffusers' finest scale applies to all projections of an
+    attention. So it takes the LoRA that K-LoRA chooses for most layers at that step.
     """
 
     def __init__(self, pipe: Any, files: Files) -> None:
@@ -91,7 +91,7 @@ class PeftCallback(PeftActive):
 
 
 class LiteralKLora(Bare):
-    """K-LoRA recomputed by every layer whenever it is called."""
+    """K-LoRA recomputed in every call of every layer."""
 
     def __init__(self, pipe: Any, files: Files) -> None:
         super().__init__(pipe, files)
@@ -145,14 +145,14 @@ class Kind:
 
     name: str
     what: str
-    """In a few words, for people."""
+    """Description for people."""
     make: Callable[[Any, Files], Contestant]
     writes_weights: bool = False
-    """Whether it needs base weights of its own, because it writes into them."""
+    """Whether it needs its own base weights, because it writes into them."""
     follows_steps: bool = False
     """Whether it is told each step."""
     on_disk: Callable[[Files], int | None] = lambda files: files.lora_bytes
-    """Bytes of the files that it reads."""
+    """Returns the bytes of the files that it reads."""
 
 
 #: Name -> row, in the order of the table.
@@ -177,5 +177,5 @@ KINDS: Mapping[str, Kind] = {
 
 
 def _shift(scheduler: Any) -> dict[str, float]:
-    """What schedulers of flow matching want to know of the image."""
+    """Return the shift that flow-matching schedulers need for the image's size."""
     return {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}

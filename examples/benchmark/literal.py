@@ -1,9 +1,8 @@
-"""K-LoRA as it is published: every layer decides anew whenever it is called.
+"""K-LoRA as published: every layer decides again in every call.
 
-The rule is the one that klora's tests compare everything with (`tests/reference.py`), in float32
-on the model's device. At each call both deltas are multiplied out, and the K largest of their
-absolute values summed and compared. Only gamma, one number, is computed once. The choice stays on
-the device: nothing waits for it.
+The rule is the reference of klora's tests (`tests/reference.py`), in float32 on the model's device.
+Each call computes both deltas, and sums and compares the K largest of their absolute values. Only
+gamma, one number, is computed once. The choice stays on the device, so nothing waits for it.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 class LiteralLayer(nn.Module):
-    """A linear layer under both LoRAs, which have the same rank.
+    """A linear layer with both LoRAs, which have the same rank.
 
-    Layers differ in tensors only, so that blocks that are compiled share one graph.
+    Layers differ in tensors only, so compiled blocks share one graph.
 
     Args:
-        base: the layer as it is in the model.
+        base: the model's layer.
         content: its down and up in the content LoRA.
         style: its down and up in the style LoRA.
-        k: how many of the largest values of a delta count.
+        k: number of largest values of a delta that count.
         threshold: 0-dimensional, gamma * S(t) of the present step; shared by all layers.
     """
 
@@ -51,7 +50,7 @@ class LiteralLayer(nn.Module):
 
 
 class Literal:
-    """K-LoRA on a denoiser, layer by layer; the step has to be told.
+    """K-LoRA on a denoiser, layer by layer; the caller sets the step.
 
     Args:
         denoiser: the model; its adapted layers are replaced.
@@ -70,5 +69,5 @@ class Literal:
             denoiser.set_submodule(path, literal)
 
     def at(self, progress: float) -> None:
-        """The step at ``progress`` comes next."""
+        """Prepare the step at ``progress``."""
         self._threshold.fill_(self._gamma * self._klora.s(progress))

@@ -1,4 +1,4 @@
-"""Two random LoRAs for a denoiser, and the fusion of them, as files."""
+"""Two random LoRAs for a denoiser and their fusion, as files."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from klora_runtime.artifact.timeline import Timeline
 #: Linear layers of attention and feed-forward, of UNets and of FLUX's two kinds of blocks.
 _ADAPTED = re.compile(r".*\.(attn\d?|ff|ff_context)\..+|single_.*\.(proj_mlp|proj_out)")
 
-#: Norm of a delta relative to its weight's. As layers vary around it, most ratios lie within S's
+#: Norm of a delta relative to its weight's. Layers vary around it, so most ratios are within S's
 #: range, 0.5 to 2, and switch.
 _STRENGTH = 0.1
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a user has on disk."""
+    """The files of a user."""
 
     component: str
-    """Of the pipeline, that they are for."""
+    """Component of the pipeline that they are for."""
     content: Path
     style: Path
     artifact: Path
 
     @property
     def lora_bytes(self) -> int:
-        """Of both LoRAs."""
+        """Bytes of both LoRAs."""
         return self.content.stat().st_size + self.style.stat().st_size
 
     @property
@@ -51,7 +51,7 @@ def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) ->
     Args:
         denoiser: the model that they adapt.
         component: its name in the pipeline.
-        folder: where to.
+        folder: folder for the files.
         rank: of both LoRAs in every layer.
     """
     content, style = (folder / f"{name}.safetensors" for name in (CONTENT, STYLE))
@@ -64,12 +64,12 @@ def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) ->
 
 
 def adapts(name: str) -> bool:
-    """Whether a layer is of attention or feed-forward."""
+    """Return whether a layer is of attention or feed-forward."""
     return _ADAPTED.fullmatch(name) is not None
 
 
 def all_switching(fusion: Fusion, files: Files) -> Fusion:
-    """The fusion with a timeline that gives every layer to the style at once, in the middle."""
+    """Return the fusion with all layers switching to the style in the middle of the sampling."""
     layers = {CONTENT: read_adapter(files.content).layers, STYLE: read_adapter(files.style).layers}
     timeline = Timeline((0.0, 0.5), {CONTENT: (1.0, 0.0), STYLE: (0.0, 1.0)})
 

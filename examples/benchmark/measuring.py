@@ -1,12 +1,12 @@
-"""How long measuring a LoRA takes, beside the matrix products that it cannot do without.
+"""The time of measuring a LoRA, compared with the unavoidable matrix products.
 
     make bench-measuring                      # as the documents print it
     make bench-measuring ARGS="--cache"       # a second pair with the same subject
     make bench-measuring ARGS="--device cuda --model flux --share 1"
 
-LoRAs are random, of the linear layers in the transformer blocks of SDXL (722) or FLUX.1 (494).
-Each row does all layers of one LoRA. The rounds take turns, so that a machine that slows down slows
-down all rows; ratios are medians over the rounds, to the faster way of the products in that round.
+LoRAs are random and adapt the linear layers in the transformer blocks of SDXL (722) or FLUX.1
+(494). Each row handles all layers of one LoRA. The rows take turns, so a machine that slows down
+affects all of them. Ratios are medians over the rounds, to the faster way of the products.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(model: str, device: str, rank: int, rounds: int, share: float, cache: b
 
 
 def layer_shapes(model: str, share: float) -> Shapes:
-    """The first layers of each shape, at least one."""
+    """Return the first layers of each shape, at least one."""
     denoiser = MODELS[model].denoiser(torch.device("meta"))
     found = {
         name: (module.out_features, module.in_features)
@@ -81,7 +81,7 @@ def layer_shapes(model: str, share: float) -> Shapes:
 
 
 def lora(shapes: Shapes, rank: int, seed: int) -> list[Layer]:
-    """Random layers in float16, as most files hold them."""
+    """Return random layers in float16, like most files."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Layer.lora(
@@ -100,7 +100,7 @@ def lora(shapes: Shapes, rank: int, seed: int) -> list[Layer]:
 
 
 def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.device) -> None:
-    """Products, products with ``torch.topk``, klora."""
+    """Print the times of products, products with ``torch.topk``, and klora."""
     known = type_of(device)
     ks = {layer.name: (rank * rank,) for layer in layers}
     kept = {n: tuple({rank * 2**i for i in range(9)} | set(k)) for n, k in ks.items()}
@@ -111,7 +111,7 @@ def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.devi
         "klora, and all sums the cache keeps": lambda: measure(layers, kept, device=device),
     }
     if not known.is_host:
-        for way in ways.values():  # what a GPU sets up once
+        for way in ways.values():  # lets a GPU set up
             way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, int] = {}
@@ -134,18 +134,18 @@ def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.devi
 
 
 def forget_peak(device: torch.device) -> None:
-    """Count the most memory in use on a GPU anew; what is cached there stays."""
+    """Reset the peak memory of a GPU; its cache stays."""
     if not type_of(device).is_host:
         type_of(device).module.reset_peak_memory_stats(device)
 
 
 def factors(layers: Sequence[Layer]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """up and down of every layer in float32."""
+    """Return up and down of every layer in float32."""
     return [(layer.up.float(), layer.down.float()) for layer in layers]
 
 
 def cpu_products(layers: list[Layer]) -> dict[str, Work]:
-    """The products alone, tile by tile in the cache: split by torch, or a layer for each thread."""
+    """Return the products alone, by tiles: split by torch, or one layer per thread."""
     pairs, threads = factors(layers), torch.get_num_threads()
 
     def multiply(some: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -167,7 +167,7 @@ def cpu_products(layers: list[Layer]) -> dict[str, Work]:
 
 
 def gpu_products(layers: list[Layer], device: torch.device) -> dict[str, Work]:
-    """The products alone, of factors that are there already, layers of one shape together."""
+    """Return the products alone, of factors on the device, layers of one shape together."""
     alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
     for up, down in factors(layers):
         alike[torch.Size((len(up), down.shape[1]))].append((up.to(device), down.to(device)))
@@ -192,7 +192,7 @@ def gpu_products(layers: list[Layer], device: torch.device) -> dict[str, Work]:
 
 
 def products_and_topk(layers: list[Layer], k: int, device: torch.device) -> None:
-    """Each delta whole, its L1 norm and its K largest."""
+    """Compute each delta as a whole, its L1 norm and its K largest values."""
     for layer in layers:
         up, down = (matrix.to(device).float() for matrix in (layer.up, layer.down))
         delta = (up @ down).abs_()
@@ -200,7 +200,7 @@ def products_and_topk(layers: list[Layer], k: int, device: torch.device) -> None
 
 
 def bounds(layers: Sequence[Layer], rank: int, device: torch.device) -> str:
-    """What arithmetic and memory of this device allow: a square product and a copy, timed."""
+    """Return the bounds by arithmetic and memory, from a timed square product and a timed copy."""
     values = sum(layer.numel for layer in layers)
     side = 1536 if type_of(device).is_host else 4096
     square, block = torch.randn(side, side, device=device), torch.empty(2**26, device=device)
@@ -220,7 +220,7 @@ def bounds(layers: Sequence[Layer], rank: int, device: torch.device) -> str:
 
 
 def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
-    """Two pairs with one subject, and one of them again, with statistics that are kept."""
+    """Print the times of two pairs with one subject, and one pair again, with a cache."""
     subject, *styles = (lora(shapes, rank, seed) for seed in range(3))
     ks = {layer.name: (rank * rank,) for layer in subject}
     times: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How much memory something takes at most, on a GPU or on the CPU."""
+"""Peak memory on a GPU or on the CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Most memory in use since this was made, beyond what was in use then.
+    """The peak memory since this object was made, beyond the memory in use then.
 
-    On a GPU what torch has allocated, where it counts that; on a CPU the resident memory of the
-    process, which Linux alone tells.
+    On a GPU this is torch's allocated memory, if torch counts it; on a CPU it is the resident
+    memory of the process, which only Linux reports.
 
     Args:
-        device: whose memory.
+        device: the device to watch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Peak:
         self._before = _reset_resident() if type_of(device).is_host else _reset_allocated(device)
 
     def nbytes(self) -> int | None:
-        """Bytes; None where the system does not tell."""
+        """Return the bytes; None if the system does not report them."""
         if self._before is None:
             return None
         known = type_of(self._device)
@@ -41,7 +41,7 @@ class Peak:
 
 
 def _reset_allocated(device: torch.device) -> int | None:
-    """Forget the peak of what torch has allocated on a GPU; what it has allocated now."""
+    """Reset the peak of torch's allocated memory on a GPU; return the present value."""
     counter = type_of(device).module
     if not hasattr(counter, "reset_peak_memory_stats"):
         return None
@@ -51,13 +51,13 @@ def _reset_allocated(device: torch.device) -> int | None:
 
 
 def _reset_resident() -> int | None:
-    """Forget the peak of the resident memory; what is resident now."""
+    """Reset the peak of the resident memory; return the present value."""
     if sys.platform != "linux":
         return None
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what was freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns freed memory to the system
         _RESET.write_text("5")
-    except (OSError, AttributeError):  # another libc, or a system that does not let us
+    except (OSError, AttributeError):  # another libc, or a system that forbids it
         return None
     return _resident("VmRSS")
 

@@ -1,9 +1,9 @@
-"""Models to time: real configurations of diffusers, random weights, nothing downloaded.
+"""Models to time: real configurations of diffusers with random weights; nothing is downloaded.
 
 ``sd1``, ``sdxl`` and ``flux`` have the sizes of Stable Diffusion 1.5, XL base 1.0 and FLUX.1 dev:
-the defaults of their classes in diffusers, and what the ``config.json`` of the published denoisers
-states beyond them. The reduced ones have fewer and narrower layers of the same kinds.
-Only the denoiser is there: prompts are random embeddings, and the result is latents.
+the defaults of their classes in diffusers, changed by the ``config.json`` of the published
+denoisers. The reduced models have fewer and narrower layers of the same kinds. There is only the
+denoiser: prompts are random embeddings, and the results are latents.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _PIXELS_PER_LATENT = 8
 _TOKENS = 77
 _FLUX_TOKENS = 512
 
-#: Its classes have no types.
+#: diffusers' classes have no types.
 _DIFFUSERS: Any = diffusers
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """One denoiser and the pipeline around it."""
+    """A denoiser and the pipeline around it."""
 
     name: str
     family: str
-    """``sd1``, ``sdxl`` or ``flux``: which pipeline class."""
+    """``sd1``, ``sdxl`` or ``flux``, which selects the pipeline class."""
     config: Mapping[str, Any]
-    """Of the denoiser, beyond the defaults of its class in diffusers."""
+    """Settings of the denoiser that differ from the defaults of its class."""
     resolution: int
     """Default height and width in pixels."""
     steps: int
-    """Default steps."""
+    """Default number of steps."""
     half: torch.dtype
     """Dtype of the weights on a GPU; on a CPU they are float32."""
 
@@ -52,11 +52,11 @@ class BenchModel:
         return "transformer" if self.family == "flux" else "unet"
 
     def dtype(self, device: torch.device) -> torch.dtype:
-        """Dtype of the weights on ``device``."""
+        """Return the dtype of the weights on ``device``."""
         return torch.float32 if type_of(device).is_host else self.half
 
     def denoiser(self, device: torch.device, seed: int = 0) -> nn.Module:
-        """The denoiser with random weights on ``device``, the same for the same seed."""
+        """Return the denoiser with random weights on ``device``, the same for the same seed."""
         with _forked(device), torch.device(device), _default(self.dtype(device)):
             torch.manual_seed(seed)
             model = _FAMILIES[self.family].denoiser(**self.config)
@@ -67,12 +67,12 @@ class BenchModel:
         return _still(model)
 
     def twin(self, denoiser: nn.Module, *, own_weights: bool) -> nn.Module:
-        """A second denoiser with equal weights.
+        """Return a second denoiser with equal weights.
 
         Args:
             denoiser: the first one.
-            own_weights: whether it gets copies of the weights; else both have the same memory,
-                which is right for whatever leaves the base weights alone.
+            own_weights: whether it gets copies of the weights; if not, both share the memory, which
+                suits contestants that do not write base weights.
         """
         with torch.device("meta"):
             model = _FAMILIES[self.family].denoiser(**self.config)
@@ -83,13 +83,13 @@ class BenchModel:
         return _still(model)
 
     def pipeline(self, denoiser: nn.Module) -> Any:
-        """The pipeline around a denoiser, with a scheduler of its own."""
+        """Return the pipeline around a denoiser, with its own scheduler."""
         pipe = _FAMILIES[self.family].pipeline(denoiser)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def arguments(self, device: torch.device, resolution: int, steps: int) -> dict[str, Any]:
-        """What the pipeline is called with for one image, latents as output.
+        """Return the arguments of the pipeline's call for one image, with latents as output.
 
         Raises:
             ConfigError: the resolution is not one of this model.
@@ -114,7 +114,7 @@ class BenchModel:
 
 @dataclass(frozen=True)
 class _Family:
-    """What the models of one family share."""
+    """The common parts of the models of one family."""
 
     denoiser: Callable[..., Any]
     pipeline: Callable[[nn.Module], Any]
@@ -122,7 +122,7 @@ class _Family:
 
 
 def _forked(device: torch.device) -> AbstractContextManager[None]:
-    """Random numbers of the host and of a device, given back afterwards."""
+    """Return a context that restores the random states of the host and a device afterwards."""
     if type_of(device).is_host:
         return torch.random.fork_rng([])
     return torch.random.fork_rng([device], device_type=device.type)
@@ -130,7 +130,7 @@ def _forked(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """``dtype`` as that of new tensors."""
+    """Make ``dtype`` the default of new tensors inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -301,5 +301,5 @@ MODELS: Mapping[str, BenchModel] = {
 
 
 def default_model(device: torch.device) -> str:
-    """The model that says most in reasonable time on ``device``."""
+    """Return the most informative model that runs in reasonable time on ``device``."""
     return "sdxl-small" if type_of(device).is_host else "sdxl"

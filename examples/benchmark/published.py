@@ -1,4 +1,4 @@
-"""The runs whose output the documents print, each in a process with its number of threads."""
+"""The runs in the documentation, each in a process with its number of threads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import click
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a part."""
+    """A call of a part."""
 
     arguments: str
     """The part and its options, as on a command line."""
     threads: int
-    """That torch uses on a CPU."""
+    """Number of threads that torch uses on a CPU."""
 
     def __str__(self) -> str:
         return f"OMP_NUM_THREADS={self.threads} python -m benchmark {self.arguments}"

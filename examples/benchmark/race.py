@@ -1,4 +1,4 @@
-"""The whole benchmark: set up each row alone, then let all of them make images in turns."""
+"""The race: set up each row alone, then let all rows make images in turns."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from benchmark.traffic import BranchWork, branch_work, memory_bandwidth
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.devices.device_types import type_of
 
-#: Called with what is done now and the work that there is in all, after each part of it.
+#: Called after each part of the work with a description and the total number of parts.
 OnProgress = Callable[[str, int], None]
 
 _BASELINE, _TRUTH, _BRANCH = "bare", "literal", "branch"
 _SEED = 7
 
-#: All rows run the same code of diffusers, each with graphs of its own; torch gives up after 8.
+#: All rows run the same code of diffusers with their own graphs; torch's limit is 8.
 _GRAPHS = 256
 
 
 @dataclass(frozen=True)
 class Race:
-    """What to time and how."""
+    """The settings of a race."""
 
     model: BenchModel
     device: torch.device
@@ -43,43 +43,43 @@ class Race:
     rank: int
     rounds: int
     compiled: bool = False
-    """Whether each row runs a second time under torch.compile."""
+    """Whether each row runs a second time with torch.compile."""
     kinds: Sequence[str] = tuple(KINDS)
-    """Names of :data:`KINDS`; the bare model is always among them."""
+    """Names in :data:`KINDS`; the bare model is always included."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result; None where something has no meaning for it."""
+    """A row of the result; a field without meaning for it is None."""
 
     name: str
     compiled: bool
     seconds: float
-    """Per image, the median of all rounds."""
+    """Seconds per image, the median of all rounds."""
     spread: tuple[float, float]
     """95 % bootstrap interval of :attr:`seconds`."""
     ratio: float
-    """To the bare model, equally compiled: the median of the ratios within each round."""
+    """Ratio to the bare model, equally compiled: the median of the ratios within each round."""
     ratio_interval: tuple[float, float]
     """95 % bootstrap interval of :attr:`ratio`."""
     work_ratio: float | None
-    """The same of processor time, which other processes hardly disturb; on a CPU only."""
+    """The same ratio of processor time, which other processes hardly affect; on a CPU only."""
     work_interval: tuple[float, float] | None
     """95 % bootstrap interval of :attr:`work_ratio`."""
     peak_bytes: int | None
-    """Most memory from loading to the end of the first image, base weights included."""
+    """Peak memory from loading to the end of the first image, including base weights."""
     first_image_seconds: float
-    """From the files to the end of the first image, compiling included, the model there already."""
+    """Seconds from the files to the end of the first image, with the model loaded before."""
     switch_seconds: float | None
-    """To turn all layers from one LoRA to the other."""
+    """Seconds to switch all layers from one LoRA to the other."""
     bytes_on_disk: int | None
     difference: float | None
-    """||latents - literal K-LoRA's|| / ||literal K-LoRA's||, both of the same seed."""
+    """||latents - literal K-LoRA's|| / ||literal K-LoRA's|| for the same seed."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that a run found."""
+    """The result of a race."""
 
     device: str
     dtype: str
@@ -89,33 +89,33 @@ class Result:
     rank: int
     rounds: int
     layers: int
-    """That both LoRAs adapt."""
+    """Number of layers that both LoRAs adapt."""
     switching: int
-    """Of those, how many switch during a run."""
+    """Number of these layers that switch during a run."""
     rows: tuple[Row, ...]
     bandwidth: float
-    """Bytes per second of the device's memory, by a large copy."""
+    """Bytes per second of the device's memory, from a large copy."""
     branch_bytes: int | None
-    """What the branches of one image move through memory at least; None without that row."""
+    """Least bytes that the branches of one image move through memory; None without that row."""
     branch_share: float | None
-    """Their operations relative to those of the bare model's products; None without that row."""
+    """Operations of the branches relative to the bare model's products; None without that row."""
 
     @property
     def branch_floor(self) -> float | None:
-        """The least ratio to bare that mode branch can have where memory is what limits it."""
+        """The least ratio to bare that mode branch can have if memory is the limit."""
         if self.branch_bytes is None:
             return None
         bare = next(row for row in self.rows if row.name == _BASELINE and not row.compiled)
         return 1.0 + self.branch_bytes / self.bandwidth / bare.seconds
 
     def json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"branch_floor": self.branch_floor}
 
 
 @dataclass
 class _Runner:
-    """One row on its pipeline."""
+    """A row on its pipeline."""
 
     kind: Kind
     compiled: bool
@@ -128,16 +128,16 @@ class _Runner:
     latents: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     times: list[float] = field(default_factory=list)
     works: list[float] = field(default_factory=list)
-    """Processor time of each image."""
+    """Processor time per image."""
 
     def load(self, files: Files) -> None:
-        """From the files to what can sample."""
+        """Make the contestant from files."""
         self.contestant = self.kind.make(self.pipe, files)
         if self.compiled:
             compile_for(getattr(self.pipe, self.race.model.component), self.race.device)
 
     def sample(self) -> torch.Tensor:
-        """The latents of one image, always from the same noise."""
+        """Return the latents of one image, always from the same noise."""
         contestant, steps = self.contestant, self.race.steps
         assert contestant is not None
         extra: dict[str, Any] = {}
@@ -160,8 +160,8 @@ def run(race: Race, on_progress: OnProgress | None = None) -> Result:
     """Time every row.
 
     Args:
-        race: what and how.
-        on_progress: told what is being done, and how many parts there are.
+        race: the settings.
+        on_progress: see :data:`OnProgress`.
 
     Raises:
         ConfigError: the resolution is not one of this model.
@@ -205,7 +205,7 @@ def _set_up(
     compiled: bool,
     arguments: dict[str, Any],
 ) -> _Runner:
-    """A row with everything behind it that happens once."""
+    """Return a row after all work that happens once."""
     peak = Peak(race.device)
     twin = race.model.twin(denoiser, own_weights=kind.writes_weights)
     runner = _Runner(kind, compiled, race.model.pipeline(twin), race, arguments)
@@ -230,7 +230,7 @@ def _time(runner: _Runner) -> None:
 
 
 def compile_for(denoiser: Any, device: torch.device) -> None:
-    """``torch.compile`` in place: the whole, recorded and replayed, or else by blocks."""
+    """Compile in place: the whole, with graphs, if the device records graphs, else the blocks."""
     if type_of(device).graphs:
         denoiser.compile(mode="reduce-overhead")
     else:
@@ -238,7 +238,7 @@ def compile_for(denoiser: Any, device: torch.device) -> None:
 
 
 def _branch_work(runners: Sequence[_Runner]) -> BranchWork | None:
-    """What an image's branches do, from one more image."""
+    """Return the work of an image's branches, measured on one more image."""
     found = (r for r in runners if r.kind.name == _BRANCH and not r.compiled)
     branch = next(found, None)
     if branch is None:

@@ -1,12 +1,12 @@
-"""How much of a compile is reading, from a warm disk and from slow ones.
+"""The share of reading in the time of compiling, for a warm disk and for slow disks.
 
     make bench-reading
     make bench-reading ARGS="--share 1 --rounds 3 --disk 500"
 
-Two random LoRAs are read, measured and written, one step after the other. A slow disk is simulated:
-each part of a file takes its time when it is read first and is in memory afterwards, as the system
-would keep it. The last column is what reading files while others are measured could hide at most,
-were the processor idle meanwhile; where it is small, reading ahead is not worth its threads.
+Two random LoRAs are read, measured and written, one step after the other. Slow disks are simulated:
+each part of a file is slow on the first read and in memory afterwards, as the system would cache
+it. The last column is the time that reading ahead could hide at most, if the processor were idle
+while reading; if it is small, reading ahead is not worth its threads.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(model: str, rank: int, rounds: int, share: float, disks: tuple[float, .
 
 
 def steps(paths: list[Path]) -> Steps:
-    """Compile a pair, one step after the other."""
+    """Compile a pair step by step and return the seconds of each step."""
     moments = [time.perf_counter()]
     pair = [read_adapter(path) for path in paths]
     moments.append(time.perf_counter())
@@ -99,7 +99,7 @@ def steps(paths: list[Path]) -> Steps:
 
 
 def row(name: str, runs: list[Steps]) -> list[str]:
-    """The fastest of each step: what else the machine does only adds to it."""
+    """Return a row with the fastest time of each step; other load can only add time."""
     fastest = [min(times) for times in zip(*runs, strict=True)]
     reading, measuring, _ = fastest
     hidden = min(reading, measuring) / sum(fastest)
@@ -109,7 +109,7 @@ def row(name: str, runs: list[Steps]) -> list[str]:
 
 @contextmanager
 def simulated_disk(rate: float) -> Iterator[None]:
-    """Inside, LoRA files come at ``rate`` bytes a second when they are read first."""
+    """Read LoRA files at ``rate`` bytes per second inside the block, on the first read."""
     lock, there = threading.Lock(), set[tuple[Path, int]]()
     tensor = LoraFile.tensor
 

@@ -1,12 +1,12 @@
-"""How small a fusion becomes, and what its pictures lose: ``--compress`` and ``--thin`` in a table.
+"""The size of stored fusions and the loss of their pictures, for ``--compress`` and ``--thin``.
 
     make bench-size                             # the demo's LoRAs, drawn with its model
     make bench-size ARGS="CONTENT STYLE"        # any two LoRAs; bytes and errors only
 
-The bound is the least that any code needs for independent Gaussian numbers of the same spectra, by
-rate and distortion (reverse water-filling), without headers.
+The bound is the size of the best possible code for independent Gaussian numbers with the same
+spectra, by rate-distortion theory (reverse water-filling), without headers.
 
-The demo's model has no autoencoder: its latents are its pictures, before they are cut to [0, 1].
+The demo's model has no autoencoder: its latents are its pictures before clipping to [0, 1].
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ PICTURE_HEADS = ("difference of pictures", "PSNR")
 
 @dataclass(frozen=True)
 class Form:
-    """One way to store a fusion."""
+    """A way to store a fusion."""
 
     name: str
     bytes: int
     share: float
-    """Of its sources' bytes."""
+    """Size relative to the sources' bytes."""
     bound: float | None
-    """The least possible share; None where nothing is lost."""
+    """The least possible share; None for lossless storage."""
     fusion: Fusion
-    """As it is read again."""
+    """The fusion after reading it again."""
     seconds: float
-    """That reading takes."""
+    """Seconds to read it."""
 
 
 @click.command()
@@ -90,7 +90,7 @@ def main(files: Sequence[Path], steps: int, pictures: int) -> None:
 
 
 def forms(content: Path, style: Path) -> Iterator[Form]:
-    """The fusion of two LoRAs, stored and read again: as it is, compressed, thin."""
+    """Yield the fusion of two LoRAs, stored and read again: unchanged, compressed, thin."""
     sources = {"content": content, "style": style}
     adapters = {name: read_adapter(path) for name, path in sources.items()}
     fusion = compile_fusion(*adapters.values())
@@ -109,7 +109,7 @@ def forms(content: Path, style: Path) -> Iterator[Form]:
 
 
 def timed(file: Path, sources: dict[str, Path] | None) -> tuple[Fusion, float]:
-    """The fusion of a file, and the shortest of five times that reading it takes."""
+    """Return the fusion of a file, and the shortest of five reading times."""
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
@@ -119,10 +119,10 @@ def timed(file: Path, sources: dict[str, Path] | None) -> tuple[Fusion, float]:
 
 
 def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
-    """What the low-rank slots of a fusion need, if each loses ``tolerance`` and they are Gaussian.
+    """Return the bytes that Gaussian low-rank slots need if each loses ``tolerance``.
 
-    Every component that is kept loses the same energy D. Of it, each side of the component loses a
-    part in proportion to how many numbers it has, n / 2 log2(energy / its part) bits for n.
+    Every kept component loses the same energy D, shared by its two sides in proportion to their
+    numbers. A side of n numbers needs n / 2 log2(energy / its share) bits.
     """
     bits = 0.0
     for entry in fusion.entries:
@@ -140,7 +140,7 @@ def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
 
 
 def water_level(energies: torch.Tensor, lost: float) -> float:
-    """D such that the components lose ``lost`` in all: D each, or all of one that has less."""
+    """Return D such that the components lose ``lost`` in total: each loses D, or all it has."""
     low, high = 0.0, float(energies.max())
     for _ in range(60):
         middle = (low + high) / 2
@@ -152,7 +152,7 @@ def water_level(energies: torch.Tensor, lost: float) -> float:
 
 
 def cells(form: Form) -> Iterator[str]:
-    """A row of the table, without pictures."""
+    """Yield the cells of a row, without pictures."""
     yield from (form.name, f"{form.bytes:,}", f"{form.share:.1%}")
     yield "–" if form.bound is None else f"{form.bound:.1%}"
     found = compression_of(form.fusion)
@@ -165,7 +165,7 @@ def cells(form: Form) -> Iterator[str]:
 
 @torch.no_grad()
 def draw(pipe: DrawingPipeline, fusion: Fusion | None, steps: int, count: int) -> torch.Tensor:
-    """(count, 3, 48, 48): one picture per seed."""
+    """Return (count, 3, 48, 48): one picture per seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     words = [prompt(*PAIR)] * count
     handle = None if fusion is None else apply_fusion(pipe, fusion)
@@ -178,7 +178,7 @@ def draw(pipe: DrawingPipeline, fusion: Fusion | None, steps: int, count: int) -
 
 
 def compared(drawn: torch.Tensor, whole: torch.Tensor) -> tuple[str, str]:
-    """Relative norm of the difference, and the peak signal-to-noise ratio in dB."""
+    """Return the relative norm of the difference, and the peak signal-to-noise ratio in dB."""
     lost = float((drawn - whole).square().mean())
     if lost == 0.0:
         return "0", "equal"

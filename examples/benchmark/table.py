@@ -1,4 +1,4 @@
-"""The result as a Markdown table, every row in it, and what its columns mean."""
+"""The result as a Markdown table with an explanation of its columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADINGS = (
 
 
 def race_table(result: Result) -> str:
-    """What was timed, the table, and how to read it."""
+    """Return a heading, the table, and an explanation."""
     lines = [
         f"{result.model}, {result.dtype}, {result.resolution} x {result.resolution} pixels, "
         f"{result.steps} steps, rank {result.rank}, {result.switching} of {result.layers} layers "
@@ -40,7 +40,7 @@ def race_table(result: Result) -> str:
 
 
 def _floor(result: Result) -> list[str]:
-    """How near mode branch can come to the bare model."""
+    """Return lines about the least possible cost of mode branch."""
     floor = result.branch_floor
     if result.branch_bytes is None or floor is None or result.branch_share is None:
         return []

@@ -1,4 +1,4 @@
-"""Medians, intervals and paired ratios of times that were taken in turns."""
+"""Medians, intervals and paired ratios of times that were measured in turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and the 95 % bootstrap interval around it."""
+    """A median with its 95 % bootstrap interval."""
 
     median: float
     low: float
@@ -26,7 +26,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
-        """Of at least one value; the same values give the same interval."""
+        """Return the interval of one or more values; equal values give equal intervals."""
         chance = random.Random(0)
         medians = sorted(
             statistics.median(chance.choices(values, k=len(values))) for _ in range(_RESAMPLES)
@@ -36,14 +36,14 @@ class Interval:
 
 
 def ratios(times: Sequence[float], bare: Sequence[float]) -> list[float]:
-    """Of two rows' times, each to the other's of the same round."""
+    """Return the ratios of two rows' times, round by round."""
     return [one / other for one, other in zip(times, bare, strict=True)]
 
 
 def turns(count: int, rounds: int) -> Iterator[list[int]]:
-    """The order of ``count`` rows in each round: all of them once, shuffled, always alike.
+    """Yield the order of ``count`` rows in each round: each once, in a reproducible shuffle.
 
-    A machine that slows down slows down all rows, and none always follows the same other one.
+    So a machine that slows down affects all rows, and no row always follows the same other row.
     """
     chance = random.Random(0)
     for _ in range(rounds):
@@ -53,7 +53,7 @@ def turns(count: int, rounds: int) -> Iterator[list[int]]:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until ``work`` is done on the device too."""
+    """Return the seconds until ``work`` is finished, also on the device."""
     wait = partial(type_of(device).synchronise, device)
     wait()
     begin = time.perf_counter()

@@ -1,12 +1,11 @@
-"""What a branch must multiply and move through memory: the floor of its cost.
+"""The arithmetic and memory traffic of branches: the least possible cost.
 
-Two thin products of rank r cost r * (in + out) multiplications a token where the layer's own costs
-in * out, whatever the device; where it is not idle while it waits for memory, they add to its time.
+Two thin products of rank r cost r * (in + out) multiplications per token, the layer's own product
+in * out. Unless the device is idle while it waits for memory, they add to its time.
 
-Each call of a branched layer reads its input once more for the first thin product, reads the
-layer's output and writes the sum, and reads the factors. On a GPU, where a layer's activations do
-not stay in the cache, no kernel that leaves the base's own product alone can be faster than
-these bytes through the memory.
+Each call of a branched layer reads its input again for the first thin product, reads the layer's
+output and writes the sum, and reads the factors. On a GPU, whose cache does not hold a layer's
+activations, no kernel beside the base's own product can be faster than this memory traffic.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmark.timing import seconds_of
 from klora_runtime.layers.leaf import branch_of, is_branched
 
-#: Bytes that are copied to measure a memory's speed: more than any cache holds.
+#: Bytes to copy for measuring memory bandwidth: more than any cache holds.
 _COPY_BYTES = 2**28
 _COPIES = 7
 
 
 @dataclass(frozen=True)
 class BranchWork:
-    """Of all branches of a model in one image."""
+    """The work of all branches of a model for one image."""
 
     nbytes: int
-    """That they move through memory at least."""
+    """Least bytes that they move through memory."""
     share: float
-    """Their operations relative to those of all the bare model's products."""
+    """Their operations relative to those of the bare model's products."""
 
 
 def branch_work(model: nn.Module, sample: Callable[[], object]) -> BranchWork:
-    """What the branches of a model do while ``sample`` runs.
+    """Return the work of a model's branches while ``sample`` runs.
 
     Args:
-        model: a denoiser with branched layers, not compiled.
+        model: a denoiser with branched layers that is not compiled.
     """
     nbytes = operations = 0
 
@@ -69,7 +68,7 @@ def branch_work(model: nn.Module, sample: Callable[[], object]) -> BranchWork:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a device's memory reads and writes, by a large copy."""
+    """Return the bytes per second that a device's memory reads and writes in a large copy."""
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = [seconds_of(lambda: target.copy_(source), device) for _ in range(_COPIES)]

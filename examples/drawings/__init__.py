@@ -1,1 +1,1 @@
-"""A small diffusion model of drawings, its LoRAs, and what fusing them gives, measured."""
+"""A small diffusion model of drawings, its LoRAs, and a measurement of their fusions."""

@@ -2,9 +2,8 @@
 
     python -m drawings.evaluate PACKAGES WEIGHTS OUT
 
-Half of the held-out subjects is for tuning: on it, the best setting of each curve is found. The
-table is of the other half. Pictures are kept in OUT, so that a second run goes on where the first
-ended.
+Half of the held-out subjects is for tuning, which finds the best setting of each curve; the table
+is of the other half. Pictures are kept in OUT, so a second run continues where the first ended.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from drawings.subjects import (
     TUNING_SUBJECTS,
 )
 
-#: Curves are drawn in these styles only, for time.
+#: Styles of the curves; only these, to save time.
 _SWEEP_STYLES = ("ink", "soft")
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

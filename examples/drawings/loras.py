@@ -1,4 +1,4 @@
-"""LoRA files of drawings: what they are called, and what PEFT must know to load one."""
+"""LoRA files of drawings: their names, and the facts that PEFT needs to load them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _FACTOR = re.compile(r"unet\.(?P<module>.+)\.lora_[AB]\.weight")
 
 @dataclass(frozen=True)
 class Lora:
-    """A file, read."""
+    """A LoRA file that was read."""
 
     tensors: Mapping[str, torch.Tensor]
     """PEFT's keys without the component."""
     modules: tuple[str, ...]
-    """Paths of the layers it adapts."""
+    """Paths of the layers that it adapts."""
     rank: int
 
 
 def lora_path(weights: Path, kind: Kind, name: str) -> Path:
-    """Where a LoRA lies in a folder of weights."""
+    """Return the path of a LoRA in a folder of weights."""
     return weights / f"{kind}-{name}.safetensors"
 
 

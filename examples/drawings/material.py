@@ -1,4 +1,4 @@
-"""Drawings as tensors: the same subjects by several hands, rendered from icon packages.
+"""Drawings as tensors: the same subjects in several styles, rendered from icon packages.
 
 The packages are those of the npm registry (``@iconify-json/...``), unpacked into one folder each:
 
@@ -24,12 +24,12 @@ from drawings.evaluation.gallery import Gallery
 
 PIXELS = 48
 
-#: Rendered larger and scaled down, which draws thin lines evenly.
+#: Factor of rendering larger and scaling down, which draws thin lines evenly.
 _OVERSAMPLING = 3
 
 
 def gallery(packages: Path, subjects: Iterable[str], styles: Mapping[str, str]) -> Gallery:
-    """Every drawing of these subjects that there is in these styles.
+    """Return every existing drawing of these subjects in these styles.
 
     Args:
         packages: the folder with the packages.
@@ -46,7 +46,7 @@ def gallery(packages: Path, subjects: Iterable[str], styles: Mapping[str, str]) 
 
 
 def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:
-    """One drawing on white, (3, 48, 48) in [-1, 1]; None where the package has none."""
+    """Return a drawing on white, (3, 48, 48) in [-1, 1]; None if the package lacks it."""
     svg = _svg(packages / package / "icons.json", name)
     if svg is None:
         return None

@@ -1,4 +1,4 @@
-"""The base model: a small text-to-image pipeline in parts of diffusers and transformers.
+"""The base model: a small text-to-image pipeline from parts of diffusers and transformers.
 
 Drawings of 48 x 48 pixels become 27 channels of 16 x 16 by ``pixel_unshuffle``, so there is no
 autoencoder. The UNet is trained by rectified flow.
@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.functional import pixel_shuffle
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-#: Drawings are PATCH times as high and wide as what the UNet sees.
+#: Ratio of the drawings' height and width to those of the UNet's input.
 PATCH = 3
 LATENT = 16
 TOKENS = 8
@@ -37,7 +37,7 @@ class DrawingPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(prompts, tokens, width)."""
+        """Return the embeddings of prompts, (prompts, tokens, width)."""
         ids = self.tokenizer(
             list(prompts), padding="max_length", max_length=TOKENS, return_tensors="pt"
         ).input_ids
@@ -53,13 +53,13 @@ class DrawingPipeline(DiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Draw.
+        """Draw pictures.
 
         Args:
-            prompt: one or several.
-            num_inference_steps: denoiser evaluations.
-            guidance_scale: 1 is no guidance.
-            generator: of the noise; one for all or one for each prompt.
+            prompt: one or several prompts.
+            num_inference_steps: number of denoiser evaluations.
+            guidance_scale: guidance scale; 1 means no guidance.
+            generator: generator of the noise; one for all prompts, or one for each.
             output_type: ``pil``, or ``pt`` for (prompts, 3, 48, 48) in [0, 1].
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -84,17 +84,17 @@ class DrawingPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def load(weights: Path) -> DrawingPipeline:
-    """The base model of a folder of weights, float32."""
+    """Return the base model of a folder of weights, float32."""
     pipe = DrawingPipeline.from_pretrained(weights / "base", torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def new_pipeline(words: Sequence[str]) -> DrawingPipeline:
-    """An untrained pipeline.
+    """Return an untrained pipeline.
 
     Args:
-        words: all that prompts may hold.
+        words: all words that prompts may contain.
     """
     tokenizer = _tokenizer(words)
     text_encoder = CLIPTextModel(
@@ -127,7 +127,7 @@ def new_pipeline(words: Sequence[str]) -> DrawingPipeline:
 
 
 def _tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A token per word."""
+    """Return a tokenizer with one token per word."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Punctuation, WhitespaceSplit

@@ -15,7 +15,7 @@ _PAPER, _INK, _PALE = "white", "#222222", "#bbbbbb"
 
 @dataclass(frozen=True)
 class Table:
-    """What is on the sheet; each cell holds the same number of pictures."""
+    """The contents of the sheet; all cells hold the same number of pictures."""
 
     styles: Mapping[str, Pictures]
     """Style -> its LoRA alone, the sheet's first row."""
@@ -26,7 +26,7 @@ class Table:
 
 
 def draw_sheet(table: Table, title: str) -> Image.Image:
-    """The table as one picture."""
+    """Return the table as one picture."""
     count = len(next(iter(table.fused.values())))
     width, height = count * (_CELL + _GAP) - _GAP, _CELL + _TEXT + 2 * _GAP
     columns = _places(_RULE, width, 1 + len(table.styles))
@@ -55,5 +55,5 @@ def draw_sheet(table: Table, title: str) -> Image.Image:
 
 
 def _places(start: int, size: int, count: int) -> list[int]:
-    """Where each of ``count`` cells begins, and where the last one ends."""
+    """Return the starts of ``count`` cells, and the end of the last one."""
     return [start + index * (size + _RULE) for index in range(count + 1)]

@@ -1,4 +1,4 @@
-"""Which subjects and styles there are, and which of them the base model never saw."""
+"""The subjects and styles, and those that the base model never saw."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD_OUT_SUBJECTS = tuple(
     penguin octopus mushroom rocket cactus frog pineapple guitar tractor headphone rooster telescope
     """.split()
 )
-#: Settings are chosen on the first, and what is reported is measured on the second.
+#: Settings are chosen on the first half; reported results are measured on the second.
 TUNING_SUBJECTS, REPORTED_SUBJECTS = HELD_OUT_SUBJECTS[::2], HELD_OUT_SUBJECTS[1::2]
 
 TRAINING_SUBJECTS = tuple(
@@ -39,5 +39,5 @@ TRAINING_SUBJECTS = tuple(
 
 
 def prompt(subject: str, style: str) -> str:
-    """What a drawing is called in training and sampling."""
+    """Return the prompt of a drawing in training and sampling."""
     return f"a {subject}, {style} style"

@@ -114,7 +114,7 @@ def main(
 
 
 def material(packages: Path, subjects: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
-    """Drawings of these subjects in the training styles, (drawings, 3, 48, 48), and prompts."""
+    """Return drawings in the training styles, (drawings, 3, 48, 48), and their prompts."""
     pictures, prompts = [], []
     for subject in subjects:
         for style, package in TRAINING_STYLES.items():
@@ -126,7 +126,7 @@ def material(packages: Path, subjects: Sequence[str]) -> tuple[torch.Tensor, lis
 
 
 def take_over(trained: DrawingPipeline, pipe: DrawingPipeline) -> None:
-    """Give ``pipe`` the weights of a trained one, whose prompts may hold fewer words."""
+    """Give ``pipe`` the weights of a trained pipeline that may know fewer words."""
     pipe.unet.load_state_dict(trained.unet.float().state_dict())
     state = trained.text_encoder.float().state_dict()
     (name,) = (name for name in state if name.endswith("token_embedding.weight"))
@@ -138,7 +138,7 @@ def take_over(trained: DrawingPipeline, pipe: DrawingPipeline) -> None:
 
 
 def rate(update: int, updates: int, peak: float) -> float:
-    """Learning rate: a short warm-up, then a cosine to a twentieth."""
+    """Return the learning rate: a short warm-up, then a cosine down to a twentieth."""
     if update < _WARMUP:
         return peak * (update + 1) / _WARMUP
     done = (update - _WARMUP) / max(1, updates - _WARMUP)
@@ -146,7 +146,7 @@ def rate(update: int, updates: int, peak: float) -> float:
 
 
 def shifted(pictures: torch.Tensor) -> torch.Tensor:
-    """Each picture moved by up to two pixels, white coming in."""
+    """Return each picture shifted by up to two pixels, filled with white."""
     padded = torch.nn.functional.pad(pictures, (2, 2, 2, 2), value=1.0)
     height, width = pictures.shape[-2:]
     tops, lefts = torch.randint(0, 5, (2, len(pictures))).tolist()
@@ -156,7 +156,7 @@ def shifted(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def flow_loss(pipe: Any, pictures: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """Rectified flow: predict noise - drawing at a random point between them."""
+    """Return the loss of rectified flow: predict noise - drawing at a random point between them."""
     x = pixel_unshuffle(pictures, PATCH)
     noise = torch.randn_like(x)
     sigma = torch.sigmoid(torch.randn(len(x)))
@@ -167,12 +167,12 @@ def flow_loss(pipe: Any, pictures: torch.Tensor, texts: list[str]) -> torch.Tens
 
 
 def averaged(pipe: DrawingPipeline, average: torch.nn.ModuleDict) -> DrawingPipeline:
-    """A pipeline of the averaged weights."""
+    """Return a pipeline of the averaged weights."""
     return DrawingPipeline(average["unet"], pipe.scheduler, average["text_encoder"], pipe.tokenizer)
 
 
 def sheet(pipe: DrawingPipeline, subjects: int = 12) -> Image.Image:
-    """Some training subjects, a row for each training style."""
+    """Return pictures of some training subjects, a row for each training style."""
     pipe.set_progress_bar_config(disable=True)
     chosen = TRAINING_SUBJECTS[:subjects]
     texts = [prompt(subject, style) for style in TRAINING_STYLES for subject in chosen]

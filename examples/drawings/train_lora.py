@@ -3,8 +3,8 @@
     python -m drawings.train_lora PACKAGES BASE WEIGHTS style ink --updates 700
     python -m drawings.train_lora PACKAGES BASE WEIGHTS subject penguin --updates 250
 
-A style is learnt from the training subjects only, a subject in the training styles only, so that
-no model has seen the drawing that their fusion is compared with.
+A style is learnt from the training subjects only, a subject in the training styles only, so no
+model has seen the drawing that their fusion is compared with.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from drawings.pipeline import DrawingPipeline
 from drawings.subjects import STYLES, TRAINING_STYLES, TRAINING_SUBJECTS, prompt
 from drawings.train_base import flow_loss, shifted
 
-#: All linear layers of the attention blocks, and the convolutions of the residual blocks, without
-#: which a style does not reach the finest level.
+#: All linear layers of the attention blocks, and the convolutions of the residual blocks, which a
+#: style needs to reach the finest level.
 _LAYERS = [
     *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
     *("conv1", "conv2"),

@@ -1,1 +1,1 @@
-"""How well rules fuse the LoRAs of drawings: judged against the true drawing, which exists."""
+"""Evaluation of rules on the LoRAs of drawings, against the true drawings."""

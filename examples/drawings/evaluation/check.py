@@ -1,4 +1,4 @@
-"""Are the judges right? What they say of true drawings, where the answer is known."""
+"""A check of the judges on true drawings, for which the answer is known."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from drawings.evaluation.scores import separation
 
 
 def similarities(judges: Judges) -> dict[str, dict[str, float]]:
-    """Mean similarity of pairs of true drawings, by what they have in common.
+    """Return the mean similarity of pairs of true drawings, by the kind of pair.
 
     Returns:
-        kind of pair -> judge -> mean cosine; and under ``separation`` the chance that the judge
-        ranks a right pair above a wrong one: for subjects, the same subject in another style above
-        another subject in the same style; for styles the reverse.
+        Kind of pair -> judge -> mean cosine; and under ``separation`` the chance that the judge
+        ranks a right pair above a wrong one. For subjects, a right pair is the same subject in
+        another style, a wrong pair another subject in the same style; for styles, the reverse.
     """
     names, pictures = judges.gallery.names, judges.gallery.pictures
     seen = {"subject": judges.subject(pictures), "style": judges.style(pictures)}
@@ -46,7 +46,7 @@ def similarities(judges: Judges) -> dict[str, dict[str, float]]:
 
 
 def _pairs(names: Iterable[Name], subject: bool, style: bool) -> list[tuple[int, int]]:
-    """Indices of two drawings that agree in just this."""
+    """Return index pairs of drawings that agree in exactly these properties."""
     listed = list(names)
     return [
         (i, j)

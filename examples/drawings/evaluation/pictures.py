@@ -22,7 +22,7 @@ _STAMP = "weights.sha256"
 
 @dataclass(frozen=True)
 class Studio:
-    """Draws with one set of weights and keeps what it drew in a folder."""
+    """A studio that draws with one set of weights and keeps the pictures in a folder."""
 
     pipe: DrawingPipeline
     weights: Path
@@ -33,7 +33,7 @@ class Studio:
     steps: int
 
     def pictures(self, rule: Rule, subject: str, style: str) -> Tensor:
-        """(seeds, 3, 48, 48) in [0, 1], from the folder where they are there."""
+        """Return (seeds, 3, 48, 48) in [0, 1], from the folder if they are already drawn."""
         path = self.folder / slug(rule.name) / f"{subject}-{style}-{self.steps}.png"
         kept = _read(path) if path.is_file() else None
         if kept is not None and len(kept) >= self.seeds:
@@ -58,7 +58,7 @@ def claim(folder: Path, weights: Path) -> None:
     """Reserve a folder for pictures of these weights.
 
     Raises:
-        ValueError: it holds pictures of others.
+        ValueError: it holds pictures of other weights.
     """
     digest = hashlib.sha256()
     for path in sorted(weights.rglob("*.safetensors")):
@@ -76,12 +76,12 @@ def claim(folder: Path, weights: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """A rule's name as a folder's."""
+    """Return a rule's name as a folder name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name.replace("*", "-star"))
 
 
 def _write(pictures: Tensor, path: Path) -> None:
-    """Side by side."""
+    """Write pictures side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
     strip = torch.cat(list(pictures), dim=2)
     array = (strip * 255).round().byte().permute(1, 2, 0).numpy()

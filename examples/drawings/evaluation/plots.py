@@ -1,4 +1,4 @@
-"""The measurement as pictures: curves of each setting, and subject against style."""
+"""Plots of the measurement: curves of each setting, and subject against style."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FACTORS = ("gamma x", ", K")
 
 
 def plot_curves(tuning: Mapping[str, Verdicts], path: Path) -> None:
-    """A panel per curve: harmonic mean, subject and style by setting, on the tuning subjects."""
+    """Plot a panel per curve: harmonic mean, subject and style by setting, on tuning subjects."""
     curves = _curves(tuning)
     figure = Figure(figsize=(12, 6), dpi=120, layout="constrained")
     axes = figure.subplots(2, -(-len(curves) // 2), sharey=True, squeeze=False)
@@ -44,7 +44,7 @@ def plot_curves(tuning: Mapping[str, Verdicts], path: Path) -> None:
 def plot_plane(
     reported: Mapping[str, Verdicts], tuning: Mapping[str, Verdicts], path: Path
 ) -> None:
-    """Subject against style: each rule a point (reported subjects), each sweep a line (tuning)."""
+    """Plot subject against style: a point per rule (reported), a line per sweep (tuning)."""
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     panel = figure.subplots()
     for name, points in _curves(tuning).items():
@@ -66,7 +66,7 @@ def plot_plane(
 
 
 def _curves(tuning: Mapping[str, Verdicts]) -> dict[str, dict[float, Verdicts]]:
-    """Curve -> setting -> verdicts."""
+    """Return curve -> setting -> verdicts."""
     curves: dict[str, dict[float, Verdicts]] = {}
     for rule in SWEEPS:
         if rule.sweep is not None and rule.name in tuning:

@@ -1,4 +1,4 @@
-"""What the judges said, gathered: per rule a mean over pictures with an interval over subjects."""
+"""Statistics of verdicts: per rule a mean over pictures with an interval over subjects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Verdicts = Mapping[str, Sequence[Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of each picture, and how it is printed."""
+    """A number in verdicts, and its format."""
 
     key: str
-    """In a verdict."""
+    """Key in a verdict."""
     heading: str
     higher_is_better: bool = True
     percent: bool = False
@@ -38,7 +38,7 @@ MEASURES = (
 
 
 def by_subject(verdicts: Verdicts, key: str) -> dict[str, float]:
-    """Subject -> mean of a number over its styles and seeds."""
+    """Return subject -> mean of a number over its styles and seeds."""
     values: dict[str, list[float]] = {}
     for pair, found in verdicts.items():
         values.setdefault(pair.partition(",")[0], []).extend(each[key] for each in found)
@@ -46,27 +46,27 @@ def by_subject(verdicts: Verdicts, key: str) -> dict[str, float]:
 
 
 def interval(verdicts: Verdicts, key: str) -> Interval:
-    """Mean over subjects with its interval."""
+    """Return the mean over subjects with its interval."""
     return bootstrap(list(by_subject(verdicts, key).values()))
 
 
 def difference(verdicts: Verdicts, other: Verdicts, key: str) -> Interval:
-    """Mean over subjects of one rule's number minus another's, subject by subject."""
+    """Return the mean over subjects of one rule's number minus another's, with its interval."""
     here, there = by_subject(verdicts, key), by_subject(other, key)
     return bootstrap([here[subject] - there[subject] for subject in here])
 
 
 def best(rules: Mapping[str, Verdicts], key: str = "both") -> str:
-    """The rule with the highest mean; of equals the first."""
+    """Return the rule with the highest mean, the first of equals."""
     return max(rules, key=lambda name: interval(rules[name], key).mean)
 
 
 def markdown(rules: Mapping[str, Verdicts], reference: str) -> str:
-    """A table: a row per rule, mean and 95 % interval.
+    """Return a table: a row per rule, mean and 95 % interval.
 
     Args:
-        rules: in the order of the rows.
-        reference: the rule that all are compared with in the last column.
+        rules: rule -> verdicts, in the order of the rows.
+        reference: the rule that the last column compares with.
     """
     heads = ["rule", *(measure.heading for measure in MEASURES), f"both, minus {reference}"]
     rows = []

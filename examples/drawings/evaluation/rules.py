@@ -1,4 +1,4 @@
-"""The rules that are compared, a row each: how two LoRAs act on the pipeline while it draws."""
+"""The compared rules: how two LoRAs act on the pipeline while it draws."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Entry
 from klora_runtime.artifact.timeline import Timeline
 
-#: Given a pipeline, a subject's and a style's LoRA file: a context in which the pipeline draws.
+#: (pipeline, subject's LoRA file, style's LoRA file) -> context in which the pipeline draws.
 Way = Callable[[DrawingPipeline, Path, Path], AbstractContextManager[object]]
 
 #: Share of weights that TIES and DARE keep.
@@ -30,25 +30,25 @@ _DENSITY = 0.5
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to fuse."""
+    """A way to fuse."""
 
     name: str
-    """Unique; the row's label."""
+    """Unique label of the row."""
     way: Way
     sweep: str | None = None
-    """Name of the curve it is a point of; None for a row of the table."""
+    """Name of the curve that it is a point of; None for a row of the table."""
     setting: float = 0.0
-    """Place on the curve's axis."""
+    """Position on the curve's axis."""
 
 
 @contextmanager
 def nothing(pipe: DrawingPipeline, content: Path, style: Path) -> Iterator[None]:
-    """The base model and its prompt."""
+    """Draw with the base model alone."""
     yield
 
 
 def added(content_weight: float, style_weight: float) -> Way:
-    """PEFT's adapters, each at a constant weight; 0 leaves one out."""
+    """Return the way of PEFT's adapters at constant weights; weight 0 leaves one out."""
 
     @contextmanager
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> Iterator[None]:
@@ -70,7 +70,7 @@ def added(content_weight: float, style_weight: float) -> Way:
 
 
 def merged(combination: str, content_weight: float = 1.0, style_weight: float = 1.0) -> Way:
-    """PEFT's ``add_weighted_adapter``, in a form that merges deltas (``..._svd``)."""
+    """Return the way of PEFT's ``add_weighted_adapter`` with a merge of deltas (``..._svd``)."""
 
     @contextmanager
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> Iterator[None]:
@@ -108,11 +108,11 @@ def merged(combination: str, content_weight: float = 1.0, style_weight: float = 
 
 
 def klora(rule: FusionRule, balance: float = 1.0) -> Way:
-    """A rule as klora compiles and applies it.
+    """Return the way of a rule that klora compiles and applies.
 
     Args:
-        rule: with its settings.
-        balance: of K-LoRA: factor on the gamma that these settings compute; higher favours style.
+        rule: the rule with its settings.
+        balance: for K-LoRA, a factor on the gamma of these settings; higher favours style.
     """
 
     def way(pipe: DrawingPipeline, content: Path, style: Path) -> AbstractContextManager[object]:
@@ -126,10 +126,10 @@ def klora(rule: FusionRule, balance: float = 1.0) -> Way:
 
 
 def alike(first: Literal["content", "style"], until: float) -> Way:
-    """Every layer switches at the same progress: no choice by layer (the paper's ablation).
+    """Return the way in which all layers switch at the same progress (the paper's ablation).
 
     Args:
-        first: whose LoRA acts until the switch; the other one's acts after it.
+        first: role of the LoRA that acts until the switch; the other one acts after it.
         until: progress of the switch.
     """
 
@@ -150,10 +150,10 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
     return way
 
 
-#: Both LoRAs act, the subject's more at first, then the style's.
+#: A schedule in which both LoRAs act, first mainly the subject's, then mainly the style's.
 _CROSSING = Phases(content_phases="0:1,0.5:0.5", style_phases="0:0.5,0.5:1")
 
-#: The table, from what does least.
+#: The rows of the table, simplest first.
 TABLE = (
     Rule("base, prompt only", nothing),
     Rule("subject LoRA only", added(1, 0)),

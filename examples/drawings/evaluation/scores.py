@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def gram(features: Tensor) -> Tensor:
-    """Which channels occur together, wherever in the picture (Gatys et al., arXiv 1508.06576).
+    """Return Gram matrices: which channels occur together (Gatys et al., arXiv 1508.06576).
 
     Args:
         features: (pictures, channels, height, width).
 
     Returns:
-        (pictures, channels * (channels + 1) / 2): means over the places of the products of two
-        channels, each pair once.
+        (pictures, channels * (channels + 1) / 2): the product of two channels, averaged over all
+        positions, for each pair of channels once.
     """
     flat = features.flatten(2)
     products = flat @ flat.transpose(1, 2) / flat.shape[-1]
@@ -27,16 +27,16 @@ def gram(features: Tensor) -> Tensor:
 
 
 def harmonic_mean(one: float, other: float) -> float:
-    """High only where both are; 0 where one is 0 or below."""
+    """Return the harmonic mean, high only if both are; 0 if one is 0 or below."""
     return 2 * one * other / (one + other) if one > 0 and other > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Fisher's linear discriminant: features as they tell groups apart, and nothing else.
+    """Fisher's linear discriminant: features reduced to what distinguishes groups.
 
-    Features are standardised, whitened by how they vary within the groups, and projected on the
-    space of the groups' means. In it, drawings of other groups have a cosine near 0.
+    Features are standardised, whitened by the within-group covariance, and projected onto the space
+    of the groups' means. There, drawings of different groups have a cosine near 0.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ class Discriminant:
         Args:
             features: (drawings, features).
             groups: one name per drawing; at least two names.
-            components: principal components that are kept.
+            components: number of principal components to keep.
             shrink: share of the within-group covariance replaced by a multiple of the identity.
         """
         mean, deviation = features.mean(0), features.std(0)
@@ -76,13 +76,13 @@ class Discriminant:
         return cls(mean, deviation, axes @ whitening @ between)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(pictures, dimensions), of length 1: their products are cosines."""
+        """Return (pictures, dimensions) of length 1, whose products are cosines."""
         seen = (features - self.mean) / self.deviation @ self.projection
         return seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-10)
 
 
 def nearest(similarities: Sequence[float], drawings: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Subject and style of the drawing that is most similar; of equals the first."""
+    """Return subject and style of the most similar drawing, the first of equals."""
     return drawings[int(np.argmax(np.asarray(similarities)))]
 
 
@@ -96,12 +96,12 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean over subjects, and how far it may move with other subjects.
+    """Return the mean over subjects with its bootstrap interval.
 
     Args:
         values: one per subject (a mean over its styles and seeds), in any unit.
-        resamples: drawn with replacement.
-        seed: of the resampling.
+        resamples: number of resamples, drawn with replacement.
+        seed: seed of the resampling.
     """
     array = np.asarray(values, dtype=np.float64)
     chosen = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
@@ -110,6 +110,6 @@ def bootstrap(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 
 
 def separation(right: Sequence[float], wrong: Sequence[float]) -> float:
-    """Chance that a right pair scores above a wrong one (area under the curve): 0.5 is blind."""
+    """Return the chance that a right pair scores above a wrong one (AUC); 0.5 is chance."""
     higher = np.asarray(right)[:, None] - np.asarray(wrong)[None, :]
     return float((higher > 0).mean() + (higher == 0).mean() / 2)
