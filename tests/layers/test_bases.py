@@ -22,7 +22,7 @@ from support.families import (
     lora_files,
     square,
 )
-from support.handmade import State, hand_entry, hand_fusion
+from support.handmade import State, delta_of, hand_entry, hand_fusion
 from support.pairs import some_pairs
 from support.sd_families import UNETS
 from tiny_pipeline import relative_difference, tiny_lora
@@ -32,6 +32,8 @@ from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
+from klora_runtime.layers.choice import choose
+from klora_runtime.layers.targets import find_targets
 
 
 def wide_flux() -> Any:
@@ -331,3 +333,36 @@ def test_what_no_mode_works_with_is_refused_by_name(
     assert relative_difference(SD1.generate(pipe), bare) >= 1e-2
     handle.remove()
     assert torch.equal(SD1.generate(pipe), bare)
+
+
+class SVDQW4A4Linear(nn.Module):
+    """Named and made like Nunchaku's in diffusers, whose products need an NVIDIA GPU."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.torch_dtype = torch.float32
+        self.qweight = nn.Parameter(plain.weight.to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+        return x @ self.qweight.float().t()
+
+
+def test_a_linear_layer_whose_packed_weight_has_another_name() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"leaf": SVDQW4A4Linear(nn.Linear(6, 4)).bfloat16()})
+    entry, x = hand_entry("unet.leaf", (4, 6), switch=None), torch.randn(5, 6)
+    bare = model["leaf"](x)
+    targets = find_targets({"unet": model}, hand_fusion(entry))
+
+    mode, why = choose("auto", targets, {})
+
+    issue = "unet.leaf: its weight is torch.int8, of a SVDQW4A4Linear"
+    assert why == f"not every weight can be merged into ({issue})"
+    mode.write(0.0, {})
+    expected = bare + x @ delta_of(entry, "content").float().t()
+    assert relative_difference(model["leaf"](x), expected) < 1e-6
+    mode.release()
+    assert torch.equal(model["leaf"](x), bare)
+    with pytest.raises(IncompatibleModelError, match=r"weight has shape \[4, 6\], expected"):
+        find_targets({"unet": model}, hand_fusion(hand_entry("unet.leaf", (4, 8))))

@@ -124,10 +124,45 @@ def _torchao_config() -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def _quanto_config() -> Any:
-    from diffusers import QuantoConfig
+def _torchao_float8() -> Any:
+    from diffusers import TorchAoConfig
+    from torchao.quantization import Float8WeightOnlyConfig
 
-    return QuantoConfig(weights_dtype="int8")
+    return TorchAoConfig(Float8WeightOnlyConfig())
+
+
+def _torchao_int4() -> Any:
+    """The one of torchao's kinds of int4 that a CPU has."""
+    from diffusers import TorchAoConfig
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+
+    return TorchAoConfig(IntxWeightOnlyConfig(torch.int4, PerGroup(16)))
+
+
+def _quanto_config(dtype: str) -> Callable[[], Any]:
+    def config() -> Any:
+        from diffusers import QuantoConfig
+
+        return QuantoConfig(weights_dtype=dtype)
+
+    return config
+
+
+def _sdnq_config(**options: Any) -> Callable[[], Any]:
+    def config() -> Any:
+        from diffusers import SDNQConfig
+
+        return SDNQConfig(quant_conv=True, minimum_allowed_numel=1, **options)
+
+    return config
+
+
+def _hqq(pipe: Any) -> None:
+    """By hand: diffusers does not load it."""
+    hqq = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
+    config = hqq.BaseQuantizeConfig(nbits=4, group_size=32)
+    computes = {"compute_dtype": torch.float32, "device": "cpu"}
+    _attention(pipe, lambda module: hqq.HQQLinear(module, config, **computes))
 
 
 def _bitsandbytes(kind: str, **options: Any) -> Callable[[Any], None]:
@@ -284,9 +319,43 @@ BASES = (
     ),
     Base(
         "quanto-int8-loaded",
-        _reloaded("optimum.quanto", _quanto_config),
+        _reloaded("optimum.quanto", _quanto_config("int8")),
         "its weight is a WeightQBytesTensor, not a plain tensor",
     ),
+    Base(
+        "quanto-float8-loaded",
+        _reloaded("optimum.quanto", _quanto_config("float8")),
+        "its weight is a WeightQBytesTensor, not a plain tensor",
+    ),
+    Base(
+        "torchao-float8-loaded",
+        _reloaded("torchao", _torchao_float8),
+        "its weight is a Float8Tensor, not a plain tensor",
+        on_flux=True,
+    ),
+    Base(
+        "torchao-int4-loaded",
+        _reloaded("torchao", _torchao_int4),
+        "its weight is a IntxUnpackedToInt8Tensor, not a plain tensor",
+    ),
+    Base(
+        "sdnq-int8-loaded",
+        _reloaded("sdnq", _sdnq_config(weights_dtype="int8")),
+        "its weight is torch.int8, of a SDNQLinear",
+        on_flux=True,
+    ),
+    Base(
+        "sdnq-uint4-loaded",
+        _reloaded("sdnq", _sdnq_config(weights_dtype="uint4")),
+        "its weight is torch.uint8, of a SDNQLinear",
+    ),
+    Base(
+        "sdnq-int8-products-loaded",
+        _reloaded("sdnq", _sdnq_config(weights_dtype="int8", use_quantized_matmul=True)),
+        "its weight is torch.int8, of a SDNQLinear",
+        tolerance=2e-3,
+    ),
+    Base("hqq-4bit", _hqq, "its weight is torch.uint8, of a HQQLinear", on_flux=True),
     Base("layerwise-casting", _FLOAT8, _CAST, late=True, on_flux=True),
     Base("layerwise-casting-bfloat16", _FLOAT8, _CAST, tolerance=2e-2, dtype=torch.bfloat16),
     Base(

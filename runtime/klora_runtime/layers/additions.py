@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv1d, conv2d, conv3d, embedding, linear, pad
 
+from klora_runtime.layers.packed import is_packed_linear, unpacks_itself
 from klora_runtime.layers.subclass import plain_class
 
 
@@ -59,6 +60,8 @@ def kind_of(module_class: type) -> Kind | None:
     strides. What a branch adds would miss that, so such a class has no kind.
     """
     plain: Any = plain_class(module_class)
+    if is_packed_linear(plain):
+        return _KINDS[nn.Linear]
     for base, kind in _KINDS.items():
         if issubclass(plain, base):
             return kind if base is nn.Linear or _computes_as(base, plain) else None
@@ -67,6 +70,8 @@ def kind_of(module_class: type) -> Kind | None:
 
 def _computes_as(base: Any, module_class: Any) -> bool:
     """Return whether a class computes as ``base`` does, but for the weight it takes."""
+    if unpacks_itself(module_class):
+        return True
     forward, convolve = module_class.forward, "_conv_forward"
     if getattr(module_class, convolve, None) is not getattr(base, convolve, None):
         return False

@@ -17,6 +17,10 @@ from klora_runtime.layers.targets import Target
 #: Dtypes in which low-rank factors can be multiplied.
 COMPUTE_DTYPES = REAL_DTYPES
 
+#: Attributes in which modules with a packed weight have the dtype that they multiply in: those of
+#: bitsandbytes, GGUF and HQQ; of Nunchaku; of SDNQ.
+_COMPUTES = ("compute_dtype", "torch_dtype", "dtype")
+
 
 def compute_dtype(target: Target) -> torch.dtype:
     """Return the dtype in which a target's module multiplies."""
@@ -40,8 +44,8 @@ def _dtypes(target: Target) -> Iterator[torch.dtype | None]:
     module, casting = target.module, target.host.casting(target.module)
     if casting is not None:
         yield casting.dtype
-    yield getattr(module, "compute_dtype", None)  # weights packed into 4 bits, and GGUF's
-    yield getattr(module.weight, "dtype", None)
+    yield from (getattr(module, name, None) for name in _COMPUTES)
+    yield getattr(getattr(module, "weight", None), "dtype", None)
     yield from (parameter.dtype for parameter in target.model.parameters())
 
 

@@ -14,6 +14,7 @@ from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.execution import COMPUTE_DTYPES, has_memory
 from klora_runtime.layers.leaf import misled
 from klora_runtime.layers.module_tree import uses_of
+from klora_runtime.layers.packed import parameter_of
 from klora_runtime.layers.quantisers import quantiser_of
 from klora_runtime.layers.targets import Target
 
@@ -163,7 +164,7 @@ def _displaced(target: Target) -> str | None:
             if not _leads_to(target):
                 return "was replaced or wrapped"
             break
-    if target.module._parameters.get(target.entry.parameter) is None:
+    if parameter_of(target.module, target.entry.parameter) is None:
         return f"has no parameter {target.entry.parameter} any more"
     return target.host.unused(target.lineage, target.names[-1]) if target.names else None
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.tensor_file import REAL_DTYPES
 from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
 from klora_runtime.layers.host import PLAIN, Host
+from klora_runtime.layers.packed import is_packed_linear, parameter_of
 
 #: Modules that can have a low-rank delta; any module with the parameter can have a dense one.
 _MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -59,7 +62,7 @@ class Target:
     @property
     def parameter(self) -> torch.Tensor:
         """The present parameter; offloading and ``.to()`` may have moved or replaced it."""
-        parameter = self.module._parameters[self.entry.parameter]
+        parameter = parameter_of(self.module, self.entry.parameter)
         assert parameter is not None
         return parameter
 
@@ -153,14 +156,14 @@ def _lineage(model: nn.Module, path: str) -> tuple[nn.Module, ...] | None:
 
 def _check_type(module: nn.Module, entry: Entry) -> str | None:
     low_rank = any(isinstance(stored.delta, LowRank) for stored in entry.acting.values())
-    if not low_rank or isinstance(module, _MODULE_TYPES):
+    if not low_rank or isinstance(module, _MODULE_TYPES) or is_packed_linear(type(module)):
         return None
     known = ", ".join(kind.__name__ for kind in _MODULE_TYPES)
     return f"is a {type(module).__name__}, expected one of {known}"
 
 
 def _check_parameter(module: nn.Module, entry: Entry) -> str | None:
-    parameter = module._parameters.get(entry.parameter)
+    parameter = parameter_of(module, entry.parameter)
     if parameter is None:
         return f"has no parameter {entry.parameter}"
     found = _unpacked_shape(module, parameter)
@@ -169,11 +172,17 @@ def _check_parameter(module: nn.Module, entry: Entry) -> str | None:
     return None
 
 
-def _unpacked_shape(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ...]:
+def _unpacked_shape(module: Any, parameter: torch.Tensor) -> tuple[int, ...]:
     """Return the logical shape of a parameter; quantised ones are packed into another shape."""
-    packed = type(parameter) is not nn.Parameter or not parameter.is_floating_point()
-    if packed and isinstance(module, nn.Linear) and parameter is module._parameters["weight"]:
-        return module.out_features, module.in_features
+    packed = type(parameter) is not nn.Parameter or parameter.dtype not in REAL_DTYPES
+    of_kind: tuple[int, ...] | None = None
+    if isinstance(module, nn.Linear) or is_packed_linear(type(module)):
+        of_kind = module.out_features, module.in_features
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        inner = module.in_channels // module.groups
+        of_kind = module.out_channels, inner, *module.kernel_size
+    if packed and of_kind is not None and parameter is parameter_of(module, "weight"):
+        return of_kind
     return tuple(parameter.shape)
 
 
