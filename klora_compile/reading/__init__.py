@@ -1,8 +1,8 @@
-"""From a LoRA file to an adapter, every key accounted for. In the order in which data passes:
+"""Reading of LoRA files to adapters, with every key accounted for. In the order of the data flow:
 
-``files`` opens what was named; ``names`` says which module of diffusers' model each key belongs to;
-``scale`` says by which number its delta is multiplied; ``checking`` says what is wrong with its
-tensors; ``describing`` puts these together to ``pieces``, and ``survey`` to all that a header
-tells. Only then are numbers read: ``evaluating`` brings each piece, by its form in ``forms``, to
-``layers``, and ``adapter`` holds them.
+``files`` opens a path; ``names`` maps each key to a module of diffusers' model; ``scale`` finds the
+factor on its delta; ``checking`` finds problems of its tensors; ``describing`` combines these to
+``pieces``, and ``survey`` to a description of the whole header. Only then are values read:
+``evaluating`` converts each piece, by its form in ``forms``, to ``layers``, and ``adapter`` holds
+them.
 """

@@ -1,4 +1,4 @@
-"""One LoRA as values: every key used, or the whole file refused with all reasons."""
+"""Adapters: a LoRA with its values. Either every key is used, or the file is refused."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.devices.host_memory import free_host_memory
 from klora_runtime.errors import LoraError, shown
 
-#: Share of the free memory that dense deltas of one LoRA may take.
+#: Share of the free host memory that dense deltas of one LoRA may take.
 _HOST_SHARE = 0.5
 
-#: Called after each module that was read with its name, how many are done, and how many there are.
+#: Called after each module with its name, the number of finished modules, and the total.
 OnModule = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA as read."""
+    """A LoRA that was read."""
 
     survey: Survey
-    """What its file says: path, layout, base model, origin, keys."""
+    """Description of its file: path, layout, base model, origin, keys."""
     options: ReadOptions
-    """How it was read."""
+    """Options that it was read with."""
     sha256: str
-    """Of the file with the weights, as 64 hexadecimal digits."""
+    """Digest of the file with the weights, 64 hexadecimal digits."""
     layers: Mapping[str, Layer] = field(repr=False)
     """Layer name -> layer, sorted by name."""
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
-        """The distinct ranks of weights, ascending."""
+        """Distinct ranks of weights, ascending."""
         return tuple(sorted({v.rank for v in self.layers.values() if v.parameter == "weight"}))
 
 
@@ -56,15 +56,15 @@ def read_adapter(
     """Read a LoRA.
 
     Args:
-        path: a ``.safetensors``, ``.pt``, ``.bin`` or ``.ckpt`` file, or an adapter folder as PEFT
-            and diffusers save it; in any layout of ``layouts`` and any form of ``forms``.
-        options: how to read it.
+        path: a ``.safetensors``, ``.pt``, ``.bin`` or ``.ckpt`` file, or a folder that PEFT or
+            diffusers saved; in any known layout and any form of ``forms``.
+        options: options of reading.
         on_module: called after each module.
 
     Raises:
-        LoraError: the file cannot be read, a key is of no known layout or form, half a pair is
+        LoraError: the file cannot be read, a key has no known layout or form, half of a pair is
             missing, a shape, dtype or value is impossible, two sources state different alphas, or
-            the base model is needed and was not given. ``issues`` lists every problem.
+            the base model is needed but not given. ``issues`` lists every problem.
     """
     with open_adapter(path, options) as opened:
         return opened.read(on_module)
@@ -74,7 +74,7 @@ def read_adapter(
 def open_adapter(
     path: str | os.PathLike[str], options: ReadOptions | None = None
 ) -> Iterator[OpenAdapter]:
-    """Open a LoRA and check all that its header tells; see :func:`read_adapter`."""
+    """Open a LoRA and check its whole header; see :func:`read_adapter`."""
     options = options or ReadOptions()
     with open_lora(Path(path)) as file, base_of(options) as base:
         yield _in_order(survey_of(file, options, base), file, options, base)
@@ -83,13 +83,13 @@ def open_adapter(
 def look_into(
     path: str | os.PathLike[str], options: ReadOptions | None = None
 ) -> tuple[Survey, Adapter | LoraError]:
-    """Read a LoRA as far as it can be read.
+    """Read a LoRA as far as possible.
 
     Returns:
-        What its header tells, and the LoRA, or why it cannot be compiled with these options.
+        The survey of its header, and the LoRA, or the reason why it cannot be compiled.
 
     Raises:
-        LoraError: the file cannot be opened, or holds nothing of a LoRA.
+        LoraError: the file cannot be opened, or is not a LoRA.
     """
     options = options or ReadOptions()
     with open_lora(Path(path)) as file, base_of(options) as base:
@@ -103,7 +103,7 @@ def look_into(
 def _in_order(
     found: Survey, file: LoraFile, options: ReadOptions, base: BaseModel | None
 ) -> OpenAdapter:
-    """An adapter whose header is in order."""
+    """Return an open adapter, or refuse the file if its header has problems."""
     error = refusal(found, options)
     if error is not None:
         raise error
@@ -113,23 +113,23 @@ def _in_order(
 
 @dataclass(frozen=True)
 class OpenAdapter:
-    """A LoRA whose file is open and whose header is in order; its numbers are not read yet."""
+    """A LoRA with an open file and a valid header, whose values are not read yet."""
 
     survey: Survey
     options: ReadOptions
     file: LoraFile
     base: BaseModel | None
-    """Where one is given."""
+    """The base model, if one is given."""
 
     def read(self, on_module: OnModule | None = None) -> Adapter:
-        """All of it; see :func:`read_adapter`."""
-        with ThreadPoolExecutor(1) as hashing:  # meanwhile
+        """Read the values; see :func:`read_adapter`."""
+        with ThreadPoolExecutor(1) as hashing:  # in parallel with reading
             sha256 = hashing.submit(lambda: self.file.sha256)
             layers = self._layers(on_module)
             return Adapter(self.survey, self.options, sha256.result(), layers)
 
     def _layers(self, on_module: OnModule | None) -> dict[str, Layer]:
-        """All layers by name, or everything that is wrong with their values."""
+        """Return all layers by name, or raise with all problems of their values."""
         found, max_error = self.survey, self.options.max_error
         layers: dict[str, Layer] = {}
         problems: list[str] = []
@@ -156,7 +156,7 @@ class OpenAdapter:
 
 
 def _refuse_large(found: Survey, options: ReadOptions) -> None:
-    """Refuse what the host's memory does not hold, before it is filled."""
+    """Refuse a LoRA whose dense deltas do not fit into the host's memory."""
     numbers = sum(prod(piece.facts.shape or ()) for piece in found.pieces if piece.grows)
     needed, free = 4 * numbers, _HOST_SHARE * free_host_memory()
     if needed > free and options.max_error <= MAX_ERROR:

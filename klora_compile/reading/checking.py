@@ -1,6 +1,6 @@
-"""What is wrong with a module of a file: dtypes, shapes that do not fit each other, sizes.
+"""Checks of a module's tensors: dtypes, shapes that fit each other, and sizes.
 
-Each check gives its sentences in full, so that a refusal lists everything at once.
+Each check yields full sentences, so that a refusal lists all problems at once.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
 from klora_runtime.artifact.safetensors_file import TensorInfo
 
-#: Elements of one layer's delta, at most. The largest of a published model has 0.2 of this.
+#: Greatest number of elements of a delta. The largest of a published model has 0.2 of this.
 MAX_ELEMENTS = 2**29
 
-#: Dtypes of positions and flags.
+#: Dtypes of indices and flags.
 _INTEGERS = ("U8", "I16", "I32", "I64")
 
 
 def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
-    """What is wrong with the dtypes of a module's tensors, and with the shape of its alpha."""
+    """Yield the problems of a module's dtypes, and of the shape of its alpha."""
     for part, info in tensors.items():
         if part == ALPHA:
             if math.prod(info.shape) != 1:
@@ -39,14 +39,14 @@ def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
 
 
 def form_problems(form: Form | None, header: Header) -> list[str]:
-    """What is wrong with the shapes of a module; ``form`` is None where only a bias is changed."""
+    """Return the problems of a module's shapes; ``form`` is None if only a bias changes."""
     if form is not None:
         return form.problems(header)
     return ["has lora_B.bias but no lora_B.weight"] if UP_BIAS in header.shapes else []
 
 
 def size_problems(weights: Sequence[Piece], biases: Sequence[Piece]) -> Iterator[str]:
-    """What is wrong with the sizes of a module's deltas, and of a weight beside its bias."""
+    """Yield the problems of the sizes of a module's deltas, and of a weight and its bias."""
     for piece in (*weights, *biases):
         shape = piece.facts.shape
         if shape is None:

@@ -1,8 +1,7 @@
-"""What the modules of a file are: which layers, of which form, rank and scale.
+"""Descriptions of a file's modules: their layers, form, rank and scale.
 
-All of it follows from the file's header and its alphas, so that a file can be shown without its
-weights being computed. A module of the file may be several layers (fused rows), and a piece of it
-the weight or the bias beside it.
+They follow from the file's header and its alphas, so a file can be shown without computing
+weights. A module of the file may be several layers (fused rows). A piece is its weight or its bias.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
 
-#: An alpha's source where no alpha acts.
+#: The source of an alpha if no alpha acts.
 NO_ALPHA = "none"
 
 
 class Tensors(Protocol):
-    """A file whose header was read."""
+    """A file with a parsed header."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
@@ -47,64 +46,64 @@ class Tensors(Protocol):
 
 
 class Base(Protocol):
-    """A base model whose headers were read."""
+    """A base model with parsed headers."""
 
     def shape(self, component: str, module: str, parameter: str = "weight") -> Shape | None: ...
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a module of a file is."""
+    """The description of a file's module."""
 
     pieces: tuple[Piece, ...] = ()
-    """The parameters that it changes; none where it cannot be told."""
+    """The parameters that it changes; empty if they are unknown."""
     problems: tuple[str, ...] = ()
-    """What is wrong with it, one sentence each."""
+    """Its problems, one sentence each."""
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A module whose tensors are known to belong together."""
+    """A module whose tensors are consistent."""
 
     module: Module
     component: str
-    """As the file has it; see :meth:`Account.place`."""
+    """Component in the file; see :meth:`Account.place`."""
     path: str
     form: Form | None
-    """Of the weight's delta; None where only a bias is changed."""
+    """Form of the weight's delta; None if only a bias changes."""
     header: Header
 
     @property
     def shapes(self) -> Mapping[Part, Shape]:
-        """Of its tensors."""
+        """Shapes of its tensors."""
         return self.header.shapes
 
     @property
     def magnitude(self) -> Part | None:
-        """The part that is DoRA's magnitude."""
+        """The part with DoRA's magnitude, if there is one."""
         return next((part for part in MAGNITUDES if part in self.shapes), None)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """What the file says of a module's scale."""
+    """A module's scale, as the file states it."""
 
     rank: int | None
-    """As declared; None where the form has none."""
+    """Declared rank; None if the form has none."""
     alpha: float | None = None
     source: str = NO_ALPHA
     problems: tuple[str, ...] = ()
 
 
 class Describer:
-    """Says what the modules of a file are.
+    """Describes the modules of a file.
 
     Args:
-        file: its header, and the tensors of its alphas.
-        account: what its keys are.
-        scales: what it says about alphas.
-        options: how to read it.
-        base: the base model, where one is given.
+        file: the file's header, and the tensors of its alphas.
+        account: the account of its keys.
+        scales: its statements about alphas.
+        options: options of reading.
+        base: the base model, if one is given.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Describer:
         self._base = base
 
     def describe(self, module: Module) -> Description:
-        """The parameters that a module changes, and what is wrong with it."""
+        """Return the parameters that a module changes, and its problems."""
         component, _ = self._account.place(module)
         form = self._scales.hindrance(component) or form_of(module.parts)
         if isinstance(form, str):
@@ -145,7 +144,7 @@ class Describer:
         return self._placed([*weights, *biases], inner, scale.problems)
 
     def _subject(self, module: Module, form: Form | None) -> _Subject | str:
-        """A module with its header, or what is wrong with it."""
+        """Return a module with its header, or its problem."""
         component, path = self._account.place(module)
         header = self._header(module, component, path, form)
         if isinstance(header, str):
@@ -153,7 +152,7 @@ class Describer:
         return _Subject(module, component, path, form, header)
 
     def _header(self, module: Module, component: str, path: str, form: Form | None) -> Header | str:
-        """What is known of a module, or why the base model does not tell the rest."""
+        """Return the header of a module, or why the base model does not complete it."""
         parts = dict(module.parts)
         weight, has_bias = None, False
         if form is not None:
@@ -173,8 +172,8 @@ class Describer:
         )
 
     def _base_shape(self, module: Module, component: str, path: str) -> tuple[Shape, bool] | str:
-        """Shape of a module's weight as the base model's layers make it, and whether they have a
-        bias; or what is wrong."""
+        """Return the shape of a module's weight from the base model's layers, and whether they have
+        a bias; or the problem."""
         assert self._base is not None
         component = self._denoiser(component)
         shapes, biases = [], []
@@ -191,11 +190,11 @@ class Describer:
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]), all(biases)
 
     def _denoiser(self, component: str) -> str:
-        """The component of the pipeline, which the file may not know."""
+        """Return the component of the pipeline, which the file may not state."""
         return self._options.denoiser or component if component == "transformer" else component
 
     def _targets(self, module: Module, path: str) -> tuple[Placement, ...]:
-        """The modules of diffusers that one is."""
+        """Return the modules of diffusers that a file's module becomes."""
         if not isinstance(module.key, UnplacedKey):
             return (in_diffusers_names(path),)
         assert self._account.table is not None
@@ -206,7 +205,7 @@ class Describer:
         return dtype_problems({part: tensors[key] for part, key in module.parts.items()})
 
     def _scale(self, subject: _Subject) -> _Scale:
-        """Rank and alpha, and what is wrong with them."""
+        """Return rank and alpha, and their problems."""
         form = subject.form
         declared = None if form is None else form.rank(subject.header)
         rank = declared
@@ -292,7 +291,7 @@ class Describer:
         )
 
     def _bias_of_base(self, subject: _Subject, form: Form) -> Piece:
-        """The bias that a form changes along with its weight."""
+        """Return the bias that a form changes along with its weight."""
         shape = form.shape(subject.header)
         facts = LayerFacts(
             component=self._denoiser(subject.component),
@@ -312,7 +311,7 @@ class Describer:
         for part, form in BIASES.items():
             if part not in subject.shapes:
                 continue
-            scaled = part == UP_BIAS  # up @ down + up's bias, all of it times alpha / rank
+            scaled = part == UP_BIAS  # (up @ down + up's bias) * alpha / rank
             facts = LayerFacts(
                 component=self._denoiser(subject.component),
                 module=subject.path,
@@ -337,11 +336,11 @@ class Describer:
     def _placed(
         self, pieces: Sequence[Piece], inner: int | None, conflicts: Sequence[str]
     ) -> Description:
-        """The pieces with the layers of diffusers that they are.
+        """Return the pieces with their layers of diffusers.
 
         Args:
-            inner: columns of the module's weight; None where there is none.
-            conflicts: what is wrong with the scale, which hinders no placing.
+            inner: columns of the module's weight; None if it has no weight.
+            conflicts: problems of the scale, which do not prevent the placing.
         """
         placed, problems = [], []
         for piece in pieces:
@@ -361,13 +360,13 @@ class Describer:
         if not isinstance(key, UnplacedKey):
             return (in_diffusers_names(piece.facts.module),)
         assert table is not None
-        if piece.facts.shape is None:  # only to be shown
+        if piece.facts.shape is None:  # the piece is only shown
             return targets_of(table, key.stem)
         return placements(table, key.stem, piece.facts.shape[0], inner)
 
 
 def _axes(subject: _Subject, shape: Shape | None) -> frozenset[Axis]:
-    """What a DoRA's magnitude may belong to; nothing where it fits neither or is none."""
+    """Return the axes that DoRA's magnitude may belong to; empty without a fitting magnitude."""
     if subject.magnitude is None or shape is None or len(shape) < 2:
         return frozenset()
     magnitude = subject.shapes[subject.magnitude]

@@ -1,4 +1,4 @@
-"""The values of a file's layers, each brought to factors or to a dense delta."""
+"""The values of a file's layers, converted to factors or to a dense delta."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from klora_runtime.families.rows import Placement
 
 
 class Weights(Protocol):
-    """A base model."""
+    """A base model with values."""
 
     def weight(self, component: str, module: str, parameter: str = "weight") -> torch.Tensor: ...
 
@@ -38,13 +38,13 @@ def evaluate(
     max_error: float,
     peers: Mapping[str, Peers],
 ) -> Iterator[Layer | str]:
-    """The layers of a piece with their values, or what is wrong with them.
+    """Yield the layers of a piece with their values, or their problems.
 
     Args:
         base: the base model, for pieces that need it.
-        axis: of :func:`~klora_compile.reading.pieces.file_axis`.
+        axis: the result of :func:`~klora_compile.reading.pieces.file_axis`.
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
-        peers: of :func:`~klora_compile.reading.pieces.peers`.
+        peers: the result of :func:`~klora_compile.reading.pieces.peers`.
     """
     tensors = {part: without_float8(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
@@ -66,13 +66,13 @@ def evaluate(
 
 
 def _lies_as_it_is(piece: Piece) -> bool:
-    """Whether its layers are numbers of the file, none of them computed."""
+    """Return whether its layers are tensors of the file, without any computation."""
     stored = isinstance(piece.form, Full) and len(piece.facts.shape or ()) == 1
     return not piece.needs_base and (piece.part is not None or stored or _is_pair(piece))
 
 
 def _numbers(piece: Piece) -> list[tuple[Part, str]]:
-    """Parts and keys of the tensors that a piece is made of."""
+    """Return part and key of each tensor of a piece."""
     if piece.part is not None:
         return [(piece.part, piece.module.parts[piece.part])]
     own = [(part, key) for part, key in piece.module.parts.items() if part not in BIASES]
@@ -86,7 +86,7 @@ def _values(
     max_error: float,
     peers: Mapping[str, Peers],
 ) -> Values | str:
-    """What a piece is computed from, or why the base model does not fit it."""
+    """Return the values that a piece is computed from, or why the base model does not fit."""
     values = Values(tensors, max_error)
     if piece.form is not None:
         values = replace(values, peers=peers.get(piece.form.name, Peers()))
@@ -122,7 +122,7 @@ def _placed(piece: Piece, delta: Delta, lost: float, max_error: float) -> Iterat
     for place, facts in zip(piece.places, piece.layers, strict=True):
         part = delta if place.rows is None else delta.rows(place.rows)
         small, rank, error = compact(part, max_error)
-        if place.parameter is not None:  # which nothing multiplies with
+        if place.parameter is not None:  # no layer multiplies with it
             small, error = part, 0.0
         yield Layer(
             component=facts.component,
@@ -158,7 +158,7 @@ def _scaling(facts: LayerFacts) -> float:
 
 
 def _shape(piece: Piece) -> Shape:
-    """Of the weight that a piece changes or stands beside."""
+    """Return the shape of the weight of a piece, or beside it."""
     if piece.facts.parameter == "weight":
         assert piece.facts.shape is not None
         return piece.facts.shape
@@ -167,9 +167,9 @@ def _shape(piece: Piece) -> Shape:
 
 
 def _of_base(piece: Piece, base: Weights, parameter: str) -> torch.Tensor | str:
-    """A parameter of the base model as the piece's module has it, float64, or what is wrong.
+    """Return the base model's parameter for the piece's module, float64, or the problem.
 
-    Of layers that the file has as one, the rows lie as in the file.
+    If the file joins several layers, the rows are in the order of the file.
     """
     shape = _shape(piece) if parameter == "weight" else _shape(piece)[:1]
     joined = torch.empty(shape, dtype=torch.float64)

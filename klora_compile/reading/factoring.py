@@ -1,4 +1,4 @@
-"""Factors for deltas that a file does not hold as factors, where they pay."""
+"""Factoring of dense deltas, where factors are smaller."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 
 from klora_runtime.artifact.delta import Delta, LowRank
 
-#: Where a matrix is proven to be of a higher rank than pays, by a part of it this much wider.
+#: A part of a matrix that is this much wider than the rank may prove that factors do not pay.
 _MARGIN = 1.25
 
-#: Shares of the energy below this are rounding of a float64 Gram matrix.
+#: Shares of the energy below this are rounding in a float64 Gram matrix.
 _NOISE = 1e-11
 
 
 def pays(rank: int, out: int, inner: int) -> bool:
-    """Whether factors of this rank are fewer numbers than the matrix itself."""
+    """Return whether factors of this rank have fewer numbers than the matrix."""
     return rank * (out + inner) < out * inner
 
 
 def low_rank(down: torch.Tensor, up: torch.Tensor, kernel: Sequence[int] = ()) -> LowRank:
-    """Factors in float32 out of matrices (rank, in * kernel) and (out, rank)."""
+    """Return float32 factors from matrices (rank, in * kernel) and (out, rank)."""
     down, up = down.float(), up.float()
     if any(size > 1 for size in kernel):
         down = down.reshape(len(down), -1, *kernel)
@@ -31,16 +31,16 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, kernel: Sequence[int] = ()) -
 
 
 def compact(delta: Delta, error: float) -> tuple[Delta, int, float]:
-    """The smallest form of a delta whose rank is not known.
+    """Return the smallest form of a delta of unknown rank.
 
     Args:
-        delta: factors, which stay as they are, or a dense delta.
-        error: how much of its Frobenius norm may be lost, 0 to 1; what float32 loses comes on top.
+        delta: factors, which stay unchanged, or a dense delta.
+        error: greatest relative Frobenius error, 0 to 1, before rounding to float32.
 
     Returns:
-        Factors of the smallest rank that holds it to ``error`` where they are fewer numbers than
-        the delta itself, else the delta; its numerical rank (where no such rank was found: the
-        full one); and the relative Frobenius norm of what is lost.
+        Factors of the smallest rank within ``error`` if they have fewer numbers than the delta,
+        else the delta; its numerical rank (the full rank if no smaller one was found); and the
+        relative Frobenius error.
     """
     if isinstance(delta, LowRank):
         return delta, delta.rank, 0.0
@@ -69,7 +69,7 @@ def compact(delta: Delta, error: float) -> tuple[Delta, int, float]:
 def kronecker(
     first: torch.Tensor, second: torch.Tensor, error: float
 ) -> tuple[torch.Tensor, torch.Tensor, float] | None:
-    """Factors of kron(first, second), whose singular values are the products of theirs.
+    """Return factors of kron(first, second); its singular values are the products of theirs.
 
     Args:
         first: (a, b), float64.
@@ -77,8 +77,8 @@ def kronecker(
         error: see :func:`compact`.
 
     Returns:
-        down (rank, b d), up (a c, rank) and the share of the norm that is lost; None where the
-        smallest rank that holds the product to ``error`` does not pay.
+        down (rank, b d), up (a c, rank) and the relative error; None if the smallest rank within
+        ``error`` does not pay.
     """
     (u1, s1, v1), (u2, s2, v2) = (torch.linalg.svd(m, full_matrices=False) for m in (first, second))
     values, order = torch.outer(s1, s2).flatten().sort(descending=True)
@@ -97,9 +97,9 @@ def kronecker(
 
 
 def _is_above(matrix: torch.Tensor, rank: int, energy: float) -> bool:
-    """Whether a part of a matrix proves that no matrix of this rank is as near as ``energy``.
+    """Return whether a part of a matrix proves that no approximation of this rank suffices.
 
-    A part of the best approximation is of no higher rank, and loses no more.
+    A part of the best approximation has no higher rank and loses no more energy.
     """
     side = math.ceil(_MARGIN * rank) + 8
     if side >= min(matrix.shape):
@@ -111,7 +111,7 @@ def _is_above(matrix: torch.Tensor, rank: int, energy: float) -> bool:
 
 
 def _eigen(matrix: torch.Tensor, *, vectors: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared singular values, descending, and the right singular vectors as columns."""
+    """Return squared singular values, descending, and right singular vectors as columns."""
     gram = matrix.T @ matrix
     if not vectors:
         return torch.linalg.eigvalsh(gram).flip(0), gram[:0]

@@ -1,4 +1,4 @@
-"""The layers of diffusers' model that a LoRA changes: what each is, and its values."""
+"""The layers of diffusers' model that a LoRA changes: their facts and their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klora_runtime.artifact.delta import Delta, LowRank
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What one layer is, without its values."""
+    """The facts about one layer, without its values."""
 
     component: str
     module: str
@@ -21,32 +21,32 @@ class LayerFacts:
     parameter: str
     """``weight`` or ``bias``."""
     form: str
-    """The name of one of ``FORMS``, ``dora`` or ``bias``."""
+    """Name of a form in ``FORMS``, ``dora`` or ``bias``."""
     rank: int | None
-    """As the trainer declared it; None where the form has none."""
+    """Rank that the trainer declared; None if the form has none."""
     alpha: float | None
-    """None where the form has no rank to divide it by."""
+    """Alpha; None if the form has no rank."""
     alpha_source: str
-    """What alpha was taken from: ``tensor``, the name of a metadata entry, ``rank``, ``none``."""
+    """Source of alpha: ``tensor``, the name of a metadata entry, ``rank``, or ``none``."""
     shape: Shape | None
-    """Of the delta: (out, in), (out, in, height, width), (n,); None where only the base model's
-    weight would tell."""
+    """Shape of the delta: (out, in), (out, in, height, width), (n,); None if only the base model
+        shows it."""
 
     @property
     def name(self) -> str:
-        """Component, dot, module path; with the parameter behind it where that is no weight."""
+        """Component, dot, module path, followed by the parameter unless it is a weight."""
         return layer_name(self.component, self.module, self.parameter)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a file holds a layer's factors as they are: delta = up[rows] @ down."""
+    """The keys of a layer's unchanged factors in a file: delta = up[rows] @ down."""
 
     down: str
-    """The file's key."""
+    """Key in the file."""
     up: str
     rows: tuple[range, ...] | None
-    """Rows of up, in this order; None for all."""
+    """Rows of up, in this order; None for all rows."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class Layer:
     module: str
     """Dotted diffusers module path (CLIP without ``text_model.``)."""
     delta: Delta
-    """In the dtype of the file where the form is kept, else float32."""
+    """Delta, in the file's dtype if the form is kept, else float32."""
     rank: int
-    """The declared one; where the form declares none, the numerical rank of the delta."""
+    """Declared rank, or the numerical rank of the delta if the form declares none."""
     alpha: float | None
     alpha_source: str
     """See :class:`LayerFacts`."""
     scaling: float
-    """alpha / rank; 1 where the form has no alpha or holds it already (DoRA)."""
+    """alpha / rank; 1 if the form has no alpha or already includes it (DoRA)."""
     form: str = "lora"
     parameter: str = "weight"
     error: float = 0.0
-    """The share of the delta's Frobenius norm that its form here does not hold, 0 to 1."""
+    """Relative Frobenius error of the conversion to this form, 0 to 1."""
     pair: Pair | None = None
-    """Where its factors lie; None where they are computed from the file, or it is dense."""
+    """Keys of its factors; None if they are computed, or the delta is dense."""
 
     @classmethod
     def lora(
@@ -82,7 +82,7 @@ class Layer:
         alpha: float,
         alpha_source: str = "rank",
     ) -> Layer:
-        """A plain LoRA's layer."""
+        """Return the layer of a plain LoRA."""
         rank = int(down.shape[0])
         return cls(
             component, module, LowRank(down, up), rank, alpha, alpha_source, scaling=alpha / rank
@@ -95,24 +95,24 @@ class Layer:
 
     @property
     def down(self) -> torch.Tensor:
-        """Of a low-rank delta: (rank, in) or (rank, in, *kernel)."""
+        """Factor down of a low-rank delta: (rank, in) or (rank, in, *kernel)."""
         assert isinstance(self.delta, LowRank)
         return self.delta.down
 
     @property
     def up(self) -> torch.Tensor:
-        """Of a low-rank delta: (out, rank) or (out, rank, 1, ...)."""
+        """Factor up of a low-rank delta: (out, rank) or (out, rank, 1, ...)."""
         assert isinstance(self.delta, LowRank)
         return self.delta.up
 
     @property
     def shape(self) -> Shape:
-        """Of the parameter: (out, in), (out, in, *kernel) or (n,)."""
+        """Shape of the parameter: (out, in), (out, in, *kernel) or (n,)."""
         return self.delta.shape
 
     @property
     def numel(self) -> int:
-        """Elements of the delta."""
+        """Number of elements of the delta."""
         return math.prod(self.shape)
 
 

@@ -1,6 +1,6 @@
-"""What a file's metadata says for people: who trained it, its trigger words, its licence.
+"""Metadata for people: the trainer, the trigger words and the licence of a file.
 
-Only hints: whatever cannot be read is passed over, and nothing here decides a number.
+These are hints: unreadable entries are skipped, and nothing here affects a number.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Protocol
 from klora_compile.families.stating import trainers
 from klora_runtime.families.family import MUSUBI_TUNER, SD_SCRIPTS
 
-#: Metadata keys that hold a trigger phrase or a licence, as written by the common trainers.
+#: Metadata keys of common trainers for a trigger phrase or a licence.
 _TRIGGER_KEYS = ("modelspec.trigger_phrase", "trigger_words", "trigger_word", "instance_prompt")
 _LICENSE_KEYS = ("modelspec.license", "license", "source_licence")
 
-#: At most so many tags of kohya's statistics are taken for trigger words.
+#: Greatest number of tags of kohya's statistics that are taken as trigger words.
 _MAX_TAGS = 8
 
-#: Beginning of ``ss_network_module`` -> the trainer: of base models that have a record, of others
-#: and of forms that musubi-tuner has modules for; sd-scripts' and others' begin alike.
+#: Beginning of ``ss_network_module`` -> trainer: for base models with a record, and for other
+#: models and forms of musubi-tuner; sd-scripts and others share a beginning.
 _NETWORK_MODULES: Mapping[str, str] = {
     "lycoris": "LyCORIS",
     **trainers(),
@@ -45,11 +45,11 @@ _MARKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a LoRA is from, as its file says."""
+    """The origin of a LoRA, as its file states it."""
 
     trainer: str | None
     trigger_words: tuple[str, ...]
-    """Phrases, or tags that every picture of the training had."""
+    """Phrases, or tags that all training pictures have."""
     license: str | None
 
 
@@ -65,7 +65,7 @@ class _File(Protocol):
 
 
 def origin_of(file: _File) -> Origin:
-    """The origin of a file, or what of it is known."""
+    """Return the origin of a file, as far as it is stated."""
     return Origin(
         trainer=_trainer(file.metadata) or (None if file.config is None else "PEFT"),
         trigger_words=_trigger_words(file),
@@ -85,7 +85,7 @@ def _trainer(metadata: Mapping[str, str]) -> str | None:
 
 
 def _trigger_words(file: _File) -> tuple[str, ...]:
-    """A stated phrase, else the prompt of the folder's card, else the tags of all pictures."""
+    """Return a stated phrase, else the prompt in the folder's card, else the common tags."""
     phrase = _first(file.metadata, _TRIGGER_KEYS) or file.prompt
     if phrase:
         return (phrase,)
@@ -93,11 +93,11 @@ def _trigger_words(file: _File) -> tuple[str, ...]:
 
 
 def _common_tags(metadata: Mapping[str, str]) -> Iterator[str]:
-    """Tags that occur as often as their folder has pictures.
+    """Yield the tags that occur as often as their folder has pictures.
 
     kohya's ``ss_tag_frequency`` is ``{folder: {tag: count}}``, ``ss_dataset_dirs`` is
-    ``{folder: {"img_count": n}}``; ai-toolkit writes its trigger word as the only tag. Where the
-    number of pictures is not stated, it is the highest count.
+    ``{folder: {"img_count": n}}``; ai-toolkit writes its trigger word as the only tag. If the
+    number of pictures is not stated, the highest count is used.
     """
     folders = _object(metadata.get("ss_dataset_dirs"))
     for folder, tags in _object(metadata.get("ss_tag_frequency")).items():
@@ -114,7 +114,7 @@ def _common_tags(metadata: Mapping[str, str]) -> Iterator[str]:
 
 
 def _object(text: str | None) -> dict[str, Any]:
-    """A JSON object out of metadata, empty where it is none."""
+    """Return a JSON object from metadata; empty if it is not one."""
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The parameters that a file changes, described: of which form they are, and where they go."""
+"""Pieces: the parameters that a file changes, with their form and their destination."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from klora_runtime.families.rows import Placement
 
 @dataclass(frozen=True)
 class Piece:
-    """One parameter of one module of a file, described."""
+    """The description of one parameter of one module of a file."""
 
     facts: LayerFacts
-    """Of the whole module, under the file's name of it where a table places it."""
+    """Facts about the whole module, under the file's name if a table places it."""
     module: Module
     form: Form | None
-    """None for a bias."""
+    """Form; None for a bias."""
     part: Part | None
     """The tensor of a bias."""
     header: Header = field(default_factory=lambda: Header({}))
-    """Of the module."""
+    """Header of the module."""
     needs: Need = Need.NOTHING
-    """What of the base model's layer its delta depends on."""
+    """The part of the base model's layer that its delta depends on."""
     shared: Mapping[Part, str] = field(default_factory=dict)
-    """Keys of its tensors that the file has once."""
+    """Part -> key, for its tensors that the file has once for all modules."""
     places: tuple[Placement, ...] = ()
-    """The layers of diffusers that it is, and their rows."""
+    """Its layers of diffusers, and their rows."""
     grows: bool = False
-    """Whether its delta becomes dense, if nothing is lost, and is not so in the file."""
+    """Whether its lossless delta is dense although the file does not hold it as dense."""
     axis: frozenset[Axis] = frozenset()
-    """Where it is DoRA's: what its magnitude may belong to."""
+    """For DoRA, the axes that its magnitude may belong to."""
 
     @property
     def needs_base(self) -> bool:
@@ -57,10 +57,10 @@ class Piece:
 
 
 def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
-    """What the magnitudes of a file belong to, for which all of its layers speak.
+    """Return the axis of a file's magnitudes, which all its layers together determine.
 
     Returns:
-        The axis, None where no layer is DoRA's, or what is wrong.
+        The axis; None if there is no DoRA layer; or the problem.
     """
     found = [piece.axis for piece in pieces if piece.axis]
     if not found:
@@ -77,7 +77,7 @@ def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:
 
 
 def peers(pieces: Sequence[Piece]) -> Mapping[str, Peers]:
-    """Form -> all weights of this form."""
+    """Return form -> all weights of this form."""
     found: dict[str, Peers] = {}
     for piece in pieces:
         shape = piece.facts.shape

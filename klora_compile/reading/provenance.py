@@ -1,4 +1,4 @@
-"""What an artifact keeps of how a LoRA was read, beyond what every source states."""
+"""Notes in an artifact on how a LoRA was read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense
 
-#: Forms that are kept to the bit and need no note.
+#: Forms that are kept to the bit and so need no note.
 _PLAIN = {"lora": "lowrank"}
 
 
 def provenance(adapter: Adapter) -> dict[str, Any]:
-    """Further keys of a source in an artifact, JSON values; empty for a plain LoRA.
+    """Return further keys of a source in an artifact, as JSON values; empty for a plain LoRA.
 
-    ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative
-    Frobenius error of a layer whose form was changed, ``base`` the name of the base model where its
-    weights were needed, ``unused`` the keys that were left out; options that differ from the
-    defaults follow.
+    ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative Frobenius
+    error of a converted layer, ``base`` the name of the base model if its weights were needed,
+    ``unused`` the keys that were left out. Options that differ from the defaults follow.
     """
     notes: dict[str, Any] = adapter.options.notes()
     forms = slot_kinds(adapter)
@@ -37,7 +36,7 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
 
 
 def slot_kinds(adapter: Adapter) -> dict[str, dict[str, int]]:
-    """Form -> {``lowrank`` or ``dense``: number of layers}, sorted."""
+    """Return form -> {``lowrank`` or ``dense``: number of layers}, sorted."""
     counts = Counter((layer.form, kind_of(layer)) for layer in adapter.layers.values())
     forms: dict[str, dict[str, int]] = {}
     for (form, kind), count in sorted(counts.items()):
@@ -46,5 +45,5 @@ def slot_kinds(adapter: Adapter) -> dict[str, dict[str, int]]:
 
 
 def kind_of(layer: Layer) -> str:
-    """The kind of slot that holds a layer: ``lowrank`` or ``dense``."""
+    """Return the kind of slot that holds a layer: ``lowrank`` or ``dense``."""
     return "dense" if isinstance(layer.delta, Dense) else "lowrank"

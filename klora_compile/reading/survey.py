@@ -1,4 +1,4 @@
-"""What a LoRA file holds, told by its header: looked at whole before any number is computed."""
+"""Surveys: the contents of a LoRA file, from its whole header and before any computation."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from klora_runtime.errors import LoraError, shown
 
 @dataclass(frozen=True)
 class Survey:
-    """What a LoRA file holds, told by its header; nothing is computed."""
+    """The contents of a LoRA file according to its header."""
 
     path: Path
     """The file with the weights."""
     nbytes: int
-    """Of that whole file."""
+    """Size of the whole file in bytes."""
     layout: str
-    """``peft``, ``kohya`` or ``xlabs``; joined by ``+`` where mixed."""
+    """``peft``, ``kohya`` or ``xlabs``, joined by ``+`` if mixed."""
     names: str
-    """Whose names the denoiser's modules have: ``diffusers``, or its authors', as ``bfl``."""
+    """Naming of the denoiser's modules: ``diffusers``, or its authors', such as ``bfl``."""
     family: str | None
-    """Base model family; None where layers and shapes tell none, or several."""
+    """Base model family; None if layers and shapes do not identify exactly one."""
     families: tuple[str, ...]
-    """All that layers and shapes leave; sorted."""
+    """Sorted families that layers and shapes allow."""
     origin: Origin
-    """What the file says about where it is from."""
+    """The origin that the file states."""
     keys: int
     """Number of keys in the file."""
     unused: tuple[UnusedKey, ...]
     """Keys that klora cannot use."""
     layers: tuple[LayerFacts, ...] = field(repr=False)
-    """Sorted by name; those of modules that can be read."""
+    """Layers of readable modules, sorted by name."""
     pieces: tuple[Piece, ...] = field(repr=False)
-    """What the layers are computed from."""
+    """The pieces that the layers are computed from."""
     axis: Axis | None
-    """What the magnitudes of DoRA layers belong to."""
+    """Axis of the magnitudes of DoRA layers."""
     problems: tuple[str, ...]
-    """What is wrong with the rest, one sentence each."""
+    """Problems of the other modules, one sentence each."""
 
     @property
     def used(self) -> int:
@@ -67,7 +67,7 @@ class Survey:
 
 
 def _without_layers(account: Account) -> Iterator[str]:
-    """What is wrong with parts that a file has once where none of its layers is of their form."""
+    """Yield the problems of parts for all layers in a file that has no layer of their form."""
     forms = {form_of(module.parts) for module in account.modules}
     for part, key in account.shared.items():
         for form in FORMS:
@@ -76,15 +76,15 @@ def _without_layers(account: Account) -> Iterator[str]:
 
 
 def base_of(options: ReadOptions) -> AbstractContextManager[BaseModel | None]:
-    """The base model that is given, if any; it is opened where it is needed."""
+    """Return a context with the given base model, if any; it is opened lazily."""
     return nullcontext() if options.base is None else BaseModel(options.base)
 
 
 def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> Survey:
-    """What an open file holds.
+    """Survey an open file.
 
     Raises:
-        LoraError: nothing of a LoRA.
+        LoraError: the file is not a LoRA.
     """
     where = named(file.path)
     if ARTIFACT_KEY in file.metadata:
@@ -137,7 +137,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
 
 
 def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
-    """Why a LoRA cannot be compiled with these options, or None if it can."""
+    """Return why a LoRA cannot be compiled with these options; None if it can."""
     where = named(found.path)
     may_ignore = not any(each.is_of_used for each in found.unused)
     ignores = may_ignore and options.ignore_unknown and (found.layers or found.problems)
@@ -159,7 +159,7 @@ def refusal(found: Survey, options: ReadOptions) -> LoraError | None:
 
 
 def problematic(path: Path, problems: Sequence[str]) -> LoraError:
-    """The error of a file with these problems."""
+    """Return the error for a file with these problems."""
     count = _count(problems, "reason")
     return LoraError(f"{named(path)}: cannot be used as it is, for {count}.", problems)
 

@@ -1,7 +1,7 @@
-"""The base model family of a LoRA, told by shapes, by the table of its names, or by its names.
+"""Detection of a LoRA's base model family by shapes, by the table of its names, or by names.
 
-Layers in diffusers' names often fit several families that are built alike; how many blocks there
-are tells most of them apart.
+Layers in diffusers' names often fit several similar families; the number of blocks distinguishes
+most of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from klora_runtime.families.catalogue import FAMILIES, family_of
 from klora_runtime.families.family import Family
 from klora_runtime.families.rows import Layout
 
-#: Family -> its tables in diffusers' names, one for each component.
+#: Family -> its tables in diffusers' names, one per component.
 _TABLES: Mapping[str, tuple[Layout, ...]] = {
     key: tuple(
         table
@@ -29,20 +29,20 @@ _BLOCK = re.compile(r"([A-Za-z_.]+?)\.(\d+)\.")
 
 
 def family_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> str | None:
-    """The one family that :func:`families_of_layers` finds, or None."""
+    """Return the only family that :func:`families_of_layers` finds, or None."""
     found = families_of_layers(layers, families)
     return found[0] if len(found) == 1 else None
 
 
 def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) -> tuple[str, ...]:
-    """Families of the catalogue or of the tables that the layers may be of.
+    """Return the families that the layers may belong to.
 
     Args:
-        layers: of diffusers' model.
-        families: of the tables that placed them, where their names were for a table.
+        layers: layers of diffusers' model.
+        families: families of the tables that placed the layers, if a table did.
 
     Returns:
-        Keys, sorted; one where the layers tell it, none where they tell nothing.
+        Sorted keys of families; empty if the layers say nothing.
     """
     weights = [layer for layer in layers if layer.parameter == "weight"]
     if len(families) == 1:
@@ -65,19 +65,19 @@ def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) 
 
 
 def _parent(key: str) -> str | None:
-    """The family whose models this one's were trained from."""
+    """Return the family that a family's models were trained from, or None."""
     parent = FAMILIES[key].trained_from if key in FAMILIES else None
     return None if parent is None else parent.key
 
 
 def _namesake(key: str) -> str | None:
-    """The family whose names this one's blocks have too."""
+    """Return the family whose names a family's blocks share, or None."""
     other = FAMILIES[key].named_after if key in FAMILIES else None
     return None if other is None else other.key
 
 
 def _has(family: Family, layer: LayerFacts) -> bool:
-    """Whether a layer may be one of a family's."""
+    """Return whether a layer may belong to a family."""
     first = family.denoisers[0] if layer.component in family.denoisers else layer.component
     for table in _TABLES[family.key]:
         match = table.match(layer.module, flat=False) if table.component == first else None
@@ -89,7 +89,7 @@ def _has(family: Family, layer: LayerFacts) -> bool:
 
 
 def _is_of_another_width(key: str | None, layers: Iterable[LayerFacts]) -> bool:
-    """Whether a layer that tells the family by its width, or the one it began as, has another."""
+    """Return whether a layer that marks the family, or its parent, has another width."""
     if key is None:
         return False
     marks = FAMILIES[key].marks if key in FAMILIES else ()
@@ -102,7 +102,7 @@ def _is_of_another_width(key: str | None, layers: Iterable[LayerFacts]) -> bool:
 
 
 def _by_depth(families: Collection[str], modules: Iterable[str]) -> set[str]:
-    """Those that have as many blocks; of them the ones whose last block is adapted, if any."""
+    """Return the families with enough blocks; if any has its last block adapted, only those."""
     depths: dict[str, int] = {}
     for module in modules:
         block = _BLOCK.match(module)

@@ -1,1 +1,1 @@
-"""What people pass as a LoRA or a base, opened as key -> tensor."""
+"""Files of LoRAs and base models, opened as key -> tensor."""

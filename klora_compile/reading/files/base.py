@@ -1,7 +1,7 @@
-"""The base model's weights, which DoRA needs: a diffusers folder or a file, a tensor at a time.
+"""The base model's weights, which DoRA and other forms need, read one tensor at a time.
 
-A single file in the names of the model's authors is read through the same tables as LoRAs are:
-its fused rows are the rows that a table gives to each module of diffusers.
+A single file in the names of the model's authors is read through the same tables as LoRAs: a table
+gives each module of diffusers its rows of the fused tensors.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _VARIANT = ".fp16"
 _FLOATS = ("F64", *REAL, *FLOAT8)
 _PARAMETERS = ("weight", "bias")
 
-#: What single files write before the names of a denoiser's modules.
+#: Prefixes of a denoiser's modules in single files.
 _DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
-#: What checkpoints write before a text encoder in transformers' names -> its component.
+#: Prefix of a text encoder in transformers' names in checkpoints -> component.
 _TEXT_PREFIXES: Mapping[str, str] = {
     "cond_stage_model.transformer.": "text_encoder",
     "conditioner.embedders.0.transformer.": "text_encoder",
@@ -46,26 +46,26 @@ _CLASSES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a parameter lies."""
+    """The place of a parameter."""
 
     file: TensorFile
     key: str
     rows: tuple[range, ...] | None = None
-    """Of the stored tensor, in this order; None for all."""
+    """Rows of the stored tensor, in this order; None for all rows."""
 
 
-#: Parameter name inside a component -> where it lies.
+#: Parameter name inside a component -> its place.
 _Index = dict[str, _Place]
 
 
 class BaseModel:
-    """A base model, opened where something of it is asked for. Use it as a context manager.
+    """A base model that opens its files lazily. Use it as a context manager.
 
     Args:
-        path: a folder as ``save_pretrained`` of diffusers writes it, of a pipeline or of one
-            component; or one safetensors file, in diffusers' names or in the authors'.
+        path: a folder that diffusers' ``save_pretrained`` wrote, of a pipeline or a component; or a
+            safetensors file, in diffusers' names or the authors'.
 
-    Its methods raise a LoraError where it is neither.
+    The methods raise a LoraError if the path is neither.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class BaseModel:
 
     @cached_property
     def _components(self) -> dict[str, _Index]:
-        """Those that are open; of a pipeline the rest follow as they are asked for."""
+        """The open components; those of a pipeline are opened on request."""
         if not self._path.is_dir():
             return self._of_file(self._opened(self._path))
         return {} if self._is_pipeline else {self._own_component(): self._of_folder(self._path)}
@@ -84,7 +84,7 @@ class BaseModel:
     def shape(
         self, component: str, module: str, parameter: str = "weight"
     ) -> tuple[int, ...] | None:
-        """Shape of a parameter, None where there is none; for the rest see :meth:`weight`."""
+        """Return the shape of a parameter, None if it is missing; see :meth:`weight`."""
         place = self._place(component, _joined(module, parameter))
         if place is None:
             return None
@@ -108,15 +108,15 @@ class BaseModel:
         self._stack.close()
 
     def weight(self, component: str, module: str, parameter: str = "weight") -> torch.Tensor:
-        """One parameter, in memory of its own and the file's dtype.
+        """Return one parameter in new memory and the file's dtype.
 
         Args:
-            component: such as ``unet``.
+            component: component, such as ``unet``.
             module: dotted diffusers module path, CLIP's without ``text_model.``; empty for the
                 component itself.
 
         Raises:
-            LoraError: it is not there, or is quantised.
+            LoraError: the parameter is missing or quantised.
         """
         name = _joined(module, parameter)
         place = self._place(component, name)
@@ -143,7 +143,7 @@ class BaseModel:
             raise LoraError(str(error)) from error
 
     def _own_component(self) -> str:
-        """Which component a folder without a pipeline is."""
+        """Return the component that a folder without a pipeline holds."""
         try:
             config = json.loads((self._path / "config.json").read_text())
             kinds = " ".join([config.get("_class_name", ""), *config.get("architectures", [])])
@@ -158,7 +158,7 @@ class BaseModel:
         return found
 
     def _of_folder(self, folder: Path) -> _Index:
-        """Of one component's folder; shards are told apart by what they hold."""
+        """Return the index of one component's folder, from all its shards."""
         paths = sorted(folder.glob("*.safetensors"))
         paths = [path for path in paths if _VARIANT not in path.name] or paths
         if not paths:
@@ -179,7 +179,7 @@ class BaseModel:
         return found
 
     def _of_file(self, file: TensorFile) -> dict[str, _Index]:
-        """Of a single file: its denoiser, and text encoders in transformers' names."""
+        """Return the indices of a single file: its denoiser, and text encoders."""
         found: dict[str, _Index] = {}
         for prefix, component in _TEXT_PREFIXES.items():
             own = {
@@ -200,7 +200,7 @@ class BaseModel:
 
 
 def _denoiser(file: TensorFile) -> Iterator[tuple[str, str, _Place]]:
-    """Component, parameter and place of every parameter that a table of ``families`` knows."""
+    """Yield component, name and place of every parameter that a table of ``families`` knows."""
     prefix = next(
         (each for each in _DENOISER_PREFIXES if any(key.startswith(each) for key in file.tensors)),
         "",

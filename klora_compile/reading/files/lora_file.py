@@ -1,7 +1,7 @@
-"""What people pass as "a LoRA": a safetensors file, an adapter's folder, or a file of torch.save.
+"""LoRA files: safetensors files, adapter folders, and files of torch.save.
 
-A file's content decides how it is read, not its name. Pickles are loaded with ``weights_only``,
-and only after the sizes that their zip declares are found to be no more than the file holds.
+A file's content, not its name, decides how it is read. Pickles are loaded with ``weights_only``,
+and only after a check that their zip declares no larger sizes than the file can hold.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.artifact.tensor_file import DTYPE_NAMES, TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
 
-#: The files of an adapter's folder, as PEFT and diffusers save it.
+#: Files of an adapter folder of PEFT or diffusers.
 PEFT_CONFIG, README = "adapter_config.json", "README.md"
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 DIFFUSERS_WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
-#: How diffusers' research script of LoRA names a file, and the configuration beside it.
+#: Names of a file of diffusers' research script of LoRA, and of the configuration beside it.
 _RESEARCH, _RESEARCH_CONFIG = re.compile(r"[0-9]+_lora\.pt"), "_config.json"
 
 _MAX_TEXT_BYTES = 2**20
-#: How much more than the file's bytes its members, or its tensors, may declare.
+#: Factor and slack by which declared sizes may exceed the file's bytes.
 _GROWTH, _SLACK = 4, 2**20
 _LISTED = 8
 
-#: Keys under which training scripts put the tensors of a ``torch.save``.
+#: Keys under which training scripts nest the tensors in a ``torch.save``.
 _NESTING = ("state_dict", "lora", "module", "model", "network", "weights")
 
 _PROMPT = re.compile(r"^instance_prompt:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
@@ -56,32 +56,32 @@ class _Tensors(Protocol):
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An open LoRA: its tensors, and what lies beside them."""
+    """An open LoRA: its tensors, and the files beside it."""
 
     path: Path
-    """The weights file that is read."""
+    """Path of the weights file."""
     size: int
-    """Its bytes."""
+    """Size in bytes."""
     metadata: Mapping[str, str]
-    """Of a safetensors file; empty for others."""
+    """Metadata of a safetensors file; empty for others."""
     config: tuple[str, str] | None
-    """Text and name of the PEFT configuration that belongs to it."""
+    """Text and name of its PEFT configuration, if there is one."""
     prompt: str | None
-    """``instance_prompt`` of the README.md of the folder passed."""
+    """``instance_prompt`` in the README.md of the given folder."""
     _source: _Tensors
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Name -> dtype (as safetensors calls it) and shape, in the file's order."""
+        """Name -> dtype (safetensors' name) and shape, in the file's order."""
         return self._source.tensors
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in the file's dtype, in memory of its own."""
+        """Return one tensor on the CPU, in the file's dtype and new memory."""
         return self._source.tensor(name)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights file, as 64 hexadecimal digits."""
+        """Digest of the weights file, 64 hexadecimal digits."""
         return file_digest(self.path)
 
 
@@ -93,7 +93,7 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
         path: a file of safetensors or ``torch.save``, or a folder that PEFT or diffusers saved.
 
     Raises:
-        LoraError: nothing there can be read as a LoRA; also for errors while it is open.
+        LoraError: there is no readable LoRA; also for errors while it is open.
     """
     try:
         weights = _weights(path) if path.is_dir() else path
@@ -122,7 +122,7 @@ class _TorchFile:
         size = path.stat().st_size
         _check_zip(path, size)
         try:
-            with path.open("rb") as file:  # by its content: torch goes by a path's ending
+            with path.open("rb") as file:  # an open file: torch would decide by a path's suffix
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except _LOADING_ERRORS as error:
             raise _error(path, f"is not only tensors{_named_global(error)}. {_CONVERT}") from error
@@ -133,13 +133,13 @@ class _TorchFile:
         return self._values[name].detach().clone(memory_format=torch.contiguous_format)
 
 
-#: What zipfile raises for a damaged or hostile file.
+#: Errors of zipfile for a damaged or hostile file.
 _ZIP_ERRORS = (
     zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, OverflowError,
     EOFError, KeyError, IndexError,
 )  # fmt: skip
 
-#: What torch.load raises for a damaged or hostile file, besides the refusal itself.
+#: Errors of torch.load for a damaged or hostile file, besides the refusal itself.
 _LOADING_ERRORS = (
     pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, AttributeError,
     IndexError, EOFError, OSError, RecursionError, AssertionError, MemoryError, OverflowError,
@@ -150,7 +150,7 @@ _CONVERT = "Convert it to safetensors with the trainer that wrote it"
 
 
 def named(path: Path) -> str:
-    """How errors name a file."""
+    """Return how errors name a file."""
     return f"LoRA file {shown(path)}"
 
 
@@ -164,13 +164,13 @@ def _is_zip(path: Path) -> bool:
             start = file.read(4)
     except OSError as error:
         raise _error(path, f"cannot be read: {error.strerror or error}") from error
-    # No safetensors file that is read has a header of this length; older pickles, which begin as
-    # some do, are named by the reader of those.
+    # No accepted safetensors file has a header of this length. Older pickles, which begin like some
+    # safetensors files, are reported by the reader of those.
     return start == b"PK\x03\x04"
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Refuse what is no zip of ``torch.save`` before anything in it is loaded."""
+    """Refuse a file that is not a zip of ``torch.save``, before loading anything."""
     try:
         whole = zipfile.is_zipfile(path)
     except _ZIP_ERRORS as error:
@@ -195,7 +195,7 @@ def _named_global(error: Exception) -> str:
 
 
 def _flat(path: Path, content: object) -> dict[str, torch.Tensor]:
-    """The tensors by name, out of the one level of nesting that is usual."""
+    """Return the tensors by name, without the usual level of nesting."""
     if not isinstance(content, dict):
         raise _error(path, f"holds a {type(content).__name__}, expected names and tensors")
     if not any(isinstance(value, torch.Tensor) for value in content.values()):
@@ -246,13 +246,13 @@ def _refuse_models(path: Path, file: _Tensors) -> None:
 
 
 def _weights(folder: Path) -> Path:
-    """The one file of weights in an adapter's folder."""
+    """Return the only weights file in an adapter folder."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise _error(folder, f"cannot be read: {error.strerror or error}") from error
     known = [name for name in (*PEFT_WEIGHTS, *DIFFUSERS_WEIGHTS) if name in names]
-    if len({Path(name).stem for name in known}) != 1:  # one as .bin too is the same
+    if len({Path(name).stem for name in known}) != 1:  # a .bin of the same name is the same file
         known = known or [name for name in names if name.endswith(".safetensors")]
         if len(known) != 1:
             found = ", ".join(shown(name) for name in names[:_LISTED]) or "nothing"
@@ -267,7 +267,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _config(weights: Path, *, whole_folder: bool) -> tuple[str, str] | None:
-    """The configuration of a folder, or of a file whose name says that it has one."""
+    """Return the configuration of a folder, or of a file whose name implies one."""
     if whole_folder or weights.name in PEFT_WEIGHTS:
         beside = weights.with_name(PEFT_CONFIG)
     elif _RESEARCH.fullmatch(weights.name):
@@ -284,14 +284,14 @@ def _prompt(folder: Path) -> str | None:
     try:
         text = _text(folder, readme)
     except LoraError:
-        return None  # only a hint
+        return None  # it is only a hint
     front = text.split("\n---", 1)[0] if text.startswith("---") else ""
     found = _PROMPT.search(front)
     return None if found is None else found[1].strip("\"'") or None
 
 
 def _text(path: Path, beside: Path) -> str:
-    """The text of a small file that belongs to a LoRA."""
+    """Return the text of a small file beside a LoRA."""
     try:
         with beside.open("rb") as file:
             raw = file.read(_MAX_TEXT_BYTES + 1)

@@ -1,17 +1,17 @@
-"""Files that people take for a LoRA and that are none, and token embeddings inside LoRA files."""
+"""Detection of files that are not LoRAs, and of token embeddings inside LoRA files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
-#: Ends that only adapters write; a file that has one is no plain model.
+#: Endings of keys that only adapters have; a file with one is not a plain model.
 _ADAPTER = re.compile(
     r"lora|\.(alpha|diff|diff_b|dora_scale|w_norm|b_norm|on_input|set_weight)$"
     r"|(hada|lokr|oft|boft|ia3|glora)_|\.(oft_|boft_|vera_)|\.(a1|a2|b1|b2)\.weight$"
 )
 
-#: Pattern of one tensor's name -> what a file with it is. The first that one name fits decides.
+#: Pattern of a tensor's name -> description of a file with it. The first match decides.
 _MODELS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
@@ -39,7 +39,7 @@ _TOKEN_EMBEDDING = re.compile(
 
 
 def full_model(names: Collection[str]) -> str | None:
-    """What a file is, in words, where its tensors are a model's own weights; None for a LoRA.
+    """Return a description of a file whose tensors are a model's own weights; None for a LoRA.
 
     Args:
         names: all tensor names of the file.
@@ -52,5 +52,5 @@ def full_model(names: Collection[str]) -> str | None:
 
 
 def token_embedding(key: str) -> bool:
-    """Whether a tensor is an embedding of tokens, as pivotal tuning writes beside a LoRA."""
+    """Return whether a tensor is a token embedding, which pivotal tuning writes beside a LoRA."""
     return _TOKEN_EMBEDDING.search(key) is not None and _ADAPTER.search(key) is None

@@ -1,1 +1,1 @@
-"""The forms in which trainers write a layer's delta, each in a file with its maths."""
+"""The forms of LoRA in files, each in a module with its maths."""

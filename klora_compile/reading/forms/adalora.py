@@ -30,7 +30,7 @@ A, B, E = Part("lora_A"), Part("lora_B"), Part("lora_E")
 
 
 class Adalora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of AdaLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "adalora"
     parts = (A, B, E)

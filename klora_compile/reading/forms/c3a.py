@@ -1,4 +1,4 @@
-"""C3A (arXiv 2407.19342): blocks that are circulant matrices, each told by one row."""
+"""C3A (arXiv 2407.19342): blocks of circulant matrices, each given by one row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KERNEL = Part("c3a_kernel")
 
 
 class C3a(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of C3A; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "c3a"
     parts = (KERNEL,)

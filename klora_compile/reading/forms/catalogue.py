@@ -1,4 +1,4 @@
-"""All forms, and which one a layer's tensors are of."""
+"""All forms, and the detection of a layer's form by its tensors."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ FORMS: tuple[Form, ...] = (
     Frod(),
 )
 
-#: Parts that change the bias beside a weight, each a delta as it is -> the form's name.
+#: Part that is the delta of the bias beside a weight -> name of the form.
 BIASES: Mapping[Part, str] = {
     UP_BIAS: "bias",
     DIFF_BIAS: "bias",
@@ -91,24 +91,24 @@ BIASES: Mapping[Part, str] = {
     NORM_BIAS: "norm",
 }
 
-#: DoRA's magnitudes; they go with any form of a weight's delta.
+#: DoRA's magnitudes, which combine with any form of a weight's delta.
 MAGNITUDES = (MAGNITUDE, ROW_MAGNITUDE)
 
-#: Ending of a key -> the part of its module. The longest ending that fits is taken.
+#: Ending of a key -> the part of its module. The longest match is used.
 ENDINGS: Mapping[str, Part] = {
     ending: part
     for part in (ALPHA, *chain.from_iterable(form.parts for form in FORMS), *BIASES, *MAGNITUDES)
     for ending in part.all_endings
 }
 
-#: Whole key -> the part that a file has once.
+#: Whole key -> part that a file has once.
 SHARED: Mapping[str, Part] = {
     ending: part for form in FORMS for part in form.shared for ending in part.all_endings
 }
 
 _SHARED_BEGINNINGS = tuple(chain.from_iterable(form.shared_beginnings for form in FORMS))
 
-#: PEFT's types of adapters that are read, and where each states its alpha.
+#: PEFT's type of adapter that klora reads -> key of its alpha.
 PEFT_TYPES: Mapping[str, str | None] = {
     **{name: alpha for form in FORMS for name, alpha in form.peft.items()},
     "BEFT": None,
@@ -116,16 +116,16 @@ PEFT_TYPES: Mapping[str, str | None] = {
 
 
 def shared_part(key: str) -> Part | None:
-    """The part that a file has once under a key; None where it is no such key."""
+    """Return the part that a file has once under this key; None for other keys."""
     part = SHARED.get(key)
     return Part(key) if part is None and key.startswith(_SHARED_BEGINNINGS) else part
 
 
 def form_of(parts: Iterable[Part]) -> Form | str | None:
-    """The form of a weight's delta.
+    """Return the form of a weight's delta.
 
     Returns:
-        The form, None where only a bias is changed, or what is wrong.
+        The form; None if only a bias changes; or the problem.
     """
     parts = set(parts)
     found = [form for form in FORMS if not parts.isdisjoint(form.parts)]

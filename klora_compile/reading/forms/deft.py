@@ -1,8 +1,8 @@
-"""DEFT and PaRa (PEFT): a subspace of what the layer puts out is removed, and another put in.
+"""DEFT and PaRa (PEFT): a subspace of the layer's output is removed, and another one added.
 
-W - Q (M^T W) + s Q R, where Q and M are made of P: both its orthonormal basis (``qr``), or P and
-its positive numbers (``relu``). s is alpha / rank, or 1 without an alpha; PaRa (``para``) puts
-nothing in.
+The new weight is W - Q (M^T W) + s Q R, where Q and M come from P: both are its orthonormal basis
+(``qr``), or P and its positive numbers (``relu``). s is alpha / rank, or 1 without an alpha; PaRa
+(``para``) adds nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _METHODS = ("relu", "qr")
 
 
 class Deft(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of DEFT and PaRa; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "deft"
     parts = (P, R)

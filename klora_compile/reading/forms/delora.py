@@ -1,7 +1,7 @@
-"""DeLoRA (arXiv 2503.18225): a low-rank delta whose strength is learnt apart from its directions.
+"""DeLoRA (arXiv 2503.18225): a low-rank delta with strength and directions learnt separately.
 
-B diag(lambda / (r |a_i| |b_i|)) A, its columns times the norms of the weight's columns, which the
-file has.
+The delta is B diag(lambda / (r |a_i| |b_i|)) A, with its columns multiplied by the norms of the
+weight's columns, which are in the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from klora_runtime.artifact.delta import LowRank
 A, B = Part("delora_A"), Part("delora_B")
 STRENGTH, NORMS = Part("delora_lambda"), Part("delora_w_norm")
 
-#: PEFT takes no norm for smaller than this.
+#: PEFT's lower bound of the norms.
 _LEAST = 1e-4
 
 
 class Delora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of DeLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "delora"
     parts = (A, B, STRENGTH, NORMS)

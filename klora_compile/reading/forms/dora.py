@@ -1,9 +1,9 @@
-"""DoRA (arXiv 2402.09353): a weight's direction is adapted, its magnitude is learnt apart.
+"""DoRA (arXiv 2402.09353): a weight's direction and magnitude are learnt separately.
 
-W' = m (W + D) / ||W + D||, D the scaled delta of any other form (eq. 5). Two axes are published:
-the paper's and PEFT's norm is that of each row (one magnitude per output), LyCORIS' and
-OneTrainer's by default that of each column (one per input); the magnitude's shape tells which.
-The delta, W' - W, needs the base weight W.
+W' = m (W + D) / ||W + D|| with the scaled delta D of any other form (eq. 5). There are two axes:
+the norm of the paper and of PEFT is per row (one magnitude per output), the default of LyCORIS and
+OneTrainer is per column (one per input). The magnitude's shape shows the axis. The delta, W' - W,
+needs the base weight W.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch
 
 from klora_compile.reading.forms.parts import Part, Shape
 
-#: One per row or per column of the weight.
+#: One magnitude per row or per column of the weight.
 MAGNITUDE = Part("dora_scale")
-#: As PEFT and ai-toolkit (``toolkit/models/DoRA.py``) write it, one per row.
+#: The magnitude of PEFT and ai-toolkit (``toolkit/models/DoRA.py``), one per row.
 ROW_MAGNITUDE = Part(
     "magnitude vector", (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".magnitude")
 )
 
 
 class Axis(Enum):
-    """What one magnitude belongs to."""
+    """The axis that a magnitude belongs to."""
 
     OUTPUT = "output"
     INPUT = "input"
 
 
 def axes(magnitude: Shape, weight: Shape) -> frozenset[Axis]:
-    """The axes that a magnitude's shape can mean for a weight's.
+    """Return the possible axes of a magnitude, by its shape and the weight's.
 
     Args:
         magnitude: (out, 1, ...), (1, in, 1, ...), PEFT's (1, out, 1, 1) of convolutions, or (n,).
@@ -55,7 +55,7 @@ def axes(magnitude: Shape, weight: Shape) -> frozenset[Axis]:
 
 
 def common_axis(found: Iterable[frozenset[Axis]]) -> Axis | None:
-    """The axis of all layers of a file, which has one trainer; None where two are left, or none."""
+    """Return the axis that all layers of a file allow; None if none or both remain."""
     left = frozenset(Axis)
     for each in found:
         left &= each
@@ -65,13 +65,13 @@ def common_axis(found: Iterable[frozenset[Axis]]) -> Axis | None:
 def dora_delta(
     base: torch.Tensor, delta: torch.Tensor, magnitude: torch.Tensor, axis: Axis
 ) -> torch.Tensor:
-    """m (W + D) / ||W + D|| - W.
+    """Return m (W + D) / ||W + D|| - W.
 
     Args:
         base: W, (out, in, *kernel).
         delta: D with its scaling, of the same shape.
-        magnitude: m, as many values as the axis is long.
-        axis: what a norm is taken of: everything that belongs to one output, or to one input.
+        magnitude: m, one value per output or per input.
+        axis: the axis of a norm: all numbers of one output, or of one input.
 
     Returns:
         (out, in, *kernel), float64.

@@ -1,7 +1,7 @@
-"""FRoD (PEFT): the weight is written in a basis that layers of one kind share, and changed there.
+"""FRoD (PEFT): the weight is changed in a basis that layers of one kind share.
 
-W = U diag(l) V^T, the columns of U of length one, becomes U (S + diag(l')) V^T with a sparse S. The
-file has l', S, and V once for each kind of layer; U follows from W and V.
+W = U diag(l) V^T, with columns of U of length one, becomes U (S + diag(l')) V^T with a sparse S.
+The file has l', S, and V once per kind of layer; U follows from W and V.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ DIAGONAL, SPARSE = Part("frod_lambda_l"), Part("frod_lambda_s_values")
 
 _BASIS, _PLACES = "frod_V.", "frod_s_indices."
 
-#: Below this PEFT takes a column for zero.
+#: Length below which PEFT takes a column as zero.
 _LEAST = 1e-12
 
 
 class Frod(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of FRoD; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "frod"
     parts = (DIAGONAL, SPARSE)
@@ -72,7 +72,7 @@ class Frod(Form):
 
 
 def _written_in(basis: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """X of X V^T = W; the nearest one where V is singular."""
+    """Return X with X V^T = W, or the nearest one if V is singular."""
     found: torch.Tensor
     try:
         found = torch.linalg.solve(basis, weight.T).T
@@ -82,10 +82,10 @@ def _written_in(basis: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _of_kind(layer: Header) -> tuple[Part, Part]:
-    """The basis of a layer's kind, and the places of its sparse part.
+    """Return the basis of a layer's kind, and the indices of its sparse part.
 
-    PEFT names the kind by the last two names of the path, by the last where the one before it is a
-    number, and the output of BERT's attention by that.
+    PEFT names the kind by the last two names of the path, or by the last name if the one before it
+    is a number; the output of BERT's attention has its own kind.
     """
     *rest, last = layer.spelled.split(".")
     kind = last

@@ -1,8 +1,8 @@
-"""Parameters that are written as they are: differences (LyCORIS), and new values.
+"""Full parameters: differences (LyCORIS) and new values.
 
-``diff`` is a weight's delta and ``w_norm`` a norm's; ``beft_bias`` (PEFT) is a bias', in a row.
+``diff`` is a weight's delta, ``w_norm`` a norm's, and ``beft_bias`` (PEFT) a bias' as a row.
 ``scale`` (norms in control LoRAs of FLUX), ``set_weight`` (ComfyUI) and ``ln_tuning_layers`` (PEFT,
-norms) are what a parameter becomes; their delta, value - W, needs the base.
+norms) are new values of a parameter; their delta, value - W, needs the base.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from klora_runtime.artifact.delta import Dense
 DIFF, DIFF_BIAS = Part("diff"), Part("diff_b")
 NORM_WEIGHT, NORM_BIAS = Part("w_norm"), Part("b_norm")
 BEFT_BIAS = Part("beft_bias")
-#: The parameter's new value itself, not a difference; and its bias'.
+#: New values, not differences, of a parameter and of its bias.
 VALUE = Part("value", (".scale", ".set_weight", ".ln_tuning_layers.weight"))
 BIAS_VALUE = Part("bias' value", (".ln_tuning_layers.bias",))
 
 
 def as_bias(part: Part, shape: Shape) -> Shape:
-    """Shape of the bias that a tensor of this shape is the delta of."""
+    """Return the shape of the bias whose delta has this shape."""
     return shape[1:] if part == BEFT_BIAS and shape[:1] == (1,) else shape
 
 
 class Full(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`.
+    """The form of full differences; see :class:`~klora_compile.reading.forms.parts.Form`.
 
     Args:
-        name: as in a report.
-        part: the tensor that is the delta.
+        name: name in reports.
+        part: the part that is the delta.
     """
 
     def __init__(self, name: str, part: Part) -> None:
@@ -68,7 +68,7 @@ class Full(Form):
 
 
 class Value(Full):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of new values of a parameter; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     needs = Need.WEIGHT
     peft = MappingProxyType({"LN_TUNING": None})

@@ -1,12 +1,12 @@
-"""GLoRA (arXiv 2306.07967): the weight's own directions are mixed, and others added.
+"""GLoRA (arXiv 2306.07967): a product with the weight, plus a low-rank delta.
 
 LyCORIS: W A1 A2 + B1 B2, times alpha / rank; of a convolution A1 A2 mixes the input's channels.
 Under ``rs_lora`` it trains with alpha / sqrt(rank), and writes alpha as it is, unlike in its other
 forms: only the record of the training says it (``ss_network_args``).
 Of a linear layer that is a pair of factors of twice the rank.
 
-PEFT: W * A + B, number by number, each of A and B a low-rank matrix, a column or one number; and
-the bias b becomes b + b * D + E + W C. Nothing is scaled.
+PEFT: the delta is W * A + B, element by element, where A and B are low-rank matrices, columns or
+single numbers; the bias b becomes b + b * D + E + W C. Nothing is scaled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ A1, A2, B1, B2, BM = (Part(name, (f".{name}.weight",)) for name in ("a1", "a2", 
 
 
 class Glora(Form):
-    """LyCORIS'; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of LyCORIS' GLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "glora"
     parts = (A1, A2, B1, B2, BM)
@@ -97,7 +97,7 @@ def _fits(shapes: Shapes) -> bool:
 
 
 def _path(letter: str) -> tuple[Part, Part, Part, Part]:
-    """The tensors of one of PEFT's matrices: two factors, or one; ``zeros`` where it is none."""
+    """Return the parts of one of PEFT's matrices: two factors, one tensor, or ``zeros``."""
     return (
         Part(f"glora_{letter}.Xd"),
         Part(f"glora_{letter}.Xu"),
@@ -110,7 +110,7 @@ _PATHS = {letter: _path(letter) for letter in "ABCDE"}
 
 
 class PeftGlora(Form):
-    """PEFT's; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of PEFT's GLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "glora"
     parts = tuple(part for path in _PATHS.values() for part in path)

@@ -1,8 +1,8 @@
-"""GraLoRA (arXiv 2505.20355): a low-rank pair for each block of the weight, and one for the whole.
+"""GraLoRA (arXiv 2505.20355): a low-rank pair per block of the weight, and one for the whole.
 
-Inputs and outputs are cut into k groups. Of A, (k, in / k, r), the ranks are cut into k too: share
-n of group m meets share m of output group n in B, (k, r, out / k). All is scaled by alpha / (r + r
-of the pair of the whole), of which alpha / r is the scale that every form has.
+Inputs and outputs are split into k groups. The ranks of A, (k, in / k, r), are also split into k
+shares: share n of input group m meets share m of output group n in B, (k, r, out / k). Everything
+is scaled by alpha / (r + rank of the whole's pair); alpha / r is the scale that every form has.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WHOLE_B = Part("gralora_B_general", (".gralora_B_general.weight",))
 
 
 class Gralora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of GraLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "gralora"
     parts = (A, B, WHOLE_A, WHOLE_B)
@@ -65,8 +65,8 @@ class Gralora(Form):
         groups, inner, rank = a.shape
         out, share = b.shape[2], rank // groups
         ups, downs = [], []
-        for group in range(groups):  # of inputs
-            for other in range(groups):  # of outputs
+        for group in range(groups):  # input groups
+            for other in range(groups):  # output groups
                 down = torch.zeros(share, groups * inner, dtype=a.dtype)
                 up = torch.zeros(groups * out, share, dtype=a.dtype)
                 own = a[group, :, other * share : (other + 1) * share]

@@ -1,4 +1,4 @@
-"""HiRA (ICLR 2025): the weight times a low-rank matrix, number by number: W * (B A)."""
+"""HiRA (ICLR 2025): the elementwise product of the weight and a low-rank matrix, W * (B A)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ A, B = Part("hira_A"), Part("hira_B")
 
 
 class Hira(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of HiRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "hira"
     parts = (A, B)

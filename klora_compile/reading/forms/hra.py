@@ -1,7 +1,7 @@
-"""HRA (arXiv 2405.17484): what a layer takes in is mirrored at learnt directions, one by one.
+"""HRA (arXiv 2405.17484): the layer's input is reflected along learnt directions.
 
-W H_1 H_2 ... with H_i = I - 2 u_i u_i^T of unit vectors, a convolution's with their kernel. Under
-``apply_GS`` each direction is first made orthogonal to those before it.
+W becomes W H_1 H_2 ... with H_i = I - 2 u_i u_i^T and unit vectors u_i, which include a
+convolution's kernel. With ``apply_GS`` each direction is first made orthogonal to the ones before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIRECTIONS = Part("hra_u")
 
 
 class Hra(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of HRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "hra"
     parts = (DIRECTIONS,)

@@ -1,8 +1,8 @@
-"""(IA)^3 (arXiv 2205.05638): each row or each column of a weight is multiplied by a number.
+"""(IA)^3 (arXiv 2205.05638): each row or column of a weight is multiplied by a number.
 
-LyCORIS writes the number less one, and whether it is of the input (``on_input``). PEFT writes the
-number; of the output, the bias is multiplied too. Its ``feedforward_modules`` are those whose
-numbers are of the input.
+LyCORIS writes the numbers minus one, and whether they scale the input (``on_input``). PEFT writes
+the numbers; those of the output also scale the bias. In its ``feedforward_modules`` the numbers
+scale the input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBERS = Part("ia3_l")
 
 
 class Ia3(Form):
-    """LyCORIS'; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of LyCORIS' (IA)^3; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "ia3"
     parts = (VECTOR, ON_INPUT)
@@ -62,7 +62,7 @@ class Ia3(Form):
 
 
 class PeftIa3(Form):
-    """PEFT's; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of PEFT's (IA)^3; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "ia3"
     parts = (NUMBERS,)
@@ -99,7 +99,7 @@ class PeftIa3(Form):
 
 
 def _axis(layer: Header) -> int | None:
-    """0 for numbers of the output, 1 of the input; None where nothing tells."""
+    """Return 0 for numbers of the output, 1 of the input; None if unknown."""
     shape, weight = layer.shapes[NUMBERS], layer.weight
     if len(shape) == 2 and shape != (1, 1):
         return 1 if shape[0] == 1 and _is_linear(weight) else 0 if shape[1] == 1 else _told(layer)
@@ -113,7 +113,7 @@ def _is_linear(weight: Shape | None) -> bool:
 
 
 def _told(layer: Header) -> int | None:
-    """What PEFT's configuration says of a layer whose numbers fit both."""
+    """Return the axis in PEFT's configuration, for a layer whose numbers fit both axes."""
     if "target_modules" not in layer.settings:
         return None
     modules: Any = layer.settings.get("feedforward_modules") or []

@@ -1,11 +1,10 @@
 """LoHa (FedPara, arXiv 2108.06098): the elementwise product of two low-rank matrices.
 
-(A1 B1) * (A2 B2) is a sum over pairs of their columns, so that it is itself a pair of factors, of
-rank r squared. Where those are more numbers than the matrix, the matrix is made. With Tucker cores
-(``hada_t1``, ``hada_t2``) the matrices are those of a convolution, the factors' dimensions the
-other way round, as LyCORIS writes them. OneTrainer (``LoHaModule`` in its ``module/LoRAModule.py``)
-gives the factors of a convolution the dimensions of one: a (out, rank, 1, 1), b (rank, in, height,
-width).
+(A1 B1) * (A2 B2) is a sum over pairs of columns, so it is a pair of factors of rank r squared. If
+these have more numbers than the matrix, the matrix is computed. With Tucker cores (``hada_t1``,
+``hada_t2``) the matrices are a convolution's, and LyCORIS writes the factors' dimensions in reverse
+order. OneTrainer (``LoHaModule`` in its ``module/LoRAModule.py``) gives a convolution's factors
+four dimensions: a (out, rank, 1, 1), b (rank, in, height, width).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _CORES = (T1, T2)
 
 
 class Loha(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of LoHa; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "loha"
     parts = (*_FIRST, *_SECOND, *_CORES)
@@ -103,7 +102,7 @@ class Loha(Form):
 
 
 def with_kernel(out: int, columns: int, kernel: Shape) -> Shape:
-    """Shape of a weight whose kernel is folded into its columns."""
+    """Return the shape of a weight whose kernel is folded into its columns."""
     size = 1
     for length in kernel:
         size *= length
@@ -111,7 +110,7 @@ def with_kernel(out: int, columns: int, kernel: Shape) -> Shape:
 
 
 def tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The weight (out, in, *kernel) of a core (i, j, *kernel) between a (i, out) and b (j, in)."""
+    """Return the weight (out, in, *kernel) of core (i, j, *kernel), a (i, out) and b (j, in)."""
     return torch.einsum("ij...,io,jn->on...", core, a, b)
 
 

@@ -1,9 +1,9 @@
-"""LoKr (LyCORIS, arXiv 2309.14859): the Kronecker product of two matrices, each whole or factored.
+"""LoKr (LyCORIS, arXiv 2309.14859): the Kronecker product of two full or factored matrices.
 
-kron(A1 B1, A2 B2) = kron(A1, A2) kron(B1, B2), so that it is a pair of factors of rank r1 r2, a
-whole matrix being its own factor beside an identity. Where both are whole, the singular values of
-the product are the products of theirs, which give the smallest rank without making the matrix.
-LyCORIS divides alpha by the rank of a factored matrix and has no scale where both are whole.
+kron(A1 B1, A2 B2) = kron(A1, A2) kron(B1, B2), so it is a pair of factors of rank r1 r2; a full
+matrix counts as its own factor beside an identity. If both are full, the singular values of the
+product are the products of theirs, which give the smallest rank without computing the matrix.
+LyCORIS divides alpha by the rank of a factored matrix and has no scale if both are full.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SECOND = (W2_A, W2_B)
 
 
 class Lokr(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of LoKr; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "lokr"
     parts = (W1, *_FIRST, W2, *_SECOND, T2)
@@ -98,7 +98,7 @@ class Lokr(Form):
         return Dense(product.float().reshape(shape)), 0.0
 
     def _folds(self, shapes: Shapes, kernel: Shape) -> bool:
-        """Whether the columns of a convolution without a core hold its kernel."""
+        """Return whether the columns of a convolution without a core hold its kernel."""
         own = len(_second_shape(shapes)) > 2
         return own or math.prod(_second_shape(shapes)[1:]) % math.prod(kernel) == 0
 
@@ -114,7 +114,7 @@ def _first_shape(shapes: Shapes) -> Shape:
 
 
 def _second_shape(shapes: Shapes) -> Shape:
-    """(c, d), and the kernel where the tensors say it."""
+    """Return (c, d), and the kernel if the tensors show it."""
     if W2 in shapes:
         return shapes[W2]
     a, b = (shapes[part] for part in _SECOND)
@@ -133,7 +133,7 @@ def _fits(shapes: Shapes) -> bool:
     if _FIRST[0] in shapes and shapes[_FIRST[0]][1] != shapes[_FIRST[1]][0]:
         return False
     ranks = {shapes[b][0] for b in (_FIRST[1], _SECOND[1]) if b in shapes}
-    if len(ranks) > 1:  # alpha would have two ranks to be divided by
+    if len(ranks) > 1:  # it would be unclear which rank divides alpha
         return False
     core = shapes.get(T2)
     if core is not None:
@@ -143,13 +143,13 @@ def _fits(shapes: Shapes) -> bool:
 
 
 def _pair(tensors: Tensors, whole: Part, pair: tuple[Part, Part]) -> tuple[torch.Tensor, ...]:
-    """A matrix as one tensor or as two factors, float64."""
+    """Return a matrix as one tensor or as two factors, float64."""
     parts = (whole,) if whole in tensors else pair
     return tuple(tensors[part].double().flatten(1) for part in parts)
 
 
 def _factors(matrix: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(up, down) of a matrix; one that is whole gets an identity on its shorter side."""
+    """Return (up, down) of a matrix; a full matrix gets an identity on its shorter side."""
     if len(matrix) == 2:
         return matrix[0], matrix[1]
     (whole,) = matrix

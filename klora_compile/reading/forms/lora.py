@@ -1,10 +1,10 @@
-"""LoRA (arXiv 2106.09685) and LoCon: up @ down, with a Tucker core between them where there is one.
+"""LoRA (arXiv 2106.09685) and LoCon: up @ down, optionally with a Tucker core between them.
 
-A Tucker core (LyCORIS, ``lora_mid``) makes of a convolution three: 1x1 into the rank, the kernel
-within it, 1x1 out. Folded into the first, it is a pair again, of the same rank.
+A Tucker core (LyCORIS, ``lora_mid``) splits a convolution into three: 1x1 into the rank, the kernel
+within the rank, and 1x1 out. Folding it into the first gives a pair of the same rank.
 
-LyCORIS' ``extract_locon`` (``extract_diff`` in its ``utils``) may add what the pair leaves of the
-weight, as a sparse matrix: places (2, n), values (n,) and its size (2,).
+LyCORIS' ``extract_locon`` (``extract_diff`` in its ``utils``) may add the rest of the weight as a
+sparse matrix: indices (2, n), values (n,) and size (2,).
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ REST = REST_INDICES, REST_VALUES, REST_SIZE = (
     Part("bias_values"),
     Part("bias_size", whole_numbers=True),
 )
-#: PEFT's and musubi-tuner's; scaled as the pair is.
+#: The bias of PEFT and musubi-tuner, scaled like the pair.
 UP_BIAS = Part("bias of up", (".lora_B.bias", ".lora_up.bias"))
 
 _PAIR = (DOWN, UP)
 
 
 class Lora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of LoRA and LoCon; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "lora"
     parts = (DOWN, UP, MID, *REST)
@@ -120,7 +120,7 @@ class Lora(Form):
         return LowRank(down, up), 0.0
 
     def _places_of_rest(self, layer: Header, tensors: Tensors) -> torch.Tensor:
-        """Rows and columns, (2, n); a convolution's kernel is in the columns."""
+        """Return rows and columns of the rest, (2, n); columns include a convolution's kernel."""
         out, *columns = self.shape(layer)
         expected = [out, math.prod(columns)]
         size, places = tensors[REST_SIZE].long(), tensors[REST_INDICES].long()
@@ -131,7 +131,7 @@ class Lora(Form):
 
 
 def without_ones(kernel: Shape) -> Shape:
-    """A kernel, or none where it is 1x1."""
+    """Return a kernel; empty if it is 1x1."""
     return tuple(kernel) if any(size > 1 for size in kernel) else ()
 
 

@@ -1,8 +1,8 @@
-"""MiSS (PEFT; Bone, arXiv 2409.15371): one small block is added along the columns, again and again.
+"""MiSS (PEFT; Bone, arXiv 2409.15371): one small block is repeated along the columns.
 
 Columns j, j + r, j + 2 r ... of the delta are row j of the block, (r, out). ``mini``: the block has
-fewer columns, which stand for all rows in turn. ``bat``: square blocks of the weight are multiplied
-by a block and it is added, W B + B.
+fewer columns, which repeat for all rows. ``bat``: each square block W of the weight changes by
+W B + B.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCK = Part("miss_block")
 
 
 class Miss(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of MiSS; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "miss"
     parts = (BLOCK,)

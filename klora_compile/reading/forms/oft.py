@@ -1,13 +1,13 @@
-"""OFT and BOFT in kohya's and LyCORIS' files: the rows of a weight are turned by small rotations.
+"""OFT and BOFT in kohya's and LyCORIS' files: small rotations of the rows of a weight.
 
-A weight W becomes R W, R a rotation of blocks of rows (OFT, arXiv 2306.07280), or a product of such
-rotations, each between a shuffle of the rows and its inverse (BOFT, arXiv 2311.06243). A block is
-the Cayley transform (I + Q)(I - Q)^-1 of Q = B - B^T, B the file's tensor. ``alpha`` is no scale:
-alpha times the number of rows is the most that the norm of all Q may be; LyCORIS takes 0 for no
-limit, kohya for no rotation. ``rescale`` (LyCORIS) multiplies each row after it.
+A weight W becomes R W. R is a rotation of blocks of rows (OFT, arXiv 2306.07280), or a product of
+such rotations, each between a shuffle of the rows and its inverse (BOFT, arXiv 2311.06243). A block
+is the Cayley transform (I + Q)(I - Q)^-1 of Q = B - B^T with the file's tensor B. ``alpha`` is not
+a scale: alpha times the number of rows limits the norm of all Q; 0 means no limit in LyCORIS and no
+rotation in kohya's files. ``rescale`` (LyCORIS) then multiplies each row.
 
-kohya's files begin with ``oft_unet_`` and, of FLUX, part a fused layer's rows into those of query,
-key, value and the rest, each with blocks of its own.
+Keys of kohya's files begin with ``oft_unet_``. For FLUX they split a fused layer's rows into query,
+key, value and the rest, each with its own blocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KOHYA = "oft_unet_"
 
 
 class Oft(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of OFT and BOFT, kohya's and LyCORIS'; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "oft"
     parts = (BLOCKS, *SPANS, RESCALE)
@@ -100,7 +100,7 @@ def _is_square(shape: tuple[int, ...]) -> bool:
 
 
 def _cayley(blocks: torch.Tensor, limit: float) -> torch.Tensor:
-    """(I + Q)(I - Q)^-1 of each block, the norm of all Q being at most the limit."""
+    """Return (I + Q)(I - Q)^-1 of each block, with the norm of all Q limited."""
     skew = blocks - blocks.transpose(-1, -2)
     norm = float(torch.linalg.vector_norm(skew))
     if norm > limit:
@@ -111,13 +111,13 @@ def _cayley(blocks: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 def _turned(rows: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """OFT: each block of rows by its rotation, transposed as both trainers have it."""
+    """Return rows rotated by OFT: each block by its rotation, transposed as in both trainers."""
     blocks, size, _ = rotations.shape
     return torch.einsum("knm,kni->kmi", rotations, rows.view(blocks, size, -1)).flatten(0, 1)
 
 
 def _butterfly(rows: torch.Tensor, stages: torch.Tensor) -> torch.Tensor:
-    """BOFT: rows turned by each stage, whose blocks join rows 2^stage half blocks apart.
+    """Return rows rotated by BOFT: the blocks of a stage join rows 2^stage half blocks apart.
 
     Args:
         rows: (blocks * size, columns).

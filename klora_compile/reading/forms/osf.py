@@ -1,7 +1,7 @@
-"""OSF (PEFT): the small singular directions of the weight are trained, the large stay.
+"""OSF (PEFT): the small singular directions of the weight are trained, the large ones stay.
 
-The file has U diag(S) V of the small ones as they have become. What they were is the weight without
-its largest singular directions, of which the weight has as many as are not in the file.
+The file has U diag(S) V of the trained small directions. Their old part is the weight without its
+largest singular directions; the number of these is the number of directions not in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ U, S, V = (Part(f"osf_svd_params.{name}_low") for name in "USV")
 
 
 class Osf(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of OSF; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "osf"
     parts = (U, S, V)

@@ -1,4 +1,4 @@
-"""What a tensor is to its layer, and what a form makes of a layer's tensors."""
+"""Parts of a layer in a file, and the interface of forms, which turn parts into a delta."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from klora_runtime.artifact.delta import Delta
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a layer, in the words of the form that it belongs to."""
+    """A kind of tensor of a layer, in the terms of its form."""
 
     name: str
-    """As errors call it."""
+    """Name in errors."""
     endings: tuple[str, ...] = ()
-    """Of its keys, behind the module's name; empty for a dot and the name."""
+    """Endings of its keys after the module's name; empty for a dot and the name."""
     beside: str | None = None
-    """The ending is this part's only where the module has a key with this ending as well."""
+    """An ending that the module must also have for the ending to be this part's."""
     whole_numbers: bool = False
     """Whether its values are integers."""
 
@@ -32,10 +32,10 @@ class Part:
         return self.endings or (f".{self.name}",)
 
 
-#: What to do where a form's settings are missing.
+#: Advice in errors about missing settings of a form.
 KEEP_CONFIG = "keep adapter_config.json beside the file"
 
-#: What divided by the rank multiplies a delta; of rotations, how far they may turn.
+#: Alpha: divided by the rank, it multiplies a delta; for rotations, it limits the angle.
 ALPHA = Part("alpha")
 
 Shape = tuple[int, ...]
@@ -45,7 +45,7 @@ Settings = Mapping[str, Any]
 
 
 class Need(Enum):
-    """What a form needs of the base model's layer."""
+    """The part of the base model's layer that a form needs."""
 
     NOTHING = "nothing"
     SHAPE = "shape"
@@ -54,28 +54,28 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a layer before any number is read."""
+    """The facts about a layer before any values are read."""
 
     shapes: Shapes
-    """Of the layer's tensors, and of those that the file has once for all layers."""
+    """Shapes of the layer's tensors, and of those that the file has once for all layers."""
     kernel: Shape = ()
-    """The convolution's, where the tensors do not say it; empty for a linear layer."""
+    """Kernel of a convolution whose tensors do not show it; empty for a linear layer."""
     weight: Shape | None = None
-    """Shape of the base model's weight; None where no base model is at hand."""
+    """Shape of the base model's weight; None without a base model."""
     has_bias: bool = False
-    """Whether the base model's layer has a bias; false where no base model is at hand."""
+    """Whether the base model's layer has a bias; False without a base model."""
     settings: Settings = field(default_factory=dict)
-    """PEFT's configuration of the component; empty where the file has none."""
+    """PEFT's configuration of the component; empty if the file has none."""
     spelled: str = ""
-    """What stands before the module's name, where that tells a trainer."""
+    """Prefix of the module's name, if it identifies a trainer."""
 
 
 @dataclass(frozen=True)
 class Peers:
-    """All layers of one form in a file."""
+    """Facts about all layers of one form in a file."""
 
     count: int = 0
-    """Modules of the file."""
+    """Number of modules."""
     rows: int = 0
     """The most of any weight."""
     columns: int = 0
@@ -84,98 +84,97 @@ class Peers:
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers of a layer."""
+    """The values of a layer."""
 
     tensors: Tensors
-    """Of the layer, and those that the file has once for all layers."""
+    """Tensors of the layer, and those that the file has once for all layers."""
     error: float = 0.0
-    """How much of a delta's norm may be lost where only an approximation is smaller."""
+    """Greatest relative error of a delta if only an approximation is smaller."""
     weight: torch.Tensor | None = None
-    """The base model's, float64, where the form needs it."""
+    """The base model's weight, float64, if the form needs it."""
     bias: torch.Tensor | None = None
-    """The base model's, float64, where the form changes it."""
+    """The base model's bias, float64, if the form changes it."""
     peers: Peers = Peers()
-    """All layers of this form."""
+    """Facts about all layers of this form."""
 
 
 class WrongValuesError(ValueError):
-    """Numbers of a layer contradict its header; the text says how."""
+    """The values of a layer contradict its header; the text says how."""
 
 
 class Form(Protocol):
-    """How a weight's delta is written. Headers come before values: they are cheap to look at.
+    """A form of a weight's delta in a file. Headers are checked before values are read.
 
-    A form subclasses this; what it does not define is as here.
+    A form subclasses this and overrides what differs.
     """
 
     name: str
-    """As in a report."""
+    """Name in reports."""
     parts: Sequence[Part]
-    """The parts that only this form has."""
+    """Parts that only this form has."""
     shared: Sequence[Part] = ()
     """Parts that a file has once, for all layers."""
     shared_beginnings: Sequence[str] = ()
-    """How keys begin that are such parts too, each of them called as the key."""
+    """Beginnings of further keys that are such parts; the part's name is the key."""
     alone: str = ""
-    """What to say of such parts where the file has no layer of the form."""
+    """Problem to report if the file has such parts but no layer of the form."""
     needs: Need = Need.NOTHING
-    """What of the base model's layer the delta depends on."""
+    """The part of the base model's layer that the delta depends on."""
     settings_state_rank: bool = False
-    """Whether the file's settings may state the rank where its tensors do not."""
+    """Whether the file's settings may state a rank that its tensors do not show."""
     root_is_folded: bool = True
-    """Whether a trainer that divides alpha by the root of the rank writes another alpha, which
-    divided by the rank is the same."""
+    """Whether a trainer that divides alpha by the root of the rank writes an alpha that gives the
+        same scale when divided by the rank."""
     peft: Mapping[str, str | None] = MappingProxyType({})
-    """PEFT's name of the form -> the key of its alpha, None where it has none."""
+    """PEFT's name of the form -> key of its alpha; None if it has none."""
 
     def shares(self, part: Part) -> bool:
-        """Whether a part that the file has once is one of this form's."""
+        """Return whether a part that the file has once belongs to this form."""
         return part in self.shared or part.name.startswith(tuple(self.shared_beginnings))
 
     def title(self, layer: Header) -> str:
-        """As in a report, where it depends on the layer."""
+        """Return the name in reports, which may depend on the layer."""
         return self.name
 
     def problems(self, layer: Header) -> list[str]:
-        """What is wrong with a layer of these parts; empty where it can be read."""
+        """Return the problems of a layer; empty if it can be read."""
         ...
 
     def rank(self, layer: Header) -> int | None:
-        """The rank that the trainer declared, which alpha is divided by; None where there is none,
-        and with it no alpha."""
+        """Return the declared rank, which alpha is divided by; None if there is neither."""
         return None
 
     def shape(self, layer: Header) -> Shape | None:
-        """Shape of the weight; None where only a base model would tell."""
+        """Return the shape of the weight; None if only the base model shows it."""
         return layer.weight
 
     def is_dense(self, layer: Header) -> bool:
-        """Whether the delta becomes more numbers than the file has for it, if nothing is lost."""
+        """Return whether the lossless delta has more numbers than the file has for it."""
         return True
 
     def delta(self, layer: Header, values: Values) -> tuple[Delta, float]:
-        """The weight's delta without alpha / rank, and the share of its norm that is lost.
+        """Return the weight's delta without alpha / rank, and its relative error.
 
         Raises:
-            WrongValuesError: numbers, such as positions, contradict the header.
+            WrongValuesError: values, such as indices, contradict the header.
         """
         ...
 
     def changes_bias(self, layer: Header) -> bool:
-        """Whether the bias of the base model's layer changes too."""
+        """Return whether the bias of the base model's layer also changes."""
         return False
 
     def bias_delta(self, layer: Header, values: Values) -> torch.Tensor:
-        """The change of that bias, (out,)."""
+        """Return the delta of that bias, (out,)."""
         raise AssertionError(f"{self.name} changes no bias")
 
 
 def missing(needed: Sequence[Part], shapes: Shapes) -> list[str]:
-    """One sentence where parts are missing."""
+    """Return one sentence if parts are missing, else an empty list."""
     absent = [part.name for part in needed if part not in shapes]
     return [f"has no {' and no '.join(absent)}"] if absent else []
 
 
 def shapes_text(parts: Sequence[Part], shapes: Shapes) -> str:
-    """Parts with their shapes, for an error."""
+    """Return parts with their shapes, for an error."""
     return ", ".join(f"{part.name} {list(shapes[part])}" for part in parts if part in shapes)

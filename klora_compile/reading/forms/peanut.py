@@ -1,8 +1,8 @@
-"""PEANuT (arXiv 2410.01870): a small network makes the delta out of the weight.
+"""PEANuT (arXiv 2410.01870): a small network computes the delta from the weight.
 
-Each column of the weight, seen as what the layer puts out, goes through A, encoders and decoders of
-one width, with a curve behind each, and B. Each decoder's result is added to what went into the
-encoder opposite to it.
+Each column of the weight, as an output vector, passes through A, then encoders and decoders of one
+width with an activation after each, and B. Each decoder's result is added to the input of the
+opposite encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from klora_runtime.errors import shown
 
 A, B = (Part(f"peanut_{side}", (f".peanut_{side}.weight",)) for side in "AB")
 
-#: As many encoders are read; published ones have at most three.
+#: Greatest number of encoders; published files have at most three.
 _MAX_DEPTH = 16
 
 
@@ -40,7 +40,7 @@ def _stages(kind: str) -> tuple[Part, ...]:
 
 ENCODERS, DECODERS = _stages("encoders"), _stages("decoders")
 
-#: transformers' names of curves.
+#: transformers' names of activation functions.
 _CURVES: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
@@ -54,7 +54,7 @@ _CURVES: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Peanut(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of PEANuT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "peanut"
     parts = (A, B, *ENCODERS, *DECODERS)

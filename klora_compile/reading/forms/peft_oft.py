@@ -1,10 +1,10 @@
-"""OFT and BOFT in PEFT's files: what a layer takes in is turned by small rotations.
+"""OFT and BOFT in PEFT's files: small rotations of the layer's input.
 
-A weight W becomes W R^T of blocks of its columns (a convolution's with their kernel), R the Cayley
-transform (I - Q)(I + Q)^-1. OFT's file has the upper triangle of Q. Its configuration says whether
-R is a sum of powers of Q instead (``use_cayley_neumann``), whether one block stands for all
-(``block_share``), and how far each may turn (``coft``, ``eps``). BOFT's has B with Q = (B - B^T)/2,
-stages between shuffles, and a number for each row (``boft_s``).
+A weight W becomes W R^T by blocks of its columns (a convolution's include the kernel), where R is
+the Cayley transform (I - Q)(I + Q)^-1. OFT's file has the upper triangle of Q. Its configuration
+says whether R is a sum of powers of Q instead (``use_cayley_neumann``), whether all blocks are
+equal (``block_share``), and how far each may turn (``coft``, ``eps``). BOFT's file has B with Q =
+(B - B^T)/2, stages between shuffles, and a number per row (``boft_s``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ADVICE = "keep adapter_config.json beside the file"
 
 
 class PeftOft(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of PEFT's OFT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "oft"
     parts = (TRIANGLES,)
@@ -72,7 +72,7 @@ class PeftOft(Form):
 
 
 class PeftBoft(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of PEFT's BOFT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "boft"
     parts = (BLOCKS, ROWS)
@@ -114,7 +114,7 @@ class PeftBoft(Form):
 
 
 def _size(triangle: int) -> int | None:
-    """The side of a square whose upper triangle has this many numbers."""
+    """Return the size of a square matrix whose upper triangle has this many numbers."""
     side = (1 + math.isqrt(1 + 8 * triangle)) // 2
     return side if side * (side - 1) // 2 == triangle else None
 
@@ -124,7 +124,7 @@ def _is_small(value: object) -> bool:
 
 
 def _skew(triangles: torch.Tensor) -> torch.Tensor:
-    """Q of each block out of its upper triangle, row by row."""
+    """Return Q of each block from its upper triangle, row by row."""
     size = _size(triangles.shape[1]) or 1
     skew = torch.zeros(len(triangles), size, size, dtype=triangles.dtype)
     rows, columns = torch.triu_indices(size, size, 1)
@@ -139,7 +139,7 @@ def _cayley(skew: torch.Tensor) -> torch.Tensor:
 
 
 def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), as PEFT cuts the series; its Q has the other sign."""
+    """Return I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), PEFT's series; its Q has the other sign."""
     result = torch.eye(skew.shape[-1], dtype=skew.dtype).repeat(len(skew), 1, 1)
     if terms < 2:
         return result
@@ -155,7 +155,7 @@ def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
 
 
 def _shuffle(rows: int, size: int, stage: int) -> torch.Tensor:
-    """Which row comes where in a stage: of each group of 2^stage blocks the even halves first."""
+    """Return the order of rows in a stage: even halves of each group of 2^stage blocks first."""
     if stage == 0:
         return torch.arange(rows)
     halves = torch.arange(rows).view(-1, 2**stage, 2, size // 2)

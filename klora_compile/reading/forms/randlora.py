@@ -1,11 +1,12 @@
 """RandLoRA (arXiv 2502.00987): random matrices for all layers, scaled by learnt vectors.
 
-B A', A' = lambda * A * gamma, A and B cut to the layer's shorter and longer side and made matrices
-as PEFT does, A's ranks outside and B's inside its bases; a layer with more columns than rows has
-the product transposed. All is scaled by alpha / r.
-PEFT saves the pair, or only its seed. A sparse pair (numbers -1, 0 and 1 before it is normed) grows
-from it again. A dense one does not: PEFT draws it in bfloat16 where the machine has that, else in
-float16, and no file says in which.
+The delta is B A' with A' = lambda * A * gamma, scaled by alpha / r. A and B are cut to the layer's
+shorter and longer side and reshaped to matrices as in PEFT, with A's ranks outside and B's ranks
+inside its bases. A layer with more columns than rows has the product transposed.
+
+PEFT saves the pair, or only its seed. The seed reproduces a sparse pair (numbers -1, 0 and 1 before
+normalisation). It does not reproduce a dense pair: PEFT draws it in bfloat16 if the machine has
+that, else in float16, and no file says which.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from klora_runtime.artifact.delta import Dense
 
 LAMBDA, GAMMA = Part("randlora_lambda"), Part("randlora_gamma")
 A, B = Part("randlora_A"), Part("randlora_B")
-#: PEFT writes the pair to each layer as well.
+#: The pair of the whole file; PEFT also writes it to each layer.
 FILE_A, FILE_B = (Part(f"{part.name} of the file", (part.name,)) for part in (A, B))
 
 
 class RandLora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of RandLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "randlora"
     parts = (LAMBDA, GAMMA, A, B)
@@ -85,7 +86,7 @@ class RandLora(Form):
 
 
 def _pair(layer: Header) -> tuple[Part, Part] | None:
-    """The tensors of the random pair: the layer's own, else the file's."""
+    """Return the tensors of the random pair: the layer's own, else the file's."""
     pairs = ((A, B), (FILE_A, FILE_B))
     return next((pair for pair in pairs if set(pair) <= set(layer.shapes)), None)
 
@@ -106,7 +107,7 @@ def _problems_without_pair(layer: Header) -> list[str]:
 
 
 def _grown(settings: Settings, rank: int, peers: Peers) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (rank, 1, short) and B (long, bases, rank) of the largest layer, sparse, A first."""
+    """Return the sparse A (rank, 1, short) and B (long, bases, rank) of the largest layer."""
     short, long = min(peers.rows, peers.columns), max(peers.rows, peers.columns)
     sparsity = math.sqrt(short) if settings.get("very_sparse") else 3
     generator = torch.Generator().manual_seed(settings["projection_prng_key"])

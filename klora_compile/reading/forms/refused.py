@@ -1,4 +1,4 @@
-"""PEFT's types of adapters that change no weight in a way that their file tells."""
+"""PEFT's types of adapters whose files do not determine a change of weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 _INPUTS = "it learns what a language model takes in, and changes no weight"
 _ROUTED = "what it adds to a layer depends on what the layer takes in"
 
-#: PEFT's name of a type -> why it cannot be computed.
+#: PEFT's name of a type -> the reason why klora refuses it.
 REFUSED_TYPES: Mapping[str, str] = {
     "PROMPT_TUNING": _INPUTS,
     "MULTITASK_PROMPT_TUNING": _INPUTS,

@@ -1,8 +1,8 @@
-"""RoAd (arXiv 2409.00119): what a layer puts out is turned and stretched, two numbers at a time.
+"""RoAd (arXiv 2409.00119): pairs of the layer's outputs are rotated and scaled.
 
-In each group of ``group_size`` numbers one of the first half and one of the second are a pair. Each
-pair has an angle and a length (``road_1``), or each number (``road_2``), or each number has two, of
-the cosine and of the sine (``road_4``). The bias is turned along with the weight.
+In each group of ``group_size`` outputs, one of the first half and one of the second half form a
+pair. There is an angle and a length per pair (``road_1``), per output (``road_2``), or two per
+output, for the cosine and for the sine (``road_4``). The bias rotates with the weight.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from klora_runtime.artifact.delta import Dense
 
 ANGLES, LENGTHS = Part("road_theta"), Part("road_alpha")
 
-#: Variant -> how many angles for two rows.
+#: Variant -> number of angles per pair of rows.
 _PER_PAIR = {"road_1": 1, "road_2": 2, "road_4": 4}
 
 
 class Road(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of RoAd; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "road"
     parts = (ANGLES, LENGTHS)
@@ -71,7 +71,7 @@ class Road(Form):
 
 
 def _turned(layer: Header, values: Values, rows: torch.Tensor) -> torch.Tensor:
-    """Rows (out, n), each pair of them turned and stretched."""
+    """Return rows (out, n) with each pair rotated and scaled."""
     half = layer.settings["group_size"] // 2
     cosines, sines = _factors(layer, values)
     pairs = rows.view(-1, 2, half, rows.shape[1])
@@ -80,7 +80,7 @@ def _turned(layer: Header, values: Values, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _factors(layer: Header, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """What multiplies each row, and what its partner."""
+    """Return the factors on each row and on its partner."""
     angles, lengths = (values.tensors[part].double() for part in (ANGLES, LENGTHS))
     variant, group = layer.settings["variant"], layer.settings["group_size"]
     if variant == "road_4":

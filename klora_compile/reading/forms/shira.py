@@ -1,4 +1,4 @@
-"""SHiRA (arXiv 2406.13175): a few numbers of the weight change, wherever they lie."""
+"""SHiRA (arXiv 2406.13175): a sparse delta, a few numbers at any position of the weight."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERS, PLACES = Part("shira_weight"), Part("shira_indices", whole_numbers=True
 
 
 class Shira(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of SHiRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "shira"
     parts = (NUMBERS, PLACES)

@@ -1,7 +1,7 @@
-"""FourierFT (arXiv 2405.03003) and WaveFT (arXiv 2505.12532): a few frequencies or wavelets.
+"""FourierFT (arXiv 2405.03003) and WaveFT (arXiv 2505.12532): deltas with a sparse spectrum.
 
-The file has their strengths; where they lie follows from a seed and the weight's shape, as torch's
-generator draws them. The delta is the real part of the inverse transform, times ``scaling``.
+The file has the coefficients; torch's generator draws their positions from a seed and the weight's
+shape. The delta is the real part of the inverse transform, times ``scaling``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from klora_runtime.errors import shown
 
 FREQUENCIES, WAVELETS = Part("fourierft_spectrum"), Part("waveft_spectrum")
 
-#: PEFT's names of wavelets. Its tables of coif4 and coif5 are those of no wavelet: the first is no
+#: PEFT's names of wavelets. PEFT's tables of coif4 and coif5 are wrong: the first is not an
 #: orthogonal filter, and PEFT itself fails with the second.
 _WAVELETS = (
     *(f"db{order}" for order in range(1, 11)),
@@ -28,7 +28,7 @@ _WAVELETS = (
 
 
 class FourierFt(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of FourierFT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "fourierft"
     parts = (FREQUENCIES,)
@@ -44,7 +44,7 @@ class FourierFt(Form):
 
 
 class WaveFt(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of WaveFT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "waveft"
     parts = (WAVELETS,)
@@ -92,7 +92,7 @@ def _problems(layer: Header, part: Part) -> list[str]:
 
 
 def _spread(layer: Header, numbers: torch.Tensor) -> torch.Tensor:
-    """The numbers at the places that the seed draws, float64, zeros elsewhere."""
+    """Return the numbers at the positions drawn from the seed, float64, zeros elsewhere."""
     assert layer.weight is not None
     out, inner = layer.weight
     generator = torch.Generator().manual_seed(layer.settings["random_loc_seed"])
@@ -103,7 +103,7 @@ def _spread(layer: Header, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _low(family: str) -> torch.Tensor | None:
-    """The low-pass filter of a wavelet's inverse transform; None where no library knows it."""
+    """Return the low-pass filter of a wavelet's inverse transform; None if it is unknown."""
     if family == _WAVELETS[0]:  # Haar's
         return torch.full((2,), math.sqrt(0.5), dtype=torch.float64)
     try:
@@ -114,11 +114,10 @@ def _low(family: str) -> torch.Tensor | None:
 
 
 def _inverse(spectrum: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """One level of the inverse transform, cut to the size of the spectrum.
+    """Compute one level of the inverse transform, cut to the size of the spectrum.
 
-    The spectrum lies in the middle of one that is longer by what the transform takes away at the
-    borders, and even. Its quarters are the mean, what alternates from row to row, from column to
-    column, and both.
+    The spectrum is padded on both sides by the length that the transform removes at the borders, to
+    an even size. Its quarters are the mean and the details by rows, by columns, and by both.
     """
     length = len(low)
     alternating = torch.tensor([1.0, -1.0], dtype=low.dtype).repeat(length // 2)
@@ -135,6 +134,6 @@ def _inverse(spectrum: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
 
 
 def _margins(size: int, lost: int) -> tuple[int, int]:
-    """How much is added before and behind, so that the sum is even."""
+    """Return the padding before and after, so that the total size is even."""
     added = lost + (size + lost) % 2
     return added // 2, added - added // 2

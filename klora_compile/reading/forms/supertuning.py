@@ -1,6 +1,6 @@
-"""Super and Supra (arXiv 2607.09287): a few numbers of the weight change, and a low-rank pair.
+"""Super and Supra (arXiv 2607.09287): a sparse delta plus a low-rank pair.
 
-The places are numbers of the weight in the order of its rows. The pair is scaled by alpha / rank.
+Indices count the weight's numbers row by row. The pair is scaled by alpha / rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ A, B = (Part(f"supertuning_lora_{side}", (f".supertuning_lora_{side}.weight",)) 
 
 
 class Supertuning(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of Super and Supra; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "supertuning"
     parts = (NUMBERS, PLACES, A, B)

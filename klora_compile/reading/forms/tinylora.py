@@ -1,8 +1,8 @@
-"""TinyLoRA (arXiv 2602.04118): a fixed pair, and between its factors a mix of random matrices.
+"""TinyLoRA (arXiv 2602.04118): a fixed pair with a mix of random matrices between its factors.
 
-B (v_1 P_1 + v_2 P_2 + ...) A. The file has A, B and P of each layer, and the vectors v, which
-layers may share. Which is whose follows from a layer's number in the trained model; that number is
-in no file, but P grew from ``projection_seed`` plus it, and so tells it.
+The delta is B (v_1 P_1 + v_2 P_2 + ...) A. The file has A, B and P of each layer, and the vectors
+v, which layers may share. A layer's number in the trained model determines its vector. That number
+is in no file, but ``projection_seed`` plus the number is the seed of P, so P shows it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ A, B, P = Part("tinylora_A"), Part("tinylora_B"), Part("tinylora_P")
 
 _VECTOR = "tinylora_v."
 
-#: How far a number of P may be from its float32, relative; bfloat16 has eight bits.
+#: Relative tolerance of the numbers of P; bfloat16 has eight bits.
 _ROUNDING = 2.0**-7
-#: So many numbers of P tell two layers apart.
+#: Number of values of P that suffices to distinguish two layers.
 _ENOUGH = 64
-#: Numbers of P at most; as many grow for each layer of the file. Published ones have 256.
+#: Greatest size of P, which is drawn for each layer of the file; published ones have 256 numbers.
 _MOST = 2**20
 
 
 class Tinylora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of TinyLoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "tinylora"
     parts = (A, B, P)
@@ -85,7 +85,7 @@ def _vectors(parts: Iterable[Part]) -> list[Part]:
 
 
 def _own(layer: Header, values: Values) -> torch.Tensor:
-    """The vector of a layer."""
+    """Return the vector of a layer."""
     vectors = {part.name.removeprefix(_VECTOR): part for part in _vectors(values.tensors)}
     count, tying = values.peers.count, layer.settings["weight_tying"]
     groups = max(1, round(count * (1.0 - tying)))
@@ -97,7 +97,7 @@ def _own(layer: Header, values: Values) -> torch.Tensor:
 
 
 def _number(layer: Header, p: torch.Tensor, count: int) -> int:
-    """Which layer of the trained model it was, 0 the first."""
+    """Return the layer's number in the trained model, from 0."""
     candidates = _beginnings(layer.settings["projection_seed"], count, tuple(p.shape))
     own = p.flatten()[: candidates.shape[1]].float()
     away = (candidates - own).abs() > _ROUNDING * own.abs() + 1e-6
@@ -112,7 +112,7 @@ def _number(layer: Header, p: torch.Tensor, count: int) -> int:
 
 @lru_cache(maxsize=8)
 def _beginnings(seed: int, count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The first numbers of P as it grows for each layer, (count, n)."""
+    """Return the first numbers of P of each layer, (count, n)."""
     rows = []
     for number in range(count):
         generator = torch.Generator().manual_seed(seed + number)

@@ -1,8 +1,8 @@
-"""Uni-LoRA (arXiv 2506.00799): all numbers of all low-rank pairs are taken from one short vector.
+"""Uni-LoRA (arXiv 2506.00799): all numbers of all low-rank pairs come from one short vector.
 
-The file of ``save_indices`` says which number goes where, and by how much it is multiplied. Without
-it the file has the vector alone: which layers take from it, and in which order, is then only in the
-code of the model that was trained.
+A file with ``save_indices`` states the index and the factor of each number. Without it, the file
+has the vector alone; the layers that use it and their order are then known only to the code of the
+trained model.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from klora_compile.reading.forms.parts import (
 from klora_runtime.artifact.delta import LowRank
 
 NUMBERS = Part("unilora_theta_d", ("unilora_theta_d",))
-#: Of A (rank, in) and of B (out, rank).
+#: Indices of A (rank, in) and of B (out, rank).
 PLACES = tuple(Part(f"unilora_indices_{side}", whole_numbers=True) for side in "AB")
 SCALES = tuple(Part(f"unilora_scales_{side}") for side in "AB")
 
 
 class Unilora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of Uni-LoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "unilora"
     parts = (*PLACES, *SCALES)

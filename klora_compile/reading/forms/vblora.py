@@ -1,8 +1,8 @@
-"""VB-LoRA (arXiv 2405.15179): a low-rank pair whose factors are mixed from a bank of vectors.
+"""VB-LoRA (arXiv 2405.15179): a low-rank pair with factors mixed from a bank of vectors.
 
-Each piece of a factor is a mean of the ``topk`` vectors with the largest logits, weighted by their
-softmax. The file has all logits, or (``save_only_topk_weights``) which vectors and the weights of
-all but the last.
+Each piece of a factor is the mean of the ``topk`` vectors with the largest logits, weighted by
+their softmax. The file has all logits, or (``save_only_topk_weights``) the indices of the vectors
+and all weights but the last.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from klora_compile.reading.forms.parts import (
 from klora_runtime.artifact.delta import LowRank
 
 BANK = Part("vblora_vector_bank", ("vblora_vector_bank",))
-#: Of A (rank, pieces, vectors) and of B (pieces, rank, vectors).
+#: Logits of A (rank, pieces, vectors) and of B (pieces, rank, vectors).
 LOGITS = tuple(Part(f"vblora_logits_{side}") for side in "AB")
-#: Instead of these: (.., .., topk), and (.., .., topk - 1).
+#: Instead of logits: indices (.., .., topk), and weights (.., .., topk - 1).
 CHOSEN = tuple(Part(f"{part.name}_topk_indices", whole_numbers=True) for part in LOGITS)
 WEIGHTS = tuple(Part(f"{part.name}_topk_weights") for part in LOGITS)
 
 
 class Vblora(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of VB-LoRA; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "vblora"
     parts = (*LOGITS, *CHOSEN, *WEIGHTS)
@@ -89,7 +89,7 @@ def _fits(shapes: Shapes) -> bool:
 
 
 def _mixed(layer: Header, tensors: Tensors, side: int) -> torch.Tensor:
-    """The vectors of a factor, float64, (.., .., length)."""
+    """Return the vectors of a factor, float64, (.., .., length)."""
     bank = tensors[BANK].double()
     if LOGITS[side] in tensors:
         logits, chosen = tensors[LOGITS[side]].double().topk(layer.settings["topk"], dim=-1)

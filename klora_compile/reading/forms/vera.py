@@ -1,10 +1,10 @@
 """VeRA (arXiv 2310.11454): one pair of random matrices for all layers, scaled by learnt vectors.
 
-b * (B (d * A)), B and A cut to the layer's rows and columns. PEFT saves the pair once in the file,
-or only the seed that it grows from, at the size of the largest layer.
+The delta is b * (B (d * A)), with B and A cut to the layer's rows and columns. PEFT saves the pair
+of the largest layer's size once in the file, or only its seed.
 
-PVeRA (arXiv 2512.07703) learns a mean and a variance: d and A have twice the rank, the mean's half
-first. As PEFT merges it, the mean is taken.
+PVeRA (arXiv 2512.07703) learns a mean and a variance: d and A have twice the rank, with the mean in
+the first half. Like PEFT's merge, klora uses the mean.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SEED = "projection_prng_key"
 
 
 class Vera(Form):
-    """See :class:`~klora_compile.reading.forms.parts.Form`.
+    """The form of VeRA and PVeRA; see :class:`~klora_compile.reading.forms.parts.Form`.
 
     Args:
-        name: what PEFT's keys begin with, and as in a report.
-        halves: how many ranks of d and A there are for one of B; the first of them count.
+        name: beginning of PEFT's keys, and name in reports.
+        halves: number of ranks of d and A per rank of B; only the first share of them is used.
     """
 
     needs = Need.SHAPE
@@ -100,7 +100,7 @@ class Vera(Form):
 
 
 def _grown(seed: int, ranks: int, rank: int, peers: Peers) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (ranks, columns) and B (rows, rank) from PEFT's seed: uniform, Kaiming's bound, A first."""
+    """Return A (ranks, columns) and B (rows, rank) from PEFT's seed: Kaiming uniform, A first."""
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.empty(ranks, peers.columns), torch.empty(peers.rows, rank)
     for each in (a, b):

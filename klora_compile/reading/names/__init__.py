@@ -1,1 +1,1 @@
-"""From a file's keys to modules of diffusers' models, every key accounted for."""
+"""The mapping of a file's keys to modules of diffusers' models; every key is accounted for."""

@@ -1,4 +1,4 @@
-"""Every key of a file accounted for: a part of a module, or unused and why."""
+"""The account of a file's keys: each is a part of a module, or unused for a reason."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _EMBEDDING = (
 
 @dataclass(frozen=True)
 class Module:
-    """One module of a file and the keys of its parts."""
+    """A module of a file and the keys of its parts."""
 
     key: ParsedKey | UnplacedKey
     parts: Mapping[Part, str]
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """Name in messages."""
         return self.key.layer
 
 
@@ -50,41 +50,41 @@ class UnusedKey:
     key: str
     why: str
     is_of_used: bool = False
-    """Whether it is a part of a module whose other parts are used, so that these mean something
-    else without it."""
+    """Whether it belongs to a module whose other parts are used and change their meaning without
+        it."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """What the keys of a file are."""
+    """The account of a file's keys."""
 
     modules: tuple[Module, ...]
     """Sorted by name."""
     table: Layout | None
-    """Where modules go whose names are for a table; None where there are none."""
+    """Table for modules in the authors' names; None if there are no such modules."""
     families: frozenset[str]
-    """Families of all tables that say the same."""
+    """Families of all tables that agree with it."""
     shared: Mapping[Part, str]
-    """Keys of tensors that the file has once, for all modules."""
+    """Part -> key of tensors that the file has once for all modules."""
     unused: tuple[UnusedKey, ...]
-    """In the order of the keys."""
+    """Unused keys, in the order of the keys."""
     problems: tuple[str, ...]
-    """Keys that contradict each other; such a file is refused in any case."""
+    """Contradictions between keys; a file with any is always refused."""
 
     @property
     def layout(self) -> str:
-        """``peft`` or ``kohya``, joined by ``+`` where mixed; or what the table calls its files."""
+        """``peft`` or ``kohya``, joined by ``+`` if mixed; or the table's name for its files."""
         if self.table is not None and self.table.spelling is not None:
             return self.table.spelling
         return "+".join(sorted({module.key.layout for module in self.modules}))
 
     @property
     def names(self) -> str:
-        """Whose names the denoiser's modules have: ``diffusers``, or its authors', as ``bfl``."""
+        """Naming of the denoiser's modules: ``diffusers``, or its authors', such as ``bfl``."""
         return "diffusers" if self.table is None else self.table.name
 
     def place(self, module: Module) -> tuple[str, str]:
-        """Component and path of a module, the path as the file has it where a table places it."""
+        """Return component and path of a module, with the file's own path if a table places it."""
         if isinstance(module.key, UnplacedKey):
             assert self.table is not None
             return component_of(self.table, module.key.stem), module.key.stem.name
@@ -94,10 +94,10 @@ class Account:
         return encoder.component, encoder.model.home(key.written) or key.module
 
     def _text_encoder(self, key: ParsedKey) -> TextEncoder | None:
-        """What a key's prefix stands for in the first family of the table that has such a module.
+        """Return the text encoder of a key's prefix in the table's first family with such a module.
 
-        VideoX-Fun writes one prefix before all text encoders; then the family's one that has such a
-        module is meant.
+        VideoX-Fun writes one prefix for all text encoders; it then means the family's text encoder
+        that has the module.
         """
         if self.table is None or key.prefix is None:
             return None
@@ -112,11 +112,11 @@ class Account:
 
 
 def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Account:
-    """Take all keys of a file apart.
+    """Parse all keys of a file.
 
     Args:
         shapes: key -> shape of its tensor.
-        family: of the base model, as the file states it; it decides where names and widths do not.
+        family: the base model's family that the file states; it decides if names and widths do not.
     """
     keys = sorted(shapes)
     why: dict[str, str] = {}
@@ -162,7 +162,7 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
 
 
 def _is_of(key: str, modules: Collection[str]) -> bool:
-    """Whether a key is of one of these modules, its ending being any."""
+    """Return whether a key belongs to one of these modules, with any ending."""
     parts = key.split(".")
     return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
 
@@ -172,7 +172,7 @@ def _refusal(form: str) -> str:
 
 
 def _for_tables(parsed: Mapping[str, _Key]) -> Iterator[tuple[str, _Key]]:
-    """Each key. A denoiser's are for one table if some must be, or if one has them all."""
+    """Yield the keys; a denoiser's go to one table if some must, or if a table has them all."""
     stated = {each.stem for each in parsed.values() if each.stem is not None and _is_stated(each)}
     stems = {each.stem for each in parsed.values() if each.stem is not None} - stated
     flat = any(isinstance(each, UnplacedKey) and each.stem.flat for each in parsed.values())
@@ -188,12 +188,12 @@ def _for_tables(parsed: Mapping[str, _Key]) -> Iterator[tuple[str, _Key]]:
 
 
 def _is_stated(key: _Key) -> bool:
-    """Whether the file names the component, so that diffusers' names are what to expect."""
+    """Return whether the file names the component, which suggests diffusers' names."""
     return isinstance(key, ParsedKey) and key.stated
 
 
 def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
-    """The modules, sorted by name, and tensors that are there twice."""
+    """Return the modules, sorted by name, and problems of duplicate tensors."""
     keys: dict[str, _Key] = {}
     parts: dict[str, dict[Part, str]] = {}
     problems = []
@@ -221,7 +221,7 @@ def _choice(modules: Sequence[Module], shapes: Mapping[str, Shape], family: str 
 
 
 def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
-    """Of a module's weight; None where its parts do not say it."""
+    """Return rows and columns of a module's weight; None if its parts do not show them."""
     form = form_of(module.parts)
     own = {part: shapes[key] for part, key in module.parts.items()}
     if form is None or isinstance(form, str) or form.problems(Header(own)):

@@ -1,8 +1,8 @@
-"""A key of a LoRA file, taken apart by the tables of ``spelling``.
+"""Parsing of LoRA keys by the tables of ``spelling``.
 
-A key that fits no row is never guessed at. Module paths in diffusers' names are understood here;
-those in the names of a model's authors are a
-:class:`~klora_compile.reading.names.placing.Stem`, for the tables of ``families`` to place.
+A key that fits no row is never guessed. Module paths in diffusers' names are resolved here; those
+in the names of a model's authors become a :class:`~klora_compile.reading.names.placing.Stem`, which
+the tables of ``families`` place.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from klora_compile.reading.names.spelling import (
 )
 from klora_runtime.families.text_encoders import CLIP_PREFIX
 
-#: PEFT's name of an adapter between a part and ``weight``.
+#: PEFT's adapter name between a part and ``weight``.
 _ADAPTER = re.compile(
     r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\."
     r"(?!(?:weight|bias)$)[A-Za-z0-9_-]+(\.weight|\.bias|)$"
@@ -40,23 +40,22 @@ _BY_LENGTH = sorted([*ENDINGS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
 
 @dataclass(frozen=True)
 class ParsedKey:
-    """A key taken apart."""
+    """A parsed key."""
 
     layout: str
-    """``peft`` (module paths in dots) or ``kohya`` (in underscores)."""
+    """``peft`` (module paths with dots) or ``kohya`` (with underscores)."""
     component: str
     module: str
     part: Part
     stem: Stem | None = field(default=None, compare=False)
-    """The module as the file has it, where a model's authors may have one of the same name."""
+    """The module in the file's spelling, if a model's authors may have one of the same name."""
     prefix: str | None = field(default=None, compare=False)
-    """What stands before the module where that names a text encoder; which component that is in the
-    pipeline follows from the family."""
+    """The prefix of a text encoder's module; the family determines the pipeline's component."""
     written: str = field(default="", compare=False)
-    """The module in dots as the file has it, where :attr:`prefix` is a text encoder's; its name in
-    klora may follow from the family too."""
+    """The module in the file's spelling with dots, if :attr:`prefix` is a text encoder's; the
+        family may also determine klora's name."""
     stated: bool = field(default=False, compare=False)
-    """Whether the file names the component; then the module is in diffusers' names as a rule."""
+    """Whether the file names the component; the module is then usually in diffusers' names."""
     raw: str = field(default="", compare=False)
     """The key without its ending."""
 
@@ -68,7 +67,7 @@ class ParsedKey:
 
 @dataclass(frozen=True)
 class UnplacedKey:
-    """A key taken apart whose module is in the names of the model's authors, or of no component."""
+    """A parsed key whose module is in the authors' names, or of an unknown component."""
 
     layout: str
     stem: Stem
@@ -78,7 +77,7 @@ class UnplacedKey:
 
     @property
     def layer(self) -> str:
-        """The module as the file names it."""
+        """The module in the file's spelling."""
         return self.stem.name
 
 
@@ -92,14 +91,14 @@ class RefusedKey:
 
 
 def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey | RefusedKey | str:
-    """Take a key of a LoRA file apart.
+    """Parse a key of a LoRA file.
 
     Args:
         key: the key.
         others: all keys of the file.
 
     Returns:
-        The parsed key, or one sentence that says why it cannot be used.
+        The parsed key, or one sentence about why it cannot be used.
     """
     key = _ADAPTER.sub(r"\1\2", key)
     for ending, meaning in PARAMETER_ENDINGS.items():
@@ -143,7 +142,7 @@ def _ends_in(key: str, suffix: str, others: Container[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """What the prefix and the path of a key say; at least one of module and stem."""
+    """The prefix and the path of a key; it has a module or a stem, or both."""
 
     layout: str
     module: tuple[str, str] | None = None
@@ -174,7 +173,7 @@ def _place(path: str) -> _Place | str:
 
 
 def _text_module(prefix: str, module: str) -> str:
-    """A text encoder's module under klora's name; as it is where no encoder is known to have it."""
+    """Return klora's name of a text encoder's module; unchanged if no known encoder has it."""
     homes = (model.home(module) for model in TEXT_MODELS.get(prefix, ()))
     return next((home for home in homes if home is not None), module)
 

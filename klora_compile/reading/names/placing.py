@@ -1,13 +1,13 @@
-"""Where modules go that a file names as the model's authors do: one table for all of them.
+"""Placing of modules in the names of a model's authors: one table for all modules of a file.
 
-A name such as ``double_blocks_0_img_attn_qkv`` may be in the tables of several families. All of a
-file's modules are of one model, so the tables that name every one of them decide together; where
-they say different things, nothing is guessed.
+A name such as ``double_blocks_0_img_attn_qkv`` may be in the tables of several families. All
+modules of a file belong to one model, so the tables that name all of them decide together; if they
+disagree, nothing is guessed.
 
-Two kinds of files have names that no table has as they stand. musubi-tuner's ``convert_lora.py``
-guesses which underscores of a flat name were dots: such names are found by their letters alone, for
-one flat name is one module. Other trainers rename only some modules to the authors' names: such
-files are read by all names of one family together. Both are tried only where no table has all names
+Two kinds of files have names that no table has exactly. musubi-tuner's ``convert_lora.py`` guesses
+which underscores of a flat name were dots; such names are matched by their letters alone, because a
+flat name means one module. Other trainers rename only some modules to the authors' names; such
+files are read with all names of one family together. Both are tried only if no table has all names
 exactly.
 """
 
@@ -27,7 +27,7 @@ from klora_compile.families.tables import (
 from klora_runtime.errors import shown
 from klora_runtime.families.rows import Layout, Placement, Row
 
-#: The tables of denoisers; of equal ones the first gives the file's layout its name.
+#: The tables of denoisers; of equal tables, the first one names the file's layout.
 _TABLES: tuple[Layout, ...] = tuple(
     table
     for table in (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TOGETHER)
@@ -41,34 +41,34 @@ _IN_DIFFUSERS_NAMES = tuple(table for table in _TABLES if table.name == "diffuse
 
 @dataclass(frozen=True)
 class Stem:
-    """A module as a file names it."""
+    """A module in a file's spelling."""
 
     name: str
     flat: bool
-    """Whether underscores stand for dots."""
+    """Whether underscores replace dots."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The table of a file's modules, and the modules that are not in it."""
+    """The table for a file's modules, and the modules that it lacks."""
 
     table: Layout | None
-    """None where no module is left. Of tables that say the same, one in diffusers' names."""
+    """Table; None if no module is left. Of tables that agree, one in diffusers' names."""
     families: frozenset[str] = frozenset()
-    """Of all tables that say the same."""
+    """Families of all tables that agree."""
     strangers: Mapping[Stem, str] = field(default_factory=dict)
-    """Modules that the table does not have, and why they are none."""
+    """Modules that the table lacks -> the reason."""
     ambiguous: Mapping[Stem, str] = field(default_factory=dict)
-    """Modules that may go to two places; then the table is one of several."""
+    """Modules with several possible destinations; the table is then one of several."""
 
 
 def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = None) -> Choice:
-    """The table that says where all these modules go, or most of them.
+    """Choose the table that places all these modules, or most of them.
 
     Args:
-        shapes: at least one module, and rows and columns of its weight where they are known; they
-            decide where names do not.
-        family: as the file states it; it decides where widths do not either.
+        shapes: one or more modules -> rows and columns of the weight, if known, which decide if
+            names do not.
+        family: the family that the file states, which decides if widths do not.
     """
     stems = list(shapes)
     fitting = _fitting(stems, family)
@@ -96,14 +96,14 @@ def choose(shapes: Mapping[Stem, tuple[int, int] | None], family: str | None = N
 
 
 def fits(stems: Collection[Stem]) -> bool:
-    """Whether some table has all of these modules."""
+    """Return whether a table has all these modules."""
     return bool(_fitting(stems, None))
 
 
 def in_authors_names(stems: Collection[Stem]) -> bool:
-    """Whether modules that a file names behind diffusers' component are for a table nevertheless.
+    """Return whether modules after a component of diffusers are in the authors' names.
 
-    They are where a table has all or most of them, some under names that diffusers has not. A name
+    They are if a table has all or most of them, and some of the names are not diffusers'. A name
     that no model has does not change how the others are read.
     """
     if any(all(_exact(table, stem) for stem in stems) for table in _IN_DIFFUSERS_NAMES):
@@ -114,10 +114,10 @@ def in_authors_names(stems: Collection[Stem]) -> bool:
 
 
 def _fitting(stems: Collection[Stem], family: str | None) -> list[Layout]:
-    """The tables that have all of these modules, by the strictest reading that any allows.
+    """Return the tables that have all these modules, by the strictest possible reading.
 
     Args:
-        family: as the file states it; a less strict reading is taken if only that fits it.
+        family: the family that the file states; a less strict reading is used if only that fits it.
     """
     strictest: list[Layout] = []
     for tables, match in ((_TABLES, _exact), (_TABLES, _match), (_MIXED, _match)):
@@ -129,27 +129,27 @@ def _fitting(stems: Collection[Stem], family: str | None) -> list[Layout]:
 
 
 def _best(stems: Collection[Stem]) -> tuple[Layout, list[Stem]]:
-    """The table that has most of these modules, and which it has."""
+    """Return the table with most of these modules, and those modules."""
     found = ((table, [s for s in stems if _match(table, s)]) for table in (*_TABLES, *_MIXED))
     return max(found, key=lambda each: len(each[1]))
 
 
 def component_of(table: Layout, stem: Stem) -> str:
-    """The component that a table of :func:`choose` sends a module to."""
+    """Return the component of a module in a table from :func:`choose`."""
     match = _match(table, stem)
     assert match is not None
     return match[0].component or table.component
 
 
 def targets_of(table: Layout, stem: Stem) -> tuple[Placement, ...]:
-    """The modules of diffusers that one becomes, whatever its rows."""
+    """Return the modules of diffusers that a module becomes, whatever its rows."""
     match = _match(table, stem)
     assert match is not None
     return match[0].targets_of(match[1])
 
 
 def in_diffusers_names(path: str) -> Placement:
-    """What a path means that a file has in diffusers' names: a module, or a parameter of one."""
+    """Return the meaning of a path in diffusers' names: a module, or a parameter of one."""
     module, _, last = path.rpartition(".")
     return Placement(module, None, last) if last in PARAMETERS else Placement(path, None)
 
@@ -157,12 +157,12 @@ def in_diffusers_names(path: str) -> Placement:
 def placements(
     table: Layout, stem: Stem, out: int, inner: int | None
 ) -> tuple[Placement, ...] | str:
-    """The modules of diffusers that one becomes, and the rows of each.
+    """Return the modules of diffusers that a module becomes, and the rows of each.
 
     Args:
-        table: of :func:`choose`.
+        table: the table from :func:`choose`.
         out: rows of the module's weight.
-        inner: its columns; None where the file has only a bias of it.
+        inner: columns of the weight; None if the file has only its bias.
 
     Returns:
         The placements, or why there are none.
@@ -183,7 +183,7 @@ def placements(
 
 
 def _needs_columns(row: Row, numbers: tuple[str, ...], out: int) -> bool:
-    """Whether the columns of a weight change where its rows go."""
+    """Return whether the destination of rows depends on the columns of the weight."""
     found = set()
     for inner in (out, max(1, out // 2), max(1, out // 3)):
         try:
@@ -194,7 +194,7 @@ def _needs_columns(row: Row, numbers: tuple[str, ...], out: int) -> bool:
 
 
 def _match(table: Layout, stem: Stem) -> tuple[Row, tuple[str, ...]] | None:
-    """A module in a table, by its letters where it is not there as it stands."""
+    """Return the row of a module, exactly or else by its letters."""
     found = _exact(table, stem)
     if found is not None or stem.flat:
         return found
@@ -213,7 +213,7 @@ def _has_ratio(table: Layout, stem: Stem, shape: tuple[int, int] | None) -> bool
 
 
 def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
-    """Where a table sends a module; equal for tables that say the same."""
+    """Return a key of a module's destination, equal for tables that agree."""
     match = _match(table, stem)
     assert match is not None
     row, numbers = match
@@ -222,7 +222,7 @@ def _meaning(table: Layout, stem: Stem) -> tuple[object, ...]:
 
 
 def _strangers(stems: Sequence[Stem]) -> Iterator[tuple[Stem, str]]:
-    """The modules that are not in the table that names most."""
+    """Yield the modules that are missing in the table with most names, with the reason."""
     best, found = _best(stems)
     known = next(iter(found), None)
     for stem in stems:

@@ -1,7 +1,7 @@
-"""How trainers spell the tensors of a LoRA file, as tables: a new spelling is new rows.
+"""Tables of how trainers spell the keys of a LoRA file; a new spelling is new rows.
 
-A key is a *prefix* that says which component, a *module path* in dots or underscores, and a
-*suffix* that says which part of the layer; each form has its own
+A key is a *prefix* for the component, a *module path* with dots or underscores, and a *suffix* for
+the part of the layer. Each form has its own suffixes
 (:mod:`~klora_compile.reading.forms.catalogue`).
 """
 
@@ -17,7 +17,7 @@ from klora_runtime.families.text_encoders import TextModel
 
 _ENCODERS = tuple(encoder for family in FAMILIES.values() for encoder in family.text_encoders)
 
-#: Suffix -> the form it belongs to, of forms that are refused by name.
+#: Suffix -> its form, for forms that are refused by name.
 REFUSED_FORMS: Mapping[str, str] = {
     ".lora_A.bias": "a LoRA with a bias inside its pair",
     ".lora_down.bias": "a LoRA with a bias inside its pair",
@@ -39,44 +39,43 @@ REFUSED_FORMS: Mapping[str, str] = {
 #: ``standardize_lora_key_format`` of its ``nodes_model_loading.py``.
 PARAMETER_ENDINGS: Mapping[str, str] = {".diff_m": ".modulation.diff"}
 
-#: What pipelines of diffusers call their denoisers, also those of no record.
+#: Names of denoisers in pipelines of diffusers, also without a record.
 _DENOISERS = (
     *("unet", "image_unet", "text_unet", "super_res_first", "super_res_last"),
     *("transformer", "transformer_2", "unconditional_transformer"),
     *("prior", "prior_prior", "decoder"),
 )
 
-#: Components a dotted key may name.
+#: Components that a dotted key may name.
 COMPONENTS: frozenset[str] = frozenset(
     (*_DENOISERS, *(part for family in FAMILIES.values() for part in family.components))
 )
 
-#: Prefix that PEFT's own ``save_pretrained`` puts before the path inside one model.
+#: Prefix by PEFT's ``save_pretrained`` before the path inside a model.
 PEFT_PREFIX = "base_model.model."
 
-#: Prefix that PEFT puts before what a model has once.
+#: Prefix by PEFT before tensors that a model has once.
 PEFT_ROOT = "base_model."
 
-#: Prefix that ComfyUI's names put before the denoiser's.
+#: Prefix of the denoiser in ComfyUI's names.
 COMFY_PREFIX = "diffusion_model."
 
-#: What stands before the modules of a text encoder -> those that it may be, most likely first.
-#: ``lora_te3_`` and ComfyUI's ``t5xxl`` name a model and not a component, which the family tells.
+#: Prefix of a text encoder's modules -> possible text encoders, most likely first. ``lora_te3_``
+#: and ComfyUI's ``t5xxl`` name a model, not a component, which the family determines.
 _TEXT_ENCODERS: Mapping[str, tuple[TextEncoder, ...]] = {
     prefix: tuple(other for other in _ENCODERS if prefix in other.prefixes)
     for encoder in _ENCODERS
     for prefix in encoder.prefixes
 }
 
-#: What stands before the modules of a text encoder -> the kinds that it may be, most likely first;
-#: the family of the denoiser decides.
+#: Prefix of a text encoder's modules -> possible kinds, most likely first; the denoiser's family
+#: decides.
 TEXT_MODELS: Mapping[str, tuple[TextModel, ...]] = {
     prefix: tuple({encoder.model.title: encoder.model for encoder in encoders}.values())
     for prefix, encoders in _TEXT_ENCODERS.items()
 }
 
-#: Prefixes of text encoders before dots -> component: that of diffusers' research script, and
-#: ComfyUI's.
+#: Dotted prefix of a text encoder -> component: diffusers' research script's, and ComfyUI's.
 TEXT_PREFIXES: Mapping[str, str] = {
     f"text_encoder_{PEFT_PREFIX}": "text_encoder",
     **{
@@ -86,7 +85,7 @@ TEXT_PREFIXES: Mapping[str, str] = {
     },
 }
 
-#: First names of a path that says no component -> the component whose models have them.
+#: First name of a path without a component -> the component that has such modules.
 ROOTS: Mapping[str, str] = {
     "down_blocks": "unet",
     "mid_block": "unet",
@@ -103,14 +102,14 @@ ROOTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class FlatPrefix:
-    """A prefix before a path in underscores."""
+    """A prefix before a path with underscores."""
 
     prefix: str
     component: str
     vocabularies: tuple[Vocabulary, ...]
-    """Of the names of diffusers and transformers, in the order in which they are tried."""
+    """Vocabularies of diffusers' and transformers' names, in the order of trial."""
     denoiser: bool = False
-    """Whether the names may also be those of a denoiser's authors."""
+    """Whether the names may also be a denoiser's authors'."""
 
 
 #: kohya's sd-scripts and musubi-tuner, and sd-scripts' OFT; LyCORIS' own wrapper (SimpleTuner);
@@ -133,7 +132,7 @@ FLAT_PREFIXES: tuple[FlatPrefix, ...] = (
     ),
 )
 
-#: What the old attention processors of diffusers called their layers -> the layer they stand for.
+#: Name of a layer in diffusers' old attention processors -> present name.
 PROCESSORS: Mapping[str, str] = {
     **{f".processor.to_{name}_lora": f".to_{name}" for name in "qkv"},
     ".processor.to_out_lora": ".to_out.0",

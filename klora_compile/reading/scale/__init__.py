@@ -1,1 +1,1 @@
-"""By which number a file means its factors to be multiplied."""
+"""The scale of a file's factors: where alpha comes from."""

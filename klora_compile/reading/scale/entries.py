@@ -1,9 +1,9 @@
-"""Alphas that a file's metadata state in entries of their own.
+"""Alphas in separate entries of a file's metadata.
 
-An entry counts whose name, or what stands behind its last dot, *is* one of three words. In front of
-the dot may be a component, a module, or anything else; then the entry is for that component, that
-module, or all layers. ``transformer.r`` beside ``transformer.lora_alpha`` is the rank that alpha is
-divided by. Seen in files of MiniMax-H3 (huggingface/diffusers#14408), and read by sglang.
+An entry counts if its name, or the part after its last dot, *is* one of three words. Before the dot
+may be a component, a module, or anything else; the entry is then for that component, that module,
+or all layers. ``transformer.r`` beside ``transformer.lora_alpha`` is the rank that alpha is divided
+by. Files of MiniMax-H3 have such entries (huggingface/diffusers#14408), and sglang reads them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _COMPONENTS = {component for family in FAMILIES.values() for component in family
 
 @dataclass(frozen=True)
 class Entry:
-    """One alpha of the metadata."""
+    """An alpha in the metadata."""
 
     key: str
     alpha: float
     rank: int | None
-    """The rank beside it; None where none is stated."""
+    """The rank beside it; None if there is none."""
 
     def is_for(self, component: str, module: str) -> bool:
-        """Whether it speaks for a layer."""
+        """Return whether the entry applies to a layer."""
         scope = self.key.rpartition(".")[0]
         first, _, inner = scope.partition(".")
         if first in _COMPONENTS:
@@ -39,16 +39,16 @@ class Entry:
 
 
 def entries_of(metadata: Mapping[str, str], where: str) -> Sequence[Entry]:
-    """All alphas in entries of their own.
+    """Return all alphas in separate entries.
 
     Raises:
-        LoraError: one of them is no number.
+        LoraError: an alpha is not a number.
     """
     return tuple(_entries(metadata, where))
 
 
 def _entries(metadata: Mapping[str, str], where: str) -> Iterator[Entry]:
-    for key, text in sorted(metadata.items()):  # writers leave the order to chance
+    for key, text in sorted(metadata.items()):  # the order in files is arbitrary
         scope, dot, name = key.rpartition(".")
         if name in _ALPHAS and text not in SILENT:
             alpha = stated_number(text, key, where)

@@ -1,4 +1,4 @@
-"""The configuration that PEFT and diffusers write: which form, rank and alpha for which module.
+"""The configuration of PEFT and diffusers: form, rank and alpha of each module.
 
 finetrainers puts the same object into the metadata as ``lora_config`` (``sft_trainer/trainer.py``).
 diffusers' research script of LoRA writes one object for each model into ``N_lora_config.json``
@@ -19,19 +19,19 @@ from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.errors import LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
 
-#: Beyond these magnitudes is no setting that anybody trained with; an alpha may be 0.
+#: Bounds of plausible settings; an alpha may also be 0.
 MAX_ALPHA, MAX_RANK = 1e12, 2**20
 
-#: What configurations call the alpha and the rank of all modules.
+#: Names of the alpha and the rank of all modules in configurations.
 _ALPHAS = tuple(dict.fromkeys(alpha for alpha in PEFT_TYPES.values() if alpha is not None))
 _RANKS = ("r", "rank")
 #: What else they may call what is no scale of forms without one.
 _OF_SCALE = (*_RANKS, "rank_pattern", "alpha_pattern")
 
-#: What diffusers' research script calls the configuration of a model -> the model's component.
+#: Name of a model's configuration in diffusers' research script -> component.
 _RESEARCH: Mapping[str, str] = {"peft_config": "unet", "text_encoder_peft_config": "text_encoder"}
 
-#: PEFT settings under which a pair means something else than up @ down -> the form's name.
+#: PEFT setting with which a pair is not up @ down -> the form's name.
 _REFUSED_SETTINGS: Mapping[str, str] = {
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
@@ -42,25 +42,25 @@ _REFUSED_SETTINGS: Mapping[str, str] = {
     "alora_invocation_tokens": "activated LoRA",
     "layer_replication": "a LoRA of repeated layers",
 }
-#: Values of ``init_lora_weights`` that leave the base as it is; true and false do too.
+#: Values of ``init_lora_weights`` that do not change the base weights.
 _STARTS = ("true", "false", "gaussian", "eva", "orthogonal")
 
-#: A module path or the end of one, dots escaped or not. PEFT allows any regular expression here,
-#: and a hostile one takes for ever.
+#: A module path or the end of one, with or without escaped dots. PEFT allows any regular expression
+#: here, but a hostile one could take forever.
 _NAME = re.compile(r"\^?[A-Za-z0-9_-]+(\\?\.[A-Za-z0-9_-]+)*\$?")
 
 
 class AdapterConfig:
-    """The PEFT configuration of a file, per component.
+    """The PEFT configuration of a file, by component.
 
     Args:
-        text: its JSON.
-        name: how to call it.
-        where: how to name the file in errors.
+        text: the configuration's JSON.
+        name: name of the configuration in errors.
+        where: name of the file in errors.
 
     Raises:
-        LoraError: it cannot be read, is of a type that klora does not read, or a number or a
-            pattern in it is none.
+        LoraError: it cannot be read, has a type that klora does not read, or has an invalid number
+            or pattern.
     """
 
     def __init__(self, text: str, name: str, where: str) -> None:
@@ -85,10 +85,10 @@ class AdapterConfig:
         self._ends: dict[int, Mapping[str, Sequence[tuple[str, Any]]]] = {}
 
     def alpha(self, component: str, module: str, rank: int) -> float | None:
-        """The alpha that acts as alpha / rank for this module, or None where nothing is said.
+        """Return the alpha that acts as alpha / rank for this module; None if none is stated.
 
-        PEFT scales by alpha / r, and under rank-stabilised LoRA by alpha / sqrt(r); the value
-        returned is that times the rank, so that the one formula alpha / rank holds.
+        PEFT scales by alpha / r, or by alpha / sqrt(r) for rank-stabilised LoRA. The result is this
+        scale times the rank, so that alpha / rank is correct for both.
         """
         alpha = self._named(component, "alpha_pattern", module)
         if alpha is None:
@@ -101,18 +101,18 @@ class AdapterConfig:
         return float(alpha) if divisor == rank else float(alpha) * rank / divisor
 
     def rank(self, component: str, module: str) -> int | None:
-        """The rank that alpha is divided by for this module, or None where nothing is said."""
+        """Return the rank that alpha is divided by for this module; None if none is stated."""
         rank = self._named(component, "rank_pattern", module)
         if rank is None:
             rank = self._first(component, _RANKS)
         return None if rank is None else int(rank)
 
     def is_lokr(self, component: str) -> bool:
-        """Whether its layers are LoKr, whose rank the tensors need not say."""
+        """Return whether the component's layers are LoKr, whose tensors may not show the rank."""
         return bool(self._get(component, "peft_type") == "LOKR")
 
     def hindrance(self, component: str) -> str | None:
-        """Why layers of a component are none that klora reads, in one sentence."""
+        """Return why klora cannot read layers of a component, in one sentence; None if it can."""
         start = self._get(component, "init_lora_weights")
         if isinstance(start, str) and start.lower() not in _STARTS:
             return (
@@ -125,7 +125,7 @@ class AdapterConfig:
         return None
 
     def _named(self, component: str, key: str, module: str) -> Any:
-        """The value of the first pattern that a module has; None where it has none."""
+        """Return the value of the first pattern that matches a module; None if none matches."""
         patterns = self._get(component, key)
         if not patterns:
             return None
@@ -143,16 +143,16 @@ class AdapterConfig:
         return next(found, None)
 
     def is_dora(self, component: str) -> bool:
-        """Whether the file says that its layers are DoRA's."""
+        """Return whether the file states that its layers are DoRA."""
         return bool(self._get(component, "use_dora"))
 
     def _first(self, component: str, keys: Iterable[str]) -> Any:
-        """The value of the first of these keys that has one."""
+        """Return the value of the first of these keys that is present."""
         values = (self._get(component, key) for key in keys)
         return next((value for value in values if value is not None), None)
 
     def settings(self, component: str) -> Settings:
-        """All that is stated for a component."""
+        """Return all settings of a component."""
         own = f"{component}."
         stated = {key: value for key, value in self._values.items() if "." not in key}
         special = {k.removeprefix(own): v for k, v in self._values.items() if k.startswith(own)}
@@ -163,7 +163,7 @@ class AdapterConfig:
 
 
 def _by_component(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings, a component before each that is for one model only."""
+    """Yield the settings; those for one model have its component as prefix."""
     for key, value in values.items():
         if key in _RESEARCH and isinstance(value, dict):
             yield from ((f"{_RESEARCH[key]}.{name}", setting) for name, setting in value.items())
@@ -172,7 +172,7 @@ def _by_component(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _by_end(patterns: Mapping[str, Any]) -> Mapping[str, Sequence[tuple[str, Any]]]:
-    """Patterns by the last name in each, in their order."""
+    """Group patterns by their last name, in order."""
     found: dict[str, list[tuple[str, Any]]] = {}
     for pattern, value in patterns.items():
         found.setdefault(_plain(pattern).rpartition(".")[2], []).append((pattern, value))
@@ -180,7 +180,7 @@ def _by_end(patterns: Mapping[str, Any]) -> Mapping[str, Sequence[tuple[str, Any
 
 
 def _problems(key: str, value: Any) -> Iterator[str]:
-    """What is wrong with one value of those that decide a scale."""
+    """Yield the problems of a value that affects the scale."""
     name = key.rpartition(".")[2]
     if value is None:
         return
@@ -231,7 +231,7 @@ def _plain(pattern: str) -> str:
 
 
 def _matches(pattern: str, spellings: list[str]) -> bool:
-    """PEFT's rule for patterns: a whole path, or its end after a dot; ``^``: whole only."""
+    """Return whether a pattern matches by PEFT's rule: the path or its end; ``^`` the whole."""
     name = _plain(pattern)
     return any(
         spelling == name or (pattern[:1] != "^" and spelling.endswith(f".{name}"))

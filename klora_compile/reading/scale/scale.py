@@ -1,26 +1,26 @@
-"""Where a layer's alpha comes from; alpha / rank is what multiplies its delta.
+"""The source of a layer's alpha; alpha / rank multiplies its delta.
 
-One rule. These sources may state an alpha, and the first that does is taken:
+There is one rule. These sources may state an alpha, and the first one that does is used:
 
 1. the layer's own alpha tensor (``tensor``);
 2. the configuration that PEFT and diffusers write: ``lora_adapter_metadata``, finetrainers'
    ``lora_config``, or the JSON beside the file;
-3. an entry of the metadata named ``alpha``, ``lora_alpha`` or ``network_alpha``, or so behind its
+3. an entry of the metadata named ``alpha``, ``lora_alpha`` or ``network_alpha``, alone or after its
    last dot;
-4. kohya's record of the whole training, ``ss_network_alpha``; for convolutions above 1x1
-   ``conv_alpha`` of ``ss_network_args``;
-5. none: alpha is the rank (``rank``), so that the delta is up @ down.
+4. kohya's record of the whole training, ``ss_network_alpha``, or for convolutions larger than 1x1
+   ``conv_alpha`` in ``ss_network_args``;
+5. none: alpha equals the rank (``rank``), so the delta is up @ down.
 
-Two of the first three that state different numbers for one layer are an error that names both,
-unless the first is asked for. A configuration or an entry states alpha / r; where no tensor states
-an alpha and its r is not the rank of the tensors, the file is refused, as PEFT refuses it.
+If two of the first three state different numbers for one layer, an error names both, unless the
+option asks for the first. A configuration or an entry means alpha / r. If no tensor states an alpha
+and r is not the rank of the tensors, the file is refused, as in PEFT.
 
-kohya's record is often that of another file: converters, extractions, merges and DyLoRA keep or
-copy it. A tensor always beats it. It speaks for layers in kohya's spelling only, for the converters
-to other names fold alpha into the weights, and for none where the tensors of other layers
-contradict it, where layers have settings of their own (``block_alphas`` and the like), where they
-were resized, or where it is 0, which means the rank. Forms without a rank have no alpha, and
-LyCORIS gives a LoKr of two whole matrices one that means nothing.
+kohya's record often belongs to another file: converters, extractions, merges and DyLoRA keep or
+copy it. So a tensor always overrides it. It applies only to layers in kohya's spelling, because
+converters to other names fold alpha into the weights. It is ignored if the tensors of other layers
+contradict it, if layers have their own settings (``block_alphas`` and the like), if they were
+resized, or if it is 0, which means the rank. Forms without a rank have no alpha; LyCORIS writes a
+meaningless one for a LoKr of two full matrices.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from klora_compile.reading.scale.training import (
 #: Metadata keys with a configuration: diffusers', finetrainers'.
 CONFIG_KEYS = ("lora_adapter_metadata", "lora_config")
 
-#: The sources that are kohya's record of the training.
+#: The sources in kohya's record of the training.
 RECORD = (NETWORK_ALPHA, CONV_ALPHA)
 
-#: An alpha below this is no setting that anybody trained with; 0 is one.
+#: Least plausible alpha other than 0.
 MIN_ALPHA = 1e-12
 
-#: Numbers this near are one: bfloat16 has eight bits.
+#: Relative distance at which numbers count as equal: bfloat16 has eight bits.
 _SAME = 2.0**-8
 
 
 @dataclass(frozen=True)
 class Alpha:
-    """An alpha and where it is from."""
+    """An alpha and its source."""
 
     value: float
     source: str
@@ -66,15 +66,15 @@ class Alpha:
 
 @dataclass(frozen=True)
 class LayerScale:
-    """What a layer's scale depends on."""
+    """The facts about a layer that its scale depends on."""
 
     component: str
     module: str
-    """Its path as the file names it."""
+    """Module path in the file."""
     rank: int
-    """As declared."""
+    """Declared rank."""
     kernel: bool
-    """Whether it is a convolution above 1x1."""
+    """Whether it is a convolution larger than 1x1."""
     by_kohya: bool
     """Whether it is in kohya's spelling."""
     whole: bool
@@ -82,20 +82,20 @@ class LayerScale:
     root_is_folded: bool
     """See :attr:`~klora_compile.reading.forms.parts.Form.root_is_folded`."""
     tensor: float | None
-    """The value of its alpha tensor."""
+    """Value of its alpha tensor, if there is one."""
 
 
 class Scales:
-    """What a file says about alphas.
+    """The statements of a file about alphas.
 
     Args:
         metadata: the safetensors metadata.
-        config: text and name of the PEFT configuration beside the file; None where there is none.
-        where: how to name the file in errors.
+        config: text and name of the PEFT configuration beside the file; None if there is none.
+        where: name of the file in errors.
 
     Raises:
-        LoraError: a statement cannot be read, or an alpha in it is not a number or is for a pattern
-            that is not a module name.
+        LoraError: a statement cannot be read, an alpha is not a number, or a pattern is not a
+            module name.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Scales:
     def alpha(
         self, layer: LayerScale, *, is_record_stale: bool = False
     ) -> tuple[Alpha, Alpha | None]:
-        """The alpha of a layer, and another that is stated for it and differs.
+        """Return the alpha of a layer, and a different one that another source states, if any.
 
         Args:
             is_record_stale: see :meth:`is_contradicted`.
@@ -128,7 +128,7 @@ class Scales:
         return first, next(iter(differing), None)
 
     def is_contradicted(self, layer: LayerScale) -> bool:
-        """Whether a layer's tensor states another scale than kohya's record: that one is stale."""
+        """Return whether a layer's tensor contradicts kohya's record, which is then stale."""
         if layer.tensor is None:
             return False
         record = self._of_record(layer)
@@ -136,7 +136,7 @@ class Scales:
         return record is not None and not self._agrees(alpha, record, layer)
 
     def rank_problem(self, layer: LayerScale) -> str | None:
-        """Which stated rank is not that of the tensors though alpha is divided by it."""
+        """Return the problem of a stated rank that divides alpha but is not the tensors' rank."""
         if layer.tensor is not None:
             return None
         ranks = [(c.rank(layer.component, layer.module), c.name) for c in self._configs]
@@ -152,14 +152,14 @@ class Scales:
         )
 
     def hindrance(self, component: str) -> str | None:
-        """Why the file says that its layers are none that klora reads, in one sentence."""
+        """Return why klora cannot read the file's layers, in one sentence; None if it can."""
         found = (config.hindrance(component) for config in self._configs)
         return next((hindrance for hindrance in found if hindrance is not None), None)
 
     def rank(self, component: str, module: str) -> int | None:
-        """The rank that alpha is divided by where the tensors of a LoKr do not say it.
+        """Return the rank that alpha is divided by if the tensors of a LoKr do not show it.
 
-        PEFT states it; LyCORIS' scale is 1 there, but for rank-stabilised ones.
+        PEFT states it; LyCORIS' scale is then 1, except with rank stabilisation.
         """
         ranks = (c.rank(component, module) for c in self._configs if c.is_lokr(component))
         stated = next((rank for rank in ranks if rank is not None), None)
@@ -168,14 +168,14 @@ class Scales:
         return stated
 
     def settings(self, component: str) -> Settings:
-        """PEFT's configuration of a component; empty where the file has none."""
+        """Return PEFT's configuration of a component; empty if the file has none."""
         found: dict[str, Any] = {}
         for config in reversed(self._configs):
             found |= config.settings(component)
         return found
 
     def is_dora(self, component: str) -> bool:
-        """Whether the file says that its layers are DoRA's."""
+        """Return whether the file says that its layers are DoRA's."""
         return any(config.is_dora(component) for config in self._configs)
 
     @cached_property
@@ -189,7 +189,7 @@ class Scales:
                 alpha * math.sqrt(layer.rank), f"tensor, by the root of the rank ({RS_LORA})"
             )
         if SPLIT_QKV not in args:
-            return Alpha(alpha, "tensor")  # and a broken record is no matter
+            return Alpha(alpha, "tensor")  # a broken record does not matter
         pairs = self._training.pairs(layer.module, layer.rank, alpha)
         if pairs == 1:
             return Alpha(alpha, "tensor")

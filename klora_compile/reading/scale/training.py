@@ -1,9 +1,9 @@
-"""The settings of a whole training, as kohya's scripts record them in a file's metadata.
+"""The settings of a whole training, which kohya's scripts record in a file's metadata.
 
-Under ``split_qkv`` sd-scripts trains query, key, value (and a feed-forward fused with them) as
-pairs of their own, each with alpha / dim, and saves them as one pair whose rank is the sum and
-whose alpha is that of one (``networks/lora_flux.py`` and ``networks/lora_sd3.py``, ``state_dict``
-and ``LoRAModule``). The joined pair acts as it was trained with as many times the alpha.
+With ``split_qkv`` sd-scripts trains query, key, value (and a feed-forward layer fused with them) as
+separate pairs, each with alpha / dim. It saves them as one pair whose rank is the sum but whose
+alpha is that of one pair (``networks/lora_flux.py`` and ``networks/lora_sd3.py``, ``state_dict``
+and ``LoRAModule``). To act as trained, the joined pair needs alpha times the number of pairs.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_runtime.errors import LoraError, shown
 
-#: The metadata key with the alpha of a whole training.
+#: Metadata key of the alpha of a whole training.
 NETWORK_ALPHA = "ss_network_alpha"
 CONV_ALPHA = "conv_alpha of ss_network_args"
-#: The setting under which alpha is divided by the root of the rank.
+#: Setting with which alpha is divided by the root of the rank.
 RS_LORA = "rs_lora"
-#: The setting under which query, key and value are trained apart.
+#: Setting with which query, key and value are trained separately.
 SPLIT_QKV = "split_qkv"
 
-#: What an alpha says where layers differ, nothing was set, or (0) alpha is each layer's rank.
+#: Values of alpha if layers differ, nothing was set, or (0) alpha is each layer's rank.
 SILENT = ("", "None", "Dynamic", "0", "0.0")
-#: Keys of ``ss_network_args`` under which layers have alphas of their own.
+#: Keys of ``ss_network_args`` that give layers their own alphas.
 _OWN_ALPHAS = ("block_alphas", "conv_block_alphas", "network_reg_alphas", "reg_alphas", "preset")
-#: How sd-scripts' ``resize_lora`` begins its comment; it leaves ``ss_network_args`` as they were.
+#: Beginning of the comment by sd-scripts' ``resize_lora``, which keeps ``ss_network_args``.
 _RESIZED = "dimension is resized"
 
-#: Layers that ``split_qkv`` trains as several pairs, by words in their names -> how many pairs, and
-#: the setting with the rank of each where it is not that of all layers.
+#: Words in names of layers that ``split_qkv`` trains as several pairs -> number of pairs, and the
+#: setting with the rank of each if it differs from that of all layers.
 _SPLIT: Mapping[tuple[str, ...], tuple[int, str]] = {
     ("double", "img_attn", "qkv"): (3, "img_attn_dim"),
     ("double", "txt_attn", "qkv"): (3, "txt_attn_dim"),
@@ -43,30 +43,30 @@ _SPLIT: Mapping[tuple[str, ...], tuple[int, str]] = {
     ("joint_blocks", "context_block", "qkv"): (3, "context_attn_dim"),
 }
 
-#: Numbers this near are one: bfloat16 has eight bits.
+#: Relative distance at which numbers count as equal: bfloat16 has eight bits.
 _SAME = 2.0**-8
 
-#: A rank in digits; longer ones are no ranks.
+#: A rank in digits; longer numbers are not ranks.
 _RANK = re.compile(r"[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the metadata says of all layers together."""
+    """The settings in the metadata for all layers."""
 
     alpha: float | None
-    """Of linear layers and 1x1 convolutions."""
+    """Alpha of linear layers and 1x1 convolutions."""
     conv_alpha: float | None
-    """Of convolutions above 1x1."""
+    """Alpha of convolutions larger than 1x1."""
     rank: int | None
     """``ss_network_dim``."""
     rank_stabilised: bool
     """Whether alpha is divided by the root of the rank (LyCORIS' ``rs_lora``)."""
     split: Mapping[tuple[str, ...], int]
-    """Words in names of layers that were trained as several pairs -> the rank of each pair."""
+    """Words in names of layers that were trained as several pairs -> rank of each pair."""
 
     def pairs(self, module: str, rank: int, alpha: float) -> int:
-        """How many pairs were joined to a layer of this rank that has the alpha of one; 1: none."""
+        """Return the number of pairs that were joined to this layer with the alpha of one pair."""
         for words, dim in self.split.items():
             count = _SPLIT[words][0]
             of_one = float(dim) if self.alpha is None else self.alpha
@@ -76,14 +76,14 @@ class Training:
         return 1
 
     def stated(self, rank: int, *, kernel: bool) -> float | None:
-        """The alpha that acts as alpha / rank in a layer of this rank, or None."""
+        """Return the alpha that acts as alpha / rank in a layer of this rank, or None."""
         value = self.conv_alpha if kernel else self.alpha
         if value is None:
             return None
         return value * math.sqrt(rank) if self.rank_stabilised else value
 
     def is_same_scale(self, alpha: float, rank: int, *, kernel: bool) -> bool:
-        """Whether a layer's alpha / rank is that of the training, its rank being another one.
+        """Return whether a layer of another rank has the training's alpha / rank.
 
         One of musubi-tuner's converters joins query, key and value into one layer of three times
         the rank and three times the alpha.
@@ -95,10 +95,10 @@ class Training:
 
 
 def training_of(metadata: Mapping[str, str], where: str) -> Training:
-    """The settings in a file's metadata; None in them where nothing is said.
+    """Return the settings in a file's metadata; a missing setting is None.
 
     Raises:
-        LoraError: an alpha is no number.
+        LoraError: an alpha is not a number.
     """
     text = metadata.get(NETWORK_ALPHA, "")
     args = _network_args(metadata)
@@ -125,7 +125,7 @@ def _split(args: Mapping[str, Any], rank: int | None) -> Mapping[tuple[str, ...]
 
 
 def rank_of(value: object) -> int | None:
-    """A rank out of metadata; None where it is none."""
+    """Return a rank from metadata; None if it is not a rank."""
     text = "" if value is None else str(value)
     return int(text) if _RANK.fullmatch(text) else None
 
@@ -134,15 +134,15 @@ def _network_args(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     try:
         args = json.loads(metadata.get("ss_network_args") or "{}")
     except (ValueError, RecursionError):
-        return {}  # only a hint; tensors and ss_network_alpha speak for themselves
+        return {}  # only a hint: tensors and ss_network_alpha suffice
     return args if isinstance(args, dict) else {}
 
 
 def stated_number(text: str, name: str, where: str) -> float:
-    """An alpha out of metadata.
+    """Return an alpha from metadata.
 
     Raises:
-        LoraError: it is no number.
+        LoraError: it is not a number.
     """
     try:
         value = float(text)
