@@ -68,7 +68,7 @@ class Full(Form):
 
 
 class Value(Full):
-    """The form of new values of a parameter; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of new values; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     needs = Need.WEIGHT
     peft = MappingProxyType({"LN_TUNING": None})

@@ -37,7 +37,7 @@ _KOHYA = "oft_unet_"
 
 
 class Oft(Form):
-    """The form of OFT and BOFT, kohya's and LyCORIS'; see :class:`~klora_compile.reading.forms.parts.Form`."""
+    """The form of OFT and BOFT; see :class:`~klora_compile.reading.forms.parts.Form`."""
 
     name = "oft"
     parts = (BLOCKS, *SPANS, RESCALE)
