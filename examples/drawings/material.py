@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 import torch
 from PIL import Image
 
@@ -47,7 +46,9 @@ def gallery(packages: Path, subjects: Iterable[str], styles: Mapping[str, str]) 
 
 def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:
     """Return a drawing on white, (3, 48, 48) in [-1, 1]; None if the package lacks it."""
-    svg = _svg(packages / package / "icons.json", name)
+    import resvg_py
+
+    svg = _svg(packages, package, name)
     if svg is None:
         return None
     size = _OVERSAMPLING * PIXELS
@@ -61,18 +62,19 @@ def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:
 
 
 @lru_cache
-def _icons(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def icons(packages: Path, package: str) -> Any:
+    """Return a package of drawings as it is: ``icons`` and ``aliases`` by name."""
+    return json.loads((packages / package / "icons.json").read_text(encoding="utf-8"))
 
 
-def _svg(path: Path, name: str) -> str | None:
-    icons = _icons(path)
-    alias = icons.get("aliases", {}).get(name)
-    icon = icons["icons"].get(name if alias is None else alias["parent"])
+def _svg(packages: Path, package: str, name: str) -> str | None:
+    pack = icons(packages, package)
+    alias = pack.get("aliases", {}).get(name)
+    icon = pack["icons"].get(name if alias is None else alias["parent"])
     if icon is None:
         return None
-    width = icon.get("width", icons.get("width", 16))
-    height = icon.get("height", icons.get("height", 16))
+    width = icon.get("width", pack.get("width", 16))
+    height = icon.get("height", pack.get("height", 16))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

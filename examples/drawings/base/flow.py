@@ -1,0 +1,58 @@
+"""Flow matching with a shift: the loss that bases and LoRAs are trained by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from torch.nn.functional import mse_loss
+
+from drawings.base.parts import SHIFT, encoded
+
+_STEPS = 1000
+
+
+def latents(pipe: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """Encode drawings as the latents that the pipeline denoises.
+
+    Args:
+        pipe: a pipeline with an autoencoder.
+        pictures: (pictures, 3, height, width) in [-1, 1].
+    """
+    with torch.no_grad():
+        mode: torch.Tensor = pipe.vae.encode(pictures.to(pipe.device)).latent_dist.mode()
+    return mode * pipe.vae.config.scaling_factor
+
+
+def levels(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw noise levels to train at, in (0, 1): logit-normal, shifted towards noise."""
+    u = compute_density_for_timestep_sampling("logit_normal", count, 0.0, 1.0, generator=generator)
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
+
+
+def flow_loss(
+    pipe: Any,
+    clean: torch.Tensor,
+    prompts: list[str],
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Compute the mean squared error of the predicted flow, noise - drawing.
+
+    Each drawing is mixed with noise at a random level. Source: Esser et al., "Scaling
+    Rectified Flow Transformers for High-Resolution Image Synthesis", 2024.
+
+    Args:
+        pipe: a pipeline; its denoiser and text encoder get gradients.
+        clean: latents of drawings.
+        prompts: of each drawing.
+        generator: of noise and levels, on the CPU; torch's own if None. So every device trains
+            on the same.
+    """
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    sigma = levels(len(clean), generator).to(clean.device)
+    at = sigma[:, None, None, None]
+    states = encoded(pipe, prompts)
+    noisy = at * noise + (1 - at) * clean
+    flow = pipe.unet(noisy, _STEPS * sigma, encoder_hidden_states=states).sample
+    return mse_loss(flow, noise - clean)

@@ -1,0 +1,105 @@
+"""The styles and subjects that the base model sees or never sees, and their prompts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from drawings.material import icons
+
+#: Word in prompts -> package of drawings.
+TRAINING_STYLES = {
+    "noto": "noto",
+    "twemoji": "twemoji",
+    "flat": "fluent-emoji-flat",
+    "emojione": "emojione",
+}
+HELD_OUT_STYLES = {
+    "ink": "fluent-emoji-high-contrast",
+    "soft": "fluent-emoji",
+    "firefox": "fxemoji",
+    "blob": "noto-v1",
+    "mono": "emojione-monotone",
+}
+STYLES = TRAINING_STYLES | HELD_OUT_STYLES
+
+#: Settings are chosen on these, word in prompts = name of the drawing in every package.
+TUNING_SUBJECTS = tuple(
+    """
+    penguin octopus mushroom rocket cactus frog pineapple guitar tractor headphone rooster telescope
+    banana camera anchor snake umbrella tiger bell trumpet lollipop helicopter hammer ghost
+    """.split()
+)
+#: Reported numbers are measured on these.
+REPORTED_SUBJECTS = tuple(
+    """
+    elephant snail whale spider turtle koala crocodile dolphin pig goat
+    strawberry grapes cherries watermelon pear lemon hamburger doughnut tulip sunflower
+    sailboat bicycle ambulance airplane key crown bomb candle violin microscope
+    """.split()
+)
+HELD_OUT_SUBJECTS = TUNING_SUBJECTS + REPORTED_SUBJECTS
+
+#: Drawings that hardly differ from others, or hold letters: variants of persons, flags, signs.
+_VARIANT = re.compile(
+    r"skin-tone|-tone\d|^flags?(-|$)|keycap|clock$|oclock|thirty|letter|digit|hair|domino|mahjong|circled"
+    r"|button$|-square|squared|^regional|family|^couple|^kiss-|playing-card|-dark$|-light$|-medium$"
+    r"|(^|-)(man|woman|men|women|person|people)(-|$)"
+)
+
+
+def training_subjects(packages: Path) -> tuple[str, ...]:
+    """Return the names of the drawings that the base sees, in order.
+
+    A name counts if two training styles have it. It does not count if it holds the word of a
+    held-out subject (``spouting-whale``), or if it is another name of such a drawing.
+    """
+    held_out = set(HELD_OUT_SUBJECTS)
+    twins = {
+        name
+        for package in TRAINING_STYLES.values()
+        for name in _twins(icons(packages, package), held_out)
+    }
+    counts = Counter(
+        name for package in TRAINING_STYLES.values() for name in _names(icons(packages, package))
+    )
+    return tuple(
+        sorted(
+            name
+            for name, count in counts.items()
+            if count >= 2
+            and name not in twins
+            and not _VARIANT.search(name)
+            and held_out.isdisjoint(name.split("-"))
+        )
+    )
+
+
+def prompt(subject: str, style: str | None = None) -> str:
+    """Return the prompt of a drawing, in training and sampling, with or without its style.
+
+    Args:
+        subject: name of the drawing, ``red-apple``.
+        style: word of the style.
+    """
+    words = f"a {subject.replace('-', ' ')}"
+    return words if style is None else f"{words}, {style} style"
+
+
+def _names(pack: dict[str, dict[str, dict[str, str]]]) -> Iterable[str]:
+    hidden = {name for name, icon in pack["icons"].items() if icon.get("hidden")}
+    return (pack["icons"].keys() | pack.get("aliases", {}).keys()) - hidden
+
+
+def _twins(pack: dict[str, dict[str, dict[str, str]]], names: set[str]) -> set[str]:
+    """Other names of the same drawings."""
+    aliases = {name: alias["parent"] for name, alias in pack.get("aliases", {}).items()}
+    bodies = {name: icon["body"] for name, icon in pack["icons"].items()}
+    drawn = {bodies[aliases.get(name, name)] for name in names if aliases.get(name, name) in bodies}
+    return {
+        name
+        for name in bodies.keys() | aliases.keys()
+        if bodies.get(aliases.get(name, name)) in drawn
+    }

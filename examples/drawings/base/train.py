@@ -1,0 +1,182 @@
+"""Train the base on the latents of a trained autoencoder.
+
+    python -m drawings.base.train PACKAGES RUN --updates 40000
+
+continues from RUN's last checkpoint if there is one. RUN/base is the pipeline of the latest
+averaged weights, and RUN/samples-*.png are its pictures. The learning rate falls in the last fifth
+of the updates. To end a training early, start it again with fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from PIL import Image
+
+from drawings.base.flow import flow_loss, latents
+from drawings.base.material import Material, material
+from drawings.base.parts import assembled, new_text_encoder, new_tokenizer, new_unet
+from drawings.base.progress import Progress
+from drawings.base.sheet import pasted
+from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt
+from drawings.material import drawing
+
+_BATCH, _WARMUP, _COOLDOWN = 16, 200, 0.2
+#: Shares of drawings that are trained with no prompt, and with one that leaves the style open.
+_EMPTY, _NEUTRAL = 0.1, 0.2
+
+_SHOWN = (
+    "red-apple fox house crab teapot cat-face bus smiling-face-with-sunglasses balloon owl".split()
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and how fast."""
+
+    updates: int
+    peak: float
+    """Highest learning rate."""
+    minutes: float
+    """Between checkpoints."""
+    sheets: int
+    """Updates between sheets of samples."""
+
+    def rate(self, update: int) -> float:
+        """Learning rate: a short warm-up, a plateau, and a straight line to 0."""
+        left = (self.updates - update) / max(1.0, _COOLDOWN * self.updates)
+        return self.peak * min(1.0, (update + 1) / _WARMUP, left)
+
+
+@click.command()
+@click.argument("packages", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--updates", default=40_000, show_default=True)
+@click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
+@click.option("--minutes", default=10.0, show_default=True, help="Between checkpoints.")
+@click.option("--sheets", default=500, show_default=True, help="Updates between sheets of samples.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", default=2, show_default=True, help="On the CPU.")
+@click.option("--seed", default=0, show_default=True)
+def main(
+    packages: Path,
+    run: Path,
+    updates: int,
+    rate: float,
+    minutes: float,
+    sheets: int,
+    device: str,
+    threads: int,
+    seed: int,
+) -> None:
+    """Train the base on the drawings in PACKAGES, with the autoencoder RUN/vae."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    seen = material(packages, run)
+    autoencoder = AutoencoderKL.from_pretrained(run / "vae")
+    pipe = untrained(autoencoder, seen.names).to(device)
+    train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets))
+
+
+def untrained(
+    autoencoder: AutoencoderKL, names: Sequence[tuple[str, str]]
+) -> StableDiffusionPipeline:
+    """Return a pipeline with a trained autoencoder, a tokenizer, and untrained models."""
+    tokenizer = new_tokenizer(prompt(subject, style) for subject, style in names)
+    autoencoder.requires_grad_(False)
+    return assembled(autoencoder, new_unet(), new_text_encoder(tokenizer), tokenizer)
+
+
+def unseen(packages: Path) -> Material:
+    """Render the tuning subjects in two training styles; no base is trained on them."""
+    names = [(subject, style) for subject in TUNING_SUBJECTS for style in list(TRAINING_STYLES)[:2]]
+    drawn = [drawing(packages, TRAINING_STYLES[style], subject) for subject, style in names]
+    pictures = [picture for picture in drawn if picture is not None]
+    return Material(((torch.stack(pictures) + 1) * 127.5).round().byte(), names)
+
+
+def train(
+    pipe: StableDiffusionPipeline, seen: Material, others: Material, run: Path, plan: Plan
+) -> None:
+    """Train from the last checkpoint in RUN to the plan's end."""
+    pipe.unet.to(memory_format=torch.channels_last).train()
+    pipe.text_encoder.train()
+    models = torch.nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    weights = list(models.parameters())
+    average = EMAModel(weights, decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
+    optimizer = torch.optim.AdamW(
+        weights, lr=plan.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    keepers = {"models": models, "average": average, "optimizer": optimizer}
+    progress = Progress(run, keepers, plan.minutes)
+    progress.resume()
+    average.to(pipe.device)
+    print(f"{len(seen.names)} drawings, {sum(w.numel() for w in weights) / 1e6:.1f} M weights")
+    while progress.update < plan.updates:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(progress.update)
+        pictures, names = seen.sample(_BATCH)
+        loss = flow_loss(pipe, latents(pipe, pictures), _prompts(names))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        average.step(weights)
+        progress.step(loss.item())
+        last, showing = progress.update == plan.updates, progress.update % plan.sheets == 0
+        if progress.due or last or showing:
+            average.store(weights)
+            average.copy_to(weights)
+            pipe.save_pretrained(run / "base")
+            facts = {"unseen": _unseen_loss(pipe, others)}
+            if last or showing:
+                sheet(pipe).save(run / f"samples-{progress.update:06}.png")
+            average.restore(weights)
+            progress.save(facts)
+
+
+def _prompts(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Write the prompts of drawings: some leave the style open, some are empty."""
+    texts = []
+    for (subject, style), chance in zip(names, torch.rand(len(names)).tolist(), strict=True):
+        if chance < _EMPTY:
+            texts.append("")
+        else:
+            texts.append(prompt(subject, None if chance < _EMPTY + _NEUTRAL else style))
+    return texts
+
+
+@torch.no_grad()
+def _unseen_loss(pipe: StableDiffusionPipeline, others: Material) -> float:
+    """Compute the loss on drawings outside the training, with the same noise each time."""
+    generator = torch.Generator().manual_seed(0)
+    clean = latents(pipe, others.pictures.float() / 127.5 - 1)
+    prompts = [prompt(*name) for name in others.names]
+    return round(flow_loss(pipe, clean, prompts, generator).item(), 5)
+
+
+@torch.no_grad()
+def sheet(pipe: StableDiffusionPipeline) -> Image.Image:
+    """Draw some training subjects: two rows in a style each, and one that leaves the style open."""
+    styles = [*list(TRAINING_STYLES)[::2], None]
+    rows = []
+    for style in styles:
+        drawn = pipe(
+            [prompt(subject, style) for subject in _SHOWN],
+            num_inference_steps=10,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(1),
+            output_type="pt",
+        ).images
+        rows.append(drawn.cpu())
+    return pasted(torch.stack(rows))
+
+
+if __name__ == "__main__":
+    main()
