@@ -10,7 +10,7 @@ import torch
 from bare_pipelines import noise
 from reference import KLora, sampling
 from support.companions import COMPANIONS
-from support.companions.unets import ip_adapter_weights
+from support.companions.ip_adapters import EMBEDDINGS, weights_for_unet
 from support.families import lora_files
 from support.generation import TOLERANCE
 from tiny_pipeline import relative_difference
@@ -26,7 +26,7 @@ IP_ADAPTER = next(each for each in COMPANIONS if each.name == "IP-Adapter")
 
 
 def face_id(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
-    weights = ip_adapter_weights(unet)
+    weights = weights_for_unet(unet)
     for index, name in enumerate(unet.attn_processors):
         attention = unet.get_submodule(name.removesuffix(".processor"))
         layers = {part: getattr(attention, f"to_{part}") for part in ("q", "k", "v")}
@@ -42,8 +42,7 @@ def load(pipe: Any) -> None:
 
 
 def with_faces(pipe: Any) -> torch.Tensor:
-    embeddings = torch.stack([noise(1, 16, seed=4), noise(1, 16, seed=5)])
-    arguments = {**IP_ADAPTER.case.arguments, "ip_adapter_image_embeds": [embeddings]}
+    arguments = {**IP_ADAPTER.case.arguments, "ip_adapter_image_embeds": [EMBEDDINGS]}
     generator = torch.Generator().manual_seed(7)
     return pipe(  # type: ignore[no-any-return]
         num_inference_steps=4, output_type="latent", generator=generator, **arguments

@@ -10,14 +10,30 @@ from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
+    NucleusMoEImagePipeline,
+    NucleusMoEImageTransformer2DModel,
     PyramidAttentionBroadcastConfig,
     SeaCacheConfig,
     TaylorSeerCacheConfig,
+    TextKVCacheConfig,
     WanPipeline,
 )
 from support.companions.companion import STEPS, Companion, On
-from support.families import FLUX_BLOCKS, FLUX_PROMPT, FamilyCase, assembled, flux, prompts, square
+from support.families import (
+    FLUX_BLOCKS,
+    FLUX_PROMPT,
+    HEADS,
+    WIDTH,
+    FamilyCase,
+    assembled,
+    flow_scheduler,
+    flux,
+    masks,
+    prompts,
+    square,
+)
 from support.video_families import VIDEOS, wan
+from torch import nn
 
 
 def wan_of_one_transformer() -> Any:
@@ -25,7 +41,7 @@ def wan_of_one_transformer() -> Any:
     return assembled(WanPipeline, pipe.transformer, pipe.scheduler)
 
 
-_FLUX = FamilyCase(
+FLUX = FamilyCase(
     "FLUX.1",
     lambda: flux(num_layers=2, num_single_layers=4),
     {**FLUX_PROMPT, **square(64)},
@@ -36,6 +52,41 @@ _FLUX = FamilyCase(
 _COGVIDEOX = next(case for case in VIDEOS if case.name == "CogVideoX")
 _WAN = FamilyCase(
     "Wan 2.1", wan_of_one_transformer, {**prompts(), **square(32), "num_frames": 5}, evaluations=2
+)
+
+
+def nucleus() -> Any:
+    """A mixture of experts, with the text's keys and values apart from the image's."""
+    transformer = NucleusMoEImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        **HEADS,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+        dense_moe_strategy="leave_first_block_dense",
+        num_experts=2,
+        moe_intermediate_dim=16,
+        capacity_factors=1.0,
+        mlp_ratio=16.0,
+    )
+    for parameter in transformer.parameters():
+        if parameter.dim() > 1:  # its experts come with whatever was in memory
+            nn.init.normal_(parameter, std=0.2)
+    scheduler = flow_scheduler(use_dynamic_shifting=True)
+    return NucleusMoEImagePipeline(transformer, scheduler, None, None, None)
+
+
+_NUCLEUS = FamilyCase(
+    "NucleusMoE-Image",
+    nucleus,
+    {
+        **prompts(),
+        **masks("prompt_embeds_mask", "negative_prompt_embeds_mask"),
+        **square(64),
+    },
+    modules=("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "encoder_proj"),
+    evaluations=2,
 )
 
 
@@ -92,11 +143,11 @@ def _sea(pipe: Any) -> SeaCacheConfig:
 
 
 CACHES = (
-    Companion("cache-dit", _FLUX, _cache_dit, "cache_dit", "cache-dit"),
-    Companion("FirstBlockCache", _FLUX, _cached(lambda pipe: FirstBlockCacheConfig(0.5))),
+    Companion("cache-dit", FLUX, _cache_dit, "cache_dit", "cache-dit"),
+    Companion("FirstBlockCache", FLUX, _cached(lambda pipe: FirstBlockCacheConfig(0.5))),
     Companion(
         "MagCache",
-        _FLUX,
+        FLUX,
         _cached(
             lambda pipe: MagCacheConfig(
                 threshold=1.0,
@@ -108,7 +159,7 @@ CACHES = (
     ),
     Companion(
         "TaylorSeer",
-        _FLUX,
+        FLUX,
         _cached(
             lambda pipe: TaylorSeerCacheConfig(
                 cache_interval=2, disable_cache_before_step=2, taylor_factors_dtype=torch.float32
@@ -116,8 +167,20 @@ CACHES = (
         ),
     ),
     Companion(
+        "TaylorSeer, on single layers",
+        FLUX,
+        _cached(
+            lambda pipe: TaylorSeerCacheConfig(
+                cache_interval=2,
+                disable_cache_before_step=2,
+                taylor_factors_dtype=torch.float32,
+                cache_identifiers=[r".*\.to_(q|out\.0)", r".*\.proj_mlp"],
+            )
+        ),
+    ),
+    Companion(
         "TaylorSeer, lite mode",
-        _FLUX,
+        FLUX,
         _cached(
             lambda pipe: TaylorSeerCacheConfig(
                 cache_interval=2,
@@ -130,4 +193,5 @@ CACHES = (
     Companion("PyramidAttentionBroadcast", _COGVIDEOX, _cached(_pyramid)),
     Companion("FasterCache", _COGVIDEOX, _cached(_faster)),
     Companion("SeaCache", _WAN, _cached(_sea)),
+    Companion("TextKVCache", _NUCLEUS, _cached(lambda pipe: TextKVCacheConfig()), lossless=True),
 )

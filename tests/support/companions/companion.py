@@ -43,6 +43,8 @@ class Companion:
     """Of the denoiser in each step, with it on; None: as many as without."""
     components: tuple[str, str] | None = None
     """For a fusion of each: the one that it acts on, and another. None: the pipeline has one."""
+    lossless: bool = False
+    """Whether the bare pipeline makes the same with it."""
     after_a_branch: str | None = None
     """What is said of it where it is put on after a fusion in mode branch and cannot be; None: it
     can."""

@@ -9,17 +9,16 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from bare_pipelines import noise
 from diffusers import UNet2DConditionModel
 from support.companions.companion import Companion, On
 from support.families import FamilyCase, square
 from support.sd_families import sd, sd_case
 
-#: The UNet's part alone, and one that acts on its input.
-_BOTH = ("unet", "text_encoder")
+#: The denoiser, and what makes its input.
+BOTH = ("unet", "text_encoder")
 
 
-def _sd1(**arguments: Any) -> FamilyCase:
+def sd1(**arguments: Any) -> FamilyCase:
     return _of_both(sd_case("SD1", lambda: sd("sd1"), **square(), **arguments))
 
 
@@ -79,35 +78,6 @@ def _compel(pipe: Any) -> On:
     return On(lambda: None, arguments)
 
 
-def _ip_adapter(pipe: Any) -> On:
-    pipe.load_ip_adapter(ip_adapter_weights(pipe.unet), None, "", image_encoder_folder=None)
-    pipe.set_ip_adapter_scale(0.7)
-    embeddings = torch.stack([noise(1, _IMAGE_WIDTH, seed=4), noise(1, _IMAGE_WIDTH, seed=5)])
-    return On(pipe.unload_ip_adapter, lambda: {"ip_adapter_image_embeds": [embeddings]})
-
-
-_IMAGE_WIDTH, _IMAGE_TOKENS = 16, 4
-
-
-def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, dict[str, torch.Tensor]]:
-    """Random weights in the layout of the first IP-Adapter."""
-    width = unet.config.cross_attention_dim
-    projection = {
-        "proj.weight": 0.3 * noise(_IMAGE_TOKENS * width, _IMAGE_WIDTH, seed=1),
-        "proj.bias": torch.zeros(_IMAGE_TOKENS * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-    }
-    adapter = {}
-    for index, name in enumerate(unet.attn_processors):
-        if name.endswith("attn2.processor"):
-            out = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-            for seed, part in enumerate(("k", "v")):
-                key = f"{index}.to_{part}_ip.weight"
-                adapter[key] = 0.3 * noise(out, width, seed=10 * index + seed)
-    return {"image_proj": projection, "ip_adapter": adapter}
-
-
 def sd1_of_full_depth() -> Any:
     """With all the blocks of Stable Diffusion 1, by whose names HiDiffusion knows it."""
     pipe = sd("sd1")
@@ -127,18 +97,16 @@ def sd1_of_full_depth() -> Any:
 _FULL_DEPTH = _of_both(sd_case("SD1 of full depth", sd1_of_full_depth, **square(64)))
 
 UNETS = (
-    Companion("DeepCache", _sd1(), _deep_cache, "DeepCache", "DeepCache", components=_BOTH),
-    Companion("FreeU", _sd1(), _free_u, components=_BOTH),
-    Companion(
-        "ToMe (tomesd)", _sd1(guidance_scale=1.0), _tome, "tomesd", "tomesd", components=_BOTH
-    ),
+    Companion("DeepCache", sd1(), _deep_cache, "DeepCache", "DeepCache", components=BOTH),
+    Companion("FreeU", sd1(), _free_u, components=BOTH),
+    Companion("ToMe (tomesd)", sd1(guidance_scale=1.0), _tome, "tomesd", "tomesd", components=BOTH),
     Companion(
         "HiDiffusion",
         _FULL_DEPTH,
         _hi_diffusion,
         "hidiffusion",
         "hidiffusion",
-        components=_BOTH,
+        components=BOTH,
         quick=False,
     ),
     Companion(
@@ -153,6 +121,5 @@ UNETS = (
         quick=False,
         after_a_branch=r"2 layers were changed .*\n.*its class was changed to downsampler_block",
     ),
-    Companion("compel", _sd1(), _compel, "compel", "compel", components=_BOTH),
-    Companion("IP-Adapter", _sd1(), _ip_adapter, components=_BOTH),
+    Companion("compel", sd1(), _compel, "compel", "compel", components=BOTH),
 )
