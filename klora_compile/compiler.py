@@ -239,5 +239,6 @@ def _family(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> str | No
     """Return the family of all LoRAs together; a layer of one LoRA may identify all of them."""
     weights = (layer for layer in layers if layer.parameter == "weight")
     found = family_of({(v.component, v.module): v.shape for v in weights})
-    stated = {adapter.survey.family for adapter in sources.values()} - {None}
-    return stated.pop() if found is None and len(stated) == 1 else found
+    told = [set(s.survey.families) for s in sources.values() if s.survey.families]
+    common = set.intersection(*told) if told else set[str]()
+    return common.pop() if found is None and len(common) == 1 else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.survey import Survey
@@ -12,7 +12,7 @@ from klora_compile.settings.shared import Settings
 from klora_compile.slots import ROLES, role_of
 from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.errors import ConfigError, PairingError, shown
-from klora_runtime.families.catalogue import family_name
+from klora_runtime.families.catalogue import FAMILIES, family_name
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -64,8 +64,8 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     issues = list(_issues_of_shapes(layers))
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
-    families = {lora.family for lora in loras.values()} - {None}
-    if rule.whole and len(families) > 1:
+    told = [may_be(lora.families) for lora in loras.values() if lora.families]
+    if rule.whole and told and not set.intersection(*told):
         raise PairingError(f"the LoRAs are for different models. {advice}")
     common = set.intersection(*map(set, layers.values()))
     if not rule.whole and all(name.startswith("text_encoder") for name in common):
@@ -77,6 +77,16 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
             f"the LoRAs have no denoiser layer in common. {advice}",
             [f"{slot} adapts {', '.join(names)}" for slot, names in components.items()],
         )
+
+
+def may_be(families: Iterable[str]) -> set[str]:
+    """Return these families and those whose LoRAs may be taken for one of them."""
+    found = set(families)
+    for key, family in FAMILIES.items():
+        parent = family.parent
+        if parent is not None and parent.key in found:
+            found.add(key)
+    return found
 
 
 def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterator[str]:

@@ -95,7 +95,8 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if not file.tensors:
         raise LoraError(f"{where} holds no tensors.")
     shapes = {key: info.shape for key, info in file.tensors.items()}
-    account = account_for(shapes, stated_family(file.metadata))
+    stated = stated_family(file.metadata)
+    account = account_for(shapes, stated)
     scales = Scales(file.metadata, file.config, where)
     describer = Describer(file, account, scales, options, base)
     pieces: list[Piece] = []
@@ -119,6 +120,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if isinstance(axis, str):
         problems.append(axis)
     found = families_of_layers(layers.values(), account.families)
+    found = (stated,) if stated in found else found
     return Survey(
         path=file.path,
         nbytes=file.size,

@@ -7,12 +7,12 @@ most of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from klora_compile.families.tables import IN_DIFFUSERS_NAMES, WHOLE
 from klora_compile.reading.layers import LayerFacts
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
-from klora_runtime.families.catalogue import FAMILIES, family_of
+from klora_runtime.families.catalogue import FAMILIES, families_of
 from klora_runtime.families.family import Family
 from klora_runtime.families.rows import Layout
 
@@ -47,26 +47,28 @@ def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) 
     weights = [layer for layer in layers if layer.parameter == "weight"]
     if len(families) == 1:
         return tuple(families)
-    by_shape = family_of({(v.component, v.module): v.shape for v in weights if v.shape is not None})
-    if by_shape is not None:
-        return (by_shape,)
     denoiser = [layer for layer in weights if layer.component not in TEXT_ENCODERS]
+    shapes = {(v.component, v.module): v.shape for v in weights if v.shape is not None}
+    marked = families_of(shapes)
+    marked = (marked & set(families)) or marked
+    if marked:
+        having = {k for k in marked if all(_has(FAMILIES[k], each) for each in denoiser)} or marked
+        return tuple(sorted(_without_children(_deep_enough(having, denoiser) or having)))
     if not denoiser or {layer.component for layer in denoiser} == {"unet"}:
         return ()
     fitting = set(families) or {
         key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in denoiser)
     }
     fitting = {key for key in fitting if not _is_of_another_width(key, denoiser)} or fitting
-    found = _by_depth(fitting, [layer.module for layer in denoiser])
-    found -= {key for key in found if _parent(key) in found}
+    found = _without_children(_by_depth(fitting, denoiser))
     if families:
         found -= {key for key in found if _namesake(key) in found}
     return tuple(sorted(found))
 
 
 def _parent(key: str) -> str | None:
-    """Return the family that a family's models were trained from, or None."""
-    parent = FAMILIES[key].trained_from if key in FAMILIES else None
+    """Return the key of :attr:`Family.parent`, or None."""
+    parent = FAMILIES[key].parent if key in FAMILIES else None
     return None if parent is None else parent.key
 
 
@@ -101,22 +103,37 @@ def _is_of_another_width(key: str | None, layers: Iterable[LayerFacts]) -> bool:
     )
 
 
-def _by_depth(families: Collection[str], modules: Iterable[str]) -> set[str]:
-    """Return the families with enough blocks; if any has its last block adapted, only those."""
+def _without_children(keys: Collection[str]) -> set[str]:
+    """Return the families without those whose parent is among them."""
+    return {key for key in keys if _parent(key) not in keys}
+
+
+def _depths(layers: Iterable[LayerFacts]) -> Mapping[str, int]:
+    """Return each list of blocks with the number of its last adapted block plus one."""
     depths: dict[str, int] = {}
-    for module in modules:
-        block = _BLOCK.match(module)
+    for layer in layers:
+        block = _BLOCK.match(layer.module)
         if block is not None:
             depths[block[1]] = max(depths.get(block[1], 0), int(block[2]) + 1)
-    known = {key: FAMILIES[key].blocks if key in FAMILIES else {} for key in families}
-    possible = {
+    return depths
+
+
+def _deep_enough(families: Collection[str], layers: Iterable[LayerFacts]) -> set[str]:
+    """Return the families with enough blocks."""
+    depths = _depths(layers)
+    return {
         key
-        for key, blocks in known.items()
-        if all(depth <= blocks.get(name, depth) for name, depth in depths.items())
+        for key in families
+        if all(depth <= FAMILIES[key].blocks.get(name, depth) for name, depth in depths.items())
     }
+
+
+def _by_depth(families: Collection[str], layers: Sequence[LayerFacts]) -> set[str]:
+    """Return the families with enough blocks; if any has its last block adapted, only those."""
+    depths, possible = _depths(layers), _deep_enough(families, layers)
     whole = {
         key
         for key in possible
-        if depths and all(depth == known[key].get(name) for name, depth in depths.items())
+        if depths and all(n == FAMILIES[key].blocks.get(name) for name, n in depths.items())
     }
     return whole or possible

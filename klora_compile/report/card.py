@@ -33,6 +33,13 @@ _ANY_TASK: Task = "text-to-image"
 _ANY_PIPELINE = "DiffusionPipeline"
 _BASE_MODEL = "BASE-MODEL"
 
+#: What a pipeline makes -> a name for one, and the attribute of its result that holds them.
+_OUTPUTS = {
+    "image": ("image", "images"),
+    "video": ("frames", "frames"),
+    "audio": ("audio", "audios"),
+}
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -243,7 +250,7 @@ def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
     """Return Python lines that load the base model, apply the artifact and sample."""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
     task = _ANY_TASK if family is None else family.task
-    one, many = ("frames", "frames") if task.endswith("video") else ("image", "images")
+    one, many = _OUTPUTS.get(task.rpartition("-")[2], _OUTPUTS["image"])
     model = f"pipe = {pipeline}.from_pretrained({_literal(facts.base_model or _BASE_MODEL)})"
     if family is not None and family.is_modular:
         model += "\npipe.load_components()"
@@ -266,7 +273,7 @@ def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
 def _command(fusion: Schedule, facts: CardFacts, family: Family | None) -> str | None:
     """Return the same as a command; None if a command cannot do it."""
     task = _ANY_TASK if family is None else family.task
-    if task.startswith("image") or (family is not None and family.is_modular):
+    if task.startswith("image") or task.endswith("audio") or (family and family.is_modular):
         return None
     name = printable(facts.name)
     words = ["klora", "sample", f"./{name}" if name.startswith("-") else name]

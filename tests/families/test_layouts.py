@@ -31,6 +31,7 @@ from klora_compile.families.tables import (
     WHOLE,
 )
 from klora_runtime.families import (
+    ace_step,
     anima,
     flux1,
     hunyuan_image,
@@ -212,6 +213,17 @@ def ideogram4_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
     }
 
 
+def flux3_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
+    """Which knows the norms of queries and keys by `scale` alone."""
+    own = {k: v for k, v in values.items() if k.endswith(".scale") == (".norm." in k)}
+    return single_file_utils.convert_flux3_transformer_checkpoint_to_diffusers(own)
+
+
+def minimax_h3_converter(values: Checkpoint) -> Mapping[str, torch.Tensor]:
+    own = {key: value for key, value in values.items() if key.endswith(".weight")}
+    return single_file_utils.convert_minimax_h3_transformer_checkpoint_to_diffusers(own, {})
+
+
 CONVERTERS: Mapping[str, Convert] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), unet_converter),
     "sd3": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
@@ -232,11 +244,14 @@ CONVERTERS: Mapping[str, Convert] = {
     "mochi-1": single_file_utils.convert_mochi_transformer_checkpoint_to_diffusers,
     "ideogram-4": ideogram4_converter,
     "auraflow": single_file_utils.convert_auraflow_transformer_checkpoint_to_diffusers,
+    "flux.3": flux3_converter,
+    "minimax-h3": minimax_h3_converter,
+    "cosmos-predict": single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers,
 }
 
 
 #: Names that no code of the installed diffusers converts: a script of its repository does.
-NOT_CONVERTED = (hunyuan_video_15.ORIGINAL, hunyuan_image.ORIGINAL)
+NOT_CONVERTED = (hunyuan_video_15.ORIGINAL, hunyuan_image.ORIGINAL, ace_step.ORIGINAL)
 
 
 def is_converted(layout: Layout) -> bool:

@@ -99,6 +99,7 @@ FAMILY = Family(
     title="Tomorrow 1",
     pipeline="TomorrowPipeline",
     hub="authors/tomorrow",
+    models=("TomorrowTransformer",),
     layouts=(AUTHORS,),
     blocks={"units": 7},
     marks=(Mark(r"^units\\.\\d+\\.attn\\.to_[qkv]$", (24,)),),

@@ -32,6 +32,7 @@ EXPLAINED = ("marks", "stated", "tag", "script", "kohya", "text_encoders")
 #: What says all there is to say where it is empty.
 MAY_BE_EMPTY = (
     "trained_from",
+    "built_as",
     "named_after",
     "shares_marks_of",
     "kernels",
@@ -83,8 +84,12 @@ def test_the_pipeline_is_one_of_diffusers(family: Family) -> None:
     assert ("frames" in result) == (family.task == "text-to-video") or family.is_modular
 
 
-#: Ids that only diffusers' documentation has.
-DOCUMENTED = {"circlestone-labs/Anima-Base-v1.0-Diffusers"}
+#: Ids that only documentation has.
+DOCUMENTED = {
+    "circlestone-labs/Anima-Base-v1.0-Diffusers",
+    "baidu/ERNIE-Image",
+    "black-forest-labs/FLUX-3-Image-Klein-Base",
+}
 
 
 @ALL
@@ -125,7 +130,7 @@ def test_the_blocks_are_those_of_the_model(family: Family) -> None:
     # Sequences of single layers, which are no blocks.
     single = (
         *("t_embedder", "cap_embedder", "time_caption_embed", "condition_embedder"),
-        *("caption_projection",),
+        *("caption_projection", "glyph_projector", "prior_projector"),
     )
     found = {name: count for name, count in found.items() if not name.startswith(single)}
     assert {**found, **LARGER.get(family.key, {})} == dict(family.blocks)

@@ -39,6 +39,8 @@ STATED: dict[str | None, tuple[str, ...]] = {
     "pixart": ("pixart-alpha/lora", "pixart-sigma/lora", "pixart"),
     "sana": ("sana/lora",),
     "ideogram-4": ("Ideogram-4/lora", "Ideogram/lora", "ideogram4"),
+    "ernie-image": ("Ernie/lora",),
+    "minimax-h3": ("minimax_h3", "minimax_h3_ref2va"),
     "hidream-i1": ("hidream-i1/lora", "hidream_i1"),
     # Of base models that have no record; several begin as one that has.
     None: (

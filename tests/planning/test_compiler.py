@@ -11,7 +11,7 @@ import torch
 from support.lora_files import peft_keys, random_pair, write_lora
 
 from klora_compile import Settings, compile_fusion, read_adapter, reschedule
-from klora_compile.rules import Klora
+from klora_compile.rules import Direct, Klora
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, LoraError, PairingError
@@ -210,6 +210,24 @@ def test_a_partner_of_another_family_is_named(
         compile_fusion(*paths)
     assert f"is for {names[0]}, STYLE" in str(caught.value)
     assert f" for {names[1]}; take two LoRAs of one base model" in str(caught.value)
+
+
+SANA = [f"transformer.transformer_blocks.{i}.attn1.to_q" for i in range(20)]
+SANA_VIDEO = [*SANA, "transformer.transformer_blocks.3.ff.conv_temp"]
+BRIA = [*FLUX_1_PEFT, *(f"transformer.time_embed.timestep_embedder.linear_{i}" for i in (1, 2))]
+
+
+@pytest.mark.parametrize(("one", "other"), [(SANA, SANA_VIDEO), (FLUX_1_PEFT, BRIA)])
+def test_a_lora_that_may_be_of_several_families_is_paired_with_one_of_each(
+    one: list[str], other: list[str], tmp_path: Path
+) -> None:
+    """A rule of whole LoRAs looks at the families alone."""
+    width = 2240 if one is SANA else 16
+    paths = [
+        whole(tmp_path / f"{i}.safetensors", modules, width)
+        for i, modules in enumerate((one, other))
+    ]
+    assert compile_fusion(*paths, Direct(), device="cpu").entries
 
 
 @pytest.mark.parametrize(

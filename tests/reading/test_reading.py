@@ -54,7 +54,14 @@ DOTTED: dict[str, tuple[str, str]] = {
     **{
         f"{component}.": (component, "blocks.0.self_attn.q_proj")
         for component in (
-            *("connectors", "prior", "prior_prior", "decoder", "unconditional_transformer"),
+            *(
+                "connectors",
+                "prior",
+                "prior_prior",
+                "decoder",
+                "unconditional_transformer",
+                "transformer_ref",
+            ),
             *("image_unet", "text_unet", "super_res_first", "super_res_last"),
         )
     },

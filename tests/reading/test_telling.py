@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from klora_compile.reading.layers import LayerFacts
-from klora_compile.reading.telling import family_of_layers
+from klora_compile.reading.telling import families_of_layers, family_of_layers
 
 
 def told(layers: Iterable[tuple[str, tuple[int, int]]], *families: str) -> str | None:
@@ -86,3 +86,48 @@ def test_all_components_of_a_family_are_its_own() -> None:
 def test_a_second_denoiser_has_the_names_of_the_first() -> None:
     assert told(blocks("transformer_2.blocks.{}.attn1.to_q", 3, 64)) == "wan"
     assert told(blocks("transformer_2.layers.{}.attention.to_q", 3, 64)) is None
+
+
+# --- marks that several families have ------------------------------------------------------------
+
+
+def one_of(layers: Iterable[tuple[str, tuple[int, int]]]) -> tuple[str, ...]:
+    facts = [
+        LayerFacts(*name.split(".", 1), "weight", "lora", 1, 1.0, "rank", shape)
+        for name, shape in layers
+    ]
+    return families_of_layers(facts, ())
+
+
+BLOCK = "transformer.transformer_blocks.{}"
+
+
+@pytest.mark.parametrize(
+    ("path", "count", "width", "families"),
+    [
+        (f"{BLOCK}.attn1.to_q", 3, 1152, ("pixart", "sana", "sana-video")),
+        (f"{BLOCK}.attn1.to_q", 28, 1152, ("pixart", "sana")),
+        (f"{BLOCK}.attn1.to_q", 20, 2240, ("sana", "sana-video")),
+        (f"{BLOCK}.attn1.to_q", 60, 2240, ("sana",)),
+        (f"{BLOCK}.norm1.linear", 3, 512, ("cogvideox", "cogview-4", "glm-image")),
+        (f"{BLOCK}.norm2.linear", 3, 512, ("cogvideox",)),
+        (f"{BLOCK}.norm1.linear_1", 28, 2048, ("anima", "cosmos-predict")),
+        (f"{BLOCK}.norm1.linear_1", 36, 5120, ("cosmos-predict",)),
+        (f"transformer.{SINGLE}", 38, 3072, ("flux.1",)),
+    ],
+)
+def test_a_mark_of_several_families_says_one_of_them(
+    path: str, count: int, width: int, families: tuple[str, ...]
+) -> None:
+    assert one_of(blocks(path, count, width)) == families
+
+
+def test_layers_that_only_one_has_tell_it_from_those_with_its_marks() -> None:
+    video = blocks(f"{BLOCK}.attn1.to_q", 3, 2240)
+    temporal = blocks(f"{BLOCK}.ff.conv_temp", 3, 2240)
+    assert one_of([*video, *temporal]) == ("sana-video",)
+    assert one_of([*blocks(SELF, 28, 2048), *blocks(ADAPTER, 6, 1024)]) == ("anima",)
+    time = [("transformer.time_embed.timestep_embedder.linear_1", (3072, 256))]
+    found = one_of([*blocks(DOUBLE, 3, 3072), *time])
+    assert "bria" in found
+    assert "flux.1" not in found

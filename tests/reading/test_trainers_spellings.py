@@ -241,6 +241,38 @@ def test_one_prefix_for_all_encoders_leads_to_the_one_that_has_the_module(
     assert modules_of(found)[f"{key}.alpha"][0] == component
 
 
+def test_a_text_encoder_that_two_families_have_in_two_components_is_not_guessed() -> None:
+    """OneTrainer writes Chroma's T5 so, VideoX-Fun FLUX.1's."""
+    both = {f"lora_unet_double_blocks_{i}_img_attn_proj.alpha": () for i in range(2)}
+    key = "lora_te_encoder_block_3_layer_1_DenseReluDense_wo.alpha"
+    (problem,) = account_for({**both, key: ()}).problems
+    assert problem == (
+        "text_encoder.encoder.block.3.layer.1.DenseReluDense.wo: is ambiguous: it may be of "
+        "text_encoder_2 of flux.1, text_encoder of chroma; state the base model as "
+        "modelspec.architecture in the file's metadata"
+    )
+    stated = account_for({**both, key: ()}, "chroma")
+    assert not stated.problems
+    assert modules_of(stated)[key][0] == "text_encoder"
+    clip = "lora_te_text_model_encoder_layers_3_mlp_fc1.alpha"
+    beside = account_for({**both, key: (), clip: ()})  # which Chroma has not
+    assert not beside.problems
+    assert modules_of(beside)[key][0] == "text_encoder_2"
+
+
+def test_names_whose_rows_lie_otherwise_are_refused(tmp_path: Path) -> None:
+    """DiffSynth-Studio's files are told by the name of an adapter alone."""
+    down, up = random_pair(24, 8, 2)
+    for adapter in ("", ".default"):
+        name = "blocks.3.attn.qkv_proj.lora_"
+        path = saved(tmp_path, {f"{name}A{adapter}.weight": down, f"{name}B{adapter}.weight": up})
+        if not adapter:
+            assert len(read_adapter(path).layers) == 3
+            continue
+        with pytest.raises(LoraError, match="rows of its fused query, key and value lie head by"):
+            read_adapter(path)
+
+
 # --- other files ----------------------------------------------------------------------------------
 
 

@@ -112,9 +112,22 @@ CARDS: dict[str | None, tuple[str, str, str | None]] = {
     "cogvideox": ("CogVideoXPipeline", "text-to-video", "cogvideox"),
     "mochi-1": ("MochiPipeline", "text-to-video", None),
     "ideogram-4": ("Ideogram4Pipeline", "text-to-image", "ideogram4"),
+    "flux.3": ("Flux3ModularPipeline", "text-to-image", None),
+    "ernie-image": ("ErnieImagePipeline", "text-to-image", None),
+    "minimax-h3": ("MiniMaxH3ModularPipeline", "text-to-video", None),
+    "ace-step": ("AceStepPipeline", "text-to-audio", None),
+    "cosmos-predict": ("Cosmos2_5_PredictBasePipeline", "text-to-video", None),
+    "sana-video": ("SanaVideoPipeline", "text-to-video", None),
+    "bria": ("BriaPipeline", "text-to-image", None),
+    "fibo": ("BriaFiboPipeline", "text-to-image", None),
+    "glm-image": ("GlmImagePipeline", "text-to-image", None),
     None: ("DiffusionPipeline", "text-to-image", None),
     "next": ("DiffusionPipeline", "text-to-image", None),
 }
+
+
+#: Of pipelines that load their parts when told; `klora sample` takes none.
+MODULAR = ("anima", "flux.3", "minimax-h3")
 
 
 def family_card(artifact: Path, family: str | None) -> tuple[dict[str, Any], str]:
@@ -153,11 +166,15 @@ def test_the_lines_of_a_card_are_python(family: str | None, stated_artifact: Pat
     expected = {"prompt", "num_inference_steps"} | ({"image"} if takes_image else set())
     assert called["pipe"] == expected
     assert ("load_image" in called) == takes_image
-    assert ("pipe.load_components" in called) == (family == "anima")
+    assert ("pipe.load_components" in called) == (family in MODULAR)
     if family in FAMILIES:
         assert f"such as `{FAMILIES[family].hub}`." in body
     is_command = any(token.content.startswith("klora sample") for token in tokens(body))
-    assert is_command == (family not in ("sdxl-refiner", "anima"))
+    assert is_command == (family not in ("sdxl-refiner", "ace-step", *MODULAR))
+
+
+def test_a_family_of_music_has_no_pictures(stated_artifact: Path) -> None:
+    assert ".audios[0]\n" in section(family_card(stated_artifact, "ace-step")[1], "How to load")
 
 
 def test_a_video_family_makes_videos(stated_artifact: Path) -> None:

@@ -109,6 +109,21 @@ KANDINSKY_5_PRO: dict[str, Any] = {
     "ff_dim": 16384,
     "time_dim": 1024,
 }
+#: "Cosmos-2.5-Predict-Base-14B" of diffusers' `scripts/convert_cosmos_to_diffusers.py`.
+COSMOS_25_14B: dict[str, Any] = {
+    "num_attention_heads": 40,
+    "num_layers": 36,
+    "extra_pos_embed_type": None,
+    "use_crossattn_projection": True,
+    "crossattn_proj_in_channels": 100352,
+}
+#: ERNIE-Image of eight billion weights: what makes as many. Its `config.json` was not at hand.
+ERNIE_IMAGE: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_layers": 36,
+    "ffn_hidden_size": 12288,
+}
 #: Of diffusers' `scripts/convert_cogview4_to_diffusers.py`.
 COGVIEW_4: dict[str, Any] = {
     "num_layers": 28,
@@ -156,6 +171,15 @@ DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "cogvideox": (diffusers.CogVideoXTransformer3DModel, COGVIDEOX_5B),
     "mochi-1": (diffusers.MochiTransformer3DModel, {}),
     "ideogram-4": (diffusers.Ideogram4Transformer2DModel, {}),
+    "flux.3": (diffusers.Flux3Transformer2DModel, {"flow_map": True}),
+    "ernie-image": (diffusers.ErnieImageTransformer2DModel, ERNIE_IMAGE),
+    "minimax-h3": (diffusers.MiniMaxH3Transformer3DModel, {}),
+    "ace-step": (diffusers.AceStepTransformer1DModel, {}),
+    "cosmos-predict": (diffusers.CosmosTransformer3DModel, COSMOS_25_14B),
+    "sana-video": (diffusers.SanaVideoTransformer3DModel, {}),
+    "bria": (diffusers.BriaTransformer2DModel, {}),
+    "fibo": (diffusers.BriaFiboTransformer2DModel, {}),
+    "glm-image": (diffusers.GlmImageTransformer2DModel, {}),
 }
 
 #: Released models of a family that have modules which the one above has not.

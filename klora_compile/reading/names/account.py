@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from klora_compile.reading.files.whole_models import token_embedding
 from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of, shared_part
 from klora_compile.reading.forms.parts import Header, Part, Shape
-from klora_compile.reading.names.keys import ParsedKey, RefusedKey, UnplacedKey, parse_key
+from klora_compile.reading.names.keys import (
+    ParsedKey,
+    RefusedKey,
+    UnplacedKey,
+    names_adapter,
+    parse_key,
+)
 from klora_compile.reading.names.placing import (
     Choice,
     choose,
@@ -19,7 +25,7 @@ from klora_compile.reading.names.placing import (
 from klora_compile.reading.names.spelling import PEFT_ROOT
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import FAMILIES
-from klora_runtime.families.family import TextEncoder
+from klora_runtime.families.family import Family, TextEncoder
 from klora_runtime.families.rows import Layout
 
 _Key = ParsedKey | UnplacedKey
@@ -64,6 +70,9 @@ class Account:
     """Table for modules in the authors' names; None if there are no such modules."""
     families: frozenset[str]
     """Families of all tables that agree with it."""
+    with_encoders: tuple[str, ...]
+    """Those of the families that have all text encoders of the file, in the catalogue's order; all
+    families if none has them."""
     shared: Mapping[Part, str]
     """Part -> key of tensors that the file has once for all modules."""
     unused: tuple[UnusedKey, ...]
@@ -94,21 +103,55 @@ class Account:
         return encoder.component, encoder.model.home(key.written) or key.module
 
     def _text_encoder(self, key: ParsedKey) -> TextEncoder | None:
-        """Return the text encoder of a key's prefix in the table's first family with such a module.
-
-        VideoX-Fun writes one prefix for all text encoders; it then means the family's text encoder
-        that has the module.
-        """
+        """Return the text encoder that a key belongs to, or None."""
         if self.table is None or key.prefix is None:
             return None
-        fitting = {self.table.family, *self.families}
-        for family in (family for name, family in FAMILIES.items() if name in fitting):
-            named = family.encoder(key.prefix)
-            having = [e for e in family.text_encoders if e.model.home(key.written) is not None]
-            if named in having or (named is None and len(having) == 1):
-                return named or having[0]
+        for family in self.with_encoders:
+            found = _encoder_of(FAMILIES[family], key)
+            if found is not None:
+                return found
         own = FAMILIES.get(self.table.family)
         return None if own is None else own.encoder(key.prefix)
+
+
+def _encoder_of(family: Family, key: ParsedKey) -> TextEncoder | None:
+    """Return the family's text encoder that a key belongs to, or None.
+
+    VideoX-Fun writes one prefix for all text encoders; it then means the family's text encoder
+    that has the module.
+    """
+    named = None if key.prefix is None else family.encoder(key.prefix)
+    having = [e for e in family.text_encoders if e.model.home(key.written) is not None]
+    if named in having or (named is None and len(having) == 1):
+        return named or having[0]
+    return None
+
+
+def _with_encoders(choice: Choice, modules: Sequence[Module]) -> tuple[str, ...]:
+    """Return :attr:`Account.with_encoders`."""
+    own = set() if choice.table is None else {choice.table.family, *choice.families}
+    families = [key for key in FAMILIES if key in own]
+    keys = [m.key for m in modules if isinstance(m.key, ParsedKey) and m.key.prefix is not None]
+    having = [f for f in families if all(_encoder_of(FAMILIES[f], key) for key in keys)]
+    return tuple(having or families)
+
+
+def _text_problems(families: Sequence[str], modules: Sequence[Module]) -> Iterator[str]:
+    """Yield a problem for each module that two families have in different text encoders."""
+    for module in modules:
+        if not isinstance(module.key, ParsedKey) or module.key.prefix is None:
+            continue
+        found = {f: _encoder_of(FAMILIES[f], module.key) for f in families}
+        places = {f: encoder.component for f, encoder in found.items() if encoder is not None}
+        named = {f for f in places if FAMILIES[f].encoder(module.key.prefix) is not None}
+        if named == set(places):  # one trainer's names; the first family is meant
+            continue
+        if len(set(places.values())) > 1:
+            said = ", ".join(f"{component} of {f}" for f, component in places.items())
+            yield (
+                f"{shown(module.name)}: is ambiguous: it may be of {said}; state the base model as "
+                "modelspec.architecture in the file's metadata"
+            )
 
 
 def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Account:
@@ -151,7 +194,11 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
             assert isinstance(module.key, UnplacedKey)
             said = choice.ambiguous[module.key.stem]
             problems += [f"{shown(key)}: {said}" for key in module.parts.values()]
+    with_encoders = _with_encoders(choice, modules)
+    problems += _text_problems(with_encoders, modules)
+    problems += _adapter_problems(choice.table, modules)
     return Account(
+        with_encoders=with_encoders,
         modules=tuple(m for m in modules if not _stem_in(m, choice.strangers)),
         table=choice.table,
         families=choice.families,
@@ -159,6 +206,15 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
         unused=tuple(UnusedKey(key, why[key], _is_of(key, used)) for key in keys if key in why),
         problems=tuple(problems),
     )
+
+
+def _adapter_problems(table: Layout | None, modules: Sequence[Module]) -> Iterator[str]:
+    """Yield a problem for each module with an adapter name that the table refuses."""
+    why = None if table is None else table.without_adapters
+    for module in modules if why is not None else ():
+        keys = [key for key in module.parts.values() if names_adapter(key)]
+        if keys and isinstance(module.key, UnplacedKey):
+            yield f"{shown(keys[0])}: {why}"
 
 
 def _is_of(key: str, modules: Collection[str]) -> bool:

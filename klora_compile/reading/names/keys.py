@@ -133,6 +133,11 @@ def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey 
     )
 
 
+def names_adapter(key: str) -> bool:
+    """Return whether a key has PEFT's adapter name between a part and ``weight``."""
+    return _ADAPTER.search(key) is not None
+
+
 def _ends_in(key: str, suffix: str, others: Container[str]) -> bool:
     if not key.endswith(suffix):
         return False

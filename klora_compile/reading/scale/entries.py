@@ -3,7 +3,7 @@
 An entry counts if its name, or the part after its last dot, *is* one of three words. Before the dot
 may be a component, a module, or anything else; the entry is then for that component, that module,
 or all layers. ``transformer.r`` beside ``transformer.lora_alpha`` is the rank that alpha is divided
-by. Files of MiniMax-H3 have such entries (huggingface/diffusers#14408), and sglang reads them.
+by. Files of videos have such entries (huggingface/diffusers#14408), and sglang reads them.
 """
 
 from __future__ import annotations

@@ -4,50 +4,18 @@ sd-scripts (``library/anima_models.py``) writes them with underscores after ``lo
 with dots after ``diffusion_model.``. diffusers runs the transformer as ``CosmosTransformer3DModel``
 and the adapter, ``llm_adapter`` in a file, as a separate component, ``text_conditioner``. The
 mapping to diffusers' names follows ``convert_cosmos_transformer_checkpoint_to_diffusers`` (Cosmos
-2.0) in its ``loaders/single_file_utils.py`` and ``scripts/convert_anima_to_diffusers.py``. Wan also
-has ``blocks.N.self_attn`` and ``blocks.N.cross_attn``, but with other names inside (``q`` instead
-of ``q_proj``).
+2.0) in its ``loaders/single_file_utils.py`` and ``scripts/convert_anima_to_diffusers.py``.
 """
 
 from __future__ import annotations
 
+from klora_runtime.families import cosmos_predict
 from klora_runtime.families.family import SD_SCRIPTS, Family, Kohya, Mark, Script, TextEncoder
-from klora_runtime.families.rows import Layout, Row, renamed
+from klora_runtime.families.rows import Layout, Row
 from klora_runtime.families.text_encoders import QWEN3
 
-_BLOCK, _TARGET = "blocks.{}", "transformer_blocks.{}"
-_ATTENTION = {
-    "q_proj": "to_q",
-    "k_proj": "to_k",
-    "v_proj": "to_v",
-    "output_proj": "to_out.0",
-    "q_norm": "norm_q",
-    "k_norm": "norm_k",
-}
-_LINEARS = {"1": "linear_1", "2": "linear_2"}
-
-COSMOS = Layout(
-    name="cosmos",
-    family="anima",
-    component="transformer",
-    rows=(
-        *renamed(f"{_BLOCK}.self_attn", f"{_TARGET}.attn1", _ATTENTION),
-        *renamed(f"{_BLOCK}.cross_attn", f"{_TARGET}.attn2", _ATTENTION),
-        *renamed(f"{_BLOCK}.adaln_modulation_self_attn", f"{_TARGET}.norm1", _LINEARS),
-        *renamed(f"{_BLOCK}.adaln_modulation_cross_attn", f"{_TARGET}.norm2", _LINEARS),
-        *renamed(f"{_BLOCK}.adaln_modulation_mlp", f"{_TARGET}.norm3", _LINEARS),
-        *renamed(f"{_BLOCK}.mlp", f"{_TARGET}.ff", {"layer1": "net.0.proj", "layer2": "net.2"}),
-        *renamed(
-            "t_embedder.1",
-            "time_embed.t_embedder",
-            {"linear_1": "linear_1", "linear_2": "linear_2"},
-        ),
-        *renamed("final_layer.adaln_modulation", "norm_out", _LINEARS),
-        Row("t_embedding_norm", ("time_embed.norm",)),
-        Row("x_embedder.proj.1", ("patch_embed.proj",)),
-        Row("final_layer.linear", ("proj_out",)),
-    ),
-)
+#: The transformer's layers are Cosmos-Predict's.
+COSMOS = Layout(name="cosmos", family="anima", component="transformer", rows=cosmos_predict.COMMON)
 
 _ADAPTER = "llm_adapter"
 _ADAPTER_BLOCK = (
@@ -76,11 +44,18 @@ FAMILY = Family(
     title="Anima",
     pipeline="AnimaModularPipeline",
     hub="circlestone-labs/Anima-Base-v1.0-Diffusers",
+    models=(
+        "CosmosTransformer3DModel",
+        "AnimaTextConditioner",
+    ),
     is_modular=True,
     layouts=(COSMOS, LLM_ADAPTER),
     blocks={"transformer_blocks": 28, "blocks": 6},
-    # The transformer's layers are Cosmos-Predict2's; only the adapter identifies Anima.
-    marks=(Mark(r"^blocks\.\d+\.(self|cross)_attn\.[qkv]_proj$", (1024,), LLM_ADAPTER.component),),
+    # The transformer's layers are Cosmos-Predict's; only the adapter identifies Anima.
+    marks=(
+        *cosmos_predict.MARKS,
+        Mark(r"^blocks\.\d+\.(self|cross)_attn\.[qkv]_proj$", (1024,), LLM_ADAPTER.component),
+    ),
     stated=r"anima",
     script=Script("networks.lora_anima", SD_SCRIPTS),
     kohya=Kohya(

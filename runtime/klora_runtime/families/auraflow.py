@@ -47,6 +47,7 @@ FAMILY = Family(
     title="AuraFlow",
     pipeline="AuraFlowPipeline",
     hub="fal/AuraFlow",
+    models=("AuraFlowTransformer2DModel",),
     layouts=(ORIGINAL,),
     blocks={"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
     marks=(Mark(r"^joint_transformer_blocks\.", (3072,)),),

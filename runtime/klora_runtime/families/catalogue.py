@@ -40,6 +40,15 @@ _FILES = (
     "cogvideox",
     "mochi",
     "ideogram4",
+    "flux3",
+    "ernie_image",
+    "minimax_h3",
+    "ace_step",
+    "cosmos_predict",
+    "sana_video",
+    "bria",
+    "fibo",
+    "glm_image",
 )
 
 
@@ -62,14 +71,19 @@ def family_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str | None:
     Returns:
         A key of :data:`FAMILIES`; None if no mark matches, or marks of several families match.
     """
+    own = families_of(shapes)
+    return next(iter(own)) if len(own) == 1 else None
+
+
+def families_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> frozenset[str]:
+    """Return all families whose marks the layers carry; see :func:`family_of`."""
     found = {
         key: family
         for key, family in FAMILIES.items()
         if any(_carried(mark, family, shapes) for mark in family.marks)
     }
     shared = {other.key for family in found.values() for other in family.shares_marks_of}
-    own = set(found) - shared
-    return own.pop() if len(own) == 1 else None
+    return frozenset(found) - shared
 
 
 def _carried(mark: Mark, family: Family, shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> bool:

@@ -45,6 +45,7 @@ FAMILY = Family(
     title="Chroma",
     pipeline="ChromaPipeline",
     hub="lodestones/Chroma1-HD",
+    models=("ChromaTransformer2DModel",),
     layouts=(BFL,),
     blocks={**flux1.FAMILY.blocks, f"{_APPROXIMATOR}.layers": 5},
     marks=(Mark(rf"^{_APPROXIMATOR}\.in_proj$", (64,)),),

@@ -2,7 +2,8 @@
 
 diffusers' own trainers (``examples/cogvideo``), finetrainers and the authors' (zai-org/CogVideo,
 ``finetune``) train diffusers' model with PEFT and write its names after ``transformer.``. klora
-does not read LoRAs of the authors' older trainer on SAT, which have other names.
+does not read LoRAs of the authors' older trainer on SAT, which have other names. ConsisID is the
+model of 5 billion weights with more layers, for a face.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ FAMILY = Family(
     title="CogVideoX",
     pipeline="CogVideoXPipeline",
     hub="THUDM/CogVideoX-5b",
+    models=("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"),
     task="text-to-video",
     tag="cogvideox",
     layouts=(DIFFUSERS,),
     # The model of 5 billion weights.
     blocks={"transformer_blocks": 42},
-    # The model of 2 billion weights, then all models; ConsisID has the same layers.
+    # The model of 2 billion weights, then all models.
     marks=(
         Mark(r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$", (1920,)),
-        Mark(r"^transformer_blocks\.\d+\.norm2\.linear$", (512,)),
+        Mark(r"^transformer_blocks\.\d+\.norm[12]\.linear$", (512,)),
     ),
     missing={
         "stated": "none of the trainers whose files klora reads states it",

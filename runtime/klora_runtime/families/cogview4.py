@@ -6,7 +6,7 @@ finetrainers (``models/cogview4``) trains diffusers' model with PEFT and writes 
 
 from __future__ import annotations
 
-from klora_runtime.families.family import Family
+from klora_runtime.families.family import Family, Mark
 from klora_runtime.families.rows import Layout, same
 
 DIFFUSERS = Layout(
@@ -36,10 +36,12 @@ FAMILY = Family(
     title="CogView4",
     pipeline="CogView4Pipeline",
     hub="THUDM/CogView4-6B",
+    models=("CogView4Transformer2DModel",),
     layouts=(DIFFUSERS,),
     blocks={"transformer_blocks": 28},
+    # The width of the time's embedding; attention as wide as its own other models have too.
+    marks=(Mark(r"^transformer_blocks\.\d+\.norm1\.linear$", (512,)),),
     missing={
-        "marks": "Cosmos-Predict1 and GLM-Image have layers of these names and widths",
         "tag": "diffusers has no trainer for it",
         "stated": "none of the trainers whose files klora reads states it",
         "script": "none of kohya's trainers trains it",

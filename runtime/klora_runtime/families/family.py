@@ -17,7 +17,7 @@ from klora_runtime.families.rows import Layout
 from klora_runtime.families.text_encoders import TextModel
 
 #: The task of a pipeline, as the Hub names it.
-Task = Literal["text-to-image", "image-to-image", "text-to-video"]
+Task = Literal["text-to-image", "image-to-image", "text-to-video", "text-to-audio"]
 
 #: Prefix of a denoiser's modules in files of kohya's trainers.
 DENOISER_PREFIX = "lora_unet_"
@@ -100,6 +100,8 @@ class Family:
     """Hub id of a released model, as diffusers' examples use it."""
     layouts: tuple[Layout, ...]
     """Module names in files; the first layout of each component names every module."""
+    models: tuple[str, ...]
+    """Classes of diffusers that its LoRAs are for; the first is the pipeline's denoiser."""
     blocks: Mapping[str, int]
     """Path of each list of blocks -> its length in the largest released model, in the order that
         data flows."""
@@ -109,7 +111,7 @@ class Family:
     is_modular: bool = False
     """Whether the pipeline is a modular one of diffusers, which loads its parts on request."""
     marks: tuple[Mark, ...] = ()
-    """Each mark alone identifies the family."""
+    """Each mark identifies the family, or one of the families that share the mark."""
     stated: str | None = None
     """Regular expression for ``modelspec.architecture`` or ``ss_base_model_version`` in lower case,
     with hyphens for dots, spaces and underscores. Only the end, a hyphen or a slash may follow the
@@ -121,6 +123,9 @@ class Family:
     text_encoders: tuple[TextEncoder, ...] = ()
     trained_from: Family | None = None
     """The family that its models were trained from; LoRAs of shared layers count as that one's."""
+    built_as: Family | None = None
+    """A more common family with the same layers, trained separately; LoRAs of shared layers count
+    as that one's."""
     named_after: Family | None = None
     """The family whose block names some tool uses for this one. A file that adapts only such blocks
         counts as that family's, unless widths or the number of blocks show otherwise."""
@@ -132,6 +137,11 @@ class Family:
     """Last names of 1x1 convolutions whose factors are also 1x1 convolutions in files."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Name of a field without a value -> the reason."""
+
+    @property
+    def parent(self) -> Family | None:
+        """The family that LoRAs of shared layers count as, or None."""
+        return self.trained_from or self.built_as
 
     @property
     def components(self) -> tuple[str, ...]:

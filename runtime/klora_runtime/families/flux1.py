@@ -114,6 +114,7 @@ FAMILY = Family(
     title="FLUX.1",
     pipeline="FluxPipeline",
     hub="black-forest-labs/FLUX.1-dev",
+    models=("FluxTransformer2DModel",),
     tag="flux",
     layouts=(BFL, XLABS),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},

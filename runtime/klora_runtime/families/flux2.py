@@ -92,6 +92,7 @@ FAMILY = Family(
     title="FLUX.2",
     pipeline="Flux2Pipeline",
     hub="black-forest-labs/FLUX.2-dev",
+    models=("Flux2Transformer2DModel",),
     tag="flux2",
     layouts=(BFL,),
     blocks={"transformer_blocks": 8, "single_transformer_blocks": 48},

@@ -50,6 +50,7 @@ FAMILY = Family(
     title="HiDream-I1",
     pipeline="HiDreamImagePipeline",
     hub="HiDream-ai/HiDream-I1-Full",
+    models=("HiDreamImageTransformer2DModel",),
     tag="hidream",
     layouts=(DIFFUSERS,),
     blocks={"double_stream_blocks": 16, "single_stream_blocks": 32},

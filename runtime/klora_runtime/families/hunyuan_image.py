@@ -55,6 +55,7 @@ FAMILY = Family(
     title="HunyuanImage 2.1",
     pipeline="HunyuanImagePipeline",
     hub="hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
+    models=("HunyuanImageTransformer2DModel",),
     layouts=(ORIGINAL, COMFY),
     blocks={
         "context_embedder.token_refiner.refiner_blocks": 2,

@@ -168,6 +168,10 @@ FAMILY = Family(
     title="HunyuanVideo",
     pipeline="HunyuanVideoPipeline",
     hub="hunyuanvideo-community/HunyuanVideo",
+    models=(
+        "HunyuanVideoTransformer3DModel",
+        "HunyuanVideoFramepackTransformer3DModel",
+    ),
     task="text-to-video",
     layouts=(ORIGINAL, COMFY),
     blocks={

@@ -73,6 +73,7 @@ FAMILY = Family(
     title="HunyuanVideo 1.5",
     pipeline="HunyuanVideo15Pipeline",
     hub="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+    models=("HunyuanVideo15Transformer3DModel",),
     task="text-to-video",
     layouts=(ORIGINAL, COMFY),
     blocks={"context_embedder.token_refiner.refiner_blocks": 2, "transformer_blocks": 54},

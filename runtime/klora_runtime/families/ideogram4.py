@@ -40,6 +40,7 @@ FAMILY = Family(
     title="Ideogram 4",
     pipeline="Ideogram4Pipeline",
     hub="ideogram-ai/ideogram-v4",
+    models=("Ideogram4Transformer2DModel",),
     tag="ideogram4",
     layouts=(ORIGINAL,),
     blocks={"layers": 34},

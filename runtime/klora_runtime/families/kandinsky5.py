@@ -47,6 +47,7 @@ FAMILY = Family(
     title="Kandinsky 5",
     pipeline="Kandinsky5T2VPipeline",
     hub="kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
+    models=("Kandinsky5Transformer3DModel",),
     task="text-to-video",
     layouts=(DIFFUSERS,),
     # Pro's numbers; Lite has 2 and 32, or 50 for pictures.

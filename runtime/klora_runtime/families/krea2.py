@@ -64,6 +64,7 @@ FAMILY = Family(
     title="Krea 2",
     pipeline="Krea2Pipeline",
     hub="krea/Krea-2-Raw",
+    models=("Krea2Transformer2DModel",),
     tag="krea2",
     layouts=(ORIGINAL,),
     blocks={

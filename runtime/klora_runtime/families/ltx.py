@@ -52,6 +52,7 @@ FAMILY = Family(
     title="LTX-Video 2B",
     pipeline="LTXPipeline",
     hub="Lightricks/LTX-Video",
+    models=("LTXVideoTransformer3DModel",),
     task="text-to-video",
     layouts=(ORIGINAL,),
     blocks={"transformer_blocks": 28},

@@ -78,6 +78,7 @@ FAMILY = Family(
     title="LTX-2",
     pipeline="LTX2Pipeline",
     hub="Lightricks/LTX-2",
+    models=("LTX2VideoTransformer3DModel",),
     task="text-to-video",
     layouts=(ORIGINAL, CONNECTORS),
     blocks={

@@ -79,6 +79,7 @@ FAMILY = Family(
     title="Lumina 2",
     pipeline="Lumina2Pipeline",
     hub="Alpha-VLLM/Lumina-Image-2.0",
+    models=("Lumina2Transformer2DModel",),
     tag="lumina2",
     layouts=(ORIGINAL,),
     blocks={"context_refiner": 2, "noise_refiner": 2, "layers": 26},

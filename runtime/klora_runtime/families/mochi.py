@@ -63,6 +63,7 @@ FAMILY = Family(
     title="Mochi 1",
     pipeline="MochiPipeline",
     hub="genmo/mochi-1-preview",
+    models=("MochiTransformer3DModel",),
     task="text-to-video",
     layouts=(ORIGINAL,),
     blocks={"transformer_blocks": _LAST + 1},

@@ -7,7 +7,7 @@ OneTrainer (``modules/modelSaver/pixartAlpha``) writes them with underscores aft
 
 from __future__ import annotations
 
-from klora_runtime.families.family import Family, TextEncoder
+from klora_runtime.families.family import Family, Mark, TextEncoder
 from klora_runtime.families.rows import Layout, parameters, same
 from klora_runtime.families.text_encoders import T5
 
@@ -41,12 +41,14 @@ FAMILY = Family(
     title="PixArt",
     pipeline="PixArtSigmaPipeline",
     hub="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    models=("PixArtTransformer2DModel",),
     layouts=(DIFFUSERS,),
     blocks={"transformer_blocks": 28},
+    # Attention of DiT, Latte and Sana of 0.6 billion weights is as wide.
+    marks=(Mark(r"^transformer_blocks\.\d+\.attn[12]\.to_[qkv]$", (1152,)),),
     stated=r"pixart(-alpha|-sigma)?",
     text_encoders=(TextEncoder("text_encoder", T5, others=("lora_te_", "lora_te1_")),),
     missing={
-        "marks": "DiT and Latte have layers of these names and widths",
         "tag": "diffusers has no trainer for it",
         "script": "none of kohya's trainers trains it",
         "kohya": "none of kohya's trainers trains it",

@@ -58,6 +58,7 @@ FAMILY = Family(
     title="Qwen-Image",
     pipeline="QwenImagePipeline",
     hub="Qwen/Qwen-Image",
+    models=("QwenImageTransformer2DModel",),
     tag="qwen-image",
     layouts=(DIFFUSERS,),
     blocks={"transformer_blocks": 60},

@@ -44,6 +44,7 @@ FAMILY = Family(
     title="Qwen-Image 2.1",
     pipeline="QwenImage21Pipeline",
     hub="Qwen/Qwen-Image-2.1",
+    models=("QwenImage21Transformer2DModel",),
     layouts=(DIFFUSERS, COMFY),
     blocks={"transformer_blocks": 32},
     marks=(Mark(r"^transformer_blocks\.\d+\.img_mlp\.(gate_layer|proj)$", (4096,)),),

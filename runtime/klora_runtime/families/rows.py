@@ -108,6 +108,8 @@ class Layout:
     rows: tuple[Row, ...]
     is_whole: bool = True
     """Whether the layout names every module of the component that has a weight."""
+    without_adapters: str | None = None
+    """Why files with PEFT's adapter name behind these names are refused; None if they are read."""
     spelling: str | None = None
     """Name of its files in reports, if ``peft`` and ``kohya`` do not suffice."""
 

@@ -56,12 +56,15 @@ FAMILY = Family(
     title="Sana",
     pipeline="SanaPipeline",
     hub="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    models=("SanaTransformer2DModel",),
     tag="sana",
     layouts=(ORIGINAL,),
     # The model of 4.8 billion weights.
     blocks={"transformer_blocks": 60},
-    # The models of 1.6 and 4.8 billion weights; Sana-Video has the same layers.
-    marks=(Mark(r"^transformer_blocks\.\d+\.(attn[12]\.to_[qkv]|ff\.conv_inverted)$", (2240,)),),
+    # The models of 0.6, 1.6 and 4.8 billion weights.
+    marks=(
+        Mark(r"^transformer_blocks\.\d+\.(attn[12]\.to_[qkv]|ff\.conv_inverted)$", (1152, 2240)),
+    ),
     stated=r"sana",
     text_encoders=(TextEncoder("text_encoder", GEMMA2, others=("lora_te_",)),),
     missing={

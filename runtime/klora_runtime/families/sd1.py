@@ -14,6 +14,10 @@ FAMILY = Family(
     title="Stable Diffusion 1.x",
     pipeline="StableDiffusionPipeline",
     hub="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    models=(
+        "UNet2DConditionModel",
+        "UNetMotionModel",
+    ),
     tag="stable-diffusion",
     denoisers=("unet",),
     layouts=(LDM,),

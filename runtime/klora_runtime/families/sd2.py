@@ -14,6 +14,7 @@ FAMILY = Family(
     title="Stable Diffusion 2.x",
     pipeline="StableDiffusionPipeline",
     hub="stabilityai/stable-diffusion-2-1",
+    models=("UNet2DConditionModel",),
     tag="stable-diffusion",
     denoisers=("unet",),
     layouts=(LDM,),

@@ -88,6 +88,7 @@ FAMILY = Family(
     title="Stable Diffusion 3",
     pipeline="StableDiffusion3Pipeline",
     hub="stabilityai/stable-diffusion-3.5-large",
+    models=("SD3Transformer2DModel",),
     tag="sd3",
     layouts=(MMDIT,),
     blocks={"transformer_blocks": 38},

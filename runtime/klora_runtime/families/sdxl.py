@@ -14,6 +14,7 @@ FAMILY = Family(
     title="Stable Diffusion XL",
     pipeline="StableDiffusionXLPipeline",
     hub="stabilityai/stable-diffusion-xl-base-1.0",
+    models=("UNet2DConditionModel",),
     tag="stable-diffusion-xl",
     denoisers=("unet",),
     layouts=(LDM,),

@@ -12,6 +12,7 @@ FAMILY = Family(
     title="Stable Diffusion XL refiner",
     pipeline="StableDiffusionXLImg2ImgPipeline",
     hub="stabilityai/stable-diffusion-xl-refiner-1.0",
+    models=("UNet2DConditionModel",),
     task="image-to-image",
     tag="stable-diffusion-xl",
     denoisers=("unet",),

@@ -7,7 +7,9 @@ mixes both namings in an attention's last layer, ``self_attn.to_out.0``. The map
 names follows ``convert_wan_transformer_to_diffusers`` in its ``loaders/single_file_utils.py``. Only
 Wan 2.1 from image to video has ``k_img``, ``v_img`` and ``img_emb``. diffusers swaps the numbers of
 the second and third norm; only the authors' third one has a weight. No file says whether it is for
-Wan 2.2's first or second transformer; the table's component is the first.
+Wan 2.2's first or second transformer; the table's component is the first. SkyReels V2, ChronoEdit,
+Wan Animate, AnyFlow and Helios have Wan's layers under the same names; their additional layers have
+diffusers' own paths.
 """
 
 from __future__ import annotations
@@ -64,6 +66,15 @@ FAMILY = Family(
     title="Wan",
     pipeline="WanPipeline",
     hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    models=(
+        "WanTransformer3DModel",
+        "SkyReelsV2Transformer3DModel",
+        "ChronoEditTransformer3DModel",
+        "WanAnimateTransformer3DModel",
+        "AnyFlowTransformer3DModel",
+        "AnyFlowFARTransformer3DModel",
+        "HeliosTransformer3DModel",
+    ),
     task="text-to-video",
     denoisers=("transformer", "transformer_2"),
     layouts=(ORIGINAL, AI_TOOLKIT),

@@ -45,6 +45,7 @@ FAMILY = replace(
     title="Wan VACE",
     pipeline="WanVACEPipeline",
     hub="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+    models=("WanVACETransformer3DModel",),
     layouts=(ORIGINAL,),
     blocks={**wan.FAMILY.blocks, "vace_blocks": 8},
     marks=(Mark(r"^vace_blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 5120)),),

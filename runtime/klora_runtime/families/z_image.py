@@ -71,6 +71,7 @@ FAMILY = Family(
     title="Z-Image",
     pipeline="ZImagePipeline",
     hub="Tongyi-MAI/Z-Image-Turbo",
+    models=("ZImageTransformer2DModel",),
     tag="z-image",
     layouts=(COMFY, MIXED),
     blocks={"noise_refiner": 2, "context_refiner": 2, "layers": 30},
