@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.applying import Apply
+from support.copying import Copies
 from support.generation import TWO_STEPS, LoraPair, build, generate
 from support.shipped import Shipped
 from tiny_pipeline import Family, tiny_lora, tiny_pipeline
@@ -63,11 +64,17 @@ def stated_artifact(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) 
     return output
 
 
-@pytest.fixture
-def pipe() -> Any:
+@pytest.fixture(scope="session")
+def used_pipelines() -> Copies:
+    """Of a pipeline that has sampled, which leaves attributes on pipelines and schedulers."""
     pipe = build(TWO_STEPS)
-    generate(pipe, TWO_STEPS)  # leaves attributes on pipelines and schedulers
-    return pipe
+    generate(pipe, TWO_STEPS)
+    return Copies(pipe)
+
+
+@pytest.fixture
+def pipe(used_pipelines: Copies) -> Any:
+    return used_pipelines.make()
 
 
 @pytest.fixture(params=["merge", "branch"])

@@ -345,11 +345,12 @@ def test_widths_tell_families_of_one_name_apart(tmp_path: Path) -> None:
 def test_names_that_two_families_place_differently(tmp_path: Path) -> None:
     """None of the real tables may contradict each other on a real file; a made one does."""
     from klora_compile.reading.names import placing
+    from klora_compile.reading.names.table_index import TableIndex
     from klora_runtime.families.rows import Layout, Row
 
     made = Layout("made", "made-up", "transformer", (Row("img_in", ("elsewhere",)),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placing, "_TABLES", (*placing._TABLES, made))
+        patch.setattr(placing, "TABLES", TableIndex((*placing.TABLES, made)))
         text = refusal(kohya({"lora_unet_img_in": (8, 8)}), tmp_path)
     assert "made-up" in text
     assert "each at another place" in text

@@ -6,6 +6,7 @@ Here are image transformers; `sd_families` has Stable Diffusion, `video_families
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from diffusers import (
 )
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 from safetensors.torch import load_file, save_file
+from support.copying import Copies
 from tiny_pipeline import tiny_lora
 from torch import nn
 
@@ -84,15 +86,8 @@ class FamilyCase:
         return [(step + 0.5) / STEPS for step in steps]
 
     def pipeline(self) -> Any:
-        """The pipeline, always with the same weights."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            pipe = self.build()
-        pipe.set_progress_bar_config(disable=True)
-        for model in pipe.components.values():
-            if isinstance(model, nn.Module):
-                model.eval().requires_grad_(False)
-        return pipe
+        """A pipeline of the caller's own, always with the same weights."""
+        return _copies(self.build).make()
 
     def generate(self, pipe: Any, steps: int = STEPS) -> torch.Tensor:
         """All latents of one generation; equal weights and schedules give equal latents."""
@@ -102,6 +97,18 @@ class FamilyCase:
         latents = torch.cat([part.flatten() for part in parts])
         assert latents.isfinite().all()
         return latents
+
+
+@functools.lru_cache(maxsize=16)
+def _copies(build: Callable[[], Any]) -> Copies:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = build()
+    pipe.set_progress_bar_config(disable=True)
+    for model in pipe.components.values():
+        if isinstance(model, nn.Module):
+            model.eval().requires_grad_(False)
+    return Copies(pipe)
 
 
 def lora_files(pipe: Any, case: FamilyCase, folder: Path) -> tuple[Path, Path]:

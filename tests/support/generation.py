@@ -6,6 +6,7 @@ from counting: nothing asks the product which step it is.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from diffusers import (
 )
 from reference import KLora
 from support.compiling import compiled
+from support.copying import Copies
 from tiny_pipeline import SD_BETAS, Family, tiny_pipeline
 
 from klora_runtime.artifact.fusion import Fusion
@@ -81,14 +83,21 @@ class LoraPair:
     style: Path
 
     def fusion(self, case: Case, **settings: Any) -> Fusion:
+        """A fusion of its own for every caller; equal ones are compiled once."""
         named = {"pattern": case.pattern, "semantics": case.semantics, **settings}
-        return compiled(self.content, self.style, **named)
+        made: Fusion = _compiled(self, tuple(sorted(named.items()))).make()
+        return made
 
     def swapped(self) -> LoraPair:
         return LoraPair(self.style, self.content)
 
     def reference(self, case: Case, **settings: Any) -> KLora:
         return KLora(self.content, self.style, case.pattern, case.semantics, **settings)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(pair: LoraPair, settings: tuple[tuple[str, Any], ...]) -> Copies:
+    return Copies(compiled(pair.content, pair.style, **dict(settings)))
 
 
 def scheduler(name: SchedulerName, steps: int) -> Any:
@@ -115,6 +124,11 @@ def scheduler(name: SchedulerName, steps: int) -> Any:
 
 def build(case: Case) -> Any:
     """The pipeline of a case; two calls give two pipelines with equal weights."""
+    return _built(case).make()
+
+
+@functools.lru_cache(maxsize=32)
+def _built(case: Case) -> Copies:
     pipe = tiny_pipeline(case.family, latent_channels=9 if case.kind == "inpaint" else 4)
     parts = {**pipe.components, "scheduler": scheduler(case.scheduler, case.steps)}
     if case.kind == "img2img":
@@ -124,7 +138,7 @@ def build(case: Case) -> Any:
     else:
         pipe.scheduler = parts["scheduler"]
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return Copies(pipe)
 
 
 def generate(pipe: Any, case: Case, **extra: Any) -> torch.Tensor:

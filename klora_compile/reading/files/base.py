@@ -18,7 +18,8 @@ from types import TracebackType
 import torch
 
 from klora_compile.families.tables import PARAMETERS
-from klora_compile.reading.names.placing import Stem, choose, component_of, placements
+from klora_compile.reading.names.placing import choose, component_of, placements
+from klora_compile.reading.names.table_index import Stem
 from klora_runtime.artifact.dtypes import FLOAT8, REAL
 from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown

@@ -26,6 +26,9 @@ class Part:
     whole_numbers: bool = False
     """Whether its values are integers."""
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # of all fields would be slow, and every tensor is looked up by it
+
     @property
     def all_endings(self) -> tuple[str, ...]:
         """Endings of its keys."""

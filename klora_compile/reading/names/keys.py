@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from klora_compile.reading.forms.catalogue import ENDINGS
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.names.placing import Stem
 from klora_compile.reading.names.spelling import (
     COMFY_PREFIX,
     COMPONENTS,
@@ -26,6 +25,7 @@ from klora_compile.reading.names.spelling import (
     TEXT_MODELS,
     TEXT_PREFIXES,
 )
+from klora_compile.reading.names.table_index import Stem
 from klora_runtime.families.text_encoders import CLIP_PREFIX
 
 #: PEFT's adapter name between a part and ``weight``.
@@ -35,7 +35,11 @@ _ADAPTER = re.compile(
 )
 _FLAT = re.compile(r"[A-Za-z0-9-]+(_+[A-Za-z0-9-]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_BY_LENGTH = sorted([*ENDINGS, *REFUSED_FORMS], key=lambda suffix: -len(suffix))
+
+#: Last part of a key -> its possible endings, the longest first.
+_BY_LAST_NAME: dict[str, list[str]] = {}
+for _ending in sorted([*ENDINGS, *REFUSED_FORMS], key=len, reverse=True):
+    _BY_LAST_NAME.setdefault(_ending.rpartition(".")[2], []).append(_ending)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey 
     for ending, meaning in PARAMETER_ENDINGS.items():
         if key.endswith(ending):
             key = key.removesuffix(ending) + meaning
-    suffix = next((s for s in _BY_LENGTH if _ends_in(key, s, others)), None)
+    endings = _BY_LAST_NAME.get(key.rpartition(".")[2], ())
+    suffix = next((s for s in endings if _ends_in(key, s, others)), None)
     if suffix is None:
         return "its ending belongs to no known form of LoRA"
     if suffix in REFUSED_FORMS:

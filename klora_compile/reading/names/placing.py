@@ -24,28 +24,16 @@ from klora_compile.families.tables import (
     TOGETHER,
     WHOLE,
 )
+from klora_compile.reading.names.table_index import Stem, TableIndex
 from klora_runtime.errors import shown
 from klora_runtime.families.rows import Layout, Placement, Row
 
-#: The tables of denoisers; of equal tables, the first one names the file's layout.
-_TABLES: tuple[Layout, ...] = tuple(
-    table
-    for table in (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TOGETHER)
-    if table.component in ("unet", "transformer")
-)
-_MIXED: tuple[Layout, ...] = tuple(
-    table for table in MIXED if table.component in ("unet", "transformer")
-)
-_IN_DIFFUSERS_NAMES = tuple(table for table in _TABLES if table.name == "diffusers")
-
-
-@dataclass(frozen=True)
-class Stem:
-    """A module in a file's spelling."""
-
-    name: str
-    flat: bool
-    """Whether underscores replace dots."""
+_EXACT = (*WHOLE, *FURTHER, *IN_DIFFUSERS_NAMES, *TOGETHER)
+#: Of equal tables, the first one names the file's layout.
+TABLES = TableIndex(_EXACT)
+_MIXED = TableIndex(MIXED)
+_ALL = TableIndex((*_EXACT, *MIXED))
+_IN_DIFFUSERS_NAMES = TableIndex(table for table in _EXACT if table.name == "diffusers")
 
 
 @dataclass(frozen=True)
@@ -106,10 +94,10 @@ def in_authors_names(stems: Collection[Stem]) -> bool:
     They are if a table has all or most of them, and some of the names are not diffusers'. A name
     that no model has does not change how the others are read.
     """
-    if any(all(_exact(table, stem) for stem in stems) for table in _IN_DIFFUSERS_NAMES):
+    if _IN_DIFFUSERS_NAMES.having_all(stems, _exact):
         return False
     _, found = _best(stems)
-    strange = [s for s in found if not any(_exact(table, s) for table in _IN_DIFFUSERS_NAMES)]
+    strange = [stem for stem in found if not _IN_DIFFUSERS_NAMES.have(stem, _exact)]
     return bool(strange) and 2 * len(found) > len(stems)
 
 
@@ -120,8 +108,8 @@ def _fitting(stems: Collection[Stem], family: str | None) -> list[Layout]:
         family: the family that the file states; a less strict reading is used if only that fits it.
     """
     strictest: list[Layout] = []
-    for tables, match in ((_TABLES, _exact), (_TABLES, _match), (_MIXED, _match)):
-        found = [table for table in tables if all(match(table, stem) for stem in stems)]
+    for tables, match in ((TABLES, _exact), (TABLES, _match), (_MIXED, _match)):
+        found = tables.having_all(stems, match)
         if any(family in (None, table.family) for table in found):
             return found
         strictest = strictest or found
@@ -130,8 +118,8 @@ def _fitting(stems: Collection[Stem], family: str | None) -> list[Layout]:
 
 def _best(stems: Collection[Stem]) -> tuple[Layout, list[Stem]]:
     """Return the table with most of these modules, and those modules."""
-    found = ((table, [s for s in stems if _match(table, s)]) for table in (*_TABLES, *_MIXED))
-    return max(found, key=lambda each: len(each[1]))
+    table = _ALL.having_most(stems, _match)
+    return table, [stem for stem in stems if _match(table, stem)]
 
 
 def component_of(table: Layout, stem: Stem) -> str:

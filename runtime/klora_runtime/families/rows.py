@@ -86,14 +86,45 @@ class Row:
 
     def numbers_of(self, numbers: Sequence[str]) -> tuple[str, ...] | None:
         """Return the values of ``{}`` among a module's numbers; None if a fixed number differs."""
-        pairs = list(zip(numbers, self._numbers, strict=True))
+        pairs = list(zip(numbers, self.numbers, strict=True))
         if any(own not in ("{}", number) for number, own in pairs):
             return None
         return tuple(number for number, own in pairs if own == "{}")
 
     @cached_property
-    def _numbers(self) -> tuple[str, ...]:
+    def numbers(self) -> tuple[str, ...]:
+        """Return the source's numbers, with ``{}`` for any number."""
         return tuple(re.findall(r"[0-9]+|\{\}", self.source))
+
+    @property
+    def is_pattern(self) -> bool:
+        """Return whether the source has a ``{}``."""
+        return "{}" in self.numbers
+
+
+class RowsAlike:
+    """Rows of one table whose sources differ only in their numbers, in the table's order.
+
+    Some tables have a row per number; a dictionary finds these.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._constant: dict[tuple[str, ...], tuple[int, Row]] = {}
+        self._patterns: list[tuple[int, Row]] = []
+        for position, row in enumerate(rows):
+            if row.is_pattern:
+                self._patterns.append((position, row))
+            else:
+                self._constant.setdefault(row.numbers, (position, row))
+
+    def find(self, numbers: tuple[str, ...]) -> tuple[Row, tuple[str, ...]] | None:
+        """Return the first row that fits a module's numbers, and the values of its ``{}``."""
+        last, constant = self._constant.get(numbers, (0, None))
+        for position, row in self._patterns:
+            taken = row.numbers_of(numbers)
+            if taken is not None and (constant is None or position < last):
+                return row, taken
+        return None if constant is None else (constant, ())
 
 
 @dataclass(frozen=True)
@@ -120,13 +151,8 @@ class Layout:
             stem: the module path without the component's prefix.
             flat: whether underscores replace dots.
         """
-        index = self._flat if flat else self._dotted
-        numbers = _NUMBER.findall(stem)
-        for row in index.get(_NUMBER.sub("0", stem), ()):
-            taken = row.numbers_of(numbers)
-            if taken is not None:
-                return row, taken
-        return None
+        alike = self.by_outline(flat=flat).get(outline(stem))
+        return None if alike is None else alike.find(tuple(_NUMBER.findall(stem)))
 
     def in_diffusers_names(self) -> Layout:
         """The layout of files that write the same modules under diffusers' own names."""
@@ -134,21 +160,33 @@ class Layout:
         rows = tuple(Row(t, (t,), is_parameter=parameter) for t, parameter in targets.items())
         return replace(self, name="diffusers", rows=rows)
 
-    @cached_property
-    def _dotted(self) -> Mapping[str, Sequence[Row]]:
-        return self._by_name(flat=False)
+    def by_outline(self, *, flat: bool) -> Mapping[str, RowsAlike]:
+        """Return the rows by the :func:`outline` of their sources.
+
+        Args:
+            flat: whether underscores stand for dots.
+        """
+        return self._flat if flat else self._dotted
 
     @cached_property
-    def _flat(self) -> Mapping[str, Sequence[Row]]:
-        return self._by_name(flat=True)
+    def _dotted(self) -> Mapping[str, RowsAlike]:
+        return self._outlined(flat=False)
 
-    def _by_name(self, *, flat: bool) -> Mapping[str, Sequence[Row]]:
-        """Return the rows by their source with every number replaced by 0."""
+    @cached_property
+    def _flat(self) -> Mapping[str, RowsAlike]:
+        return self._outlined(flat=True)
+
+    def _outlined(self, *, flat: bool) -> Mapping[str, RowsAlike]:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             source = row.source.replace(".", "_") if flat else row.source
-            found.setdefault(_NUMBER.sub("0", source.replace("{}", "0")), []).append(row)
-        return found
+            found.setdefault(outline(source.replace("{}", "0")), []).append(row)
+        return {name: RowsAlike(rows) for name, rows in found.items()}
+
+
+def outline(path: str) -> str:
+    """Return a module path with every number replaced by 0."""
+    return _NUMBER.sub("0", path)
 
 
 def thirds(out: int, _: int) -> list[list[range]]:
