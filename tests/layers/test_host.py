@@ -39,7 +39,9 @@ class Program(Host):
     def unused(self, lineage: Sequence[nn.Module], name: str) -> str | None:
         return "is skipped here; do not skip it" if hasattr(lineage[-2], "skips") else None
 
-    def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
+    def unwritable(
+        self, lineage: Sequence[nn.Module], parameter: torch.Tensor, *, small: bool
+    ) -> str | None:
         return "is read from disk at each call" if hasattr(lineage[-1], "on_disk") else None
 
     def casting(self, module: nn.Module) -> Casting | None:

@@ -74,7 +74,7 @@ def merge_hindrance(target: Target) -> str | None:
     quantiser = quantiser_of(target.module)
     if quantiser is not None and target.entry.parameter == "weight":
         return f"{quantiser} quantises its weight at each forward, so it would lose what is merged"
-    unwritable = target.host.unwritable(target.lineage, parameter)
+    unwritable = target.host.unwritable(target.lineage, parameter, small=is_written(target))
     if unwritable is not None:
         return unwritable
     if parameter.device.type == "meta":

@@ -67,8 +67,14 @@ class Host:
         """
         return False
 
-    def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
-        """Return why a write to a module's parameter would not last, and the fix."""
+    def unwritable(
+        self, lineage: Sequence[nn.Module], parameter: torch.Tensor, *, small: bool
+    ) -> str | None:
+        """Return why a write to a module's parameter would not last, and the fix.
+
+        Args:
+            small: whether the parameter is no weight that a layer multiplies with.
+        """
         return None
 
     def repeated_blocks(self, model: nn.Module) -> Collection[str]:

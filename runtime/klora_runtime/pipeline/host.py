@@ -64,10 +64,13 @@ class PipelineHost(Host):
         """See :meth:`Host.reads_weight`."""
         return name in _READERS.get(type(lineage[-2]).__name__, ())
 
-    def unwritable(self, lineage: Sequence[nn.Module], parameter: torch.Tensor) -> str | None:
+    def unwritable(
+        self, lineage: Sequence[nn.Module], parameter: torch.Tensor, *, small: bool
+    ) -> str | None:
         if parameter.device.type == "meta":
             return "its weight has no memory (meta device): sequential offloading is on"
-        if any(_diffusers_hook(module, "group_offloading") for module in lineage):
+        hooks = [_diffusers_hook(module, "group_offloading") for module in lineage]
+        if any(hook and not (small and _only_moves(hook)) for hook in hooks):
             return "group offloading keeps its own copy of the weight; switch it off first"
         return None
 
@@ -88,6 +91,12 @@ def _diffusers_hook(module: nn.Module, name: str) -> Any:
     """Return diffusers' hook of this name on a module, or None."""
     registry = vars(module).get(_DIFFUSERS)
     return None if registry is None else getattr(registry, "hooks", {}).get(name)
+
+
+def _only_moves(hook: Any) -> bool:
+    """Return whether group offloading moves parameters; with streams or a disk it copies them."""
+    config = hook.config
+    return config.stream is None and config.offload_to_disk_path is None
 
 
 def _first(values: Iterable[Any]) -> Any:
