@@ -365,3 +365,15 @@ def test_what_is_compressed_is_not_compressed_again(small: Fusion) -> None:
         "this fusion is compressed or thin already, and only a lossless one can be "
         "compressed. Compile its sources again."
     )
+
+
+def test_the_search_runs_on_one_thread() -> None:
+    """Sums in the order of the threads would give other bits on another machine."""
+    threads, before = set(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compress(golden_fusion(), 0.01, on_layer=lambda *_: threads.add(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == {1}

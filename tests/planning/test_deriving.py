@@ -1,0 +1,32 @@
+"""What a rule derives does not depend on the number of threads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from support.lora_files import random_pair
+
+from klora_compile.planning.deriving import layers_of_slots
+from klora_compile.reading.layers import Layer
+
+
+def test_a_rule_derives_on_one_thread() -> None:
+    layer = Layer.lora("unet", "a", *random_pair(4, 4, 2), alpha=2.0)
+    adapter = SimpleNamespace(layers={layer.name: layer})
+    threads = []
+
+    def derive(slot: str, layers: dict[str, Layer]) -> Any:
+        threads.append((torch.get_num_threads(), torch.is_grad_enabled()))
+        return layers["content"].delta
+
+    rule = SimpleNamespace(derives={"style": ("content", "style")}, derive=derive)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layers_of_slots({"content": adapter, "style": adapter}, rule)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [(1, False)]
