@@ -136,13 +136,17 @@ def test_in_every_order(
     assert (state.pipeline, state.scheduler) == (scene.left.pipeline, scene.left.scheduler)
 
 
-@pytest.mark.parametrize("first_off", [0, 1])
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "companion",
+    ("companion", "mode", "first_off"),
     [
-        pytest.param(each, id=str(each), marks=() if each.name == "FreeU" else pytest.mark.slow)
-        for each in COMPANIONS
+        pytest.param(
+            each,
+            mode,
+            first_off,
+            marks=() if each.name == "FreeU" and MODES[first_off] == mode else pytest.mark.slow,
+            id=f"{each}, {mode}, {first_off} off first",
+        )
+        for each, mode, first_off in product(COMPANIONS, MODES, (0, 1))
         if each.components is not None
     ],
 )

@@ -156,6 +156,7 @@ CACHES = (
                 mag_ratios=torch.full((STEPS,), 0.9),
             )
         ),
+        quick=False,
     ),
     Companion(
         "TaylorSeer",
@@ -165,6 +166,7 @@ CACHES = (
                 cache_interval=2, disable_cache_before_step=2, taylor_factors_dtype=torch.float32
             )
         ),
+        quick=False,
     ),
     Companion(
         "TaylorSeer, on single layers",
@@ -189,6 +191,7 @@ CACHES = (
                 use_lite_mode=True,
             )
         ),
+        quick=False,
     ),
     Companion("PyramidAttentionBroadcast", _COGVIDEOX, _cached(_pyramid)),
     Companion("FasterCache", _COGVIDEOX, _cached(_faster)),

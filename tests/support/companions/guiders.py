@@ -129,8 +129,8 @@ _FROM_THE_SECOND = (2, *[3] * (STEPS - 1))
 GUIDERS = (
     _row(AdaptiveProjectedGuidance, adaptive_projected_guidance_momentum=-0.5),
     _row(AdaptiveProjectedMixGuidance, adaptive_projected_guidance_start_step=2),
-    _row(AutoGuidance, _WAN, quick=True, auto_guidance_config=LayerSkipConfig([1], "blocks")),
-    _row(ClassifierFreeGuidance, quick=True, evaluations=(1, 1, 1, 2, 2, 2), start=0.5),
+    _row(AutoGuidance, _WAN, auto_guidance_config=LayerSkipConfig([1], "blocks")),
+    _row(ClassifierFreeGuidance, evaluations=(1, 1, 1, 2, 2, 2), start=0.5),
     _row(ClassifierFreeZeroStarGuidance, _WAN),
     _row(FrequencyDecoupledGuidance, _SDXL, package="kornia"),
     _row(MagnitudeAwareGuidance),
@@ -145,7 +145,6 @@ GUIDERS = (
     _row(
         SkipLayerGuidance,
         _WAN,
-        quick=True,
         evaluations=_FROM_THE_SECOND,
         skip_layer_config=LayerSkipConfig([1], "blocks"),
         skip_layer_guidance_start=0.0,
