@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import peft
 import pytest
 import torch
 from peft import get_peft_model
+from peft.tuners.frod.model import _category_from_key
 from safetensors.torch import load_file, save_file
 from support.form_files import base_model
 from support.lora_files import write_lora
@@ -21,6 +24,8 @@ from support.peft_models import base_folder, layers, merged_changes, randomise
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.forms.catalogue import PEFT_TYPES
+from klora_compile.reading.forms.frod import _of_kind, _written_in
+from klora_compile.reading.forms.parts import Header
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import LoraError
 
@@ -28,10 +33,13 @@ from klora_runtime.errors import LoraError
 def assert_same(adapter: Adapter, added: dict[str, torch.Tensor]) -> None:
     mine = {f"{layer.module}.{layer.parameter}": layer for layer in adapter.layers.values()}
     assert set(mine) == set(added)
+    shapes = {each.name: each.shape for each in adapter.survey.layers}
+    assert {each.name: each.shape for each in mine.values()}.items() <= shapes.items()
     for name, layer in mine.items():
         delta = (layer.scaling * layer.delta.matrix()).reshape(added[name].shape)
         limit = 2e-5 * max(1.0, float(added[name].abs().max()))
         torch.testing.assert_close(delta, added[name].double(), rtol=0, atol=limit, msg=name)
+        assert layer.error < 1e-6
 
 
 #: Variants of a form are slow: what stands behind a comma.
@@ -78,7 +86,7 @@ def test_ranks_that_adalora_pruned(tmp_path: Path) -> None:
     """Of all, of some, and of none; the scale stays that of the rank before."""
     model = layers()
     base_folder(model, tmp_path / "base")
-    tuned = randomise(get_peft_model(model, CASES["AdaLoRA"][1]))
+    tuned = randomise(get_peft_model(model, copy.deepcopy(CASES["AdaLoRA"][1])))
     left = {"to_q": [True, False, True, True], "to_k": [False] * 4, "to_out.0": [True] * 4}
     module = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     with torch.no_grad():
@@ -92,6 +100,56 @@ def test_ranks_that_adalora_pruned(tmp_path: Path) -> None:
     layers_left = dict(adapter.layers)
     assert not layers_left.pop(f"unet.{module}.to_k").delta.matrix().any()
     assert_same(replace(adapter, layers=layers_left), merged_changes(tuned, layers()))
+
+
+@pytest.mark.parametrize("case", ["VeRA", "PVeRA"])
+def test_a_saved_pair_beats_the_seed_of_another(case: str, tmp_path: Path) -> None:
+    folder, added = saved(CASES[case][1], tmp_path)
+    changed(folder, projection_prng_key=99)
+    assert_same(read_adapter(folder, ReadOptions(base=tmp_path / "base")), added)
+
+
+def test_only_wavelets_but_haars_need_pywavelets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pywt", None)
+    folder, added = saved(CASES["WaveFT"][1], tmp_path)
+    assert_same(read_adapter(folder, ReadOptions(base=tmp_path / "base")), added)
+    changed(folder, wavelet_family="db2")
+    with pytest.raises(LoraError, match="its wavelet db2 needs PyWavelets; install pywavelets"):
+        read_adapter(folder, ReadOptions(base=tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        "base_model.model.transformer_blocks.3.attn.to_out.0",
+        "text_encoder.encoder.layer.0.attention.output.dense",
+        "text_encoder.encoder.layer.0.output.dense",
+        "conv_in",
+    ],
+)
+def test_the_kind_of_a_layer_is_what_frod_calls_it(name: str) -> None:
+    basis, places = _of_kind(Header({}, spelled=name))
+    kind = _category_from_key(name)
+    assert (basis.name, places.name) == (f"frod_V.{kind}", f"frod_s_indices.{kind}")
+
+
+def test_a_weight_is_written_in_a_singular_basis() -> None:
+    basis = torch.diag(torch.tensor([2.0, 3.0, 0.0], dtype=torch.float64))
+    weight = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(_written_in(basis, weight) @ basis.T, weight)
+
+
+def test_a_direction_of_zero_is_no_mirror(tmp_path: Path) -> None:
+    folder, _ = saved(CASES["HRA"][1], tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[:, 1] = 0.0
+    save_file(tensors, file)
+    with pytest.raises(LoraError, match="a direction of its hra_u is zero"):
+        read_adapter(folder, ReadOptions(base=tmp_path / "base"))
 
 
 def test_the_vector_of_a_tiny_lora_is_found_by_what_grew_from_the_seed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from peft import get_peft_model
 from support.peft_models import base_folder, layers, merged_changes, randomise
 
 LINEAR = ["to_q", "to_k", "to_out.0"]
-CONV = ["conv1"]
+CONV = ["conv1", "proj_in"]
 BOTH = [*LINEAR, *CONV]
 
 
@@ -78,15 +79,26 @@ CASES: dict[str, tuple[str, Any]] = {
     "RandLoRA": ("randlora", kind("RandLora", LINEAR, r=3, randlora_alpha=5)),
     "RandLoRA, sparse, by its seed": (
         "randlora",
-        kind("RandLora", LINEAR, r=3, sparse=True, save_projection=False, projection_prng_key=7),
+        kind(
+            "RandLora",
+            ["to_out.0", "to_k"],
+            r=3,
+            sparse=True,
+            save_projection=False,
+            projection_prng_key=7,
+        ),
     ),
     "RandLoRA, very sparse, by its seed": (
         "randlora",
-        kind("RandLora", LINEAR, r=5, very_sparse=True, save_projection=False),
+        kind("RandLora", ["to_q", "to_k"], r=5, very_sparse=True, save_projection=False),
     ),
     "AdaLoRA": (
         "adalora",
         kind("AdaLora", BOTH, init_r=4, target_r=2, lora_alpha=5, total_step=100),
+    ),
+    "AdaLoRA, without alpha": (
+        "adalora",
+        kind("AdaLora", LINEAR, init_r=4, target_r=2, lora_alpha=0, total_step=100),
     ),
     "HRA": ("hra", kind("HRA", BOTH, r=4)),
     "HRA, orthogonal": ("hra", kind("HRA", BOTH, r=3, apply_GS=True)),
@@ -109,7 +121,10 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "Uni-LoRA": ("unilora", kind("UniLora", LINEAR, r=3, theta_d_length=20, save_indices=True)),
     "TinyLoRA": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5)),
-    "TinyLoRA, shared": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5, weight_tying=0.4)),
+    "TinyLoRA, shared": (
+        "tinylora",
+        kind("TinyLora", [*LINEAR, "odd"], r=2, u=5, weight_tying=0.5),
+    ),
     "TinyLoRA, one": ("tinylora", kind("TinyLora", LINEAR, r=2, u=5, weight_tying=1.0)),
     "PVeRA": ("pvera", kind("Pvera", LINEAR, r=3)),
     "PVeRA, by its seed": (
@@ -139,6 +154,6 @@ def saved(config: Any, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     model = layers()
     base_folder(model, folder / "base")
     torch.manual_seed(0)
-    tuned = randomise(get_peft_model(model, config))
+    tuned = randomise(get_peft_model(model, copy.deepcopy(config)))
     tuned.save_pretrained(folder / "adapter")
     return folder / "adapter", merged_changes(tuned, layers())

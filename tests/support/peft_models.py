@@ -18,12 +18,12 @@ class Attention(nn.Module):
         super().__init__()
         self.to_q = nn.Linear(IN, OUT)
         self.to_k = nn.Linear(IN, IN, bias=False)
-        self.odd = nn.Linear(7, 5)
+        self.odd = nn.Linear(7, 6)
         self.to_out = nn.ModuleList([nn.Linear(OUT, IN)])
 
 
 class Layers(nn.Module):
-    """Linear layers, wide, square and tall, with biases and without, a norm and a convolution."""
+    """Linear layers, wide, square and tall, with biases and without, a norm and convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +34,7 @@ class Layers(nn.Module):
         transformer.transformer_blocks = nn.ModuleList([block])
         resnet = nn.Module()
         resnet.conv1 = nn.Conv2d(4, 8, 3)
+        transformer.proj_in = nn.Conv2d(4, 8, 1)
         blocks = nn.Module()
         blocks.attentions = nn.ModuleList([transformer])
         blocks.resnets = nn.ModuleList([resnet])
