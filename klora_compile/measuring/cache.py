@@ -252,10 +252,12 @@ def _read(key: str, numbers: object, digest: object) -> Statistics | None:
     try:
         l1, frobenius, sums = json.loads(numbers)
         found = Statistics(l1, dict(sums), frobenius)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     sizes = (found.l1, found.frobenius, *found.top_k.values())
-    return found if all(map(_is_size, sizes)) else None
+    if not all(type(k) is int for k in found.top_k) or not all(map(_is_size, sizes)):
+        return None
+    return found
 
 
 def _is_size(value: object) -> bool:
