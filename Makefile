@@ -34,9 +34,10 @@ mutate: $(VENV)/.dev
 operations: $(VENV)/.dev
 	KLORA_OPERATIONS=1000 $(BIN)/python -m pytest tests/pipeline/test_random_operations.py
 
-# The table of all pipeline classes of the installed diffusers: a quarter of an hour. git diff says what changed.
+# The table of all pipeline classes of the installed diffusers, half an hour; what changed is printed.
+# Some alone: make pipelines CLASSES="FluxPipeline WanPipeline".
 pipelines: $(VENV)/.dev
-	PYTHONPATH=examples:tests $(BIN)/python -m support.sweep
+	PYTHONPATH=examples:tests $(BIN)/python -m support.sweep $(CLASSES)
 
 # The documentation, as pages in out/site. Every warning is an error.
 docs: $(VENV)/.dev

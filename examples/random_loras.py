@@ -11,6 +11,8 @@ from torch import nn
 
 from klora_runtime.artifact.delta import LowRank
 
+_ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 #: Layers vary around the strength by up to this factor, so that some lean to one LoRA and some to
 #: the other.
 VARIATION = 3.0
@@ -38,7 +40,7 @@ def random_lora(
     tensors = {}
     for component, model in models.items():
         for name, module in model.named_modules():
-            if not isinstance(module, nn.Linear | nn.Conv2d) or not adapts(name):
+            if not isinstance(module, _ADAPTED) or not adapts(name):
                 continue
             weight = module.weight.detach()
             down = torch.randn(rank, *weight.shape[1:], generator=generator)

@@ -19,7 +19,11 @@ from safetensors.torch import load_file
 Choice = Literal["content", "style"]
 
 #: Components of pipelines that are evaluated at every step, or one of which is.
-DENOISERS = ("unet", "transformer", "transformer_2")
+DENOISERS = (
+    *("unet", "image_unet", "text_unet", "super_res_first", "super_res_last"),
+    *("transformer", "transformer_2", "unconditional_transformer"),
+    *("prior", "prior_prior", "decoder"),
+)
 
 
 class Lora:
@@ -112,16 +116,20 @@ class KLora:
 
     def choice(self, layer: str, t: float, gamma: float) -> Choice:
         """Equations 1-6 and 10 for a denoiser layer that both LoRAs adapt."""
-        delta_c, delta_s = self._content.delta(layer), self._style.delta(layer)
-        if not delta_s.any():
+        if not self.delta(layer, "style").any():
             return "content"
-        if not delta_c.any():
+        if not self.delta(layer, "content").any():
             return "style"
-        k = self.k(layer)
-        s_c, s_s = float(top_k_sum(delta_c, k)), float(top_k_sum(delta_s, k))
+        s_c, s_s = self.top_k_sums(layer)
         if self.semantics == "paper":
             return "content" if s_c >= gamma * self.s(t) * s_s else "style"
         return "content" if s_c > gamma * self.s(t) * s_s else "style"
+
+    def top_k_sums(self, layer: str) -> tuple[float, float]:
+        """Equations 1-4: of the content's delta, and of the style's."""
+        k = self.k(layer)
+        content, style = (top_k_sum(self.delta(layer, role), k) for role in ("content", "style"))
+        return float(content), float(style)
 
     def k(self, layer: str) -> int:
         """How many of the largest values count."""
@@ -148,9 +156,9 @@ class KLora:
             roles = {choices[layer]} if layer in choices else {"content", "style"}
             delta = torch.zeros(())
             if "content" in roles and layer in self._content.layers:
-                delta = delta + self.content_weight * self._content.delta(layer)
+                delta = delta + self.content_weight * self.delta(layer, "content")
             if "style" in roles and layer in self._style.layers:
-                delta = delta + self.style_weight * self._style.delta(layer)
+                delta = delta + self.style_weight * self.delta(layer, "style")
             deltas[layer] = delta
         return deltas
 

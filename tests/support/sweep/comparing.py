@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from reference import KLora, sampling
+from random_loras import random_lora
+from reference import DENOISERS, KLora, sampling
 from support.generation import LEAST_EFFECT, TOLERANCE
-from support.sweep.pipelines import DENOISERS, build, generate, pipeline_classes
-from tiny_pipeline import relative_difference, tiny_lora
+from support.sweep.pipelines import build, generate, pipeline_classes
+from support.sweep.reasons import reason
+from tiny_pipeline import relative_difference
+from torch import nn
 
 from klora_compile import compile_fusion
 from klora_runtime import apply_fusion
@@ -22,6 +26,15 @@ from klora_runtime.errors import KloraError
 
 MODES = ("merge", "branch")
 EQUAL = "equal"
+
+
+class _Remembering(KLora):
+    """Computes once what is the same at every evaluation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gamma", "top_k_sums", "delta"):
+            setattr(self, name, functools.cache(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -37,29 +50,47 @@ class Found:
 
 def look_at(name: str) -> Found:
     """Build a pipeline class, and sample with a fusion in each mode."""
+    kind = pipeline_classes()[name]
+    if why := reason(kind):
+        return Found(name, why)
     moments: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            pipe = build(pipeline_classes()[name])
+            pipe = build(kind)
             generate(pipe)  # leaves attributes on pipelines and schedulers
             with recorded(pipe, moments):
                 bare = generate(pipe)
             files = [
-                tiny_lora(
-                    pipe, Path(folder) / f"{rank}.safetensors", seed=rank, rank=rank, modules=("",)
-                )
+                _lora(pipe, Path(folder) / f"{rank}.safetensors", seed=rank, rank=rank)
                 for rank in (4, 3)
             ]
-            with sampling(pipe, KLora(*files), moments):
+            with sampling(pipe, _Remembering(*files), moments):
                 expected = generate(pipe)
         except Exception as error:  # whatever diffusers raises where the rules do not fit
-            return Found(name, f"{type(error).__name__}: {error}".splitlines()[0][:100])
+            said = f"not buildable: {type(error).__name__}: {error}"
+            return Found(name, " ".join(said.split())[:160])
         if not relative_difference(expected, bare) >= LEAST_EFFECT:
-            return Found(name, "its LoRAs change nothing")
+            return Found(name, "not compared: its LoRAs change nothing")
         fusion = compile_fusion(*files, device="cpu")
         if not _switches(fusion, moments):
-            return Found(name, "no layer switches while it is sampled")
+            return Found(name, "not compared: no layer switches while it is sampled")
         return Found(name, None, tuple(_in_mode(pipe, fusion, m, expected, bare) for m in MODES))
+
+
+def _lora(pipe: Any, path: Path, *, seed: int, rank: int) -> Path:
+    """On all linear layers and convolutions of its denoisers, and of its CLIP."""
+    models = {
+        name: model
+        for name, model in pipe.components.items()
+        if name in DENOISERS
+        or (name.startswith("text_encoder") and "CLIPText" in type(model).__name__)
+        if isinstance(model, nn.Module)
+    }
+    return random_lora(models, path, lambda _: True, seed=seed, rank=rank, strength=0.5)
+
+
+def _is_clip(name: str, model: nn.Module) -> bool:
+    return name.startswith("text_encoder") and "CLIPText" in type(model).__name__
 
 
 def _switches(fusion: Fusion, moments: list[float]) -> bool:

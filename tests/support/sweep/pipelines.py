@@ -1,145 +1,186 @@
-"""Every pipeline class of the installed diffusers, built and called by rules on names.
-
-A pipeline gets a tiny denoiser, a scheduler, and a tiny decoder where it reads one. Embeddings
-stand for prompts, so it needs no text encoder; Stable Diffusion has tiny ones.
-"""
+"""Every pipeline class of the installed diffusers, built and called by rules on names."""
 
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import diffusers
+import numpy
 import torch
-from bare_pipelines import noise
 from diffusers import (
-    AutoencoderKL,
+    AmusedScheduler,
+    AutoencoderKLWan,
     DiffusionPipeline,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
+    HeliosScheduler,
+    IPNDMScheduler,
+    SCMScheduler,
 )
-from diffusers.models.modeling_utils import ModelMixin
-from support.sd_families import controlnet_of
-from support.sweep.shrinking import POOLED, WIDTH, tiny
-from tiny_pipeline import SD_BETAS, tiny_pipeline
+from PIL import Image
+from support.sweep.arguments import PIXELS, arguments_of
+from support.sweep.components import make
+from support.sweep.settings import WIDTH
+from support.sweep.shrinking import tiny
+from support.sweep.stable_diffusion import stable_diffusion
+from support.sweep.words import tiny_encoder, tiny_tokenizer
+from transformers import CLIPTextModelWithProjection, Qwen3Model
 
-STEPS, PIXELS, FRAMES, TOKENS = 4, 64, 5, 6
-
-#: Components that are evaluated at every step.
-DENOISERS = ("unet", "transformer", "transformer_2")
-
-IMAGE = noise(1, 3, PIXELS, PIXELS, seed=8).sigmoid()
-MASK = (torch.arange(PIXELS) < PIXELS // 2).float().expand(1, 1, PIXELS, PIXELS)
-
-#: Argument -> what a pipeline that has it is called with.
-ARGUMENTS: Mapping[str, Any] = {
-    **{
-        f"{sign}prompt_embeds": noise(1, TOKENS, WIDTH, seed=len(sign))
-        for sign in ("", "negative_")
-    },
-    **{
-        f"{sign}pooled_prompt_embeds": noise(1, POOLED, seed=len(sign))
-        for sign in ("", "negative_")
-    },
-    **{
-        f"{sign}{name}": torch.ones(1, TOKENS, dtype=torch.long)
-        for sign in ("", "negative_")
-        for name in ("prompt_attention_mask", "prompt_embeds_mask", "prompt_mask")
-    },
-    "num_inference_steps": STEPS,
-    "height": PIXELS,
-    "width": PIXELS,
-    "num_frames": FRAMES,
-    "max_sequence_length": TOKENS,
-    "use_resolution_binning": False,
-    "output_type": "latent",
+_SIMPLE = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "out_channels": 8,
+    "cross_attention_dim": WIDTH,
+    "encoder_hid_dim": WIDTH,
+    "resnet_time_scale_shift": "scale_shift",
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
+_IF = {
+    "unet": {
+        **_SIMPLE,
+        "in_channels": 3,
+        "out_channels": 6,
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 2,
+        "act_fn": "gelu",
+    }
 }
 
-#: Argument -> what a pipeline that cannot do without it is called with.
-WHERE_NEEDED: Mapping[str, Any] = {
-    "image": IMAGE,
-    "mask_image": MASK,
-    "control_image": IMAGE,
-    "class_labels": [1],
-    "prompt": None,
-}
-
-#: Argument -> what a pipeline with text encoders is called with, where it has that argument.
-WITH_WORDS: Mapping[str, Any] = {
-    "prompt": "a fox",
-    "num_inference_steps": STEPS,
-    "guidance_scale": 3.0,
-    "output_type": "latent",
-    "height": 16,
-    "width": 16,
-    "image": IMAGE[..., :16, :16],
-    "mask_image": MASK[..., PIXELS // 2 - 8 : PIXELS // 2 + 8][..., :16, :],
-    "control_image": IMAGE[..., :16, :16],
-}
-
-_IMAGE = {"image": IMAGE}
-_CONTROL = {"control_image": IMAGE}
-_BOOL_MASKS = {
-    f"{sign}prompt_attention_mask": torch.ones(1, TOKENS, dtype=torch.bool)
-    for sign in ("", "negative_")
-}
-_MASKED = {"image": IMAGE, "mask_image": MASK}
-_NO_WORDS = {"negative_prompt": None}
-_CLIP_AND_T5 = {
-    f"{sign}prompt_{name}": value
-    for sign in ("", "negative_")
-    for name, value in {
-        "embeds_2": ARGUMENTS["prompt_embeds"],
-        "attention_mask_2": ARGUMENTS["prompt_attention_mask"],
-    }.items()
-}
-
-#: Pipeline -> arguments of its own.
-OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
-    "AllegroPipeline": _NO_WORDS,
-    "ChromaImg2ImgPipeline": {**_IMAGE, **_BOOL_MASKS},
-    "ChromaPipeline": _BOOL_MASKS,
-    "CogView4ControlPipeline": _CONTROL,
-    "FluxControlImg2ImgPipeline": {**_IMAGE, **_CONTROL},
-    "FluxControlInpaintPipeline": {**_MASKED, **_CONTROL},
-    "FluxControlNetImg2ImgPipeline": {**_IMAGE, **_CONTROL},
-    "FluxControlNetInpaintPipeline": {**_MASKED, **_CONTROL},
-    "FluxControlNetPipeline": _CONTROL,
-    "FluxControlPipeline": _CONTROL,
-    "FluxImg2ImgPipeline": _IMAGE,
-    "FluxInpaintPipeline": _MASKED,
-    "FluxFillPipeline": _MASKED,
-    "FluxKontextInpaintPipeline": {**_MASKED, "max_area": PIXELS**2, "_auto_resize": False},
-    "FluxKontextPipeline": {**_IMAGE, "max_area": PIXELS**2, "_auto_resize": False},
-    "HunyuanDiTPAGPipeline": _CLIP_AND_T5,
-    "HunyuanDiTPipeline": _CLIP_AND_T5,
-    "LattePipeline": {**_NO_WORDS, "video_length": 2, "clean_caption": False},
-    "OvisImagePipeline": _NO_WORDS,
-    "PixArtAlphaPipeline": _NO_WORDS,
-    "PixArtSigmaPAGPipeline": _NO_WORDS,
-    "PixArtSigmaPipeline": _NO_WORDS,
-    "QwenImageImg2ImgPipeline": _IMAGE,
-    "QwenImageInpaintPipeline": _MASKED,
-    "SanaPAGPipeline": _NO_WORDS,
-    "SanaPipeline": _NO_WORDS,
-    "SanaVideoPipeline": _NO_WORDS,
-    "StableDiffusion3ControlNetInpaintingPipeline": {
-        "control_image": IMAGE,
-        "control_mask": MASK,
-    },
-    "StableDiffusion3ControlNetPipeline": _CONTROL,
-    "StableDiffusion3Img2ImgPipeline": _IMAGE,
-    "StableDiffusion3InpaintPipeline": _MASKED,
-    "StableDiffusion3PAGImg2ImgPipeline": _IMAGE,
-    "ZImageImg2ImgPipeline": _IMAGE,
-    "ZImageInpaintPipeline": _MASKED,
+_SOUND = {
+    "class_embed_type": "simple_projection",
+    "projection_class_embeddings_input_dim": WIDTH,
+    "class_embeddings_concat": True,
+    "cross_attention_dim": (8, 16),
 }
 
 #: Pipeline -> component -> settings of its own.
 OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "ChronoEditPipeline": {
+        "transformer": {"in_channels": 36, "image_dim": WIDTH, "added_kv_proj_dim": 16}
+    },
+    "CogVideoXFunControlPipeline": {"transformer": {"in_channels": 32}},
+    "CogVideoXImageToVideoPipeline": {"transformer": {"in_channels": 32}},
+    "Cosmos2TextToImagePipeline": {"transformer": {"in_channels": 16, "out_channels": 16}},
+    "Cosmos2VideoToWorldPipeline": {"transformer": {"in_channels": 17, "out_channels": 16}},
+    "Cosmos2_5_PredictBasePipeline": {"transformer": {"in_channels": 17, "out_channels": 16}},
+    "CosmosTextToWorldPipeline": {"transformer": {"in_channels": 16, "out_channels": 16}},
+    "CosmosVideoToWorldPipeline": {"transformer": {"in_channels": 17, "out_channels": 16}},
+    "HunyuanSkyreelsImageToVideoPipeline": {"transformer": {"in_channels": 8}},
+    "HunyuanVideoImageToVideoPipeline": {
+        "transformer": {"in_channels": 9, "image_condition_type": "latent_concat"}
+    },
+    "IFImg2ImgPipeline": _IF,
+    "IFInpaintingPipeline": _IF,
+    "IFPipeline": _IF,
+    **{
+        f"IF{name}SuperResolutionPipeline": {
+            "unet": {**_IF["unet"], "in_channels": 6, "class_embed_type": "timestep"}
+        }
+        for name in ("", "Img2Img", "Inpainting")
+    },
+    "Kandinsky5I2IPipeline": {"transformer": {"visual_cond": True}},
+    "Kandinsky5I2VPipeline": {"transformer": {"visual_cond": True}},
+    **{
+        f"KandinskyV22{name}Pipeline": {
+            "unet": {
+                **_SIMPLE,
+                "addition_embed_type": "image",
+                "encoder_hid_dim_type": "image_proj",
+            }
+        }
+        for name in ("", "Img2Img")
+    },
+    "KandinskyV22InpaintPipeline": {
+        "unet": {
+            **_SIMPLE,
+            "in_channels": 9,
+            "addition_embed_type": "image",
+            "encoder_hid_dim_type": "image_proj",
+        }
+    },
+    **{
+        f"KandinskyV22Controlnet{name}Pipeline": {
+            "unet": {
+                **_SIMPLE,
+                "in_channels": 8,
+                "addition_embed_type": "image_hint",
+                "encoder_hid_dim_type": "image_proj",
+            }
+        }
+        for name in ("", "Img2Img")
+    },
+    "LDMSuperResolutionPipeline": {"unet": {"in_channels": 8, "out_channels": 4}},
+    "BriaFiboPipeline": {"text_encoder": {"vocab_size": 128_001}},
+    "BriaFiboEditPipeline": {"text_encoder": {"vocab_size": 128_001}},
+    "ChromaInpaintPipeline": {"vae": {"latent_channels": 16}},
+    "AudioLDMPipeline": {"unet": _SOUND},
+    "MusicLDMPipeline": {"unet": _SOUND},
+    "EasyAnimateControlPipeline": {"transformer": {"in_channels": 8}},
+    "EasyAnimateInpaintPipeline": {"transformer": {"in_channels": 9}},
+    **{
+        f"Kandinsky{name}Pipeline": {
+            "text_encoder": {"transformerDimSize": WIDTH, "imageDimSize": WIDTH},
+            "unet": {
+                **_SIMPLE,
+                "in_channels": 9 if name == "Inpaint" else 4,
+                "addition_embed_type": "text_image",
+                "encoder_hid_dim_type": "text_image_proj",
+            },
+        }
+        for name in ("", "Img2Img", "Inpaint")
+    },
+    **{
+        f"ShapE{name}Pipeline": {
+            "prior": {
+                "embedding_dim": 16,
+                "num_embeddings": 16,
+                "embedding_proj_dim": WIDTH,
+                "time_embed_dim": 64,
+                "clip_embed_dim": 32,
+                "additional_embeddings": 0,
+                "norm_in_type": "layer",
+                "encoder_hid_proj_type": None,
+                "added_emb_type": None,
+            }
+        }
+        for name in ("", "Img2Img")
+    },
+    "StableUnCLIPPipeline": {
+        "prior": {"embedding_dim": 32},
+        "prior_text_encoder": {"projection_dim": 32, "hidden_size": 32},
+    },
+    "StableVideoDiffusionPipeline": {"image_encoder": {"image_size": 224, "patch_size": 112}},
+    "LDMPipeline": {"unet": {"in_channels": 4, "out_channels": 4}},
+    "LucyEditPipeline": {"transformer": {"in_channels": 32}, "transformer_2": {"in_channels": 32}},
+    "SanaSprintImg2ImgPipeline": {"transformer": {"guidance_embeds": True}},
+    "SanaSprintPipeline": {"transformer": {"guidance_embeds": True}},
+    "SkyReelsV2ImageToVideoPipeline": {"transformer": {"in_channels": 36}},
+    "StableDiffusion3ControlNetInpaintingPipeline": {
+        "controlnet": {"extra_conditioning_channels": 1}
+    },
+    "StableDiffusion3InpaintPipeline": {
+        "vae": {"latent_channels": 16},
+        "transformer": {"in_channels": 16, "out_channels": 16},
+    },
+    "StableCascadeDecoderPipeline": {
+        "decoder": {
+            "in_channels": 4,
+            "out_channels": 4,
+            "patch_size": 2,
+            "effnet_in_channels": 16,
+            "clip_text_in_channels": None,
+            "clip_image_in_channels": None,
+        }
+    },
+    "WanImageToVideoPipeline": {
+        "transformer": {"in_channels": 36},
+        "transformer_2": {"in_channels": 36},
+    },
     **{
         f"Flux{name}Pipeline": {"vae": {"latent_channels": 16}}
         for name in (
@@ -159,15 +200,69 @@ OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "vae": {"latent_channels": 4},
         "transformer": {"in_channels": 48, "out_channels": 16},
     },
-    "Flux2KleinPipeline": {"vae": {}},
-    "Flux2KleinKVPipeline": {"vae": {}},
     "ChromaImg2ImgPipeline": {"vae": {"latent_channels": 16}},
-    "BriaPipeline": {"vae": {}, "transformer": {"in_channels": 16}},
+    "BriaPipeline": {"transformer": {"in_channels": 16}},
     "CogView4ControlPipeline": {
         "vae": {"latent_channels": 16},
         "transformer": {"in_channels": 32, "out_channels": 16},
     },
 }
+
+
+#: Pipeline -> components that no rule makes.
+OWN_PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+    **dict.fromkeys(
+        (
+            *("Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline"),
+            *("Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline"),
+            *("CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "Cosmos3OmniPipeline"),
+        ),
+        lambda: {"safety_checker": Harmless()},
+    ),
+    **dict.fromkeys(
+        ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"),
+        lambda: {"scheduler": SCMScheduler()},
+    ),
+    **dict.fromkeys(
+        (*("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline"),),
+        lambda: {"boundary_ratio": 0.5},
+    ),
+    "AceStepPipeline": lambda: {
+        "text_encoder": tiny_encoder(Qwen3Model),
+        "tokenizer": tiny_tokenizer(),
+    },
+    **dict.fromkeys(
+        ("AmusedPipeline", "AmusedImg2ImgPipeline", "AmusedInpaintPipeline"),
+        lambda: {"scheduler": AmusedScheduler(mask_token_id=31)},
+    ),
+    **dict.fromkeys(
+        ("StableCascadePriorPipeline", "StableCascadeDecoderPipeline"),
+        lambda: {"text_encoder": tiny_encoder(CLIPTextModelWithProjection)},
+    ),
+    "HeliosPipeline": lambda: {"scheduler": HeliosScheduler(stages=1, stage_range=[0, 1])},
+    "DanceDiffusionPipeline": lambda: {"scheduler": IPNDMScheduler()},
+    "StableDiffusionDepth2ImgPipeline": lambda: {"depth_estimator": None},
+    "StableDiffusionPix2PixZeroPipeline": lambda: {
+        "caption_generator": None,
+        "caption_processor": None,
+    },
+    "VisualClozePipeline": lambda: {"resolution": PIXELS},
+    "VisualClozeGenerationPipeline": lambda: {"resolution": PIXELS},
+    "SanaImageToVideoPipeline": lambda: {"vae": tiny(AutoencoderKLWan)},
+}
+
+
+class Harmless:
+    """Stands for a checker that finds nothing."""
+
+    def check_text_safety(self, text: str) -> bool:
+        return isinstance(text, str)
+
+    def to(self, *_: Any) -> Harmless:
+        return self
+
+    def check_video_safety(self, video: Any) -> Any:
+        return video
 
 
 def pipeline_classes() -> dict[str, type[DiffusionPipeline]]:
@@ -187,84 +282,11 @@ def build(kind: type[DiffusionPipeline]) -> Any:
     Raises:
         TypeError: the rules do not fit its components.
     """
-    if "UNet2DConditionModel" in str(inspect.signature(kind.__init__).parameters.get("unet")):
-        return _stable_diffusion(kind)
-    own = OWN_SETTINGS.get(kind.__name__, {})
-    parts: dict[str, Any] = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        kinds = [parameter.annotation, *typing.get_args(parameter.annotation)]
-        kinds = [getattr(diffusers, k, None) if isinstance(k, str) else k for k in kinds]
-        models = [t for t in kinds if isinstance(t, type) and issubclass(t, ModelMixin)]
-        if name in DENOISERS or (models and name not in ("vae", "safety_checker")):
-            if not models:
-                raise TypeError(f"{name}: no class is annotated")
-            parts[name] = tiny(models[0], **own.get(name, {}))
-        elif name == "vae" and (AutoencoderKL in models or name in own):
-            parts[name] = tiny(models[0], **own.get(name, {}))
-        elif "scheduler" in name:
-            parts[name] = _scheduler(kinds)
-        elif parameter.default is parameter.empty:
-            parts[name] = None
+    own = {**stable_diffusion(kind), **OWN_PARTS.get(kind.__name__, dict)()}
+    parts = make(kind, own, OWN_SETTINGS.get(kind.__name__, {}))
     pipe = kind(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _stable_diffusion(kind: type[DiffusionPipeline]) -> Any:
-    """With the parts of a tiny Stable Diffusion, which takes prompts."""
-    named = inspect.signature(kind.__init__).parameters
-    base = tiny_pipeline("sdxl" if "text_encoder_2" in named else "sd1")
-    given = {
-        **base.components,
-        "scheduler": EulerDiscreteScheduler(**SD_BETAS, steps_offset=1),
-        "requires_safety_checker": False,
-        "add_watermarker": False,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "image_encoder": None,
-    }
-    if "controlnet" in named:
-        given["controlnet"] = controlnet_of(base.unet)
-    missing = [
-        name
-        for name, parameter in named.items()
-        if name not in (*given, "self") and parameter.default is parameter.empty
-    ]
-    if missing:
-        raise TypeError(f"no tiny {' and no tiny '.join(missing)} is known")
-    pipe = kind(**{name: value for name, value in given.items() if name in named})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _scheduler(kinds: list[Any]) -> Any:
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
-            return kind()
-    return (
-        EulerDiscreteScheduler()
-        if any(getattr(k, "__name__", "") == "KarrasDiffusionSchedulers" for k in kinds)
-        else FlowMatchEulerDiscreteScheduler()
-    )
-
-
-def arguments_of(pipe: Any) -> dict[str, Any]:
-    """What a pipeline is called with."""
-    kind = type(pipe)
-    own = OWN_ARGUMENTS.get(kind.__name__, {})
-    named = inspect.signature(kind.__call__).parameters
-    if getattr(pipe, "text_encoder", None) is not None:
-        given = {name: value for name, value in WITH_WORDS.items() if name in named}
-        return {**given, **own}
-    rest = {name: value for name, value in WHERE_NEEDED.items() if _needs(named, name)}
-    common = {name: value for name, value in ARGUMENTS.items() if name in named}
-    return {**common, **rest, **own}
-
-
-def _needs(named: Mapping[str, inspect.Parameter], name: str) -> bool:
-    return name in named and named[name].default is inspect.Parameter.empty
 
 
 def generate(pipe: Any) -> torch.Tensor:
@@ -272,6 +294,25 @@ def generate(pipe: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     with torch.random.fork_rng():
         torch.manual_seed(7)  # some draw from the global generator
-        parts = pipe(generator=generator, **arguments_of(pipe)).to_tuple()
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    return torch.cat([tensor.flatten().float() for tensor in tensors])
+        given = arguments_of(pipe)
+        if "generator" in inspect.signature(type(pipe).__call__).parameters:
+            given["generator"] = generator
+        found = pipe(**given)
+    return torch.cat([tensor.flatten().float() for tensor in tensors_in(found)])
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The numbers of an output: of tensors, arrays, pictures, and of all of these that it holds."""
+    match value:
+        case torch.Tensor():
+            yield value
+        case numpy.ndarray() if value.dtype != object:
+            yield torch.from_numpy(value)
+        case Image.Image():
+            yield torch.from_numpy(numpy.array(value))
+        case Mapping():
+            for part in value.values():
+                yield from tensors_in(part)
+        case list() | tuple():
+            for part in value:
+                yield from tensors_in(part)

@@ -1,0 +1,97 @@
+"""The page that says how every pipeline class gets on with fusions: written, read, compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import diffusers
+from support.lora_files import ROOT
+from support.sweep.comparing import EQUAL, MODES, Found
+
+PAGE = ROOT / "docs" / "reference" / "pipelines.md"
+
+#: A row that has been compared: pipeline, and what each mode did.
+_COMPARED = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
+
+#: A row that has not: pipeline, and why.
+_NOT_COMPARED = re.compile(r"^\| `(\w+)` \| (.+?) \|$", re.MULTILINE)
+
+_HEADING = "## Not compared"
+
+_TEXT = """\
+# Pipelines
+
+Every pipeline class of diffusers {version}, sampled with two random LoRAs on all linear layers and
+convolutions of its denoisers. *equal*: the latents are those of K-LoRA written out literally, which
+computes all weights anew before each evaluation; layers switch between LoRAs meanwhile; and the
+pipeline is bare again afterwards.
+`make pipelines` writes this page anew and prints what changed; `make pipelines CLASSES="A B"` looks
+at these classes alone.
+
+{equal} classes are equal in both modes, {other} are not, and {unbuilt} were not compared.
+
+| pipeline | {modes} |
+|---|{lines}|
+{rows}
+
+{heading}
+
+*no denoising loop*: there are no steps between which a LoRA could be chosen. *not buildable*: no
+rule of `tests/support/sweep` makes a tiny one that can be called.
+
+| pipeline | why |
+|---|---|
+{reasons}
+"""
+
+
+def write(found: Mapping[str, Found], path: Path = PAGE) -> None:
+    """Write the page with these results."""
+    built = [each for _, each in sorted(found.items()) if each.built is None]
+    unbuilt = [each for _, each in sorted(found.items()) if each.built is not None]
+    equal = [each for each in built if set(each.modes) == {EQUAL}]
+    text = _TEXT.format(
+        version=diffusers.__version__,
+        equal=len(equal),
+        other=len(built) - len(equal),
+        unbuilt=len(unbuilt),
+        modes=" | ".join(MODES),
+        lines="|".join("---" for _ in MODES),
+        rows="\n".join(f"| `{e.pipeline}` | {' | '.join(map(_cell, e.modes))} |" for e in built),
+        heading=_HEADING,
+        reasons="\n".join(f"| `{e.pipeline}` | {_cell(str(e.built))} |" for e in unbuilt),
+    )
+    path.write_text(text)
+
+
+def read(path: Path = PAGE) -> dict[str, Found]:
+    """Pipeline -> what the page says."""
+    compared, _, rest = path.read_text().partition(_HEADING)
+    found = {name: Found(name, None, tuple(modes)) for name, *modes in _COMPARED.findall(compared)}
+    return found | {name: Found(name, why) for name, why in _NOT_COMPARED.findall(rest)}
+
+
+def changes(before: Mapping[str, Found], after: Mapping[str, Found]) -> Iterator[str]:
+    """A line for each class that is new, gone, or gets on otherwise."""
+    for name in sorted({*before, *after}):
+        old, new = (_verdict(found.get(name)) for found in (before, after))
+        if name not in before:
+            yield f"new:     {name}: {new}"
+        elif name not in after:
+            yield f"gone:    {name}: was {old}"
+        elif old != new:
+            yield f"changed: {name}: {new}, was {old}"
+
+
+def _verdict(found: Found | None) -> str:
+    if found is None:
+        return ""
+    if found.built is not None:
+        return _cell(found.built)
+    return ", ".join(f"{mode} {_cell(said)}" for mode, said in zip(MODES, found.modes, strict=True))
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"[|<>`*_\[\]{}]", " ", text).strip()
