@@ -15,10 +15,12 @@ import torch
 from diffusers import (
     CogVideoXDPMScheduler,
     DDIMScheduler,
+    DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
+    SCMScheduler,
 )
 from support.generation import SchedulerName, evaluations, scheduler
 from tiny_pipeline import SD_BETAS
@@ -71,6 +73,24 @@ def test_progress_is_the_middle_of_the_step_at_each_evaluation(
     for _ in range(2):
         followed.set_timesteps(steps)
         assert watched.run(followed, followed.timesteps) == expected
+
+
+_NO_STOP = {SCMScheduler: {"intermediate_timesteps": None}}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("kind", [SCMScheduler, DDPMWuerstchenScheduler])
+def test_the_end_of_the_last_step_is_no_step(kind: Any, steps: int) -> None:
+    """Such schedulers list one timestep more than their pipelines evaluate."""
+    followed = kind()
+    watched = Watched(followed)
+    followed.set_timesteps(steps, **_NO_STOP.get(kind, {}))
+    assert len(followed.timesteps) == steps + 1
+    latents, seen = torch.ones(1, 4, 8, 8), []
+    for t in followed.timesteps[:-1]:
+        seen.append(watched.clock.progress)
+        latents = followed.step(torch.ones_like(latents), t.expand(1), latents).prev_sample
+    assert seen == middles(steps)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,6 +29,7 @@ from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.timesteps import (
     Reader,
     differ,
+    evaluations_of,
     index_by_value,
     index_by_view,
     timestep_reader,
@@ -183,7 +184,7 @@ class Clock:
         self._index[scheduler] = index
         self._told_by, self._timestep = weakref.ref(scheduler), None
         order = max(1, int(getattr(scheduler, "order", 1)))
-        evaluations = 0 if scheduler.timesteps is None else len(scheduler.timesteps)
+        evaluations = evaluations_of(scheduler)
         if not 0 <= index < evaluations:
             if self._begun_by is not None and self._begun_by() is scheduler:  # not a copy
                 self._occupancy.end()

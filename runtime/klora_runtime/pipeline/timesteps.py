@@ -17,6 +17,12 @@ _NAMES = ("timestep", "timesteps", "t")
 Reader = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 
 
+#: Schedulers of diffusers whose last timestep is where the last step ends; loops leave it out.
+_LIST_THE_END = frozenset(
+    ("DDPMWuerstchenScheduler", "LTXEulerAncestralRFScheduler", "SCMScheduler")
+)
+
+
 def timestep_reader(
     function: Callable[..., Any], *, skip: int = 0, otherwise: int | None = None
 ) -> Reader:
@@ -96,3 +102,17 @@ def _is_one(timestep: torch.Tensor) -> bool:
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def evaluations_of(scheduler: Any) -> int:
+    """How many of a scheduler's timesteps a loop evaluates the denoiser at.
+
+    It is all of them but for schedulers that list the end of the last step too.
+    """
+    if scheduler.timesteps is None:
+        return 0
+    listed = len(scheduler.timesteps)
+    if not any(kind.__name__ in _LIST_THE_END for kind in type(scheduler).__mro__):
+        return listed
+    steps = getattr(scheduler, "num_inference_steps", None)
+    return listed - 1 if steps is None else min(int(steps), listed)
