@@ -73,6 +73,12 @@ def read(path: Path = PAGE) -> dict[str, Found]:
     return found | {name: Found(name, why) for name, why in _NOT_COMPARED.findall(rest)}
 
 
+def as_written(found: Found) -> Found:
+    """As the page has it, without the signs that its language reads."""
+    why = None if found.built is None else _cell(found.built)
+    return Found(found.pipeline, why, tuple(map(_cell, found.modes)))
+
+
 def changes(before: Mapping[str, Found], after: Mapping[str, Found]) -> Iterator[str]:
     """A line for each class that is new, gone, or gets on otherwise."""
     for name in sorted({*before, *after}):
