@@ -137,7 +137,7 @@ def tiny(folder: Path, count: int = 4) -> tuple[Any, list[Path]]:
 @click.option("--model", type=click.Path(exists=True, path_type=Path), help="A diffusers folder.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--requests", "count", default=40, show_default=True, help="Length of the queue.")
-@click.option("--steps", default=8, show_default=True, help="Of each image.")
+@click.option("--steps", default=8, show_default=True, help="Steps of each image.")
 @click.option("--budget", default=2**30, show_default=True, help="Bytes of fusions to keep loaded.")
 def main(
     artifacts: tuple[Path, ...],

@@ -48,7 +48,7 @@ def main() -> None:
     type=click.IntRange(1, 1024),
     default=16,
     show_default=True,
-    help="Of both LoRAs in every layer.",
+    help="Rank of both LoRAs in every layer.",
 )
 @click.option(
     "--rounds",

@@ -50,7 +50,7 @@ Work = Callable[[], object]
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--rank", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--share", default=0.1, show_default=True, help="Of the layers, to save time.")
+@click.option("--share", default=0.1, show_default=True, help="Share of the layers, to save time.")
 @click.option("--cache", is_flag=True, help="Time pairs with a cache of statistics instead.")
 def main(model: str, device: str, rank: int, rounds: int, share: float, cache: bool) -> None:
     """Print seconds and ratios."""

@@ -47,7 +47,7 @@ Steps = tuple[float, float, float]
 @click.option("--model", type=click.Choice(["sdxl", "flux"]), default="sdxl", show_default=True)
 @click.option("--rank", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--share", default=0.1, show_default=True, help="Of the layers, to save time.")
+@click.option("--share", default=0.1, show_default=True, help="Share of the layers, to save time.")
 @click.option(
     "--disk",
     "disks",

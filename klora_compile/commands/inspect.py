@@ -35,7 +35,7 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
     if is_artifact(file):
         _inspect_artifact(file, as_json, plot)
     elif plot is not None:
-        raise click.UsageError(f"{file} is no artifact: --plot draws a schedule.")
+        raise click.UsageError(f"{file} is not an artifact: --plot draws a schedule.")
     else:
         _inspect_lora(file, as_json, reading)
 

@@ -145,8 +145,8 @@ def _check(
     ]
     if others:
         raise KloraError(
-            f"{len(others)} parameters are no layer's weight or bias, and ordinary LoRA files have "
-            "no keys for them. Apply the artifact itself.",
+            f"{len(others)} parameters are neither a layer's weight nor its bias, and ordinary "
+            "LoRA files have no keys for them. Apply the artifact itself.",
             others,
         )
     unsayable = [

@@ -14,5 +14,5 @@ FATES: Mapping[str, str] = {
     "constant": "a layer without steps (before the loop): constant weights",
     "zero": "both deltas are exactly zero; nothing is stored",
     "dropped": "left out by a setting of the compiler; nothing is stored",
-    IDLE: "nothing acts; what is stored is for other schedules",
+    IDLE: "nothing acts; the stored factors are for other schedules",
 }

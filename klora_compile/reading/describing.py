@@ -186,7 +186,7 @@ class Describer:
             shapes.append((shape[0], *shape[1:2], *without_ones(shape[2:])))
             biases.append(self._base.shape(component, target.module, "bias") is not None)
         if len({shape[1:] for shape in shapes}) > 1:
-            return "the base model's layers that it stands for are of different widths"
+            return "the base model's layers that it joins have different widths"
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]), all(biases)
 
     def _denoiser(self, component: str) -> str:

@@ -118,7 +118,7 @@ def _introduction(fusion: Schedule) -> str:
     return (
         f"{_what(fusion)} in one file, fused by {name}. {choice}All of "
         f"these choices are in the file: they hold for any prompt and any seed, and {steps}. "
-        "It is no plain LoRA: load it as [below](#how-to-load), not with "
+        "It is not a plain LoRA: load it as [below](#how-to-load), not with "
         "`load_lora_weights`."
     )
 
@@ -154,7 +154,7 @@ def _base_model(fusion: Schedule, facts: CardFacts) -> str:
     elif family:
         model = f"{family}: any model of this family with its layers."
     else:
-        model = "Not stated. The layers do not tell the family; their shapes have to match."
+        model = "Not stated. The layers do not identify the family; their shapes must match."
     return f"{model} The fusion changes {components}."
 
 

@@ -89,7 +89,7 @@ def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
 def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
     """Return rows of (label, text) for a terminal; empty if the factors are stored unchanged."""
     if fusion.is_thin:
-        return [("thin", "the factors lie in the sources, which applying it needs")]
+        return [("thin", "the factors are in the sources; applying it needs them")]
     found = compression_of(fusion)
     if found is None:
         return []

@@ -274,7 +274,7 @@ class Klora(Rule):
             return None
         return (
             f"gamma: expected paper for more than two LoRAs, found {gamma!r}. Each LoRA is then "
-            "weighed by its own sum; leave out gamma, and semantics where it is authors."
+            "weighed by its own sum; leave out gamma, and semantics if it is authors."
         )
 
     def count(self, ranks: Sequence[int], numel: int) -> int | None:

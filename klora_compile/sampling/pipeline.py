@@ -65,7 +65,7 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
     except Exception as error:  # diffusers raises many types for a broken folder
         raise KloraError(
             f"diffusers cannot load {shown(model)}: {_reason(error)} Get the folder again, or "
-            "save it anew with pipe.save_pretrained(FOLDER)."
+            "save it again with pipe.save_pretrained(FOLDER)."
         ) from error
     try:
         return pipe.to(where)

@@ -47,7 +47,7 @@ class ReadOptions:
     alpha_conflict: AlphaConflict = field(
         default="error",
         metadata=setting(
-            "Where two sources state different alphas for a layer: refuse the LoRA (error), or "
+            "If two sources state different alphas for a layer: refuse the LoRA (error), or "
             "take the first by rule.",
             Word(get_args(AlphaConflict)),
         ),

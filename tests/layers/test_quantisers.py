@@ -59,7 +59,7 @@ def test_a_layer_that_quantises_at_each_forward_is_branched(kind: str) -> None:
 
     with pytest.raises(IncompatibleModelError) as error:
         Merge(targets)
-    why = f"unet.leaf: {name} quantises its weight at each forward, so it would lose what is merged"
+    why = f"unet.leaf: {name} quantises its weight at each forward, so a merged delta would be lost"
     assert error.value.issues == (why,)
     mode, reason = choose("auto", targets, {})
     assert isinstance(mode, Branch)

@@ -526,11 +526,11 @@ def test_dora_by_its_metadata_needs_a_magnitude(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "lora_adapter_metadata is no valid JSON: Expecting"),
+        ("{", "lora_adapter_metadata is not valid JSON: Expecting"),
         ("[]", "lora_adapter_metadata is not a JSON object"),
-        ('{"unet.lora_alpha":NaN}', "is no valid JSON: NaN is not a JSON number"),
+        ('{"unet.lora_alpha":NaN}', "is not valid JSON: NaN is not a JSON number"),
         ('{"unet.lora_alpha":1,"unet.lora_alpha":2}', "the key unet.lora_alpha appears twice"),
-        ("[" * 100_000, "is no valid JSON: maximum recursion depth"),
+        ("[" * 100_000, "is not valid JSON: maximum recursion depth"),
         ('{"unet.lora_alpha":1e400}', "unet.lora_alpha: expected a number, found inf"),
     ],
 )
@@ -555,5 +555,5 @@ def test_an_adapter_folder_as_peft_saves_it(tmp_path: Path) -> None:
         if hasattr(module, "lora_A"):
             assert module.scaling["default"] == layers[f"unet.{name}"].scaling
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(LoraError, match=r"adapter_config\.json is no valid JSON"):
+    with pytest.raises(LoraError, match=r"adapter_config\.json is not valid JSON"):
         read_adapter(tmp_path / "adapter_model.safetensors")

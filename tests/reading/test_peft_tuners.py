@@ -188,7 +188,7 @@ def test_settings_that_say_nothing_to_klora_are_named(
         ("VB-LoRA, chosen", "vblora_logits_A_topk_indices", "are none of 6 vectors"),
         ("Uni-LoRA", "unilora_indices_B", "are none of 20 numbers"),
         ("Super", "supertuning_indices", "lie outside of the base model's weight"),
-        ("FRoD", "frod_s_indices.attn1_to_k", "its places lie outside of"),
+        ("FRoD", "frod_s_indices.attn1_to_k", "its indices are outside of"),
     ],
 )
 def test_places_that_are_none_are_named(case: str, key: str, problem: str, tmp_path: Path) -> None:

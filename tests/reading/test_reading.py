@@ -384,14 +384,22 @@ def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
 
 
 BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
-    "rank 0": (torch.ones(0, 4), torch.ones(6, 0), "down [0, 4] and up [6, 0] are no low-rank"),
+    "rank 0": (torch.ones(0, 4), torch.ones(6, 0), "down [0, 4] and up [6, 0] are not a low-rank"),
     "ranks differ": (torch.ones(2, 4), torch.ones(6, 3), "down [2, 4] and up [6, 3] are no low-"),
-    "exchanged": (torch.ones(6, 2), torch.ones(2, 4), "down [6, 2] and up [2, 4] are no low-rank"),
-    "vectors": (torch.ones(2), torch.ones(2), "down [2] and up [2] are no low-rank pair"),
-    "scalars": (torch.tensor(1.0), torch.tensor(1.0), "down [] and up [] are no low-rank pair"),
-    "kernel of one dimension in up": (torch.ones(2, 4, 3), torch.ones(6, 2, 3), "are no low-rank"),
-    "linear and conv": (torch.ones(2, 4), torch.ones(6, 2, 1, 1), "are no low-rank pair"),
-    "kernel in up": (torch.ones(2, 4, 3, 3), torch.ones(6, 2, 3, 3), "are no low-rank pair"),
+    "exchanged": (
+        torch.ones(6, 2),
+        torch.ones(2, 4),
+        "down [6, 2] and up [2, 4] are not a low-rank",
+    ),
+    "vectors": (torch.ones(2), torch.ones(2), "down [2] and up [2] are not a low-rank pair"),
+    "scalars": (torch.tensor(1.0), torch.tensor(1.0), "down [] and up [] are not a low-rank pair"),
+    "kernel of one dimension in up": (
+        torch.ones(2, 4, 3),
+        torch.ones(6, 2, 3),
+        "are not a low-rank",
+    ),
+    "linear and conv": (torch.ones(2, 4), torch.ones(6, 2, 1, 1), "are not a low-rank pair"),
+    "kernel in up": (torch.ones(2, 4, 3, 3), torch.ones(6, 2, 3, 3), "are not a low-rank pair"),
     "integers": (
         torch.ones(2, 4, dtype=torch.int32),
         torch.ones(6, 2),

@@ -174,7 +174,7 @@ def test_without_a_base_model_a_file_is_shown_and_not_compiled(tmp_path: Path) -
         ({"ia3_l": (31, 1)}, "its 31 numbers are neither the rows nor the columns"),
         ({"ia3_l": (1, 32)}, "its 32 numbers are neither the rows nor the columns"),
         ({"oft_R.weight": (4, 28)}, "PEFT's configuration says how its blocks are meant"),
-        ({"oft_R.weight": (4, 27)}, r"oft_R \[4, 27\] are no triangles of square blocks"),
+        ({"oft_R.weight": (4, 27)}, r"oft_R \[4, 27\] are not triangles of square blocks"),
         ({"boft_R": (1, 3, 8, 8)}, "has no boft_s"),
         ({"boft_R": (1, 4, 8, 8), "boft_s": (32, 1)}, "do not fit the base model's weight"),
         ({"vera_lambda_b": (32,)}, "has no vera_lambda_d"),
@@ -182,7 +182,7 @@ def test_without_a_base_model_a_file_is_shown_and_not_compiled(tmp_path: Path) -
         ({"miss_block": (4, 32)}, "PEFT's configuration says how its block is meant"),
         ({"fourierft_spectrum": (20,)}, "PEFT's configuration says where its fourierft_spectrum"),
         ({"randlora_lambda": (3, 8), "randlora_gamma": (8, 24)}, "save it with save_projection"),
-        ({"hira_A": (3, 24), "hira_B": (32, 4)}, "are no low-rank pair"),
+        ({"hira_A": (3, 24), "hira_B": (32, 4)}, "are not a low-rank pair"),
         (
             {"hira_A": (3, 23), "hira_B": (32, 3)},
             r"its factors make \[32, 23\], and the base",
@@ -210,7 +210,7 @@ def test_without_a_base_model_a_file_is_shown_and_not_compiled(tmp_path: Path) -
             "the file has no frod_V.attn1_to_q; save it with save_projection=True",
         ),
         ({"ln_tuning_layers.bias": (32,)}, "has no value"),
-        ({"ln_tuning_layers.bias": (32,), "scale": (31,)}, "are no weight and its bias"),
+        ({"ln_tuning_layers.bias": (32,), "scale": (31,)}, "are not a weight and its bias"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_one_sentence(
         ),
         (
             {"shira_weight": torch.ones(1), "shira_indices": torch.tensor([[OUT], [0]])},
-            "its shira_indices lie outside of the base model's weight",
+            "its shira_indices are outside of the base model's weight",
         ),
     ],
 )

@@ -368,11 +368,11 @@ def test_the_sparse_rest_of_an_extracted_layer_is_added(
 @pytest.mark.parametrize(
     ("end", "value", "problem"),
     [
-        ("bias_size", torch.tensor([6, 10]), "its sparse rest does not lie in a weight of"),
-        ("bias_indices", torch.tensor([[7], [-1]]), "its sparse rest does not lie in a weight of"),
-        ("bias_indices", torch.tensor([[7], [6]]), "its sparse rest does not lie in a weight of"),
-        ("bias_indices", torch.tensor([[7, 8], [2, 2]]), "are no sparse rest: expected indices"),
-        ("bias_size", None, "are no sparse rest: expected indices"),
+        ("bias_size", torch.tensor([6, 10]), "its sparse rest is outside of a weight of"),
+        ("bias_indices", torch.tensor([[7], [-1]]), "its sparse rest is outside of a weight of"),
+        ("bias_indices", torch.tensor([[7], [6]]), "its sparse rest is outside of a weight of"),
+        ("bias_indices", torch.tensor([[7, 8], [2, 2]]), "are not a sparse rest: expected indices"),
+        ("bias_size", None, "are not a sparse rest: expected indices"),
     ],
 )
 def test_a_sparse_rest_that_does_not_fit_is_named(

@@ -105,7 +105,7 @@ def test_a_model_without_its_weights(shipped: Shipped, broken: Path, tmp_path: P
     assert error.startswith(f"diffusers cannot load {broken}: ")
     assert f"found in directory {broken}/unet." in error
     assert error.endswith(
-        " Get the folder again, or save it anew with pipe.save_pretrained(FOLDER)."
+        " Get the folder again, or save it again with pipe.save_pretrained(FOLDER)."
     )
 
 

@@ -23,7 +23,7 @@ class C3a(Form):
     def problems(self, layer: Header) -> list[str]:
         shape = layer.shapes[KERNEL]
         fits = len(shape) == 3 and math.prod(shape) > 0
-        return [] if fits else [f"c3a_kernel {list(shape)} is no (rows, columns, size) of blocks"]
+        return [] if fits else [f"c3a_kernel {list(shape)} is not (rows, columns, size) of blocks"]
 
     def shape(self, layer: Header) -> Shape:
         rows, columns, size = layer.shapes[KERNEL]

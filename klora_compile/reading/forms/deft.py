@@ -48,7 +48,7 @@ class Deft(Form):
             return absent
         p, weight = shapes[P], layer.weight
         if len(p) != 2 or 0 in p:
-            return [f"deft_P {list(p)} is no (rows, rank)"]
+            return [f"deft_P {list(p)} is not (rows, rank)"]
         if weight is None:
             return []
         fits = len(weight) == 2 and p[0] == weight[0] and p[1] <= p[0]

@@ -62,7 +62,7 @@ class Frod(Form):
         middle = torch.diag(values.tensors[DIAGONAL].double())
         rows, columns = places.long()
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < len(middle):
-            raise WrongValuesError(f"its places lie outside of {list(middle.shape)}")
+            raise WrongValuesError(f"its indices are outside of {list(middle.shape)}")
         middle.index_put_((rows, columns), values.tensors[SPARSE].double(), accumulate=True)
         v = basis.double()
         u = _written_in(v, values.weight)

@@ -84,7 +84,7 @@ class Value(Full):
         found = super().problems(layer)
         own = layer.shapes[VALUE]
         if not found and layer.shapes.get(BIAS_VALUE, own[:1]) != own[:1]:
-            return [f"{shapes_text(self.parts, layer.shapes)} are no weight and its bias"]
+            return [f"{shapes_text(self.parts, layer.shapes)} are not a weight and its bias"]
         return found
 
     def is_dense(self, layer: Header) -> bool:

@@ -153,7 +153,7 @@ def _path_problem(letter: str, path: tuple[Part, Part, Part, Part], layer: Heade
     if down in shapes:
         own: Shape = (shapes[down][0], shapes[up][-1])
         if shapes[down][-1] != shapes[up][0] or len(shapes[down]) != 2 or len(shapes[up]) != 2:
-            return f"{shapes_text(path, shapes)} are no factors"
+            return f"{shapes_text(path, shapes)} are not factors"
     elif whole in shapes:
         own = shapes[whole]
     else:

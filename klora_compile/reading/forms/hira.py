@@ -35,7 +35,7 @@ class Hira(Form):
             return absent
         a, b = layer.shapes[A], layer.shapes[B]
         if not 2 <= len(a) == len(b) <= 5 or {1} < {1, *b[2:]} or a[0] != b[1] or 0 in (*a, *b):
-            return [f"{shapes_text(self.parts, layer.shapes)} are no low-rank pair"]
+            return [f"{shapes_text(self.parts, layer.shapes)} are not a low-rank pair"]
         own = self.shape(layer)
         if layer.weight is not None and layer.weight != own:
             return [

@@ -37,7 +37,7 @@ class Hra(Form):
     def problems(self, layer: Header) -> list[str]:
         shape = layer.shapes[DIRECTIONS]
         if len(shape) != 2 or 0 in shape:
-            return [f"hra_u {list(shape)} is no (columns, rank)"]
+            return [f"hra_u {list(shape)} is not (columns, rank)"]
         if type(layer.settings.get("apply_GS")) is not bool:
             return [f"PEFT's configuration says how its directions are meant; {KEEP_CONFIG}"]
         if layer.weight is not None and math.prod(layer.weight[1:]) != shape[0]:

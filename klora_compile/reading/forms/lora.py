@@ -78,14 +78,15 @@ class Lora(Form):
         down, up = shapes[DOWN], shapes[UP]
         if any(part in shapes for part in REST) and not _is_sparse(shapes):
             found = shapes_text(REST, shapes)
-            return [f"{found} are no sparse rest: expected indices (2, n), values (n,), size (2,)"]
+            expected = "indices (2, n), values (n,), size (2,)"
+            return [f"{found} are not a sparse rest: expected {expected}"]
         if MID in shapes:
             return [] if _is_tucker(shapes) else [_no_tucker(shapes)]
         linear = len(down) == len(up) == 2
         conv = 3 <= len(down) == len(up) <= 5 and set(up[2:]) == {1}
         if not (linear or conv) or down[0] != up[1] or 0 in (*down, *up):
             return [
-                f"down {list(down)} and up {list(up)} are no low-rank pair: expected "
+                f"down {list(down)} and up {list(up)} are not a low-rank pair: expected "
                 "(rank, in) and (out, rank), or (rank, in, height, width) and (out, rank, 1, 1)"
             ]
         return []
@@ -126,7 +127,7 @@ class Lora(Form):
         size, places = tensors[REST_SIZE].long(), tensors[REST_INDICES].long()
         inside = bool((places >= 0).all()) and bool((places < size[:, None]).all())
         if size.tolist() != expected or not inside:
-            raise WrongValuesError(f"its sparse rest does not lie in a weight of {expected}")
+            raise WrongValuesError(f"its sparse rest is outside of a weight of {expected}")
         return places
 
 
@@ -157,6 +158,6 @@ def _is_tucker(shapes: Shapes) -> bool:
 
 def _no_tucker(shapes: Shapes) -> str:
     return (
-        f"{shapes_text((*_PAIR, MID), shapes)} are no Tucker triple: expected "
+        f"{shapes_text((*_PAIR, MID), shapes)} are not a Tucker triple: expected "
         "down (rank, in, 1, 1), mid (rank, rank, height, width), up (out, rank, 1, 1)"
     )

@@ -36,7 +36,7 @@ class Miss(Form):
         start = layer.settings["init_weights"]
         bat = start == "bat"
         if len(shape) != (3 if bat else 2) or 0 in shape or (bat and shape[1] != shape[2]):
-            return [f"miss_block {list(shape)} is no block of init_weights={start}"]
+            return [f"miss_block {list(shape)} is not a block of init_weights={start}"]
         if layer.weight is None:
             return []
         if len(layer.weight) == 2:

@@ -34,12 +34,12 @@ class PeftOft(Form):
     def problems(self, layer: Header) -> list[str]:
         shape, settings = layer.shapes[TRIANGLES], layer.settings
         if len(shape) != 2 or 0 in shape or _size(shape[1]) is None:
-            return [f"oft_R {list(shape)} are no triangles of square blocks"]
+            return [f"oft_R {list(shape)} are not triangles of square blocks"]
         if "use_cayley_neumann" not in settings or "block_share" not in settings:
             return [f"PEFT's configuration says how its blocks are meant; {_ADVICE}"]
         terms, eps = settings.get("num_cayley_neumann_terms", 5), settings.get("eps", 6e-5)
         if type(terms) is not int or not 0 < terms < 100 or not _is_small(eps):
-            return ["its num_cayley_neumann_terms or eps in PEFT's configuration is no number"]
+            return ["its num_cayley_neumann_terms or eps in PEFT's configuration is not a number"]
         if layer.weight is None:
             return []
         columns, size = math.prod(layer.weight[1:]), _size(shape[1]) or 1
@@ -85,7 +85,7 @@ class PeftBoft(Form):
             return absent
         shape = layer.shapes[BLOCKS]
         if len(shape) != 4 or shape[2] != shape[3] or 0 in shape or shape[0] > 32:
-            return [f"boft_R {list(shape)} is no (stages, blocks, size, size)"]
+            return [f"boft_R {list(shape)} is not (stages, blocks, size, size)"]
         stages, blocks, size, _ = shape
         if stages > 1 and (size % 2 or blocks % 2 ** (stages - 1)):
             return [f"boft_R {list(shape)}: its stages do not fit its blocks"]

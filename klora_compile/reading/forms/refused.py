@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_INPUTS = "it learns what a language model takes in, and changes no weight"
-_ROUTED = "what it adds to a layer depends on what the layer takes in"
+_INPUTS = "it learns inputs of a language model and changes no weight"
+_ROUTED = "its change of a layer depends on the layer's input"
 
 #: PEFT's name of a type -> the reason why klora refuses it.
 REFUSED_TYPES: Mapping[str, str] = {
@@ -16,13 +16,13 @@ REFUSED_TYPES: Mapping[str, str] = {
     "ADAPTION_PROMPT": _INPUTS,
     "CPT": _INPUTS,
     "CARTRIDGE": _INPUTS,
-    "TRAINABLE_TOKENS": "it changes embeddings of tokens, which klora does not carry",
+    "TRAINABLE_TOKENS": "it changes token embeddings, which klora does not carry",
     "LILY": _ROUTED,
     "XLORA": _ROUTED,
-    "POLY": "what it adds to a layer depends on the number of a task",
-    "SHADOW": "it adds a model of its own, and changes no weight",
+    "POLY": "its change of a layer depends on the number of a task",
+    "SHADOW": "it adds a separate model and changes no weight",
     "ADAMSS": (
-        "which rows its parts change follows from clusters of the base model's weight, which are "
+        "the rows that its parts change follow from clusters of the base model's weight, which are "
         "in no file"
     ),
     "PSOFT": (

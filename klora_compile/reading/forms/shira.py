@@ -34,7 +34,7 @@ class Shira(Form):
             return absent
         numbers, places = layer.shapes[NUMBERS], layer.shapes[PLACES]
         if len(numbers) != 1 or places != (2, *numbers):
-            return [f"shira_indices {list(places)} are no places of {list(numbers)} numbers"]
+            return [f"shira_indices {list(places)} are not indices of {list(numbers)} numbers"]
         if layer.weight is not None and len(layer.weight) != 2:
             return [f"the base model's weight is {list(layer.weight)}, expected a linear layer's"]
         return []
@@ -46,7 +46,7 @@ class Shira(Form):
         for found, length in ((rows, out), (columns, inner)):
             if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < length:
                 raise WrongValuesError(
-                    f"its shira_indices lie outside of the base model's weight {[out, inner]}"
+                    f"its shira_indices are outside of the base model's weight {[out, inner]}"
                 )
         delta = torch.zeros(out, inner)
         delta.index_put_((rows, columns), values.tensors[NUMBERS].float(), accumulate=True)

@@ -83,7 +83,7 @@ def _problems(layer: Header, part: Part) -> list[str]:
             "beside the file"
         ]
     if len(shape) != 1:
-        return [f"{part.name} {list(shape)} is no vector"]
+        return [f"{part.name} {list(shape)} is not a vector"]
     if layer.weight is not None and (len(layer.weight) != 2 or shape[0] > math.prod(layer.weight)):
         return [
             f"{part.name} {list(shape)} does not fit the base model's weight {list(layer.weight)}"

@@ -45,7 +45,7 @@ class Supertuning(Form):
         if absent:
             return absent
         if len(shapes[NUMBERS]) != 1 or shapes[PLACES] != shapes[NUMBERS]:
-            return [f"{shapes_text((NUMBERS, PLACES), shapes)} are no places of numbers"]
+            return [f"{shapes_text((NUMBERS, PLACES), shapes)} are not indices of numbers"]
         if pair and type(layer.settings.get("lora_alpha")) not in (int, float):
             return [f"PEFT's configuration says the lora_alpha of its pair; {KEEP_CONFIG}"]
         if layer.weight is None:
@@ -63,7 +63,7 @@ class Supertuning(Form):
         places = tensors[PLACES].long()
         if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < size:
             raise WrongValuesError(
-                "its supertuning_indices lie outside of the base model's weight "
+                "its supertuning_indices are outside of the base model's weight "
                 f"{list(layer.weight)}"
             )
         delta = torch.zeros(size, dtype=torch.float64)

@@ -68,5 +68,5 @@ class Unilora(Form):
 
 def _taken(numbers: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     if not 0 <= int(places.min()) <= int(places.max()) < len(numbers):
-        raise WrongValuesError(f"its unilora_indices are none of {len(numbers)} numbers")
+        raise WrongValuesError(f"its unilora_indices are not indices of {len(numbers)} numbers")
     return numbers[places]

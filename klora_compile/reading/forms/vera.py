@@ -59,7 +59,7 @@ class Vera(Form):
         if absent:
             return absent
         if any(len(shapes[part]) != 1 for part in self.parts):
-            return ["its vectors are no vectors"]
+            return ["its vectors are not one-dimensional"]
         (rows,), (ranks,) = (shapes[part] for part in self.parts)
         if (a in shapes) != (b in shapes):
             return [f"the file has only {a.name if a in shapes else b.name}, expected both"]

@@ -68,7 +68,7 @@ class AdapterConfig:
         try:
             values = parse_json(text)
         except (ValueError, RecursionError) as error:
-            raise LoraError(f"{where}: {name} is no valid JSON: {shown(error)}.") from error
+            raise LoraError(f"{where}: {name} is not valid JSON: {shown(error)}.") from error
         if not isinstance(values, dict):
             raise LoraError(f"{where}: {name} is not a JSON object.")
         values = dict(_by_component(values))

@@ -188,7 +188,7 @@ def _reference_problems(
     value: Mapping[str, Any], shape: list[int], sources: Collection[str]
 ) -> Iterator[tuple[str, str]]:
     if not isinstance(value["source"], str) or value["source"] not in sources:
-        yield ".source", f"is no source of the slot: {shown(value['source'])}"
+        yield ".source", f"is not a source of the slot: {shown(value['source'])}"
     for part in ("down", "up"):
         if not isinstance(value[part], str):
             yield f".{part}", f"not a key of a file: {shown(value[part])}"

@@ -90,7 +90,7 @@ def _refuse_missing(fusion: Fusion, missing: list[str]) -> None:
     options = " ".join(f"--source {name}=PATH" for name in missing)
     mapping = ", ".join(f'"{name}": PATH' for name in missing)
     raise ArtifactError(
-        "this fusion is thin: its factors lie in the LoRA files that it was compiled from. Name "
+        "this fusion is thin: its factors are in the LoRA files that it was compiled from. Name "
         f"them: {options}; in Python sources={{{mapping}}}.",
         [f"{shown(name)}: {_wanted(fusion, name)}" for name in missing],
     )

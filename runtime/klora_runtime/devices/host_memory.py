@@ -62,7 +62,7 @@ def _macos() -> float:
     size = re.search(r"page size of (\d+) bytes", told)
     pages = dict(re.findall(r"^Pages (\w+):\s+(\d+)\.$", told, re.MULTILINE))
     if size is None:
-        raise ValueError("vm_stat tells no page size")
+        raise ValueError("vm_stat shows no page size")
     return float(size[1]) * sum(int(pages[kind]) for kind in _FREE_PAGES)
 
 
@@ -93,7 +93,7 @@ def _windows() -> float:
 def _posix() -> float:
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     if pages < 0 or size < 0:
-        raise ValueError("the system does not tell")
+        raise ValueError("the system does not say")
     return float(pages * size)
 
 

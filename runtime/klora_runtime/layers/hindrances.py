@@ -73,7 +73,7 @@ def merge_hindrance(target: Target) -> str | None:
         return f"{its} is a {type(parameter).__name__}, not a plain parameter"
     quantiser = quantiser_of(target.module)
     if quantiser is not None and target.entry.parameter == "weight":
-        return f"{quantiser} quantises its weight at each forward, so it would lose what is merged"
+        return f"{quantiser} quantises its weight at each forward, so a merged delta would be lost"
     unwritable = target.host.unwritable(target.lineage, parameter, small=is_written(target))
     if unwritable is not None:
         return unwritable

@@ -29,7 +29,7 @@ class Refusal:
 
 _LOST = Refusal("the next switch would overwrite a LoRA on top of the fusion")
 _PROJECTIONS = Refusal("fused projections would not follow the fusion")
-_COPY = Refusal("the copy would keep the fusion for ever", called="copying or pickling")
+_COPY = Refusal("the copy would keep the fusion forever", called="copying or pickling")
 
 REFUSALS: Mapping[str, Refusal] = {
     "load_lora_weights": _LOST,
