@@ -385,7 +385,11 @@ def test_text_model_prefix_is_one_layer_with_or_without(tmp_path: Path) -> None:
 
 BAD_PAIRS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
     "rank 0": (torch.ones(0, 4), torch.ones(6, 0), "down [0, 4] and up [6, 0] are not a low-rank"),
-    "ranks differ": (torch.ones(2, 4), torch.ones(6, 3), "down [2, 4] and up [6, 3] are no low-"),
+    "ranks differ": (
+        torch.ones(2, 4),
+        torch.ones(6, 3),
+        "down [2, 4] and up [6, 3] are not a low-",
+    ),
     "exchanged": (
         torch.ones(6, 2),
         torch.ones(2, 4),
