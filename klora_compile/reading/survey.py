@@ -22,6 +22,7 @@ from klora_compile.reading.telling import families_of_layers
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.document import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown
+from klora_runtime.families.catalogue import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if isinstance(axis, str):
         problems.append(axis)
     found = families_of_layers(layers.values(), account.families)
-    found = (stated,) if stated in found else found
+    found = (stated,) if stated in found else _by_trainer(found, account.layout)
     return Survey(
         path=file.path,
         nbytes=file.size,
@@ -136,6 +137,12 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
         axis=None if isinstance(axis, str) else axis,
         problems=tuple(problems),
     )
+
+
+def _by_trainer(families: tuple[str, ...], layout: str) -> tuple[str, ...]:
+    """Return the one family that kohya's trainers train, for a file in their spelling."""
+    trained = tuple(key for key in families if FAMILIES[key].kohya is not None)
+    return trained if layout == "kohya" and len(trained) == 1 else families
 
 
 def refusal(found: Survey, options: ReadOptions) -> LoraError | None:

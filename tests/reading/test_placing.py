@@ -21,7 +21,7 @@ from klora_runtime.errors import LoraError
 #: Real key list -> its layout, whose names it has, the base family that is told at a sixteenth of
 #: the width, and how many layers it makes.
 READ: dict[str, tuple[str, str, str | None, int]] = {
-    "anima_lora_kohya_format": ("kohya", "cosmos", None, 11),
+    "anima_lora_kohya_format": ("kohya", "cosmos", "anima", 11),
     "anima_lora_peft_format": ("peft", "cosmos", None, 6),
     "flux_lora_aitoolkit_format": ("peft", "bfl", "flux.1", 418),
     "flux_lora_diffusers_base_model_format": ("peft", "diffusers", "flux.1", 381),
