@@ -142,6 +142,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
         evaluated = True
         at.append(done)
 
+    @functools.wraps(step)  # pipelines look at its signature
     def stepping(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal done, evaluated, total
         done, evaluated, total = done + evaluated, False, _steps(self)
