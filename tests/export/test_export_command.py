@@ -162,7 +162,7 @@ def test_a_family_without_kohyas_names(artifact: Path, tmp_path: Path) -> None:
 
 def test_the_help_says_that_fractions_of_steps_and_timesteps_differ() -> None:
     text = " ".join(klora("export", "--help").stdout.split())
-    assert "These two are equal only where the sampler's timesteps are spaced linearly." in text
+    assert "These two are equal only if the sampler's timesteps are spaced linearly." in text
 
 
 def test_the_help_imports_no_torch() -> None:
