@@ -141,7 +141,8 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
 
 def _by_trainer(families: tuple[str, ...], layout: str) -> tuple[str, ...]:
     """Return the one family that kohya's trainers train, for a file in their spelling."""
-    trained = tuple(key for key in families if FAMILIES[key].kohya is not None)
+    known = {key: FAMILIES[key] for key in families if key in FAMILIES}
+    trained = tuple(key for key, family in known.items() if family.kohya is not None)
     return trained if layout == "kohya" and len(trained) == 1 else families
 
 
