@@ -15,7 +15,8 @@ import torch
 from diffusers import AnyFlowFARPipeline
 from reference import KLora, sampling
 from support.generation import LEAST_EFFECT, TOLERANCE
-from support.sweep.pipelines import STEPS, arguments_of, build
+from support.sweep.arguments import STEPS, arguments_of
+from support.sweep.pipelines import build
 from tiny_pipeline import relative_difference, tiny_lora
 
 from klora_compile import compile_fusion
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 
 def generate(pipe: Any) -> torch.Tensor:
-    own = {"chunk_partition": [1, 1], "guidance_scale": 3.0}
+    own = {"chunk_partition": [1, 2], "guidance_scale": 3.0}
     generator = torch.Generator().manual_seed(7)
     frames = pipe(generator=generator, **{**arguments_of(pipe), **own}).frames
     assert isinstance(frames, torch.Tensor)

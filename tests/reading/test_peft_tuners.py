@@ -185,8 +185,8 @@ def test_settings_that_say_nothing_to_klora_are_named(
 @pytest.mark.parametrize(
     ("case", "key", "problem"),
     [
-        ("VB-LoRA, chosen", "vblora_logits_A_topk_indices", "are none of 6 vectors"),
-        ("Uni-LoRA", "unilora_indices_B", "are none of 20 numbers"),
+        ("VB-LoRA, chosen", "vblora_logits_A_topk_indices", "are not indices of 6 vectors"),
+        ("Uni-LoRA", "unilora_indices_B", "are not indices of 20 numbers"),
         ("Super", "supertuning_indices", "are outside of the base model's weight"),
         ("FRoD", "frod_s_indices.attn1_to_k", "its indices are outside of"),
     ],

@@ -97,6 +97,8 @@ def _mixed(layer: Header, tensors: Tensors, side: int) -> torch.Tensor:
     else:
         chosen, known = tensors[CHOSEN[side]].long(), tensors[WEIGHTS[side]].double()
         if not 0 <= int(chosen.min()) <= int(chosen.max()) < len(bank):
-            raise WrongValuesError(f"its {CHOSEN[side].name} are none of {len(bank)} vectors")
+            raise WrongValuesError(
+                f"its {CHOSEN[side].name} are not indices of {len(bank)} vectors"
+            )
         weights = torch.cat([known, 1.0 - known.sum(-1, keepdim=True)], dim=-1)
     return torch.einsum("abk,abkl->abl", weights, bank[chosen])
