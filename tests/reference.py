@@ -168,8 +168,9 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
     """Let one generation run as K-LoRA says, each denoiser evaluation at its given progress.
 
     Where a pipeline has two denoisers, ``progress`` lists the evaluations of both in their order.
-    Before every evaluation all weights are computed and written anew. The text encoders, which
-    have no step, are written at the start. All weights are given back at the end.
+    Before every evaluation all weights are computed and written anew; a model that shares layers
+    with a denoiser, as a ControlNet may, is part of the denoiser's next evaluation. The text
+    encoders, which have no step, are written at the start. All weights are given back at the end.
     """
     weights = {layer: _weight(pipe, layer) for layer in klora.layers}
     base = {layer: weight.detach().clone() for layer, weight in weights.items()}
@@ -185,9 +186,14 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
         assert to_come, f"more than {len(progress)} evaluations of the denoisers"
         write(to_come.pop(0), denoiser=True)
 
+    def before_sharer(*_: Any) -> None:
+        if to_come:
+            write(to_come[0], denoiser=True)
+
     write(0.0, denoiser=False)
     denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
     hooks = [model.register_forward_pre_hook(before_evaluation) for model in denoisers]
+    hooks += [model.register_forward_pre_hook(before_sharer) for model in _sharers(pipe, denoisers)]
     try:
         yield
     finally:
@@ -196,6 +202,18 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
         for layer, weight in weights.items():
             weight.data.copy_(base[layer])
     assert not to_come, f"{len(to_come)} of {len(progress)} evaluations did not happen"
+
+
+def _sharers(pipe: Any, denoisers: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Return the other models of a pipeline that have layers of a denoiser."""
+    layers = {module for denoiser in denoisers for module in denoiser.modules()}
+    return [
+        model
+        for model in vars(pipe).values()
+        if isinstance(model, torch.nn.Module)
+        and model not in layers
+        and not layers.isdisjoint(model.modules())
+    ]
 
 
 def product(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from random_loras import random_lora
 from reference import DENOISERS, KLora, sampling
 from support.generation import LEAST_EFFECT, TOLERANCE
@@ -129,23 +130,26 @@ def _steps(scheduler: Any) -> int:
 def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     """Write down the progress of every evaluation of a denoiser.
 
-    A step is over when ``scheduler.step`` follows an evaluation, however often it is called. What
-    begins in the middle of a schedule ends at its end.
+    A step is over when ``scheduler.step`` follows an evaluation, however often it is called. A
+    timestep that comes again, as where a loop goes back, is the same step. What begins in the
+    middle of a schedule ends at its end.
     """
     scheduler, step = type(pipe.scheduler), type(pipe.scheduler).step
+    places: dict[Any, int] = {}  # of the steps that were done, in order
     at: list[int] = []
-    done = total = 0
-    evaluated = False
+    waiting = total = 0
 
     def evaluating(*_: Any) -> None:
-        nonlocal evaluated
-        evaluated = True
-        at.append(done)
+        nonlocal waiting
+        waiting += 1
 
     @functools.wraps(step)  # pipelines look at its signature
     def stepping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal done, evaluated, total
-        done, evaluated, total = done + evaluated, False, _steps(self)
+        nonlocal waiting, total
+        if waiting:
+            place = places.setdefault(_key(self, *args, **kwargs), len(places))
+            at.extend([place] * waiting)
+        waiting, total = 0, _steps(self)
         return step(self, *args, **kwargs)
 
     denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
@@ -156,4 +160,16 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    moments += [(total - done + index + 0.5) / total for index in at]
+    at.extend([len(places)] * waiting)
+    moments += [(total - len(places) + place + 0.5) / total for place in at]
+
+
+def _key(scheduler: Any, _: Any = None, timestep: Any = None, *__: Any, **___: Any) -> Any:
+    """Name a step by its timestep, where the schedule has it once; else no other step is like it.
+
+    The other arguments are those of ``step``: what the denoiser said comes first.
+    """
+    listed = torch.as_tensor(scheduler.timesteps).tolist()
+    if isinstance(timestep, torch.Tensor):
+        timestep = timestep.tolist()
+    return timestep if listed.count(timestep) == 1 else object()
