@@ -16,6 +16,7 @@ from support.exports import as_klora_reads, average, error
 from support.handmade import hand_entry, hand_fusion
 from support.layout_models import weights
 from support.lora_files import SHARED_DATA
+from support.pairs import slow
 
 from klora_compile import read_adapter
 from klora_compile.export.settings import ExportSettings, Keys
@@ -93,7 +94,7 @@ def test_klora_reads_kohyas_names_of_every_family(family: str, tmp_path: Path) -
     [
         ("flux_lora_kohya_format", "kohya"),
         ("anima_lora_kohya_format", "kohya"),
-        ("sdxl_lora_kohya_te1_te2_alien_style", "kohya"),
+        slow("sdxl_lora_kohya_te1_te2_alien_style", "kohya"),
         ("flux_lora_diffusers_format", "peft"),
     ],
 )

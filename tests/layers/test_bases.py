@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +128,15 @@ def prepared(base: Base, case: FamilyCase) -> Any:
     return pipe
 
 
+def marks(base: Base) -> Any:
+    return pytest.mark.slow if base.is_variant else ()
+
+
+def each(bases: Iterable[Base]) -> list[Any]:
+    """As parameters of a test."""
+    return [pytest.param(base, marks=marks(base)) for base in bases]
+
+
 def insides(pipe: Any) -> dict[str, Any]:
     """Class and attributes of all modules; of those that a fusion changes, each very object."""
     found: dict[str, Any] = {}
@@ -150,10 +159,7 @@ def attention_of(fusion: Fusion, component: str) -> set[str]:
 @pytest.mark.parametrize(
     ("base", "case"),
     [
-        *(
-            pytest.param(base, SD1, marks=pytest.mark.slow if "+" in base.name else ())
-            for base in BASES
-        ),
+        *(pytest.param(base, SD1, marks=marks(base)) for base in BASES),
         *some_pairs([base for base in BASES if base.on_flux], [FLUX], share=2),
     ],
     ids=str,
@@ -179,7 +185,7 @@ def test_branch_adds_what_the_factors_say(
     assert torch.equal(case.generate(pipe), bare)
 
 
-@pytest.mark.parametrize("base", BASES, ids=str)
+@pytest.mark.parametrize("base", each(BASES), ids=str)
 def test_merge_refuses_by_name_and_auto_branches(base: Base, fusions: dict[str, Fusion]) -> None:
     fusion, pipe = fusions["SD1"], prepared(base, SD1)
     if base.hindrance is None:
@@ -233,7 +239,7 @@ def test_shapes_are_checked_however_weights_are_kept(base: Base) -> None:
     assert insides(pipe) == before
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base.late], ids=str)
+@pytest.mark.parametrize("base", each(base for base in BASES if base.late), ids=str)
 def test_what_comes_while_a_fusion_is_branched_is_followed(
     base: Base, fusions: dict[str, Fusion]
 ) -> None:
@@ -250,7 +256,7 @@ def test_what_comes_while_a_fusion_is_branched_is_followed(
     assert torch.equal(SD1.generate(pipe), bare)
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base.late], ids=str)
+@pytest.mark.parametrize("base", each(base for base in BASES if base.late), ids=str)
 def test_what_comes_while_a_fusion_is_merged_is_refused_or_works(
     base: Base, fusions: dict[str, Fusion]
 ) -> None:

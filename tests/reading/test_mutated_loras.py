@@ -28,7 +28,7 @@ from klora_compile.report.lora import lora_json
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.errors import KloraError
 
-EXAMPLES = int(os.environ.get("KLORA_MUTATIONS", "400"))
+EXAMPLES = int(os.environ.get("KLORA_MUTATIONS", "200"))
 
 #: Bytes that the values of an adapter may take, beside so many times the file's.
 GROWTH, SLACK = 64, 2**20

@@ -37,6 +37,9 @@ class Base:
     """In which the pipeline computes."""
     on_flux: bool = False
     """Whether it is tried on a transformer too, not on a UNet alone."""
+    is_variant: bool = False
+    """Whether it is another row with one setting changed, or two rows together; its tests are
+    slow."""
 
     def __str__(self) -> str:
         return self.name
@@ -307,8 +310,9 @@ BASES = (
             "Linear4bit", **{**_4BIT, "quant_type": "fp4", "quant_storage": torch.bfloat16}
         ),
         "its weight is a Params4bit, not a plain parameter",
+        is_variant=True,
     ),
-    Base("gguf-q8_0", _gguf_layers, _GGUFPARAMETER),
+    Base("gguf-q8_0", _gguf_layers, _GGUFPARAMETER, is_variant=True),
     Base("gguf-q4_0-loaded", _gguf_file("Q4_0"), _GGUFPARAMETER, on_flux=True),
     Base(
         "gguf-q8_0-loaded-bfloat16",
@@ -316,11 +320,13 @@ BASES = (
         _GGUFPARAMETER,
         tolerance=2e-2,
         dtype=torch.bfloat16,
+        is_variant=True,
     ),
     Base(
         "quanto-int8-loaded",
         _reloaded("optimum.quanto", _quanto_config("int8")),
         "its weight is a WeightQBytesTensor, not a plain tensor",
+        is_variant=True,
     ),
     Base(
         "quanto-float8-loaded",
@@ -337,6 +343,7 @@ BASES = (
         "torchao-int4-loaded",
         _reloaded("torchao", _torchao_int4),
         "its weight is a IntxUnpackedToInt8Tensor, not a plain tensor",
+        is_variant=True,
     ),
     Base(
         "sdnq-int8-loaded",
@@ -348,41 +355,74 @@ BASES = (
         "sdnq-uint4-loaded",
         _reloaded("sdnq", _sdnq_config(weights_dtype="uint4")),
         "its weight is torch.uint8, of a SDNQLinear",
+        is_variant=True,
     ),
     Base(
         "sdnq-int8-products-loaded",
         _reloaded("sdnq", _sdnq_config(weights_dtype="int8", use_quantized_matmul=True)),
         "its weight is torch.int8, of a SDNQLinear",
         tolerance=2e-3,
+        is_variant=True,
     ),
     Base("hqq-4bit", _hqq, "its weight is torch.uint8, of a HQQLinear", on_flux=True),
     Base("layerwise-casting", _FLOAT8, _CAST, late=True, on_flux=True),
-    Base("layerwise-casting-bfloat16", _FLOAT8, _CAST, tolerance=2e-2, dtype=torch.bfloat16),
+    Base(
+        "layerwise-casting-bfloat16",
+        _FLOAT8,
+        _CAST,
+        tolerance=2e-2,
+        dtype=torch.bfloat16,
+        is_variant=True,
+    ),
     Base(
         "layerwise-casting-from-bfloat16", _layerwise_casting(torch.bfloat16), None, tolerance=5e-3
     ),
-    Base("model-offload", _model_offload, None, late=True),
+    Base("model-offload", _model_offload, None, late=True, is_variant=True),
     Base("model-offload-of-the-pipeline", _model_offload_of_the_pipeline, None, late=True),
     Base("sequential-offload", _sequential_offload, _META, late=True, on_flux=True),
     Base("group-offload-leaves", _LEAVES, _GROUP, late=True, on_flux=True),
-    Base("group-offload-blocks", _group_offload("block_level"), _GROUP, late=True, on_flux=True),
+    Base(
+        "group-offload-blocks",
+        _group_offload("block_level"),
+        _GROUP,
+        late=True,
+        on_flux=True,
+        is_variant=True,
+    ),
     Base(
         "group-offload-of-an-indexed-device",
         _group_offload("leaf_level", torch.device("cpu", 0)),
         _GROUP,
+        is_variant=True,
     ),
     Base("group-offload-disk", _group_offload_to_disk, _GROUP),
-    Base("layerwise-casting+group-offload", _all(_FLOAT8, _LEAVES), _CAST),
-    Base("layerwise-casting+sequential-offload", _all(_FLOAT8, _sequential_offload), _CAST),
-    Base("torchao-int8+group-offload", _all(_torchao, _LEAVES), _INT8TENSOR),
-    Base("torchao-int8+sequential-offload", _all(_torchao, _sequential_offload), _INT8TENSOR),
+    Base("layerwise-casting+group-offload", _all(_FLOAT8, _LEAVES), _CAST, is_variant=True),
+    Base(
+        "layerwise-casting+sequential-offload",
+        _all(_FLOAT8, _sequential_offload),
+        _CAST,
+        is_variant=True,
+    ),
+    Base("torchao-int8+group-offload", _all(_torchao, _LEAVES), _INT8TENSOR, is_variant=True),
+    Base(
+        "torchao-int8+sequential-offload",
+        _all(_torchao, _sequential_offload),
+        _INT8TENSOR,
+        is_variant=True,
+    ),
     Base(
         "bitsandbytes-int8+sequential-offload",
         _all(_INT8, _sequential_offload),
         _LINEAR8BIT,
         tolerance=2e-3,
+        is_variant=True,
     ),
-    Base("gguf-q8_0+model-offload", _all(_gguf_layers, _model_offload), _GGUFPARAMETER),
+    Base(
+        "gguf-q8_0+model-offload",
+        _all(_gguf_layers, _model_offload),
+        _GGUFPARAMETER,
+        is_variant=True,
+    ),
 )
 
 
