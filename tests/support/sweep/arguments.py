@@ -210,6 +210,7 @@ OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
         "video": noise(1, 3, FRAMES, PIXELS, PIXELS).sigmoid(),
         "mask_video": torch.ones(1, 1, FRAMES, PIXELS, PIXELS),
     },
+    "JoyImageEditPipeline": {"image": picture(PIXELS)},
     "JoyImageEditPlusPipeline": {"images": [[picture(PIXELS)]]},
     **{
         f"QwenImageEdit{name}Pipeline": {"image": picture(PIXELS)}

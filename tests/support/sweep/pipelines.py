@@ -198,7 +198,7 @@ OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "FluxControlNetInpaintPipeline": {"vae": {"latent_channels": 16}},
     "FluxFillPipeline": {
         "vae": {"latent_channels": 4},
-        "transformer": {"in_channels": 48, "out_channels": 16},
+        "transformer": {"in_channels": 288, "out_channels": 16},  # 256 for the mask
     },
     "ChromaImg2ImgPipeline": {"vae": {"latent_channels": 16}},
     "BriaPipeline": {"transformer": {"in_channels": 16}},
@@ -248,7 +248,10 @@ OWN_PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     },
     "VisualClozePipeline": lambda: {"resolution": PIXELS},
     "VisualClozeGenerationPipeline": lambda: {"resolution": PIXELS},
-    "SanaImageToVideoPipeline": lambda: {"vae": tiny(AutoencoderKLWan)},
+    **dict.fromkeys(
+        ("SanaVideoPipeline", "SanaImageToVideoPipeline"),
+        lambda: {"vae": tiny(AutoencoderKLWan)},
+    ),
 }
 
 
