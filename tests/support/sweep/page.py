@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diffusers
 from support.lora_files import ROOT
-from support.sweep.comparing import EQUAL, MODES, Found
+from support.sweep.comparing import CLEARLY, EQUAL, MODES, ROUNDINGS, WITHIN, Found
 
 PAGE = ROOT / "docs" / "reference" / "pipelines.md"
 
@@ -27,10 +27,17 @@ Every pipeline class of diffusers {version}, sampled with two random LoRAs on al
 convolutions of its denoisers. *equal*: the latents are those of K-LoRA written out literally, which
 computes all weights anew before each evaluation; layers switch between LoRAs meanwhile; and the
 pipeline is bare again afterwards.
+
+*{within} (x)*: the pipeline magnifies the last bits of its
+weights. Under the literal rule its latents change by up to x when every weight of its denoisers
+moves to a neighbouring number. Those of the mode differ by at most {roundings} x. Those of a
+schedule that is one evaluation late differ by at least {late} x, or the row says *differs*.
+
 `make pipelines` writes this page anew and prints what changed; `make pipelines CLASSES="A B"` looks
 at these classes alone.
 
-{equal} classes are equal in both modes, {other} are not, and {unbuilt} were not compared.
+{equal} classes are equal in both modes, {rounded} are equal within their own rounding,
+{other} are not, and {unbuilt} were not compared.
 
 | pipeline | {modes} |
 |---|{lines}|
@@ -52,10 +59,15 @@ def write(found: Mapping[str, Found], path: Path = PAGE) -> None:
     built = [each for _, each in sorted(found.items()) if each.built is None]
     unbuilt = [each for _, each in sorted(found.items()) if each.built is not None]
     equal = [each for each in built if set(each.modes) == {EQUAL}]
+    other = [each for each in built if not all(said.startswith(EQUAL) for said in each.modes)]
     text = _TEXT.format(
         version=diffusers.__version__,
+        within=WITHIN,
+        roundings=ROUNDINGS,
+        late=CLEARLY * ROUNDINGS,
         equal=len(equal),
-        other=len(built) - len(equal),
+        rounded=len(built) - len(equal) - len(other),
+        other=len(other),
         unbuilt=len(unbuilt),
         modes=" | ".join(MODES),
         lines="|".join("---" for _ in MODES),
