@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,22 +56,14 @@ class TableIndex:
             i for stem in stems for i in self._candidates(stem) if match(self._tables[i], stem)
         )
 
-    def _candidates(self, stem: Stem) -> set[int]:
+    def _candidates(self, stem: Stem) -> Sequence[int]:
         """Return the positions of the tables that may match a module in any reading."""
-        found = set(self._flat.get(outline(stem.name.replace(".", "_")), ()))
-        return found if stem.flat else found.union(self._dotted.get(outline(stem.name), ()))
+        return self._by_outline.get(outline(stem.name.replace(".", "_")), ())
 
     @cached_property
-    def _dotted(self) -> Mapping[str, list[int]]:
-        return self._index(flat=False)
-
-    @cached_property
-    def _flat(self) -> Mapping[str, list[int]]:
-        return self._index(flat=True)
-
-    def _index(self, *, flat: bool) -> Mapping[str, list[int]]:
+    def _by_outline(self) -> Mapping[str, list[int]]:
         found: dict[str, list[int]] = {}
         for i, table in enumerate(self._tables):
-            for name in table.by_outline(flat=flat):
+            for name in table.by_outline(flat=True):
                 found.setdefault(name, []).append(i)
         return found

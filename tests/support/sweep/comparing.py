@@ -127,9 +127,7 @@ def _lora(pipe: Any, path: Path, *, seed: int, rank: int) -> Path:
     models = {
         name: model
         for name, model in pipe.components.items()
-        if name in DENOISERS
-        or (name.startswith("text_encoder") and "CLIPText" in type(model).__name__)
-        if isinstance(model, nn.Module)
+        if isinstance(model, nn.Module) and (name in DENOISERS or _is_clip(name, model))
     }
     return random_lora(models, path, lambda _: True, seed=seed, rank=rank, strength=0.5)
 
