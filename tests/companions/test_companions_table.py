@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from support.companions import COMPANIONS
 from support.companions.companion import Companion
 from support.lora_files import ROOT
+from support.page_table import PageTable, as_text
 
-PAGE = ROOT / "docs/reference/compatibility.md"
-BEGIN, END = "<!-- companions: begin -->\n", "<!-- companions: end -->"
+TABLE = PageTable("companions")
 
 
 def rows() -> Iterator[str]:
@@ -31,15 +31,8 @@ def in_branch(companion: Companion) -> str:
 
 def test_the_table_in_the_docs_is_what_is_tested() -> None:
     """Run this file as a program to write it anew."""
-    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
-    assert table == "\n".join(rows()) + "\n"
-
-
-def write_table() -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table = "\n".join(rows()) + "\n"
-    PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+    assert TABLE.read() == as_text(rows())
 
 
 if __name__ == "__main__":
-    write_table()
+    TABLE.write(rows())

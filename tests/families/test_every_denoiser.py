@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from support.layout_models import DENOISERS
-from support.lora_files import ROOT
+from support.page_table import PageTable, as_text
 from torch import nn
 
 from klora_compile.families.tables import WHOLE
@@ -173,8 +173,7 @@ def test_layouts_are_proven_on_the_classes_of_the_records() -> None:
 
 # --- the table in the docs ------------------------------------------------------------------
 
-PAGE = ROOT / "docs" / "reference" / "compatibility.md"
-BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->"
+TABLE = PageTable("models")
 
 
 def rows_of_the_table() -> Iterator[str]:
@@ -189,15 +188,8 @@ def rows_of_the_table() -> Iterator[str]:
 
 def test_the_table_in_the_docs_is_that_of_the_records() -> None:
     """Run this file as a program to write it anew."""
-    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
-    assert table == "\n".join(rows_of_the_table()) + "\n"
-
-
-def write_table() -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table = "\n".join(rows_of_the_table()) + "\n"
-    PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+    assert TABLE.read() == as_text(rows_of_the_table())
 
 
 if __name__ == "__main__":
-    write_table()
+    TABLE.write(rows_of_the_table())

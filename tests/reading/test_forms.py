@@ -28,7 +28,8 @@ from support.layout_cells import (
     values_of,
 )
 from support.layout_models import PARTS
-from support.lora_files import ROOT, write_lora
+from support.lora_files import write_lora
+from support.page_table import PageTable, as_text
 from support.pairs import some_pairs
 
 from klora_compile import read_adapter
@@ -190,8 +191,7 @@ def test_dora(cell: Cell, axis: int, tmp_path: Path) -> None:
 
 # --- the table in the docs ------------------------------------------------------------------
 
-PAGE = ROOT / "docs" / "reference" / "compatibility.md"
-BEGIN, END = "<!-- forms: begin -->\n", "<!-- forms: end -->"
+TABLE = PageTable("forms")
 TEXT = {model.names.family: model.title for model in (CLIP, T5, QWEN3, GEMMA2, LLAMA)}
 REFUSED = sorted({form for form in REFUSED_FORMS.values() if form.isidentifier()})
 
@@ -229,15 +229,8 @@ def rows_of_the_table() -> Iterator[str]:
 
 def test_the_table_in_the_docs_is_what_is_tested() -> None:
     """Run this file as a program to write it anew."""
-    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
-    assert table == "\n".join(rows_of_the_table()) + "\n"
-
-
-def write_table() -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    table = "\n".join(rows_of_the_table()) + "\n"
-    PAGE.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+    assert TABLE.read() == as_text(rows_of_the_table())
 
 
 if __name__ == "__main__":
-    write_table()
+    TABLE.write(rows_of_the_table())
