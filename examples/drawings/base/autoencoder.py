@@ -28,7 +28,7 @@ from drawings.base.sheet import pasted
 _BATCH, _WARMUP = 8, 50
 #: Of the Kullback-Leibler term, mean over latents, against the L1 term, mean over pixels: makes the
 #: decoder read through the little noise that a denoiser leaves.
-_PRIOR = 0.01
+_PRIOR = 1e-4
 
 
 @click.command()
