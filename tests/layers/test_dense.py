@@ -23,7 +23,6 @@ from klora_runtime.artifact.schedule import Rule, Slot, Source
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import ArtifactError, IncompatibleModelError, InUseError
 
-CPU = torch.device("cpu")
 LINEAR = f"unet.{ATTENTION}.to_q"
 WITH_BIAS = f"unet.{ATTENTION}.to_out.0"
 NORM = "unet.conv_norm_out"
@@ -220,32 +219,6 @@ def test_every_kind_of_delta_acts_on_a_quantised_base(pipe: Any) -> None:
     handle.remove()
     assert torch.equal(layer(x), bare)
     assert torch.equal(pipe.unet.conv_norm_out.weight, norm)
-
-
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-def test_the_rest_is_written_where_group_offloading_moves_the_parameters(
-    kind: str, pipe: Any
-) -> None:
-    fused, bare = ordered(fusion()), generate(pipe, TWO_STEPS)
-    with apply_fusion(pipe, fused, mode="branch"):
-        expected = generate(pipe, TWO_STEPS)
-    pipe.unet.enable_group_offload(CPU, offload_type=kind, num_blocks_per_group=1)
-
-    handle = apply_fusion(pipe, fused)
-
-    assert handle.report().mode == "branch"
-    assert torch.equal(generate(pipe, TWO_STEPS), expected)
-    handle.remove()
-    assert torch.equal(generate(pipe, TWO_STEPS), bare)
-
-
-def test_the_rest_is_not_written_where_group_offloading_keeps_copies(
-    pipe: Any, tmp_path: Path
-) -> None:
-    where = {"offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path)}
-    pipe.unet.enable_group_offload(CPU, **where)
-    with pytest.raises(IncompatibleModelError, match="keeps its own copy of the weight"):
-        apply_fusion(pipe, ordered(fusion()), mode="branch")
 
 
 def test_what_would_mix_with_written_parameters_is_refused_in_branch(pipe: Any) -> None:

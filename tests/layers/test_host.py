@@ -40,7 +40,7 @@ class Program(Host):
         return "is skipped here; do not skip it" if hasattr(lineage[-2], "skips") else None
 
     def unwritable(
-        self, lineage: Sequence[nn.Module], parameter: torch.Tensor, *, small: bool
+        self, lineage: Sequence[nn.Module], names: Sequence[str], *, small: bool
     ) -> str | None:
         return "is read from disk at each call" if hasattr(lineage[-1], "on_disk") else None
 

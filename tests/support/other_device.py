@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 _DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 #: May read from one place and write to the other.
 _COPIES = ("copy_", "_foreach_copy_")
 #: Make a tensor where they are told, or else where the first argument is.
@@ -51,6 +52,8 @@ class OtherDevice(TorchFunctionMode):
         there = [tensor for tensor in tensors if self.holds(tensor)]
         if func == _DEVICE:
             return self.device if there else func(*args)
+        if func == _SET_DATA:
+            return func(*args)
         name = func.__name__
         wanted, args, kwargs = self._destination(name, args, kwargs)
         elsewhere = bool(there) if wanted is None else wanted

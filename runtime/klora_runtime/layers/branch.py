@@ -14,7 +14,7 @@ from heapq import merge as in_order
 
 from torch import nn
 
-from klora_runtime.layers.hindrances import branch_hindrances, is_written
+from klora_runtime.layers.hindrances import branch_hindrances
 from klora_runtime.layers.leaves import Leaves
 from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.overflow import refuse_overflow
@@ -37,8 +37,8 @@ class Branch:
 
     def __init__(self, targets: Sequence[Target], previous: Branch | None = None) -> None:
         refuse(branch_hindrances(targets), "these layers cannot be branched; nothing was changed.")
-        leaves = [target for target in targets if not is_written(target)]
-        written = [target for target in targets if is_written(target)]
+        leaves = [target for target in targets if not target.is_written]
+        written = [target for target in targets if target.is_written]
         before = (None, None) if previous is None else (previous._leaves, previous._rest)
         self._leaves: Leaves = Leaves(leaves, before[0])
         self._rest: Merge = Merge(written, before[1], whole=False)

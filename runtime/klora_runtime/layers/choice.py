@@ -70,7 +70,7 @@ def _by_rounding(targets: Sequence[Target], weights: Mapping[str, float]) -> tup
         return Merge(targets), "every weight is a plain float32 tensor"
     dtypes = " and ".join(sorted({str(t.parameter.dtype).removeprefix("torch.") for t in halves}))
     lost = rounding_share(
-        weight_rounding(target, target.parameter.data, weights, rows=_ROWS) for target in halves
+        weight_rounding(target, target.origin, weights, rows=_ROWS) for target in halves
     )
     if lost > MAX_ROUNDING:
         return Branch(targets), f"{dtypes} weights would lose {lost:.0%} of the deltas"

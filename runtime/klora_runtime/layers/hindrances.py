@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from klora_runtime.errors import InUseError
-from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.execution import COMPUTE_DTYPES, has_memory
 from klora_runtime.layers.leaf import misled
 from klora_runtime.layers.module_tree import uses_of
@@ -47,16 +46,17 @@ def merge_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     if not targets:
         return
     models = {id(target.model): target.model for target in targets}.values()
+    host = targets[0].host
     owners = Counter(
-        _storage(parameter)
+        _storage(parameter if parameter.device.type != "meta" else host.origin([module], [name]))
         for model in models
         for module in uses_of(model)
-        for parameter in module._parameters.values()
+        for name, parameter in module._parameters.items()
         if parameter is not None
     )
     for target in targets:
         problem = merge_hindrance(target)
-        if problem is None and owners[_storage(target.parameter)] > 1:
+        if problem is None and owners[_storage(target.origin)] > 1:
             problem = f"it shares its {target.entry.parameter}'s memory with another layer"
         if problem is not None:
             yield f"{target.layer}: {problem}"
@@ -74,26 +74,24 @@ def merge_hindrance(target: Target) -> str | None:
     quantiser = quantiser_of(target.module)
     if quantiser is not None and target.entry.parameter == "weight":
         return f"{quantiser} quantises its weight at each forward, so a merged delta would be lost"
-    unwritable = target.host.unwritable(target.lineage, parameter, small=is_written(target))
+    names = (*target.names, target.entry.parameter)
+    unwritable = target.host.unwritable(target.lineage, names, small=target.is_written)
     if unwritable is not None:
         return unwritable
-    if parameter.device.type == "meta":
+    origin = target.origin
+    if origin.device.type == "meta":
         return f"{its} has no memory (meta device)"
-    if parameter.layout is not torch.strided or not _dense(parameter):
+    if origin.dtype not in COMPUTE_DTYPES:
+        return f"{its} is kept as {origin.dtype}"
+    if origin.layout is not torch.strided or not _dense(origin):
         return f"{its} is not a dense strided tensor"
     return None
 
 
-def is_written(target: Target) -> bool:
-    """Return whether mode branch writes a target in place: no branch can add it."""
-    return target.entry.parameter != "weight" or kind_of(type(target.module)) is None
-
-
 def branch_hindrances(targets: Sequence[Target]) -> Iterator[str]:
     """Yield why targets cannot be branched, one sentence each."""
-    written = [target for target in targets if is_written(target)]
-    yield from merge_hindrances(written)
-    leaves = [target for target in targets if not is_written(target)]
+    yield from merge_hindrances([target for target in targets if target.is_written])
+    leaves = [target for target in targets if not target.is_written]
     problems = [(target, branch_hindrance(target)) for target in leaves]
     uses = Counter(id(target.module) for target, problem in problems if problem is None)
     for target, problem in problems:
@@ -135,10 +133,11 @@ def _reason(target: Target) -> str:
     return "" if kind in ("Linear", "Conv1d", "Conv2d", "Conv3d") else f", of a {kind}"
 
 
-def _storage(parameter: torch.Tensor) -> int:
-    if type(parameter.data) is not torch.Tensor or parameter.device.type == "meta":
-        return id(parameter)
-    return parameter.untyped_storage().data_ptr()
+def _storage(tensor: torch.Tensor | None) -> int:
+    """Return a number that tensors in the same memory have in common."""
+    if tensor is None or type(tensor.data) is not torch.Tensor or tensor.device.type == "meta":
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr()
 
 
 def _dense(tensor: torch.Tensor) -> bool:

@@ -68,12 +68,24 @@ class Host:
         return False
 
     def unwritable(
-        self, lineage: Sequence[nn.Module], parameter: torch.Tensor, *, small: bool
+        self, lineage: Sequence[nn.Module], names: Sequence[str], *, small: bool
     ) -> str | None:
         """Return why a write to a module's parameter would not last, and the fix.
 
         Args:
+            names: the parameter's path inside the component, one name for each step of the lineage.
             small: whether the parameter is no weight that a layer multiplies with.
+        """
+        return None
+
+    def origin(self, lineage: Sequence[nn.Module], names: Sequence[str]) -> torch.Tensor | None:
+        """Return the tensor from which the host loads a small parameter before each call.
+
+        A write to that tensor lasts, and a write to the parameter does not. None if the host loads
+        the parameter from nowhere.
+
+        Args:
+            names: see :meth:`unwritable`.
         """
         return None
 

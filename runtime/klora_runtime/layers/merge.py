@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.artifact.timeline import Agenda, Timeline
@@ -42,7 +41,7 @@ class _Layer:
 
     @property
     def was_moved(self) -> bool:
-        return self.device != self.target.parameter.device
+        return self.device != self.target.origin.device
 
 
 class Merge:
@@ -75,7 +74,7 @@ class Merge:
             targets, previous._pristine if previous is not None else None
         )
         self._layers = [
-            _Layer(target, terms, target.parameter.device)
+            _Layer(target, terms, target.origin.device)
             for target, terms in zip(targets, terms_of(targets), strict=True)
         ]
         self._sizes = sizes_of(targets)
@@ -87,9 +86,9 @@ class Merge:
         self._guards: list[RemovableHandle] = []  # see _refusing_state; empty while paused
         self._whole = whole
         for layer in self._layers:
-            if not _direct(layer.target.parameter.data):
-                parameter = layer.target.parameter
-                self._scratch_for(parameter.numel(), parameter.device)
+            origin = layer.target.origin
+            if not _direct(origin):
+                self._scratch_for(origin.numel(), origin.device)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -220,7 +219,7 @@ class Merge:
             writes: dict[int, Write] = {}
             for index in indices:
                 layer = self._layers[index]
-                live, base = layer.target.parameter.data, self._pristine.of(layer.target)
+                live, base = layer.target.origin, self._pristine.of(layer.target)
                 writes[index] = Write(live, base, _scaled(layer, progress, weights))
             for group, members in self._groups:
                 own = [index for index in members if _groupable(writes.get(index))]
@@ -228,15 +227,15 @@ class Merge:
                     group.write([writes.pop(index) for index in own], self._scratch_for)
             for write in writes.values():
                 self._write_alone(write)
-            for index in indices:  # autograd's graphs must notice that the values changed
-                increment_version(self._layers[index].target.parameter)
+            for index in indices:
+                self._layers[index].target.publish()
         self._progress = progress
 
     def _follow(self, indices: Iterable[int]) -> None:
         """Move the factors to the weights' devices if the model was moved."""
         moved = [layer for layer in map(self._layers.__getitem__, indices) if layer.was_moved]
         for layer in moved:
-            layer.device = layer.target.parameter.device
+            layer.device = layer.target.origin.device
             for term in layer.terms:
                 term.to(layer.device)
         if moved:
@@ -245,7 +244,7 @@ class Merge:
     def _group(self) -> None:
         """Group layers where that pays."""
         layers = {
-            index: (layer.target.parameter.data, layer.terms)
+            index: (layer.target.origin, layer.terms)
             for index, layer in enumerate(self._layers)
             if type_of(layer.device).grouped
             and self._pristine.of(layer.target).device == layer.device

@@ -175,7 +175,7 @@ def _largest_sum(
     base: torch.Tensor | None = None,
 ) -> float | None:
     """Return the largest magnitude of base + deltas that a dtype cannot hold, or None."""
-    home = home_of_float64(target.parameter.device)
+    home = home_of_float64(target.origin.device)
     with torch.inference_mode():
         start = torch.zeros(1, 1, dtype=dtype) if base is None else base.reshape(len(base), -1)
         total = start = start.to(home)

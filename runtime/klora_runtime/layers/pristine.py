@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch.autograd.graph import increment_version
 
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.host_memory import free_host_memory
@@ -41,12 +40,11 @@ class Pristine:
         for target in targets:
             copy = known.get(target.path)
             if copy is None:
-                parameter = target.parameter.data
-                copy = parameter.to(places[target.path], copy=True)
+                copy = target.origin.to(places[target.path], copy=True)
             self._copies[target.path] = copy
         # The device of each parameter when its copy was placed.
         self._homes: dict[str, torch.device] = {
-            t.path: homes.get(t.path, t.parameter.device) for t in targets
+            t.path: homes.get(t.path, t.origin.device) for t in targets
         }
 
     def of(self, target: Target) -> torch.Tensor:
@@ -56,23 +54,23 @@ class Pristine:
         is converted the same way, so that it equals the bare model's value. If a parameter was
         moved, all copies of moved parameters are placed again, because they share the memory.
         """
-        if target.parameter.device != self._homes[target.path]:
+        if target.origin.device != self._homes[target.path]:
             self._place_anew()
-        parameter = target.parameter.data
-        if self._copies[target.path].dtype != parameter.dtype:
-            self._copies[target.path] = self._copies[target.path].to(parameter.dtype)
+        dtype = target.origin.dtype
+        if self._copies[target.path].dtype != dtype:
+            self._copies[target.path] = self._copies[target.path].to(dtype)
         return self._copies[target.path]
 
     def _place_anew(self) -> None:
         targets = self._targets.values()
-        moved = [t for t in targets if t.parameter.device != self._homes[t.path]]
+        moved = [t for t in targets if t.origin.device != self._homes[t.path]]
         for path, place in _places(moved).items():
             self._copies[path] = self._copies[path].to(place)
-        self._homes |= {target.path: target.parameter.device for target in moved}
+        self._homes |= {target.path: target.origin.device for target in moved}
 
     def was_converted(self, target: Target) -> bool:
         """Return whether a target's parameter has another dtype than its copy."""
-        return self._copies[target.path].dtype != target.parameter.dtype
+        return self._copies[target.path].dtype != target.origin.dtype
 
     def restore(self, paths: Iterable[str]) -> None:
         """Write the base values of these targets back to the bit."""
@@ -81,9 +79,9 @@ class Pristine:
             return
         with torch.inference_mode():
             copies = [self.of(target) for target in targets]
-            torch._foreach_copy_([target.parameter.data for target in targets], copies)
+            torch._foreach_copy_([target.origin for target in targets], copies)
             for target in targets:
-                increment_version(target.parameter)
+                target.publish()
 
     def forget(self) -> None:
         """Drop all copies."""
@@ -102,7 +100,7 @@ class Pristine:
 def host_shortage(targets: Sequence[Target]) -> str | None:
     """Return why the host's memory does not suffice for copies of the targets; None if it does."""
     places = _places(targets)
-    needed = sum(target.parameter.nbytes for target in targets if places[target.path] == HOST)
+    needed = sum(target.origin.nbytes for target in targets if places[target.path] == HOST)
     free = free_host_memory()
     if needed <= HOST_SHARE * free:
         return None
@@ -114,14 +112,12 @@ def _places(targets: Iterable[Target]) -> dict[str, torch.device]:
     staying = [target for target in targets if not target.host.offloads(target.model)]
     needed: defaultdict[torch.device, int] = defaultdict(int)
     for target in staying:
-        needed[target.parameter.device] += target.parameter.nbytes
+        needed[target.origin.device] += target.origin.nbytes
     roomy = {
         device
         for device, size in needed.items()
         if size <= DEVICE_SHARE * type_of(device).free_memory(device)
     }
     return {target.path: HOST for target in targets} | {
-        target.path: target.parameter.device
-        for target in staying
-        if target.parameter.device in roomy
+        target.path: target.origin.device for target in staying if target.origin.device in roomy
     }

@@ -54,7 +54,7 @@ def weight_rounding(
         weights: slot -> factor on the coefficients; a missing slot has 1.
         rows: approximate number of evenly spread rows for an estimate; None for all rows.
     """
-    home = home_of_float64(target.parameter.device)
+    home = home_of_float64(target.origin.device)
     step = 1 if rows is None else -(-len(base) // rows)
     with torch.inference_mode():
         start = base[::step].to(home).double()

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.tensor_file import REAL_DTYPES
 from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
+from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.host import PLAIN, Host
 from klora_runtime.layers.packed import is_packed_linear, parameter_of
 
@@ -65,6 +67,28 @@ class Target:
         parameter = parameter_of(self.module, self.entry.parameter)
         assert parameter is not None
         return parameter
+
+    @cached_property
+    def is_written(self) -> bool:
+        """Whether mode branch writes the parameter in place: no branch can add its delta."""
+        return self.entry.parameter != "weight" or kind_of(type(self.module)) is None
+
+    @property
+    def origin(self) -> torch.Tensor:
+        """The tensor in which a write to the parameter lasts: its data, if nothing loads it."""
+        found = None
+        if self.is_written:
+            found = self.host.origin(self.lineage, (*self.names, self.entry.parameter))
+        return self.parameter.data if found is None else found
+
+    def publish(self) -> None:
+        """Let the parameter and graphs of autograd see what was written into :attr:`origin`."""
+        parameter = self.parameter
+        if self.is_written and parameter.device.type != "meta":
+            origin = self.origin
+            if origin.data_ptr() != parameter.data_ptr():  # it is loaded at this moment
+                parameter.data.copy_(origin)
+        increment_version(parameter)
 
 
 def chosen_components(fusion: Fusion, components: Sequence[str] | None) -> tuple[str, ...]:

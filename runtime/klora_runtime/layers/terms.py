@@ -52,13 +52,13 @@ def terms_of(targets: Sequence[Target]) -> list[list[Term]]:
     for target in targets:
         for stored in target.entry.acting.values():
             if isinstance(stored.delta, LowRank):
-                places[target.parameter.device] += stored.delta.tensors
+                places[target.origin.device] += stored.delta.tensors
     factors: dict[torch.device, Iterator[torch.Tensor]] = {
         device: iter(shipped(tensors, device, torch.float32)) for device, tensors in places.items()
     }
     terms: list[list[Term]] = []
     for target in targets:
-        device, own = target.parameter.device, list[Term]()
+        device, own = target.origin.device, list[Term]()
         for slot, stored in target.entry.acting.items():
             delta = stored.delta
             if isinstance(delta, LowRank):
