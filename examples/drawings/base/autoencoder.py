@@ -28,7 +28,7 @@ from drawings.base.sheet import pasted
 _BATCH, _WARMUP = 8, 50
 #: Of the Kullback-Leibler term, mean over latents, against the L1 term, mean over pixels: makes the
 #: decoder read through the little noise that a denoiser leaves.
-_PRIOR = 1e-4
+_PRIOR = 1e-3
 
 
 @click.command()
@@ -79,7 +79,6 @@ def train(
     vae: AutoencoderKL, seen: Material, folder: Path, updates: int, peak: float, minutes: float
 ) -> None:
     """Train from the last checkpoint in the folder to ``updates``."""
-    vae.to(memory_format=torch.channels_last)
     weights = [weight for weight in vae.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0, fused=True)
     progress = Progress(folder, {"vae": vae, "optimizer": optimizer}, minutes)

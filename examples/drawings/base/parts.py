@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.resnet import ResnetBlock2D
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 PIXELS = 48
@@ -26,14 +27,20 @@ DOWNSAMPLING = 4
 SHIFT = 2.0
 
 _LATENT_CHANNELS = 8
+#: Of an untrained autoencoder: the share of a residual branch, and the variance of its latents.
+_BRANCH, _LOG_VARIANCE = 0.1, -6.0
 _TEXT_WIDTH = 192
 _TOKENS, _VOCABULARY = 16, 2048
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Return an untrained autoencoder from (3, 48, 48) in [-1, 1] to latents of (8, 12, 12)."""
+    """Return an untrained autoencoder from (3, 48, 48) in [-1, 1] to latents of (8, 12, 12).
+
+    It begins with a path that carries the three colours through. Without one, training rests for
+    thousands of updates where latents hold brightness alone, and all pictures are grey.
+    """
     widths = (16, 32, 64)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -43,6 +50,26 @@ def new_autoencoder() -> AutoencoderKL:
         sample_size=PIXELS,
         scaling_factor=1.0,
     )
+    _open_a_path(vae)
+    return vae
+
+
+@torch.no_grad()
+def _open_a_path(vae: AutoencoderKL) -> None:
+    """Make the layers outside the residual branches pass their first channels on, unmixed."""
+    for layer in vae.modules():
+        if isinstance(layer, ResnetBlock2D):
+            layer.conv2.weight.mul_(_BRANCH)
+            layer.conv2.bias.zero_()
+    for name, layer in vae.named_modules():
+        if isinstance(layer, torch.nn.Conv2d) and not name.endswith(("conv1", "conv2")):
+            identity = torch.nn.init.dirac_(torch.empty_like(layer.weight))
+            through = identity.flatten(1).any(1)
+            layer.weight[through] = identity[through]
+            layer.bias[through] = 0.0
+    # The second half of these channels is the logarithm of the latents' variance.
+    vae.quant_conv.weight[_LATENT_CHANNELS:] *= _BRANCH
+    vae.quant_conv.bias[_LATENT_CHANNELS:] = _LOG_VARIANCE
 
 
 def new_unet() -> UNet2DConditionModel:
