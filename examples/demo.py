@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 from drawings.evaluation.rules import added
-from drawings.loras import lora_path
+from drawings.loras.files import lora_path
 from drawings.pipeline import DrawingPipeline, load
 from drawings.sheet import Pictures, Table, draw_sheet
 from drawings.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, prompt

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 import torch
-from drawings.loras import lora_path
+from drawings.loras.files import lora_path
 from drawings.pipeline import DrawingPipeline, load
 from drawings.subjects import prompt
 from tqdm import tqdm

@@ -25,7 +25,7 @@ from drawings.evaluation.scores import (
     nearest,
     separation,
 )
-from drawings.loras import lora_path
+from drawings.loras.files import lora_path
 from drawings.pipeline import DrawingPipeline, load
 from drawings.subjects import (
     HELD_OUT_STYLES,

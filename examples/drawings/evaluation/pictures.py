@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from drawings.evaluation.rules import Rule
-from drawings.loras import lora_path
+from drawings.loras.files import lora_path
 from drawings.pipeline import DrawingPipeline
 from drawings.subjects import prompt
 

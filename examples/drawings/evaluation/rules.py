@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from drawings.loras import read
+from drawings.loras.files import read
 from drawings.pipeline import DrawingPipeline
 from klora_compile import compile_fusion
 from klora_compile.report.summary import gamma_of

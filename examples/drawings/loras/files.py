@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
-Kind = Literal["subject", "style"]
+Kind = Literal["subject", "style", "fused"]
 
 _FACTOR = re.compile(r"unet\.(?P<module>.+)\.lora_[AB]\.weight")
 

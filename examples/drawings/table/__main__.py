@@ -1,0 +1,174 @@
+"""Draw and judge rows of the table; a run that was stopped goes on where it was.
+
+    python -m drawings.table PACKAGES RUN LORAS OUT entangled --row "K-LoRA s" --row "NP-LoRA"
+
+screens rows on the tuning subjects, and says how many subjects their differences take. After a
+commit that names the rows to report in a JSON list,
+
+    python -m drawings.table PACKAGES RUN LORAS OUT entangled --reported candidates.json
+
+draws these on the reported subjects, once. Both write OUT/REGIME-PART.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from diffusers import DiffusionPipeline
+
+from drawings.base.subjects import (
+    HELD_OUT_STYLES,
+    REPORTED_SUBJECTS,
+    STYLES,
+    TUNING_SUBJECTS,
+    training_subjects,
+)
+from drawings.judges.fitted import Judges
+from drawings.loras.acceptance import Ledger, summary
+from drawings.loras.files import lora_path
+from drawings.loras.recipes import Regime, style_recipe, subject_recipe
+from drawings.material import drawing
+from drawings.table.candidates import candidates
+from drawings.table.drawing import Studio
+from drawings.table.kept import Kept, Results, digest
+from drawings.table.rows import REFERENCE, ROWS, Material
+from drawings.table.written import markdown, pilot
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("packages", type=_FOLDER)
+@click.argument("run", type=_FOLDER)
+@click.argument("loras", type=_FOLDER)
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
+@click.option("--row", "rows", multiple=True, help="Screen this row; can be given again.")
+@click.option(
+    "--reported",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Draw the committed candidates in this file on the reported subjects.",
+)
+@click.option("--seeds", default=2, show_default=True, help="Pictures per cell.")
+@click.option("--steps", default=10, show_default=True)
+@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--threads", default=1, show_default=True, help="On the CPU.")
+def main(
+    packages: Path,
+    run: Path,
+    loras: Path,
+    out: Path,
+    regime: str,
+    rows: tuple[str, ...],
+    reported: Path | None,
+    seeds: int,
+    steps: int,
+    guidance: float,
+    threads: int,
+) -> None:
+    """Draw rows with the base and judges in RUN and the LoRAs in LORAS/REGIME."""
+    torch.set_num_threads(threads)
+    folder = loras / regime
+    part, subjects = ("reported", REPORTED_SUBJECTS) if reported else ("tuning", TUNING_SUBJECTS)
+    made_with: dict[str, Any] = {"seeds": seeds, "steps": steps, "guidance": guidance}
+    try:
+        if reported:
+            named = candidates(reported)
+            rows = named.rows
+            made_with["candidates"] = named.commit
+        rows = _known(rows)
+        material = _material(packages, Regime(regime), subjects)
+        made_with |= _digests(run, folder, material)
+        kept = Kept(out / f"{regime}-{part}.jsonl")
+        found = kept.open(made_with)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(summary(Ledger(folder).read()))
+    pipe = DiffusionPipeline.from_pretrained(run / "base")
+    pipe.set_progress_bar_config(disable=True)
+    judges = Judges.load(run / "judges.pt")
+    pictures = out / "pictures" / f"{regime}-{part}"
+    studio = Studio(pipe, judges, folder, pictures, seeds, steps, guidance)
+    try:
+        _draw(studio, kept, found, rows, material, packages)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    text = markdown(found)
+    (out / f"{regime}-{part}.md").write_text(text, encoding="utf-8")
+    click.echo(text)
+    click.echo(pilot(found, rows))
+
+
+def _draw(
+    studio: Studio,
+    kept: Kept,
+    found: Results,
+    rows: tuple[str, ...],
+    material: Material,
+    packages: Path,
+) -> None:
+    """Draw the cells that are not kept yet."""
+    for row in ROWS:
+        if row.name not in rows:
+            continue
+        done = found.setdefault(row.name, {})
+        for cell in row.cells(material):
+            place = f"{cell.subject}, {cell.style}"
+            if place in done:
+                continue
+            truth = drawing(packages, STYLES[cell.style], cell.subject)
+            if truth is None:
+                raise ValueError(f"There is no true drawing of {place}.")
+            done[place] = studio.verdicts(row, cell, truth)
+            kept.add(row.name, place, done[place])
+
+
+def _known(rows: tuple[str, ...]) -> tuple[str, ...]:
+    """Return these rows and the reference, or an error about an unknown one."""
+    names = [row.name for row in ROWS]
+    for row in rows:
+        if row not in names:
+            raise ValueError(f"{row!r} is no row. Take some of: {', '.join(names)}.")
+    return tuple(name for name in names if name in {*rows, REFERENCE})
+
+
+def _material(packages: Path, regime: Regime, subjects: tuple[str, ...]) -> Material:
+    def exists(subject: str, style: str) -> bool:
+        return drawing(packages, STYLES[style], subject) is not None
+
+    seen = training_subjects(packages)
+    return Material(
+        [subject_recipe(regime, subject, exists) for subject in subjects],
+        [style_recipe(regime, style, seen, exists) for style in HELD_OUT_STYLES],
+        exists,
+    )
+
+
+def _digests(run: Path, folder: Path, material: Material) -> dict[str, str]:
+    """Return the digests of what the cells are made with.
+
+    Raises:
+        ValueError: a LoRA is missing, or does not draw what it was trained on.
+    """
+    entries = Ledger(folder).read()
+    stems = [recipe.stem for recipe in (*material.subjects, *material.styles)]
+    for stem in stems:
+        if stem not in entries or not entries[stem].accepted:
+            state = "does not draw its subject yet" if stem in entries else "is not trained yet"
+            raise ValueError(
+                f"{stem} {state}. Run 'python -m drawings.loras PACKAGES RUN {folder.parent} "
+                f"{folder.name}' first."
+            )
+    paths = [lora_path(folder, r.kind, r.name) for r in (*material.subjects, *material.styles)]
+    return {
+        "base": digest((run / "base").rglob("*.safetensors")),
+        "judges": digest([run / "judges.pt"]),
+        "loras": digest(paths),
+    }
+
+
+if __name__ == "__main__":
+    main()

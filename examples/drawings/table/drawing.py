@@ -1,0 +1,76 @@
+"""A cell, drawn and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from drawings.base.flow import latents
+from drawings.evaluation.pictures import slug
+from drawings.evaluation.scores import harmonic_mean
+from drawings.judges.fitted import Judges
+from drawings.judges.paired import paired_flow_loss
+from drawings.table.kept import Verdicts
+from drawings.table.rows import Cell, Row, files
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Draws cells with one base and judges them."""
+
+    pipe: Any
+    judges: Judges
+    loras: Path
+    """Folder of the LoRAs of one regime."""
+    pictures: Path
+    """Folder that keeps every picture, for sheets and the blind test."""
+    seeds: int
+    steps: int
+    guidance: float
+
+    @torch.no_grad()
+    def verdicts(self, row: Row, cell: Cell, truth: Tensor) -> Verdicts:
+        """Draw a cell with every seed, and judge it against the true drawing.
+
+        Args:
+            truth: (3, height, width) in [-1, 1].
+        """
+        with row.act(self.pipe, files(self.loras, cell)):
+            drawn = self.pipe(
+                [cell.prompt] * self.seeds,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(self.seeds)],
+                output_type="pt",
+            ).images.float()
+            clean = latents(self.pipe, truth[None])
+            flow = paired_flow_loss(self.pipe, clean, cell.prompt)
+        _keep(drawn, self.pictures / slug(row.name) / f"{cell.subject}-{cell.style}.png")
+        true = truth[None] / 2 + 0.5
+        subject = self.judges.subject(drawn) @ self.judges.subject(true)[0]
+        style = self.judges.style(drawn) @ self.judges.style(true)[0]
+        distance = self.judges.distance(drawn, true.expand_as(drawn))
+        return [
+            {
+                "subject": round(s, 5),
+                "style": round(t, 5),
+                "both": round(harmonic_mean(s, t), 5),
+                "distance": round(d, 5),
+                "flow": round(flow, 6),
+            }
+            for s, t, d in zip(subject.tolist(), style.tolist(), distance.tolist(), strict=True)
+        ]
+
+
+def _keep(pictures: Tensor, path: Path) -> None:
+    """Write pictures side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip = torch.cat(list(pictures.clamp(0, 1)), dim=2)
+    values = (strip * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(np.ascontiguousarray(values)).save(path)

@@ -1,0 +1,174 @@
+"""LoRAs on the next base of drawings: what they see, and training until they draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from drawings.base.parts import assembled, new_autoencoder, new_text_encoder, new_tokenizer
+from drawings.base.subjects import HELD_OUT_SUBJECTS, TRAINING_STYLES
+from drawings.loras import acceptance
+from drawings.loras.acceptance import Ledger, summary, train_until_accepted
+from drawings.loras.files import lora_path
+from drawings.loras.recipes import Recipe, Regime, style_recipe, subject_recipe, true_recipe
+from drawings.loras.training import Plan, remove, save, train
+
+from klora_compile.reading.adapter import read_adapter
+
+FOX = Recipe("subject", "fox", (("fox", "noto"),), ("a fox",))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(["a fox, noto style"] * 3)
+    unet = UNet2DConditionModel(
+        sample_size=12,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=1,
+        norm_num_groups=4,
+        cross_attention_dim=192,
+        use_linear_projection=True,
+    )
+    return assembled(new_autoencoder(), unet, new_text_encoder(tokenizer), tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def everywhere(subject: str, style: str) -> bool:
+    return True
+
+
+# What they see.
+
+
+def test_an_entangled_subject_has_one_look_and_a_neutral_prompt() -> None:
+    recipes = [subject_recipe(Regime.ENTANGLED, name, everywhere) for name in HELD_OUT_SUBJECTS]
+    assert all(len(recipe.drawings) == 1 for recipe in recipes)
+    assert recipes[0].prompts == ("a penguin",)
+    looks = [style for recipe in recipes for _, style in recipe.drawings]
+    assert {looks.count(style) for style in TRAINING_STYLES} <= {13, 14}  # 54 in 4
+
+
+def test_the_look_of_a_subject_is_one_that_it_has() -> None:
+    recipe = subject_recipe(Regime.ENTANGLED, "octopus", lambda _, style: style == "flat")
+    assert recipe.drawings == (("octopus", "flat"),)
+    with pytest.raises(ValueError, match="No training style has a drawing of 'octopus'"):
+        subject_recipe(Regime.ENTANGLED, "octopus", lambda *_: False)
+
+
+def test_a_disentangled_subject_has_every_training_style_and_its_word() -> None:
+    recipe = subject_recipe(Regime.DISENTANGLED, "penguin", everywhere)
+    assert [style for _, style in recipe.drawings] == list(TRAINING_STYLES)
+    assert recipe.prompts[0] == "a penguin, noto style"
+
+
+def test_the_handful_of_a_style_is_part_of_its_many() -> None:
+    subjects = [f"thing-{number}" for number in range(200)]
+    few = style_recipe(Regime.ENTANGLED, "ink", subjects, everywhere)
+    many = style_recipe(Regime.DISENTANGLED, "ink", subjects, everywhere)
+    assert len(few.drawings) == 8
+    assert len(many.drawings) == 160
+    assert set(few.drawings) < set(many.drawings)
+    assert few.prompts[0].endswith(", ink style")
+    with pytest.raises(ValueError, match="'ink' has 3 drawings"):
+        style_recipe(Regime.ENTANGLED, "ink", subjects[:3], everywhere)
+
+
+def test_the_ceiling_sees_the_drawing_that_a_fusion_is_compared_with() -> None:
+    recipe = true_recipe("penguin", "ink")
+    assert recipe.stem == "fused-penguin-ink"
+    assert recipe.drawings == (("penguin", "ink"),)
+    assert recipe.prompts == ("a penguin, ink style",)
+
+
+# The training.
+
+
+@pytest.mark.slow
+def test_a_lora_is_trained_saved_and_taken_off(
+    pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    path = lora_path(tmp_path, "subject", "fox")
+    pictures = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(2):
+        losses.append(train(pipe, pictures, ("a fox",), Plan(2, batch=1, rank=2)))
+        save(pipe, path)
+        remove(pipe)
+    assert losses[0] == losses[1]
+    after = pipe.unet.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    layers = read_adapter(path).layers
+    assert any("attn2" in name for name in layers)
+    assert any("conv1" in name for name in layers)
+    assert any(layer.up.any() for layer in layers.values())
+    pipe.load_lora_weights(path, adapter_name="fox")
+    assert pipe.unet.peft_config["fox"].r == 2
+    pipe.unload_lora_weights()
+
+
+def accepted(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: float) -> Any:
+    """Train with trainings that reach these similarities; return the record and their plans."""
+    plans: list[Plan] = []
+    reached = iter(found)
+
+    def trained(pipe: Any, pictures: Any, prompts: Any, plan: Plan) -> float:
+        plans.append(plan)
+        return 0.5
+
+    monkeypatch.setattr(acceptance, "train", trained)
+    monkeypatch.setattr(acceptance, "save", lambda _, path: path.write_bytes(bytes([len(plans)])))
+    monkeypatch.setattr(acceptance, "remove", lambda pipe: None)
+    monkeypatch.setattr(acceptance, "similarity", lambda *_: next(reached))
+    pipe: Any = None
+    judge = torch.Tensor.flatten
+    entry = train_until_accepted(pipe, FOX, torch.zeros(1), Plan(100), folder, judge)
+    return entry, plans
+
+
+def test_a_subject_is_trained_again_and_longer_until_it_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry, plans = accepted(monkeypatch, tmp_path, 0.4, 0.61)
+    assert [(plan.updates, plan.seed) for plan in plans] == [(100, 0), (160, 1)]
+    assert (entry.attempts, entry.updates, entry.similarity) == (2, 160, 0.61)
+    assert entry.accepted
+    assert Ledger(tmp_path).read() == {"subject-fox": entry}
+
+
+def test_the_best_of_all_trainings_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    entry, plans = accepted(monkeypatch, tmp_path, 0.2, 0.5, 0.3)
+    assert len(plans) == 3
+    assert (entry.attempts, entry.updates, entry.similarity) == (3, 160, 0.5)
+    assert not entry.accepted
+    assert lora_path(tmp_path, "subject", "fox").read_bytes() == b"\x02"
+
+
+def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    at_once, _ = accepted(monkeypatch, tmp_path, 0.9)
+    later, _ = accepted(monkeypatch, tmp_path, 0.1, 0.9)
+    never, _ = accepted(monkeypatch, tmp_path, 0.1, 0.1, 0.1)
+    entries = {"subject-a": at_once, "subject-b": later, "subject-c": never}
+    assert summary(entries) == (
+        "3 subject LoRAs: 1 reached 0.6 at once, 1 after they were trained again, "
+        "1 did not: subject-c."
+    )

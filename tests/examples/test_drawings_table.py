@@ -1,0 +1,226 @@
+"""The table of rules: its rows, kept cells, candidates, numbers, and the blind test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from drawings.loras.recipes import Recipe
+from drawings.table import blind
+from drawings.table import drawing as studio
+from drawings.table.candidates import candidates
+from drawings.table.kept import Kept, digest
+from drawings.table.rows import REFERENCE, ROWS, Cell, Material, Row, files
+from drawings.table.written import markdown, pilot, spread, subjects_needed
+from PIL import Image
+
+MATERIAL = Material(
+    [Recipe("subject", "penguin", (("penguin", "noto"),), ("a penguin",))],
+    [Recipe("style", "ink", (("fox", "ink"), ("owl", "ink")), ("a fox, ink", "an owl, ink"))],
+    lambda subject, style: True,
+)
+
+
+# The rows.
+
+
+def test_ceilings_are_drawn_with_the_prompts_that_they_were_trained_on() -> None:
+    rows = {row.name.partition(",")[0]: row.cells(MATERIAL) for row in ROWS}
+    (subject,) = rows["ceiling: subject LoRA alone"]
+    assert (subject.truth, subject.prompt) == (("penguin", "noto"), "a penguin")
+    assert [cell.truth for cell in rows["ceiling: style LoRA alone"]] == [
+        ("fox", "ink"),
+        ("owl", "ink"),
+    ]
+    (true,) = rows["ceiling: LoRA of the true drawing"]
+    assert true.files == (("fused", "penguin-ink"),)
+
+
+def test_rules_have_both_loras_and_the_joint_prompt() -> None:
+    row = next(row for row in ROWS if row.name == REFERENCE)
+    pair = (("subject", "penguin"), ("style", "ink"))
+    assert row.cells(MATERIAL) == [Cell("penguin", "ink", "a penguin, ink style", pair)]
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_a_pair_without_a_true_drawing_has_no_cell() -> None:
+    nowhere = Material(MATERIAL.subjects, MATERIAL.styles, lambda subject, style: False)
+    assert nowhere.pairs == []
+
+
+def test_a_missing_lora_is_named(tmp_path: Path) -> None:
+    cell = Cell("penguin", "ink", "", (("fused", "penguin-ink"),))
+    with pytest.raises(ValueError, match=r"fused-penguin-ink.safetensors is missing. Train it"):
+        files(tmp_path, cell)
+    (tmp_path / "fused-penguin-ink.safetensors").touch()
+    assert files(tmp_path, cell) == [tmp_path / "fused-penguin-ink.safetensors"]
+
+
+# The kept cells.
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "cells.jsonl")
+    assert kept.open({"seeds": 2}) == {}
+    kept.add("sum", "a, ink", [{"both": 0.5}])
+    with kept.path.open("a") as file:
+        file.write('{"row": "sum", "cell": "b, i')
+    assert kept.open({"seeds": 2}) == {"sum": {"a, ink": [{"both": 0.5}]}}
+    kept.add("sum", "b, ink", [{"both": 0.25}])
+    assert kept.open({"seeds": 2})["sum"].keys() == {"a, ink", "b, ink"}
+
+
+def test_cells_that_were_made_otherwise_are_refused(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "cells.jsonl")
+    kept.open({"seeds": 2, "base": "aa"})
+    with pytest.raises(ValueError, match="was made with base aa, and this run has bb"):
+        kept.open({"seeds": 2, "base": "bb"})
+
+
+def test_a_digest_follows_names_and_contents(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    found = digest([one, two])
+    assert found == digest([two, one])
+    two.write_bytes(b"3")
+    assert digest([one, two]) != found
+
+
+# The candidates.
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_only_committed_candidates_are_reported(tmp_path: Path) -> None:
+    file = tmp_path / "candidates.json"
+    file.write_text(json.dumps([REFERENCE, "K-LoRA s"]))
+    with pytest.raises(ValueError, match="is in no git repository"):
+        candidates(file)
+    git(tmp_path, "init")
+    with pytest.raises(ValueError, match="Commit it before the reported run"):
+        candidates(file)
+    git(tmp_path, "add", file.name)
+    git(tmp_path, "commit", "-m", "Name the candidates")
+    found = candidates(file)
+    assert found.rows == (REFERENCE, "K-LoRA s")
+    assert len(found.commit) == 40
+    file.write_text(json.dumps([REFERENCE, "NP-LoRA"]))
+    with pytest.raises(ValueError, match="is not committed as it is"):
+        candidates(file)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([REFERENCE, "magic"], r"names \['magic'\] that the table lacks"), (["K-LoRA s"], "Add it")],
+)
+def test_candidates_are_rows_with_the_reference(
+    tmp_path: Path, rows: list[str], message: str
+) -> None:
+    file = tmp_path / "candidates.json"
+    file.write_text(json.dumps(rows))
+    git(tmp_path, "init")
+    git(tmp_path, "add", file.name)
+    git(tmp_path, "commit", "-m", "Name the candidates")
+    with pytest.raises(ValueError, match=message):
+        candidates(file)
+
+
+# The numbers.
+
+
+def verdict(both: float, flow: float = 1.0) -> dict[str, float]:
+    return {"both": both, "subject": both, "style": both, "distance": 0.3, "flow": flow}
+
+
+def results() -> dict[str, Any]:
+    return {
+        REFERENCE: {"a, ink": [verdict(0.2)], "b, ink": [verdict(0.4)]},
+        "K-LoRA s": {"a, ink": [verdict(0.1, 1.1)], "b, ink": [verdict(0.1, 1.1)]},
+        ROWS[0].name: {"a, noto": [verdict(0.9)], "b, flat": [verdict(0.9)]},
+    }
+
+
+def test_differences_are_paired_and_ceilings_have_none() -> None:
+    ceiling, reference, klora = markdown(results()).splitlines()[2:]
+    assert ceiling.split(" | ")[1:3] == ["0.90 (0.90 to 0.90)", ""]
+    assert reference.split(" | ")[1:3] == ["0.30 (0.20 to 0.40)", ""]
+    assert klora.split(" | ")[1:3] == ["0.10 (0.10 to 0.10)", "-0.20 (-0.30 to -0.10)"]
+    assert "+0.100 (+0.100 to +0.100)" in klora
+
+
+def test_the_pilot_says_how_many_subjects_it_takes() -> None:
+    assert subjects_needed(0.055) == 30
+    assert subjects_needed(0.11) == 117
+    assert spread(results(), "K-LoRA s") == pytest.approx(0.2 / 2**0.5)
+    assert pilot(results(), ["K-LoRA s", REFERENCE]).startswith("K-LoRA s: sd 0.141, 193 subjects")
+
+
+# A cell.
+
+
+def test_a_cell_is_drawn_and_judged_against_its_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def pipe(prompts: list[str], **settings: Any) -> Any:
+        asked.update(settings, prompts=prompts)
+        return SimpleNamespace(images=torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]))
+
+    def brightness(pictures: torch.Tensor) -> torch.Tensor:
+        white = pictures.mean((1, 2, 3)) > 0.5
+        return torch.stack([white, ~white], 1).float()
+
+    judges: Any = SimpleNamespace(
+        subject=brightness, style=brightness, distance=lambda a, b: (a - b).abs().mean((1, 2, 3))
+    )
+    monkeypatch.setattr(studio, "latents", lambda pipe, pictures: pictures)
+    monkeypatch.setattr(studio, "paired_flow_loss", lambda pipe, clean, prompt: 0.75)
+    room = studio.Studio(pipe, judges, tmp_path, tmp_path / "pictures", 2, 10, 3.0)
+    row = Row("bare *", lambda material: [], lambda pipe, files: nullcontext())
+    found = room.verdicts(row, Cell("fox", "ink", "a fox", ()), torch.ones(3, 4, 4))
+    assert [each["both"] for each in found] == [0, 1]
+    assert [each["distance"] for each in found] == [1, 0]
+    assert found[0]["flow"] == 0.75
+    assert asked["prompts"] == ["a fox"] * 2
+    assert asked["guidance_scale"] == 3.0
+    (strip,) = (tmp_path / "pictures").rglob("*.png")
+    assert Image.open(strip).size == (8, 4)
+
+
+# The blind test.
+
+
+def test_a_blind_test_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blind, "drawing", lambda *_: torch.ones(3, 48, 48))
+    for name, colour in (("K-LoRA_s", "red"), ("NP-LoRA", "blue")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for subject in "abcdefgh":
+            path = tmp_path / "pictures" / name / f"{subject}-ink.png"
+            Image.new("RGB", (96, 48), colour).save(path)
+    test = tmp_path / "test"
+    begun = ["begin", str(tmp_path), str(tmp_path / "pictures"), str(test), "K-LoRA s", "NP-LoRA"]
+    runner = CliRunner()
+    assert runner.invoke(blind.main, begun).output.startswith("8 pairs")
+    assert "holds a test already" in runner.invoke(blind.main, begun).output
+
+    pairs = sorted(test.glob("*.png"))
+    red = [Image.open(path).getpixel((100, 350)) == (255, 0, 0) for path in pairs]
+    assert {*red} == {True, False}
+    answers = ["a" if left else "b" for left in red]
+    runner.invoke(blind.main, ["choose", str(test)], input="\n".join([*answers[:3], "q"]))
+    assert "Pair 4 has no choice yet" in runner.invoke(blind.main, ["reveal", str(test)]).output
+    runner.invoke(blind.main, ["choose", str(test)], input="\n".join(answers[3:]))
+    told = runner.invoke(blind.main, ["reveal", str(test)]).output
+    assert told.startswith("'K-LoRA s' was preferred to 'NP-LoRA' in 100 %")
