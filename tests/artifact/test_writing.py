@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.golden_fusion import golden_fusion
-from support.lora_files import GOLDEN, ROOT, run_python
+import torch
+from support.forking import forked
+from support.golden_fusion import golden_fusion, switching_entry
+from support.lora_files import GOLDEN
 
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact import file as artifact
+from klora_runtime.artifact.delta import LowRank, Stored
+from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ArtifactError
 
 OLD = b"an older artifact, dear to its owner"
 NAME = "a.klora.safetensors"
 
-#: Source of a fusion of 3 x 2**21 floats, 24 MiB as a file.
-LARGE = """
-import os, resource, signal, sys, torch
-from dataclasses import replace
-from support.golden_fusion import golden_fusion, switching_entry
-from klora_runtime import save_fusion
-from klora_runtime.artifact import file as artifact
-from klora_runtime.artifact.delta import LowRank, Stored
-wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
-pair = {slot: Stored(1.0, LowRank(wide, torch.ones(3, 3))) for slot in ("content", "style")}
-entry = replace(switching_entry(), shape=(3, 2**21), factors=pair)
-fusion = replace(golden_fusion(), entries=(entry,))
-"""
+
+def large() -> Fusion:
+    """A fusion of 3 x 2**21 floats, 24 MiB as a file."""
+    wide = torch.arange(3 * 2**21, dtype=torch.float32).reshape(3, -1)
+    pair = {slot: Stored(1.0, LowRank(wide, torch.ones(3, 3))) for slot in ("content", "style")}
+    entry = replace(switching_entry(), shape=(3, 2**21), factors=pair)
+    return replace(golden_fusion(), entries=(entry,))
 
 
 @pytest.fixture
@@ -122,56 +119,54 @@ def test_bytes_that_arrive_broken_are_not_put_in_place(
     assert list(old.parent.iterdir()) == [old]
 
 
-def test_a_real_limit_on_file_size_leaves_the_old_file(old: Path) -> None:
-    code = LARGE + (
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"
-        "save_fusion(fusion, sys.argv[1], overwrite=True)\n"
-    )
-    result = run_python(code, old)
-    assert "ArtifactError" in result.stderr
-    assert "File too large" in result.stderr
+def test_a_real_limit_on_file_size_leaves_the_old_file(old: Path, tmp_path_factory: Any) -> None:
+    fusion, errors = large(), tmp_path_factory.mktemp("errors") / "errors"
+
+    def save() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        save_fusion(fusion, old, overwrite=True)
+
+    assert forked(save, errors) == 1
+    assert "ArtifactError" in errors.read_text()
+    assert "File too large" in errors.read_text()
     assert old.read_bytes() == OLD
     assert list(old.parent.iterdir()) == [old]
 
 
 @pytest.mark.parametrize("stage", ["write_tensors", "os.fsync", "SafetensorsFile"])
-def test_a_kill_leaves_the_old_file_whole(stage: str, old: Path) -> None:
+def test_a_kill_leaves_the_old_file_whole(
+    stage: str, old: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process dies with half of the bytes written, before they are safe, before the rename."""
-    code = LARGE + (
-        "real = artifact.write_tensors\n"
-        "def die(*args, **kwargs):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def die_half_way(path, *rest):\n"
-        "    real(path, *rest)\n"
-        "    os.truncate(path, path.stat().st_size // 2)\n"
-        "    die()\n"
-        f"artifact.{stage} = die_half_way if {stage == 'write_tensors'} else die\n"
-        "save_fusion(fusion, sys.argv[1], overwrite=True)\n"
-    )
-    result = run_python(code, old)
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    fusion, real = large(), artifact.write_tensors
+
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_half_way(path: Path, *rest: Any) -> None:
+        real(path, *rest)
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
+    dying = die_half_way if stage == "write_tensors" else die
+    monkeypatch.setattr(f"klora_runtime.artifact.file.{stage}", dying)
+    errors = tmp_path_factory.mktemp("errors") / "errors"
+    ended = forked(lambda: save_fusion(fusion, old, overwrite=True), errors)
+    monkeypatch.undo()
+    assert ended == -signal.SIGKILL, errors.read_text()
     assert old.read_bytes() == OLD
     assert len(list(old.parent.iterdir())) == 2  # it died after the new file was begun
 
 
-def test_a_kill_at_any_moment_leaves_one_whole_file(old: Path) -> None:
+def test_a_kill_at_any_moment_leaves_one_whole_file(old: Path, tmp_path_factory: Any) -> None:
     """A real kill from outside as soon as a second file appears: the old bytes or all the new."""
-    code = LARGE + "print('ready', flush=True)\nsave_fusion(fusion, sys.argv[1], overwrite=True)\n"
-    paths = (ROOT / "runtime", ROOT / "tests")
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(old)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
-        stdout=subprocess.PIPE,
+    fusion, errors = large(), tmp_path_factory.mktemp("errors") / "errors"
+    forked(
+        lambda: save_fusion(fusion, old, overwrite=True),
+        errors,
+        until=lambda: len(os.listdir(old.parent)) > 1,
     )
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        while child.poll() is None and len(os.listdir(old.parent)) == 1:
-            time.sleep(0.0005)
-    finally:
-        child.kill()
-        child.communicate()
     assert old.read_bytes() == OLD or load_fusion(old, check="full").nbytes == 24 * 2**20 + 36
 
 

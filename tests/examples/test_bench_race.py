@@ -44,7 +44,9 @@ ROW_KEYS = {
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return run(RACE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race_module, "memory_bandwidth", lambda device: 1e10)
+        return run(RACE)
 
 
 @pytest.fixture(scope="module")
@@ -288,16 +290,24 @@ def test_the_peak_is_above_what_was_there_before(monkeypatch: pytest.MonkeyPatch
     assert Peak(CPU).nbytes() is None
 
 
-@pytest.mark.usefixtures("no_bandwidth")
-def test_the_command_prints_the_table_or_json() -> None:
+def test_the_command_prints_the_table_or_json(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Race] = []
+
+    def run(race: Race, on_progress: Any) -> Result:
+        asked.append(race)
+        on_progress("a part", 1)
+        return result
+
+    monkeypatch.setattr("benchmark.__main__.run", run)
     options = ("--model", "sd1-tiny", "--device", "cpu", "--steps", 2, "--rounds", 1)
     few = (*options, "--rank", 2, "--row", "branch")
-    facts = json.loads(bench(*few, "--json").stdout)
-    assert (facts["model"], facts["steps"], facts["rank"]) == ("sd1-tiny", 2, 2)
-    assert [row["name"] for row in facts["rows"]] == ["bare", "branch"]
-    printed = bench(*few).stdout
-    assert printed.startswith("sd1-tiny, float32, 64 x 64 pixels, 2 steps, rank 2, ")
-    assert "| klora, branch |" in printed
+    assert json.loads(bench(*few, "--json").stdout) == json.loads(json.dumps(result.json()))
+    assert bench(*few).stdout == race_table(result) + "\n"
+    assert race_table(result).startswith("sd1-tiny, float32, 64 x 64 pixels, 3 steps, rank 4, ")
+    wanted = replace(RACE, steps=2, rank=2, kinds=("branch",))
+    assert asked == [wanted, wanted]
 
 
 @pytest.mark.parametrize(

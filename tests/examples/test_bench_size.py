@@ -7,6 +7,7 @@ from benchmark import size
 from click.testing import CliRunner
 
 
+@pytest.mark.slow
 def test_the_example_prints_a_row_for_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(size, "TOLERANCES", (0.1,))
     result = CliRunner().invoke(size.main, ["--steps", "2", "--pictures", "1"])

@@ -102,7 +102,7 @@ def test_every_word_of_a_prompt_has_a_token(pipe: DrawingPipeline) -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        pytest.param(rule, id=rule.name, marks=() if i % 4 == 0 else pytest.mark.slow)
+        pytest.param(rule, id=rule.name, marks=() if i % 8 == 0 else pytest.mark.slow)
         for i, rule in enumerate(TABLE)
     ],
 )
@@ -230,6 +230,7 @@ def test_a_verdict_compares_with_the_true_drawing(colour_judges: Judges) -> None
     assert wrong.distance > 0.1
 
 
+@pytest.mark.slow
 def test_the_evaluation_from_end_to_end(
     colour_judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

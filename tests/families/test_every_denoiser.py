@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 import diffusers
 import diffusers.models
 import pytest
-import torch
 from diffusers.loaders import PeftAdapterMixin
-from support.layout_models import DENOISERS
+from support.layout_models import DENOISERS, on_meta
 from support.page_table import PageTable, as_text
 from torch import nn
 
@@ -89,8 +88,7 @@ SHARED = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), SHARED, ids=lambda v: getattr(v, "key", v))
 def test_further_classes_have_the_layers_of_the_record(family: Family, name: str) -> None:
-    with torch.device("meta"):
-        model = getattr(diffusers, name)()
+    model = on_meta(getattr(diffusers, name))
     tables = [t.in_diffusers_names() for t in WHOLE if t.family == family.key]
     beside = re.compile(BESIDE.get(name, "(?!)"))
     for path, _ in model.named_parameters():
@@ -113,8 +111,7 @@ SETTINGS: Mapping[str, dict[str, int]] = {
 
 
 def paths_of(name: str) -> list[str]:
-    with torch.device("meta"):
-        model = getattr(diffusers, name)(**SETTINGS.get(name, {}))
+    model = on_meta(getattr(diffusers, name), **SETTINGS.get(name, {}))
     return [
         path
         for path, module in model.named_modules()

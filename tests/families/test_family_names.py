@@ -6,13 +6,13 @@ from typing import Any
 
 import diffusers
 import pytest
-import torch
 from support.layout_models import (
     COGVIDEOX_5B,
     COGVIEW_4,
     COSMOS_2B,
     HIDREAM,
     KANDINSKY_5_PRO,
+    on_meta,
 )
 from torch import nn
 
@@ -20,8 +20,7 @@ from klora_runtime.families.catalogue import FAMILIES, families_of
 
 
 def shapes(component: str, model: str, settings: dict[str, Any]) -> dict[Any, tuple[int, ...]]:
-    with torch.device("meta"):
-        network = getattr(diffusers, model)(**settings)
+    network = on_meta(getattr(diffusers, model), **settings)
     return {
         (component, path): tuple(module.weight.shape)
         for path, module in network.named_modules()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from diffusers import UNet2DConditionModel
-from support.layout_models import SD1, SD2, SDXL
+from support.layout_models import SD1, SD2, SDXL, on_meta
 from support.lora_files import needs_real_loras, read_raw, real_lora
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -39,8 +38,7 @@ def parsed(key: str) -> tuple[str, str]:
     ("config", "count"), [(SD1, 282), (SD2, 282), (SDXL, 794)], ids=["sd1", "sd2", "sdxl"]
 )
 def test_every_layer_of_a_unet_comes_back(config: dict[str, Any], count: int) -> None:
-    with torch.device("meta"):
-        names = leaves(UNet2DConditionModel(**config))
+    names = leaves(on_meta(UNet2DConditionModel, **config))
     assert len(names) == count
     keys = [flattened("lora_unet_", name) for name in names]
     assert len(set(keys)) == count
@@ -57,8 +55,7 @@ def test_every_layer_of_a_text_encoder_comes_back(
     kind: type[nn.Module], written_with: str, prefix: str, component: str
 ) -> None:
     """With and without ``text_model``, whichever of the two this transformers has."""
-    with torch.device("meta"):
-        found = leaves(kind(CLIPTextConfig()))
+    found = leaves(on_meta(kind, CLIPTextConfig()))
     plain = [name.removeprefix("text_model.") for name in found]
     assert len(plain) == 72 + (kind is CLIPTextModelWithProjection)
     keys = [flattened(prefix, written_with + name) for name in plain]
@@ -88,11 +85,10 @@ def test_what_is_no_flat_name_is_no_name(flat: str) -> None:
 @needs_real_loras
 @pytest.mark.parametrize("name", ["sd2_character", "sd2_popart", "sd15_animation", "sd15_analog"])
 def test_keys_of_real_files_name_modules_of_the_real_models(name: str) -> None:
-    with torch.device("meta"):
-        config = SD2 if name.startswith("sd2") else SD1
-        modules = {("unet", path) for path in leaves(UNet2DConditionModel(**config))}
-        layers = 23 if name.startswith("sd2") else 12
-        clip = CLIPTextModel(CLIPTextConfig(num_hidden_layers=layers))
+    config = SD2 if name.startswith("sd2") else SD1
+    modules = {("unet", path) for path in leaves(on_meta(UNet2DConditionModel, **config))}
+    layers = 23 if name.startswith("sd2") else 12
+    clip = on_meta(CLIPTextModel, CLIPTextConfig(num_hidden_layers=layers))
     modules |= {("text_encoder", path.removeprefix("text_model.")) for path in leaves(clip)}
     for layout in ("kohya", "peft"):
         header, _ = read_raw(real_lora(f"{name}.{layout}"))

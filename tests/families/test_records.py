@@ -11,9 +11,8 @@ from typing import Any
 
 import diffusers
 import pytest
-import torch
 from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS
-from support.layout_models import DENOISERS, weights
+from support.layout_models import DENOISERS, on_meta, weights
 from support.lora_files import ROOT, run_python
 from torch import nn
 
@@ -142,8 +141,7 @@ UNETS = [key for key, family in FAMILIES.items() if family.denoisers == ("unet",
 @pytest.mark.parametrize("key", UNETS)
 def test_convolutions_are_those_of_the_model(key: str) -> None:
     kind, options = DENOISERS[key]
-    with torch.device("meta"):
-        model = kind(**options)
+    model = on_meta(kind, **options)
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             size = getattr(module, "kernel_size", ())

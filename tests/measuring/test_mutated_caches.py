@@ -98,7 +98,7 @@ KINDS: Mapping[str, Callable[[Path, Random], None]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_of_a_changed_file_is_right(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, logged: list[str]
 ) -> None:
     file = tmp_path / "statistics.sqlite3"
     expected = measure(LAYERS, KS, device=CPU)
@@ -108,10 +108,10 @@ def test_what_is_read_of_a_changed_file_is_right(
     for number in range(CHANGES):
         file.write_bytes(whole)
         KINDS[kind](file, Random(number))
-        caplog.clear()
+        logged.clear()
         try:
             assert measure_once(LAYERS, KS, device=CPU, file=file) == expected
-            assert caplog.messages in ([], [warning])
+            assert logged in ([], [warning])
         except BaseException as error:
             error.add_note(f"change {number} of {kind}")
             raise

@@ -138,14 +138,14 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_what_is_damaged_is_measured_again(
-    case: str, file: Path, measured: list[str], caplog: pytest.LogCaptureFixture
+    case: str, file: Path, measured: list[str], logged: list[str]
 ) -> None:
     once(file, layer(), layer(1, name="y"))
     DAMAGE[case](file)
     once(file, layer(), layer(1, name="y"))
     assert len(measured) == 4
     told = [f"the statistics in {file} are damaged, so layers are measured again."]
-    assert caplog.messages == ([] if case in ("empty", "a folder") else told)
+    assert logged == ([] if case in ("empty", "a folder") else told)
     if case != "a folder":  # and kept anew
         once(file, layer(), layer(1, name="y"))
         assert len(measured) == 4

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from reference import sampling
 from support.generation import LEAST_EFFECT, TOLERANCE, Case, LoraPair, build, generate, progress
+from support.pairs import slow
 from tiny_pipeline import Family, relative_difference
 
 from klora_runtime import apply_fusion
@@ -56,10 +57,10 @@ MUTATIONS = (one_layer_late, half_a_step_late, half_a_step_early)
 MUTATED = [
     Case(4, "Euler", "off", "sd1"),
     Case(4, "Heun", "batched", "sd2", "s*"),
-    Case(4, "PNDM", "batched", "sdxl"),
     Case(4, "DPM++ 2M", "off", "img2img"),
-    Case(10, "DDIM", "off", "inpaint"),
-    Case(10, "DDIM", "off", "sdxl-split"),
+    slow(Case(4, "PNDM", "batched", "sdxl")),
+    slow(Case(10, "DDIM", "off", "inpaint")),
+    slow(Case(10, "DDIM", "off", "sdxl-split")),
 ]
 
 

@@ -24,6 +24,7 @@ from diffusers import (
 from support.applying import Apply, live_of
 from support.generation import TWO_STEPS, Case, build, generate
 from support.handmade import State, fusion_for, weight_of
+from support.pairs import slow
 from tiny_pipeline import parameters, tiny_lora
 
 from klora_runtime import apply_fusion
@@ -367,9 +368,9 @@ def test_a_sibling_with_a_scheduler_of_its_own(
 @pytest.mark.parametrize(
     ("compile_", "first"),
     [
-        (compiled_in_place, "compile"),
-        pytest.param(compiled_in_place, "apply", marks=pytest.mark.slow),
-        pytest.param(compiled_around, "compile", marks=pytest.mark.slow),
+        slow(compiled_in_place, "compile"),
+        slow(compiled_in_place, "apply"),
+        slow(compiled_around, "compile"),
         (compiled_around, "apply"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from reference import Lora
 from support.applying import Apply
 from support.generation import Case, build, evaluations, generate
+from support.pairs import slow
 from tiny_pipeline import relative_difference, tiny_lora
 
 from klora_compile import Settings, compile_fusion
@@ -48,7 +49,7 @@ def test_direct_is_what_peft_makes_of_two_active_adapters(
     assert relative_difference(ours, bare) > 1e-2
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [slow(2), 3])
 def test_switch_is_loras_that_take_turns(
     loras: tuple[Path, Path, Path], count: int, apply: Apply
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from reference import sampling
 from support.generation import TOLERANCE, Case, LoraPair, build, generate, progress
+from support.pairs import some_pairs
 from tiny_pipeline import Family, parameters, relative_difference
 
 from klora_runtime import apply_fusion
@@ -203,8 +204,12 @@ def denoise(pipe: Any, timesteps: Any) -> torch.Tensor:
     return latents
 
 
-@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "Heun"])
-@pytest.mark.parametrize("other_form", [torch.Tensor.clone, torch.Tensor.tolist])
+@pytest.mark.parametrize(
+    ("other_form", "name"),
+    some_pairs(
+        [torch.Tensor.clone, torch.Tensor.tolist], ["DDIM", "PNDM", "Euler", "Heun"], share=2
+    ),
+)
 def test_timesteps_that_are_no_view_are_found_all_the_same(
     name: Any, other_form: Any, loras: LoraPair
 ) -> None:

@@ -23,10 +23,14 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 #: Fewer steps, of which layers switch at each, for ``make test``.
-FEW_STEPS = {**SETTINGS, "steps": (1, 4, 7)}
+FEW_STEPS = {**SETTINGS, "steps": (1, 4)}
 
 #: One step cannot be split over two pipelines.
 IMPOSSIBLE = {(("steps", 1), ("kind", "sdxl-split"))}
+
+#: The two settings with the most values. klora follows a scheduler in the same way in every kind
+#: of pipeline, so ``make test`` has not every pair of these.
+LARGE = {"scheduler", "kind"}
 
 Settings = dict[str, tuple[Any, ...]]
 Pair = tuple[tuple[str, Any], tuple[str, Any]]
@@ -46,28 +50,36 @@ def all_pairs(settings: Settings) -> set[Pair]:
     return pairs - IMPOSSIBLE
 
 
-def covering_rows(settings: Settings) -> Iterator[Case]:
+def few_pairs(settings: Settings) -> set[Pair]:
+    return {(one, other) for one, other in all_pairs(settings) if {one[0], other[0]} != LARGE}
+
+
+def covering_rows(settings: Settings, missing: set[Pair]) -> Iterator[Case]:
     """Greedily: always the row that covers the most pairs not covered yet."""
     rows = [row for row in product(*settings.values()) if not pairs_of(row) & IMPOSSIBLE]
-    missing = all_pairs(settings)
     while missing:
         best = max(rows, key=lambda row: len(pairs_of(row) & missing))
-        missing -= pairs_of(best)
+        missing = missing - pairs_of(best)
         yield Case(*best)
 
 
-QUICK = list(covering_rows(FEW_STEPS))
-CASES = {**dict.fromkeys(covering_rows(SETTINGS), pytest.mark.slow), **dict.fromkeys(QUICK, ())}
+QUICK = list(covering_rows(FEW_STEPS, few_pairs(FEW_STEPS)))
+WHOLE = covering_rows(SETTINGS, all_pairs(SETTINGS))
+CASES = {**dict.fromkeys(WHOLE, pytest.mark.slow), **dict.fromkeys(QUICK, ())}
 
 
 @pytest.mark.parametrize(
-    ("settings", "cases"), [(FEW_STEPS, QUICK), (SETTINGS, list(CASES))], ids=["few steps", "all"]
+    ("pairs", "cases", "most"),
+    [(few_pairs(FEW_STEPS), QUICK, 20), (all_pairs(SETTINGS), list(CASES), 80)],
+    ids=["few steps", "all"],
 )
-def test_the_cases_cover_every_pair_of_settings(settings: Settings, cases: list[Case]) -> None:
+def test_the_cases_cover_every_pair_of_settings(
+    pairs: set[Pair], cases: list[Case], most: int
+) -> None:
     covered = set().union(*(pairs_of(tuple(vars(case).values())) for case in cases))
 
-    assert covered >= all_pairs(settings)
-    assert len(cases) < 80
+    assert covered >= pairs
+    assert len(cases) < most
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=m, id=str(c)) for c, m in CASES.items()])

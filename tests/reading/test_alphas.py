@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+from support.generation import TWO_STEPS, Case, build
 from support.lora_files import RawTensor, peft_keys, random_pair, write_lora, write_tensors
-from tiny_pipeline import tiny_pipeline
 
 from klora_compile import read_adapter
 from klora_compile.reading.adapter import Adapter
@@ -61,7 +61,7 @@ def assert_same_deltas(adapter: Adapter, pipe: Any) -> None:
 
 def saved_by_diffusers(folder: Path, family: Any, **configs: LoraConfig) -> Path:
     """A file as diffusers writes it, its metadata included; random factors."""
-    pipe = tiny_pipeline(family)
+    pipe = build(Case(2, kind=family))
     parts: dict[str, Any] = {}
     torch.manual_seed(0)
     for component, config in configs.items():
@@ -116,7 +116,7 @@ def test_scales_of_the_unet_are_those_that_peft_applies(case: str, tmp_path: Pat
     adapter = read_adapter(path)
     assert {layer.alpha_source for layer in adapter.layers.values()} == {"lora_adapter_metadata"}
     assert {len(layer.down.shape) for layer in adapter.layers.values()} == {2, 4}
-    pipe = tiny_pipeline("sd1")
+    pipe = build(TWO_STEPS)
     pipe.load_lora_weights(str(path.parent))
     assert_same_deltas(adapter, pipe)
 
@@ -131,7 +131,7 @@ def test_scales_of_all_components_are_those_that_peft_applies(tmp_path: Path) ->
         text_encoder_2=config(["v_proj"], r=3, lora_alpha=6, use_rslora=True),
     )
     adapter = read_adapter(path)
-    pipe = tiny_pipeline("sdxl")
+    pipe = build(Case(2, kind="sdxl"))
     pipe.load_lora_weights(str(path.parent))
     assert_same_deltas(adapter, pipe)
     assert {layer.component for layer in adapter.layers.values()} == {
@@ -150,7 +150,7 @@ def test_mixed_ranks_without_metadata_scale_by_one(tmp_path: Path) -> None:
     adapter = read_adapter(path)
     assert adapter.ranks == (1, 2, 5)
     assert {(v.scaling, v.alpha_source) for v in adapter.layers.values()} == {(1.0, "rank")}
-    pipe = tiny_pipeline("sd1")
+    pipe = build(TWO_STEPS)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
     assert_same_deltas(adapter, pipe)
 
@@ -165,7 +165,7 @@ def test_kohya_alphas_are_those_that_diffusers_applies(tmp_path: Path) -> None:
         tensors[f"{flat}.alpha"] = torch.tensor(3.0)
     adapter = read_adapter(write_lora(tmp_path / "a.safetensors", tensors))
     assert sorted(layer.scaling for layer in adapter.layers.values()) == [0.75, 1.5]
-    pipe = tiny_pipeline("sd1")
+    pipe = build(TWO_STEPS)
     pipe.load_lora_weights(str(tmp_path), weight_name="a.safetensors")
     assert_same_deltas(adapter, pipe)
 
@@ -544,7 +544,7 @@ def test_metadata_that_is_no_good_json_is_named(text: str, message: str, tmp_pat
 
 def test_an_adapter_folder_as_peft_saves_it(tmp_path: Path) -> None:
     """PEFT's own ``save_pretrained`` keeps lora_alpha in a file beside the tensors."""
-    model = tiny_pipeline("sd2").unet
+    model = build(Case(2, kind="sd2")).unet
     config = LoraConfig(r=4, lora_alpha=32, target_modules=["to_q"], init_lora_weights=False)
     wrapped = get_peft_model(model, config)
     wrapped.save_pretrained(str(tmp_path))

@@ -12,6 +12,7 @@ import pytest
 from diffusers import DDIMScheduler
 from PIL import Image
 from support.lora_files import run_python
+from support.pairs import slow
 from support.shipped import PROMPT, Shipped, error_of, klora, pixels, sampled
 from tiny_pipeline import tiny_pipeline
 
@@ -90,7 +91,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(shipped: Shipped, tmp_pa
     assert whole.crop((left, top, left + 48, top + 48)).tobytes() == picture.tobytes()
 
 
-@pytest.mark.parametrize("ending", ["jpg", "jpeg", "webp", "PNG"])
+@pytest.mark.parametrize("ending", ["jpg", slow("jpeg"), "webp", slow("PNG")])
 def test_other_picture_formats(shipped: Shipped, tmp_path: Path, ending: str) -> None:
     output = tmp_path / f"fox.{ending}"
     assert sampled(shipped, output).exit_code == 0

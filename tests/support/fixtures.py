@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def apply(request: pytest.FixtureRequest) -> Apply:
 @pytest.fixture
 def fusion(lora_pairs: dict[Family, LoraPair]) -> Fusion:
     return lora_pairs["sd1"].fusion(TWO_STEPS)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages that klora logs during the test."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("klora_compile", "klora_runtime")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield messages
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture
