@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.every_form import fusion_of_every_form
 from support.golden_fusion import golden_fusion, switching_entry
-from support.lora_files import GOLDEN, METADATA, read_raw, run_python
+from support.lora_files import GOLDEN, METADATA, read_raw
 
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.document import (
@@ -116,24 +116,6 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         load_document(tmp_path / "nowhere")
     assert not is_artifact(tmp_path / "nowhere")
     assert is_artifact(GOLDEN)
-
-
-def test_the_codec_is_loaded_for_compressed_artifacts_alone(tmp_path: Path) -> None:
-    paths = [tmp_path / "lossless", tmp_path / "compressed"]
-    for path, fusion in zip(paths, (golden_fusion(), fusion_of_every_form()), strict=True):
-        save_fusion(fusion, path)
-    result = run_python(
-        "import sys; from klora_runtime import load_fusion, save_fusion\n"
-        "for path in sys.argv[1:]:\n"
-        "    save_fusion(load_fusion(path, check='full'), path, overwrite=True)\n"
-        "    print(*sys.modules)",
-        *paths,
-    )
-    assert result.returncode == 0, result.stderr
-    codec = {f"klora_runtime.artifact.q.{name}" for name in ("codec", "bitstream", "values")}
-    lossless, compressed = (set(line.split()) for line in result.stdout.splitlines())
-    assert codec & lossless == set()
-    assert codec <= compressed
 
 
 def test_a_tensor_of_no_dtype_of_a_file_is_not_written(tmp_path: Path) -> None:

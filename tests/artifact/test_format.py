@@ -108,6 +108,7 @@ def test_order_of_insertion_does_not_reach_the_file(tmp_path: Path) -> None:
     assert saved(shuffled, tmp_path) == GOLDEN.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_process_with_another_hash_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; from support.golden_fusion import golden_fusion;"

@@ -140,6 +140,7 @@ def test_the_runtime_alone_applies_an_artifact(built: Path, tmp_path: Path) -> N
     assert not imported & runtime_alone.BLOCKED
 
 
+@pytest.mark.slow
 def test_both_install_editable_with_their_commands(tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv")
     environment.install("--editable", ROOT / "runtime", "--editable", ROOT)

@@ -65,6 +65,7 @@ def test_the_demo_leaves_pictures(tmp_path: Path) -> None:
     assert_pictures(tmp_path / "demo")
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_rules_is_drawn(tmp_path: Path) -> None:
     result = CliRunner().invoke(compare_rules.main, [str(tmp_path / "rules.png")])
     assert result.exit_code == 0, result.exception

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import serve
 import torch
 from click.testing import CliRunner
@@ -50,6 +51,7 @@ def test_the_table_shows_percentiles() -> None:
     assert lines[4].split() == ["whole", "request", "51.50", "91.10", "100.01"]
 
 
+@pytest.mark.slow
 def test_the_example_runs() -> None:
     result = CliRunner().invoke(serve.main, ["--requests", "6", "--steps", "1"])
     assert result.exit_code == 0, result.output

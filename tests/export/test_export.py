@@ -24,6 +24,7 @@ from support.exports import (
 from support.golden_fusion import golden_fusion
 from support.handmade import hand_entry, hand_fusion
 from support.lora_files import run_python
+from support.pairs import slow
 
 from klora_compile import read_adapter
 from klora_compile.export.settings import ExportSettings, Keys, Precision
@@ -74,7 +75,13 @@ def test_klora_reads_the_average_of_every_layer(case: Case, keys: Keys, tmp_path
 
 @pytest.mark.parametrize(
     ("case", "keys"),
-    [("sd1", "kohya"), ("sd1", "peft"), ("sdxl", "kohya"), ("sdxl", "peft"), ("flux.1", "peft")],
+    [
+        ("sd1", "peft"),
+        ("sdxl", "kohya"),
+        ("flux.1", "peft"),
+        slow("sd1", "kohya"),
+        slow("sdxl", "peft"),
+    ],
     indirect=["case"],
 )
 def test_diffusers_reads_the_average_of_every_layer(case: Case, keys: Keys, tmp_path: Path) -> None:

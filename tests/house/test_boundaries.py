@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.every_form import fusion_of_every_form
 from support.lora_files import GOLDEN, ROOT, run_python
+
+from klora_runtime import save_fusion
 
 COMPILE, RUNTIME = ROOT / "klora_compile", ROOT / "runtime" / "klora_runtime"
 SOURCES = sorted([*COMPILE.rglob("*.py"), *RUNTIME.rglob("*.py")])
@@ -37,11 +40,11 @@ def imports(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported_modules(path)}
 
 
-def loaded_after(code: str) -> set[str]:
-    """Top-level modules in ``sys.modules`` of a new process after ``code``."""
-    result = run_python(f"{code}\nimport sys\nprint(*sys.modules)")
+def loaded_after(*codes: str) -> list[set[str]]:
+    """Names of all modules in a new process after each piece of code in turn."""
+    result = run_python("".join(f"{code}\nimport sys\nprint(*sys.modules)\n" for code in codes))
     assert result.returncode == 0, result.stderr
-    return {name.partition(".")[0] for name in result.stdout.split()}
+    return [set(line.split()) for line in result.stdout.splitlines()[-len(codes) :]]
 
 
 def test_the_rooms_are_where_they_are_expected() -> None:
@@ -57,16 +60,27 @@ def test_the_runtime_imports_torch_safetensors_and_the_standard_library(path: Pa
     assert foreign <= RUNTIME_NEEDS, f"{path.name} imports {foreign - RUNTIME_NEEDS}"
 
 
-def test_the_runtime_needs_neither_diffusers_nor_the_compiler() -> None:
-    modules = loaded_after("import klora_runtime.pipeline.handle, klora_runtime.artifact.file")
-    assert "torch" in modules
-    assert not modules & {"diffusers", "transformers", "peft", "klora_compile", "click"}
-
-
-def test_the_compiler_needs_no_diffusers_to_compile() -> None:
-    modules = loaded_after("import klora_compile.compiler")
-    assert "klora_runtime" in modules
-    assert not modules & {"diffusers", "transformers", "peft", "matplotlib"}
+def test_each_room_loads_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    """Layers, a plain artifact, a compressed one, the pipeline's room, the compiler: in turn."""
+    path = tmp_path / "small.klora.safetensors"
+    save_fusion(fusion_of_every_form(), path)
+    layers, plain, compressed, pipeline, compiler = loaded_after(
+        "import klora_runtime.layers.live_fusion, klora_runtime.layers.claim\n"
+        "import klora_runtime.layers.choice",
+        "from klora_runtime import load_fusion, save_fusion\n"
+        f"save_fusion(load_fusion({str(GOLDEN)!r}, check='full'), {str(tmp_path / 'a')!r})",
+        f"save_fusion(load_fusion({str(path)!r}, check='full'), {str(tmp_path / 'b')!r})",
+        "import klora_runtime.pipeline.handle",
+        "import klora_compile.compiler",
+    )
+    codec = {f"klora_runtime.artifact.q.{name}" for name in ("codec", "bitstream", "values")}
+    assert "torch" in layers
+    assert not [name for name in layers if name.startswith("klora_runtime.pipeline")]
+    assert not codec & plain
+    assert codec <= compressed
+    assert not pipeline & {"diffusers", "transformers", "peft", "klora_compile", "click"}
+    assert "klora_runtime" in compiler
+    assert not compiler & {"diffusers", "transformers", "peft", "matplotlib"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +95,7 @@ def test_the_compiler_needs_no_diffusers_to_compile() -> None:
     ids=["packages", "cli", "help"],
 )
 def test_importing_is_cheap(code: str) -> None:
-    assert not loaded_after(code) & set(HEAVY)
+    assert not loaded_after(code)[0] & set(HEAVY)
 
 
 #: Of the artifact's room: what needs no numbers, and so no torch.

@@ -18,6 +18,7 @@ from support.handmade import (
     hand_fusion,
     weight_of,
 )
+from support.pairs import some_pairs
 from tiny_pipeline import Family, relative_difference, tiny_pipeline
 from torch import nn
 from torch.nn.utils import parametrize
@@ -413,8 +414,9 @@ def fail_once(patch: pytest.MonkeyPatch, place: str) -> None:
 # A model that changes under it.
 
 
-@pytest.mark.parametrize("mode", ["merge", "branch"])
-@pytest.mark.parametrize("first", ["convert", "disable"])
+@pytest.mark.parametrize(
+    ("first", "mode"), some_pairs(["convert", "disable"], ["merge", "branch"], share=2)
+)
 def test_a_converted_model_can_be_made_bare(
     first: str, mode: str, pipe: Any, fusion: Fusion
 ) -> None:

@@ -170,12 +170,8 @@ def check(model: Model, kind: str, compile_: Compile, first: str, **options: Any
     return after - before
 
 
-#: Each mode, each way to compile and each order; the other ways are slow.
-EACH = [
-    ("merge", in_place, "compile"),
-    ("branch", wrapped, "apply"),
-    ("branch", by_block, "compile"),
-]
+#: Each mode and each order, and blocks or all; the other ways are slow.
+EACH = [("merge", by_block, "compile"), ("branch", in_place, "apply")]
 OTHERS = [
     slow(*way)
     for way in product(("merge", "branch"), (in_place, wrapped, by_block), ("compile", "apply"))

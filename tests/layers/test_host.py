@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from support.handmade import delta_of, hand_entry, hand_fusion
-from support.lora_files import run_python
 from support.other_device import OtherDevice
 from torch import nn
 
@@ -183,12 +182,3 @@ def test_a_weight_that_is_nowhere_is_computed_where_the_host_brings_it() -> None
         else:
             with pytest.raises(IncompatibleModelError, match="no memory"):
                 choose("branch", [target], {})
-
-
-def test_layers_are_used_without_a_pipeline() -> None:
-    code = """
-import sys
-import klora_runtime.layers.live_fusion, klora_runtime.layers.choice, klora_runtime.layers.claim
-print([name for name in sys.modules if name.startswith("klora_runtime.pipeline")])
-"""
-    assert run_python(code).stdout.strip() == "[]"

@@ -76,7 +76,7 @@ def test_the_other_layers_change_no_bit() -> None:
         assert measured([task], 4000)[0] == together[place]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 3), count=st.integers(1, 300), data=st.data())
 def test_the_largest_lie_in_the_blocks_with_the_largest_maxima(
     rows: int, count: int, data: st.DataObject

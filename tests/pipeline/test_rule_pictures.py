@@ -15,6 +15,7 @@ from tiny_pipeline import relative_difference, tiny_lora
 
 from klora_compile import Settings, compile_fusion
 from klora_compile.rules import Direct, Switch
+from klora_runtime import apply_fusion
 
 CASE = Case(12)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -31,15 +32,16 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return one, two, three
 
 
+@pytest.mark.parametrize("mode", ["merge", slow("branch")])
 def test_direct_is_what_peft_makes_of_two_active_adapters(
-    loras: tuple[Path, Path, Path], apply: Apply
+    loras: tuple[Path, Path, Path], mode: str
 ) -> None:
     content, style, _ = loras
     weights = Settings(content_weight=0.8, style_weight=1.3)
     fusion = compile_fusion(content, style, Direct(), weights, device="cpu")
     pipe = build(CASE)
     bare = generate(pipe, CASE)
-    with apply(pipe, fusion):
+    with apply_fusion(pipe, fusion, mode=mode):
         ours = generate(pipe, CASE)
     for name, path in (("content", content), ("style", style)):
         pipe.load_lora_weights(str(path), adapter_name=name)

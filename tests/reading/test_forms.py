@@ -151,7 +151,7 @@ def check(cell: Cell, kind: str, form: Writer, folder: Path) -> Adapter:
 NORMED = [cell for cell in CELLS if chosen(cell.layout, "norm")]
 
 
-@pytest.mark.parametrize(("cell", "form"), some_pairs(CELLS, LINEAR), ids=str)
+@pytest.mark.parametrize(("cell", "form"), some_pairs(CELLS, LINEAR, share=8), ids=str)
 def test_linear_layers(cell: Cell, form: str, tmp_path: Path) -> None:
     check(cell, "linear", LINEAR[form], tmp_path)
 

@@ -350,7 +350,7 @@ JSON_EDITS = st.lists(
     st.tuples(st.integers(8, 4000), st.integers(0, 8), TOKENS), min_size=1, max_size=2
 )
 few = settings(
-    max_examples=250,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 import shlex
@@ -130,6 +131,7 @@ CARDS: dict[str | None, tuple[str, str, str | None]] = {
 MODULAR = ("anima", "flux.3", "minimax-h3")
 
 
+@functools.cache
 def family_card(artifact: Path, family: str | None) -> tuple[dict[str, Any], str]:
     fusion = replace(load_fusion(artifact), family=family)
     return split(model_card(fusion, CardFacts("a.klora.safetensors", 1, "0" * 64)))

@@ -70,7 +70,7 @@ usual = st.sampled_from(
 rules = usual | patterns_s | patterns_star
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(rule=rules, s_c=positive, s_s=positive, gamma=positive)
 def test_timeline_is_the_inequality_at_every_step(
     rule: Inequality, s_c: float, s_s: float, gamma: float
@@ -78,7 +78,7 @@ def test_timeline_is_the_inequality_at_every_step(
     assert_timeline_is_literal(rule, s_c, s_s, gamma)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rule=rules,
     s_s=positive,

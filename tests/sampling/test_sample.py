@@ -71,13 +71,13 @@ def test_all_options_reach_the_pipeline(shipped: Shipped, tmp_path: Path) -> Non
 
 def test_prompts_and_a_count_make_a_labelled_sheet(shipped: Shipped, tmp_path: Path) -> None:
     output = tmp_path / "sheet.png"
-    result = sampled(shipped, output, "--prompt", "a cat", "--count", 3, "--seed", 7)
+    result = sampled(shipped, output, "--prompt", "a cat", "--count", 2, "--seed", 7)
     assert result.exit_code == 0, result.stderr
-    assert "a sheet of 2 prompts by 3 seeds; mode merge" in result.stdout
+    assert "a sheet of 2 prompts by 2 seeds; mode merge" in result.stdout
     assert re.search(r"\d s per picture, the first \d+\.\d\d s\n$", result.stdout)
-    seeds = (7, 8, 9)
+    seeds = (7, 8)
     rows = [Row(p, [shipped.picture(p, seed) for seed in seeds]) for p in (PROMPT, "a cat")]
-    wanted = contact_sheet(rows, ["seed 7", "seed 8", "seed 9"])
+    wanted = contact_sheet(rows, ["seed 7", "seed 8"])
     assert pixels(output) == pixels(wanted)
 
 
