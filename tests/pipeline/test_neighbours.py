@@ -368,9 +368,11 @@ def test_a_sibling_with_a_scheduler_of_its_own(
 @pytest.mark.parametrize(
     ("compile_", "first"),
     [
-        slow(compiled_in_place, "compile"),
+        (compiled_in_place, "compile"),
+        slow(compiled_in_place, "use"),
         slow(compiled_in_place, "apply"),
         slow(compiled_around, "compile"),
+        slow(compiled_around, "use"),
         (compiled_around, "apply"),
     ],
 )
@@ -378,8 +380,9 @@ def test_a_sibling_with_a_scheduler_of_its_own_and_a_compiled_denoiser(
     compile_: Callable[[Any], Any], first: str, pipe: Any, fusion: Fusion
 ) -> None:
     """Hooks inside the compiled code do nothing, so the look is around it."""
-    if first == "compile":
+    if first != "apply":
         pipe.unet = compile_(pipe.unet)
+    if first == "use":
         generate(pipe, TWO_STEPS)
     handle = apply_fusion(pipe, fusion)
     if first == "apply":
