@@ -125,8 +125,11 @@ def tiny_lora(
 
 
 def _unet(family: Family, in_channels: int) -> UNet2DConditionModel:
+    # As in the real models: attention at the first level of SD 1 and 2, and at the last of SDXL.
+    down = ["CrossAttnDownBlock2D", "DownBlock2D"]
     extra: dict[str, Any] = {}
     if family == "sdxl":
+        down.reverse()
         extra = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
@@ -139,8 +142,8 @@ def _unet(family: Family, in_channels: int) -> UNet2DConditionModel:
         out_channels=4,
         layers_per_block=1,
         block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=tuple(down),
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
         attention_head_dim=8,
         norm_num_groups=8,
         cross_attention_dim=2 * TEXT_WIDTH if family == "sdxl" else TEXT_WIDTH,

@@ -100,4 +100,4 @@ class Field:
     assert {"nn", "peft", "pipe", "scheduler"} <= words
     assert not any("words" in word or "diffusers" in word for word in words)
     assert FOREIGN["layers"].search("call pipe.unload()")
-    assert imported(RUNTIME / "pipeline" / "host.py") == {"devices", "layers"}
+    assert imported(RUNTIME / "pipeline" / "host.py") == {"layers", "pipeline"}

@@ -304,7 +304,7 @@ def test_a_quantised_text_encoder(fusions: dict[str, Fusion]) -> None:
     assert torch.equal(SD1.generate(pipe), bare)
 
 
-@pytest.mark.parametrize("name", ["gguf-q8_0-loaded-bfloat16", "gguf-q4_0-loaded"])
+@pytest.mark.parametrize("name", [slow("gguf-q8_0-loaded-bfloat16"), "gguf-q4_0-loaded"])
 def test_dequantizing_is_refused_while_a_fusion_is_applied(
     name: str, fusions: dict[str, Fusion]
 ) -> None:

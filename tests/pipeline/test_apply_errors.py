@@ -211,7 +211,7 @@ def test_peft_adapters(active: bool, pipe: Any, fusion: Fusion, tmp_path: Path) 
     headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
 
     assert headline == (
-        "unet carries PEFT adapters on 14 modules, active or not, and they would share "
+        "unet carries PEFT adapters on 8 modules, active or not, and they would share "
         "these modules with the fusion. Call pipe.unload_lora_weights() first (after "
         "pipe.fuse_lora(), to keep their effect)."
     )

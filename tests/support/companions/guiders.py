@@ -150,6 +150,6 @@ GUIDERS = (
         skip_layer_guidance_start=0.0,
         skip_layer_guidance_stop=1.0,
     ),
-    _row(SmoothedEnergyGuidance, quick=True, evaluations=_FROM_THE_SECOND, seg_guidance_layers=[1]),
+    _row(SmoothedEnergyGuidance, evaluations=_FROM_THE_SECOND, seg_guidance_layers=[1]),
     _row(TangentialClassifierFreeGuidance),
 )
