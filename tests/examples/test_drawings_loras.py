@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from drawings.base.parts import assembled, new_autoencoder, new_text_encoder, new_tokenizer
 from drawings.base.subjects import HELD_OUT_SUBJECTS, TRAINING_STYLES
+from drawings.loras import __main__ as run
 from drawings.loras import acceptance
-from drawings.loras.acceptance import Ledger, summary, train_until_accepted
+from drawings.loras.acceptance import Entry, Ledger, summary, train_until_accepted
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe, Regime, style_recipe, subject_recipe, true_recipe
 from drawings.loras.training import Plan, remove, save, train
@@ -172,3 +175,52 @@ def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "3 subject LoRAs: 1 reached 0.6 at once, 1 after they were trained again, "
         "1 did not: subject-c."
     )
+
+
+# The command.
+
+
+def test_names_of_loras_are_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "drawing", lambda packages, package, name: torch.ones(3, 4, 4))
+    monkeypatch.setattr(run, "training_subjects", lambda packages: [f"t{i}" for i in range(9)])
+    every = run._recipes(tmp_path, Regime.ENTANGLED, ())
+    assert len({recipe.stem for recipe in every}) == 54 + 5
+    chosen = run._recipes(tmp_path, Regime.ENTANGLED, ("fused-penguin-ink", "style-mono"))
+    assert [recipe.stem for recipe in chosen] == ["fused-penguin-ink", "style-mono"]
+    for name in ("penguin", "subject-fox", "style-noto", "fused-penguin-noto"):
+        with pytest.raises(ValueError, match=f"'{name}' is no LoRA of a held-out"):
+            run._recipes(tmp_path, Regime.ENTANGLED, (name,))
+
+
+def test_loras_that_are_there_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stub: Any = SimpleNamespace(
+        from_pretrained=lambda path: SimpleNamespace(set_progress_bar_config=lambda disable: None),
+        load=lambda path: SimpleNamespace(subject=None),
+    )
+    reached = {"penguin": 0.7, "octopus": 0.3}
+    trained: list[str] = []
+
+    def train_one(
+        pipe: Any, recipe: Recipe, pictures: Any, plan: Plan, folder: Path, judge: Any
+    ) -> Entry:
+        trained.append(recipe.name)
+        lora_path(folder, "subject", recipe.name).parent.mkdir(parents=True, exist_ok=True)
+        lora_path(folder, "subject", recipe.name).touch()
+        entry = Entry(1, plan.updates, 0.5, reached[recipe.name], "")
+        Ledger(folder).add(recipe.stem, entry)
+        return entry
+
+    monkeypatch.setattr(run, "drawing", lambda *_: torch.ones(3, 4, 4))
+    monkeypatch.setattr(run, "DiffusionPipeline", stub)
+    monkeypatch.setattr(run, "Judges", stub)
+    monkeypatch.setattr(run, "train_until_accepted", train_one)
+    arguments = [*[str(tmp_path)] * 3, "entangled"]
+    first = CliRunner().invoke(run.main, [*arguments, "subject-penguin"])
+    assert (first.exit_code, trained) == (0, ["penguin"])
+    both = CliRunner().invoke(run.main, [*arguments, "subject-penguin", "subject-octopus"])
+    assert trained == ["penguin", "octopus"]
+    assert both.exit_code == 1
+    assert "2 subject LoRAs: 1 reached 0.6 at once, 0 after" in both.output
+    assert "Judge no rule yet" in both.output

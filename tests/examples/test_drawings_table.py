@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from drawings.loras.acceptance import Entry, Ledger
 from drawings.loras.recipes import Recipe
+from drawings.table import __main__ as run
 from drawings.table import blind
 from drawings.table import drawing as studio
 from drawings.table.candidates import candidates
@@ -197,6 +199,74 @@ def test_a_cell_is_drawn_and_judged_against_its_truth(
     assert asked["guidance_scale"] == 3.0
     (strip,) = (tmp_path / "pictures").rglob("*.png")
     assert Image.open(strip).size == (8, 4)
+
+
+# The run.
+
+
+def reached(similarity: float | None) -> Entry:
+    return Entry(1, 100, 0.5, similarity, "")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base, judges and LoRAs that nobody reads."""
+    (tmp_path / "base").mkdir()
+    for name in ("base/unet.safetensors", "judges.pt"):
+        (tmp_path / name).touch()
+    for stem, similarity in (("subject-penguin", 0.7), ("style-ink", None)):
+        path = tmp_path / "loras" / "entangled" / f"{stem}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        Ledger(path.parent).add(stem, reached(similarity))
+    nothing: Any = SimpleNamespace(
+        from_pretrained=lambda path: SimpleNamespace(set_progress_bar_config=lambda disable: None),
+        load=lambda path: None,
+    )
+    monkeypatch.setattr(run, "DiffusionPipeline", nothing)
+    monkeypatch.setattr(run, "Judges", nothing)
+    monkeypatch.setattr(run, "_material", lambda *_: MATERIAL)
+    monkeypatch.setattr(run, "drawing", lambda *_: torch.ones(3, 4, 4))
+    return tmp_path
+
+
+def draw(place: Path, *options: str) -> Any:
+    arguments = [str(place), str(place), str(place / "loras"), str(place / "out"), "entangled"]
+    threads = torch.get_num_threads()
+    done = CliRunner().invoke(run.main, [*arguments, *options])
+    torch.set_num_threads(threads)
+    return done
+
+
+def test_a_run_draws_what_is_not_kept_yet(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def verdicts(self: Any, row: Row, cell: Cell, truth: Any) -> Any:
+        drawn.append(row.name)
+        return [verdict(0.25)] * 2
+
+    monkeypatch.setattr(studio.Studio, "verdicts", verdicts)
+    told = draw(place, "--row", "NP-LoRA").output
+    assert drawn == [REFERENCE, "NP-LoRA"]  # the reference is always drawn
+    assert told.startswith("1 subject LoRAs: 1 reached 0.6 at once")
+    assert "| NP-LoRA | 0.25 (0.25 to 0.25)" in told
+    draw(place, "--row", "NP-LoRA", "--row", "K-LoRA s")
+    assert drawn[2:] == ["K-LoRA s"]
+    assert "K-LoRA s" in (place / "out" / "entangled-tuning.md").read_text()
+    assert "'magic' is no row" in draw(place, "--row", "magic").output
+    (place / "judges.pt").write_bytes(b"others")
+    assert "Name another folder" in draw(place).output
+
+
+def test_no_rule_is_drawn_with_a_lora_that_misses_its_subject(place: Path) -> None:
+    folder = place / "loras" / "entangled"
+    Ledger(folder).add("subject-penguin", reached(0.5))
+    done = draw(place)
+    assert done.exit_code == 1
+    assert "subject-penguin does not draw its subject yet" in done.output
+    assert not (place / "out").exists()
+    (folder / "ledger.json").write_text("{}")
+    assert "subject-penguin is not trained yet" in draw(place).output
 
 
 # The blind test.
