@@ -74,18 +74,26 @@ def small_gallery() -> Gallery:
     return Gallery(names, pictures)
 
 
+#: The two directions of stripes, as ``stripes`` sees them.
+LOOKS = {"rows": torch.tensor([1.0, 0.0]), "columns": torch.tensor([0.0, 1.0])}
+
+
 def test_judges_are_measured_on_pairs_whose_answer_is_known() -> None:
-    found = check(hue, stripes, small_gallery())
+    found = check(hue, stripes, LOOKS, small_gallery())
     assert found["same subject, other style"] == {"subject": pytest.approx(1), "style": 0}
     assert found["other subject, same style"] == {"subject": 0, "style": pytest.approx(1)}
     assert found["separation"] == {"subject": 1, "style": 1}
+    assert found["right looks"] == {"style": 1}
     assert found["the drawing itself, blurred"]["subject"] == pytest.approx(1, abs=1e-4)
     assert found["the drawing itself, grainy"]["subject"] < 1
 
 
 def test_judges_that_see_the_wrong_thing_are_found_out() -> None:
-    found = check(stripes, hue, small_gallery())
-    assert found["separation"] == {"subject": 0, "style": 0}
+    looks = {"rows": LOOKS["columns"], "columns": LOOKS["rows"]}
+    found = check(hue, stripes, looks, small_gallery())
+    assert found["right looks"] == {"style": 0}
+    three = {name: torch.cat([look, torch.zeros(1)]) for name, look in LOOKS.items()}
+    assert check(stripes, hue, three, small_gallery())["separation"] == {"subject": 0, "style": 0}
 
 
 # Fitting.
@@ -100,7 +108,8 @@ def test_fitted_judges_are_saved_and_read(monkeypatch: pytest.MonkeyPatch, tmp_p
             return torch.nn.functional.avg_pool2d(pictures, 56).flatten(1)
 
         def stages(self, pictures: torch.Tensor, count: int) -> list[torch.Tensor]:
-            return [torch.nn.functional.avg_pool2d(pictures, 32), pictures[:, :2, :8, :8]]
+            slopes = [pictures.diff(dim=axis).abs().mean(1)[:, :90, :90] for axis in (2, 3)]
+            return [torch.stack(slopes, 1)]
 
     monkeypatch.setattr(fitted, "EfficientNetLite0", Eyes)
     monkeypatch.setattr(fitted, "ShiftTolerantVGG", Eyes)
@@ -113,6 +122,9 @@ def test_fitted_judges_are_saved_and_read(monkeypatch: pytest.MonkeyPatch, tmp_p
     for name in ("subject", "style"):
         before, after = (getattr(each, name)(gallery.pictures) for each in (judges, read))
         assert torch.equal(before, after)
+    assert list(read.looks) == ["columns", "rows"]
+    columns, rows = (read.style(gallery.pictures) @ look for look in read.looks.values())
+    assert (rows > columns).tolist() == [style == "rows" for _, style in gallery.names]
 
 
 # The paired flow loss.

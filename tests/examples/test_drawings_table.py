@@ -185,14 +185,18 @@ def test_a_cell_is_drawn_and_judged_against_its_truth(
         return torch.stack([white, ~white], 1).float()
 
     judges: Any = SimpleNamespace(
-        subject=brightness, style=brightness, distance=lambda a, b: (a - b).abs().mean((1, 2, 3))
+        subject=brightness,
+        style=brightness,
+        distance=lambda a, b: (a - b).abs().mean((1, 2, 3)),
+        looks={"ink": torch.tensor([0.8, 0.6])},
     )
     monkeypatch.setattr(studio, "latents", lambda pipe, pictures: pictures)
     monkeypatch.setattr(studio, "paired_flow_loss", lambda pipe, clean, prompt: 0.75)
     room = studio.Studio(pipe, judges, tmp_path, tmp_path / "pictures", 2, 10, 3.0)
     row = Row("bare *", lambda material: [], lambda pipe, files: nullcontext())
     found = room.verdicts(row, Cell("fox", "ink", "a fox", ()), torch.ones(3, 4, 4))
-    assert [each["both"] for each in found] == [0, 1]
+    assert [(each["subject"], each["style"]) for each in found] == [(0, 0.6), (1, 0.8)]
+    assert [each["both"] for each in found] == [0, 0.88889]
     assert [each["distance"] for each in found] == [1, 0]
     assert found[0]["flow"] == 0.75
     assert asked["prompts"] == ["a fox"] * 2

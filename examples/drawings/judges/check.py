@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,15 +18,19 @@ _Judge = Callable[[Tensor], Tensor]
 Check = dict[str, dict[str, float]]
 
 
-def check(subject: _Judge, style: _Judge, gallery: Gallery) -> Check:
+def check(subject: _Judge, style: _Judge, looks: Mapping[str, Tensor], gallery: Gallery) -> Check:
     """Measure judges on true drawings of subjects that they were not fitted on.
+
+    Args:
+        looks: style -> its mean vector by the judge of styles.
 
     Returns:
         Kind of pair -> judge -> mean similarity. Degraded drawings are compared with the drawing
         itself. Under ``separation``, the chance that a right pair is above a wrong one, and for
         each degradation the same where one drawing of each pair is degraded. For subjects, a right
         pair is the same subject in another style, and a wrong pair another subject in the same
-        style; for styles, the reverse.
+        style; for styles, the reverse. Under ``right looks``, how often a drawing is nearer to the
+        mean of its style than to that of another style, over all other styles.
     """
     judges = {"subject": subject, "style": style}
     true = {name: judge(gallery.pictures) for name, judge in judges.items()}
@@ -52,6 +56,7 @@ def check(subject: _Judge, style: _Judge, gallery: Gallery) -> Check:
         for kind, pairs in kinds.items()
     }
     found["separation"] = {name: separated(name, vectors) for name, vectors in true.items()}
+    found["right looks"] = {"style": _right_looks(true["style"], looks, gallery)}
     for degradation, worse in MEASURED.items():
         seen = {name: judge(worse(gallery.pictures)) for name, judge in judges.items()}
         found[f"the drawing itself, {degradation}"] = {
@@ -60,4 +65,17 @@ def check(subject: _Judge, style: _Judge, gallery: Gallery) -> Check:
         found[f"separation, one {degradation}"] = {
             name: separated(name, vectors) for name, vectors in seen.items()
         }
+        found[f"right looks, {degradation}"] = {
+            "style": _right_looks(seen["style"], looks, gallery)
+        }
     return found
+
+
+def _right_looks(vectors: Tensor, looks: Mapping[str, Tensor], gallery: Gallery) -> float:
+    """Return the share of comparisons in which a picture's own style is nearer than another."""
+    names = list(looks)
+    near = vectors @ torch.stack(list(looks.values())).T
+    own = torch.tensor([names.index(style) for _, style in gallery.names])
+    mine = near.gather(1, own[:, None])
+    right = (mine > near).sum().item() / (len(vectors) * (len(names) - 1))
+    return float(right)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,25 +10,15 @@ import torch
 from torch import Tensor
 
 from drawings.evaluation.gallery import Gallery
-from drawings.evaluation.judges import Distance, Judge, SubjectFeatures, enlarged
+from drawings.evaluation.judges import Distance, Judge, StyleFeatures, SubjectFeatures
 from drawings.evaluation.networks import EfficientNetLite0, ShiftTolerantVGG
-from drawings.evaluation.scores import Discriminant, gram
+from drawings.evaluation.scores import Discriminant
 from drawings.judges.degraded import degraded
 
-#: Size in pixels to which drawings are enlarged for the style's network.
-_STYLE_PIXELS = 96
-
-
-@dataclass(frozen=True)
-class StyleFeatures:
-    """Features of a picture's style: Gram matrices of VGG's first two stages."""
-
-    network: ShiftTolerantVGG
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return (pictures, 10336): square roots, so that a few large products do not dominate."""
-        stages = self.network.stages(enlarged(pictures, _STYLE_PIXELS), 2)
-        return torch.cat([gram(stage).sqrt() for stage in stages], 1)
+_BATCH = 32
+#: Principal components of the judge of styles. With 80 subjects, 89 % of comparisons were right
+#: with 400, and 88 % with 100.
+_STYLE_COMPONENTS = 400
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,13 @@ class Judges:
     subject: Callable[[Tensor], Tensor]
     style: Callable[[Tensor], Tensor]
     distance: Callable[[Tensor, Tensor], Tensor]
+    looks: Mapping[str, Tensor]
+    """Style -> the mean vector of its drawings by the judge of styles, of length 1.
+
+    A picture's style is compared with these. Single drawings of one style differ too much: with
+    80 subjects and nine styles, 89 % of comparisons with means were right, and 75 % of comparisons
+    with drawings.
+    """
 
     @classmethod
     def fit(cls, training: Gallery, drawn: Sequence[Gallery] = ()) -> Judges:
@@ -53,20 +50,25 @@ class Judges:
         names = [*training.names * 2, *(name for each in drawn for name in each.names)]
         subjects, styles = zip(*names, strict=True)
         vgg = ShiftTolerantVGG()
+        features = StyleFeatures(vgg)
+        seen = torch.cat([features(some) for some in pictures.split(_BATCH)])
+        discriminant = Discriminant.fit(seen, styles, components=_STYLE_COMPONENTS)
         return cls(
             Judge.train(SubjectFeatures(EfficientNetLite0()), pictures, subjects),
-            Judge.train(StyleFeatures(vgg), pictures, styles),
+            Judge(features, discriminant),
             Distance(vgg),
+            _means(discriminant(seen), styles),
         )
 
     def save(self, path: Path) -> None:
         """Write the two discriminants; the networks come from their packages."""
         judges = {"subject": self.subject, "style": self.style}
-        state = {
+        state: dict[str, object] = {
             name: asdict(judge.discriminant)
             for name, judge in judges.items()
             if isinstance(judge, Judge)
         }
+        state["looks"] = dict(self.looks)
         new = path.with_suffix(".new")
         torch.save(state, new)
         new.replace(path)
@@ -80,4 +82,14 @@ class Judges:
             Judge(SubjectFeatures(EfficientNetLite0()), Discriminant(**state["subject"])),
             Judge(StyleFeatures(vgg), Discriminant(**state["style"])),
             Distance(vgg),
+            state["looks"],
         )
+
+
+def _means(vectors: Tensor, groups: Sequence[str]) -> dict[str, Tensor]:
+    """Return the mean vector of each group, of length 1."""
+    found = {}
+    for group in sorted(set(groups)):
+        mean = vectors[torch.tensor([each == group for each in groups])].mean(0)
+        found[group] = mean / mean.norm()
+    return found

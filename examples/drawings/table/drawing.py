@@ -36,7 +36,7 @@ class Studio:
 
     @torch.no_grad()
     def verdicts(self, row: Row, cell: Cell, truth: Tensor) -> Verdicts:
-        """Draw a cell with every seed, and judge it against the true drawing.
+        """Draw a cell with every seed, and judge it against the true drawing and its style.
 
         Args:
             truth: (3, height, width) in [-1, 1].
@@ -54,7 +54,7 @@ class Studio:
         _keep(drawn, self.pictures / slug(row.name) / f"{cell.subject}-{cell.style}.png")
         true = truth[None] / 2 + 0.5
         subject = self.judges.subject(drawn) @ self.judges.subject(true)[0]
-        style = self.judges.style(drawn) @ self.judges.style(true)[0]
+        style = self.judges.style(drawn) @ self.judges.looks[cell.style]
         distance = self.judges.distance(drawn, true.expand_as(drawn))
         return [
             {
