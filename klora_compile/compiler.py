@@ -16,6 +16,7 @@ from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import provenance
+from klora_compile.reading.telling import families_of_layers
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
@@ -191,6 +192,7 @@ def _fusion(
 ) -> Fusion:
     every = _in_order(layers)
     rule = config.rule
+    families = _families(sources, every)
     return Fusion(
         sources={slot: _source(adapter) for slot, adapter in sources.items()},
         slots={
@@ -198,9 +200,10 @@ def _fusion(
             for slot in sources
         },
         rule=StatedRule(rule.name, config.parameters(), plan.derived),
-        family=_family(sources, every),
+        family=families[0] if len(families) == 1 else None,
         entries=tuple(_entry(layer, layers, plan, rule) for layer in every),
         tool=f"klora {__version__}",
+        families=families if len(families) > 1 else (),
     )
 
 
@@ -235,10 +238,17 @@ def _source(adapter: Adapter) -> Source:
     )
 
 
-def _family(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> str | None:
-    """Return the family of all LoRAs together; a layer of one LoRA may identify all of them."""
-    weights = (layer for layer in layers if layer.parameter == "weight")
-    found = family_of({(v.component, v.module): v.shape for v in weights})
+def _families(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Return the families of all LoRAs together; a layer of one LoRA may exclude some of them."""
     told = [set(s.survey.families) for s in sources.values() if s.survey.families]
     common = set.intersection(*told) if told else set[str]()
-    return common.pop() if found is None and len(common) == 1 else found
+    if not common:
+        found = family_of({(v.component, v.module): v.shape for v in layers if _is_weight(v)})
+        return () if found is None else (found,)
+    facts = {layer.name: layer for s in sources.values() for layer in s.survey.layers}
+    together = set(families_of_layers(facts.values(), ()))
+    return tuple(sorted(common & together or common))
+
+
+def _is_weight(layer: Layer) -> bool:
+    return layer.parameter == "weight"

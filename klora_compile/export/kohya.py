@@ -21,8 +21,8 @@ from klora_compile.reading.forms.parts import ALPHA
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.backwards import Backwards, Home, shares
-from klora_runtime.families.catalogue import FAMILIES, family_name
-from klora_runtime.families.family import Family
+from klora_runtime.families.catalogue import FAMILIES, families_name
+from klora_runtime.families.family import Family, Kohya
 from klora_runtime.families.text_encoders import CLIP
 
 _ENDINGS = {
@@ -44,9 +44,7 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
     Raises:
         KloraError: the family or a layer has no such names.
     """
-    family = FAMILIES.get(fusion.family or "")
-    if family is None or family.kohya is None:
-        raise KloraError(_no_names(fusion.family))
+    family, kohya = _family_of(fusion)
     names = {component: family.kohya_names(component) for component in fusion.components}
     places = {
         component: (own[0], Backwards(own[1]))
@@ -67,7 +65,7 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
     targets = []
     for (key, parameter), parts in sorted(modules.items()):
         weights = modules.get((key, "weight"), ())
-        target = _target(key, parameter, parts, weights, fusion.family)
+        target = _target(key, parameter, parts, weights, family.key)
         if isinstance(target, str):
             issues.append(target)
         else:
@@ -79,7 +77,7 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
             issues,
         )
     script = {} if family.script is None else {"ss_network_module": family.script.module}
-    return Spelling(_ENDINGS, {**script, **family.kohya.metadata}, tuple(targets))
+    return Spelling(_ENDINGS, {**script, **kohya.metadata}, tuple(targets))
 
 
 def _full_name(family: Family, component: str, module: str) -> str | None:
@@ -97,10 +95,27 @@ def _full_name(family: Family, component: str, module: str) -> str | None:
     return f"text_encoders.{encoder.comfy}.transformer.{module}"
 
 
-def _no_names(family: str | None) -> str:
+def _family_of(fusion: Fusion) -> tuple[Family, Kohya]:
+    """Return the family in whose names to write, the only candidate that has kohya's; and these.
+
+    Raises:
+        KloraError: no candidate has such names, or several have.
+    """
+    families = [FAMILIES[key] for key in fusion.candidates if key in FAMILIES]
+    named = [(each, each.kohya) for each in families if each.kohya is not None]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise KloraError(
+            f"this artifact is for {families_name(fusion.candidates)}, and kohya-style files state "
+            f"their base model. Compile it again with --family {named[0][0].key} or another, or "
+            "use --keys peft."
+        )
     known = ", ".join(each.title for each in FAMILIES.values() if each.kohya is not None)
-    found = "an unknown base model" if family is None else shown(family_name(family))
-    return f"no tool reads kohya-style keys for {found}; supported: {known}. Use --keys peft."
+    found = families_name(fusion.candidates) if fusion.candidates else "an unknown base model"
+    raise KloraError(
+        f"no tool reads kohya-style keys for {shown(found)}; supported: {known}. Use --keys peft."
+    )
 
 
 def _target(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.survey import Survey
+from klora_compile.reading.telling import possible_families
 from klora_compile.rules.lookup import RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
 from klora_compile.slots import ROLES, role_of
 from klora_runtime.artifact.checks import MAX_SLOTS
+from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import ConfigError, PairingError, shown
-from klora_runtime.families.catalogue import FAMILIES, family_name
+from klora_runtime.families.catalogue import families_name
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -64,7 +66,7 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     issues = list(_issues_of_shapes(layers))
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
-    told = [may_be(lora.families) for lora in loras.values() if lora.families]
+    told = [may_be(lora) for lora in loras.values() if lora.families]
     if rule.whole and told and not set.intersection(*told):
         raise PairingError(f"the LoRAs are for different models. {advice}")
     common = set.intersection(*map(set, layers.values()))
@@ -79,14 +81,10 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
         )
 
 
-def may_be(families: Iterable[str]) -> set[str]:
-    """Return these families and those whose LoRAs may be taken for one of them."""
-    found = set(families)
-    for key, family in FAMILIES.items():
-        parent = family.parent
-        if parent is not None and parent.key in found:
-            found.add(key)
-    return found
+def may_be(lora: Survey) -> set[str]:
+    """Return the families of a LoRA, and all others that have its layers."""
+    denoiser = [layer for layer in lora.layers if layer.component not in TEXT_ENCODERS]
+    return {*lora.families, *(possible_families(denoiser) if denoiser else ())}
 
 
 def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterator[str]:
@@ -99,7 +97,7 @@ def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterato
 
 def _advice(loras: Mapping[str, Survey]) -> str:
     first, *others = (
-        (f"{slot.upper()} {shown(lora.path)}", f"for {family_name(lora.family)}")
+        (f"{slot.upper()} {shown(lora.path)}", f"for {families_name(lora.families)}")
         for slot, lora in loras.items()
     )
     kinds = [" is ".join(first), *map(" ".join, others)]

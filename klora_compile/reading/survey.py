@@ -22,7 +22,7 @@ from klora_compile.reading.telling import families_of_layers
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.document import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown
-from klora_runtime.families.catalogue import FAMILIES
+from klora_runtime.families.catalogue import FAMILIES, families_name, family_name
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if not file.tensors:
         raise LoraError(f"{where} holds no tensors.")
     shapes = {key: info.shape for key, info in file.tensors.items()}
-    stated = stated_family(file.metadata)
+    stated = options.family or stated_family(file.metadata)
     account = account_for(shapes, stated)
     scales = Scales(file.metadata, file.config, where)
     describer = Describer(file, account, scales, options, base)
@@ -121,6 +121,11 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if isinstance(axis, str):
         problems.append(axis)
     found = families_of_layers(layers.values(), account.families)
+    if options.family is not None and found and options.family not in found:
+        problems.append(
+            f"its layers are those of {families_name(found)}, and not of "
+            f"{family_name(options.family)} as --family says"
+        )
     found = (stated,) if stated in found else _by_trainer(found, account.layout)
     return Survey(
         path=file.path,

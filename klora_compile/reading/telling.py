@@ -50,26 +50,44 @@ def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) 
     denoiser = [layer for layer in weights if layer.component not in TEXT_ENCODERS]
     shapes = {(v.component, v.module): v.shape for v in weights if v.shape is not None}
     marked = families_of(shapes)
-    marked = (marked & set(families)) or marked
     if marked:
-        having = {k for k in marked if all(_has(FAMILIES[k], each) for each in denoiser)} or marked
-        return tuple(sorted(_without_children(_deep_enough(having, denoiser) or having)))
+        marked = (marked & set(families)) or marked
+        own = {k for k in marked if all(_has(FAMILIES[k], each) for each in denoiser)}
+        own |= {k for k in _with_marks_of(marked) if k in possible_families(denoiser)}
+        return tuple(sorted(_by_depth(own or marked, denoiser) or own or marked))
     if not denoiser or {layer.component for layer in denoiser} == {"unet"}:
         return ()
-    fitting = set(families) or {
-        key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in denoiser)
-    }
-    fitting = {key for key in fitting if not _is_of_another_width(key, denoiser)} or fitting
-    found = _without_children(_by_depth(fitting, denoiser))
+    found = _by_depth(possible_families(denoiser, families), denoiser)
     if families:
         found -= {key for key in found if _namesake(key) in found}
     return tuple(sorted(found))
 
 
-def _parent(key: str) -> str | None:
-    """Return the key of :attr:`Family.parent`, or None."""
-    parent = FAMILIES[key].parent if key in FAMILIES else None
-    return None if parent is None else parent.key
+def possible_families(
+    layers: Sequence[LayerFacts], families: Collection[str] = ()
+) -> frozenset[str]:
+    """Return the families that have all these layers, in widths of a released model.
+
+    Widths that no released model is known to have exclude no family.
+
+    Args:
+        families: families of the tables that placed the layers, if a table did.
+    """
+    fitting = set(families) & FAMILIES.keys() or {
+        key for key, family in FAMILIES.items() if all(_has(family, layer) for layer in layers)
+    }
+    known = {key: _widths_fit(FAMILIES[key], layers) for key in fitting}
+    confirmed = True in known.values()
+    return frozenset(key for key, fit in known.items() if not confirmed or fit is not False)
+
+
+def _with_marks_of(keys: Collection[str]) -> set[str]:
+    """Return the families whose layers carry the marks of one of these."""
+    return {
+        key
+        for key, family in FAMILIES.items()
+        if any(other.key in keys for other in family.shares_marks_of)
+    }
 
 
 def _namesake(key: str) -> str | None:
@@ -90,22 +108,19 @@ def _has(family: Family, layer: LayerFacts) -> bool:
     return False
 
 
-def _is_of_another_width(key: str | None, layers: Iterable[LayerFacts]) -> bool:
-    """Return whether a layer that marks the family, or its parent, has another width."""
-    if key is None:
-        return False
-    marks = FAMILIES[key].marks if key in FAMILIES else ()
-    return _is_of_another_width(_parent(key), layers) or any(
-        mark.names.search(layer.module) and layer.shape[1] not in mark.widths
-        for layer in layers
-        for mark in marks
-        if layer.shape is not None and len(layer.shape) > 1
-    )
-
-
-def _without_children(keys: Collection[str]) -> set[str]:
-    """Return the families without those whose parent is among them."""
-    return {key for key in keys if _parent(key) not in keys}
+def _widths_fit(family: Family, layers: Iterable[LayerFacts]) -> bool | None:
+    """Return whether the layers have widths of a released model; None if none are recorded."""
+    widths = [(re.compile(pattern), known) for pattern, known in family.widths.items()]
+    widths += [(mark.names, mark.widths) for mark in family.marks]
+    found = None
+    for layer in layers:
+        if layer.shape is None or len(layer.shape) < 2:
+            continue
+        known = next((own for names, own in widths if names.search(layer.module)), None)
+        if known is not None and layer.shape[1] not in known:
+            return False
+        found = True if known is not None else found
+    return found
 
 
 def _depths(layers: Iterable[LayerFacts]) -> Mapping[str, int]:
@@ -129,11 +144,34 @@ def _deep_enough(families: Collection[str], layers: Iterable[LayerFacts]) -> set
 
 
 def _by_depth(families: Collection[str], layers: Sequence[LayerFacts]) -> set[str]:
-    """Return the families with enough blocks; if any has its last block adapted, only those."""
+    """Return the families with enough blocks; if all blocks of any are adapted, only those.
+
+    A family that adds blocks to another one is left out if the other's blocks alone are adapted.
+    """
     depths, possible = _depths(layers), _deep_enough(families, layers)
-    whole = {
-        key
-        for key in possible
-        if depths and all(n == FAMILIES[key].blocks.get(name) for name, n in depths.items())
-    }
+    inner = {_BLOCK.sub("", layer.module, count=1) for layer in layers}
+    whole = {key for key in possible if _is_whole(FAMILIES[key], depths, ())}
+    adding = {k for k in whole if any(o.key in whole for o in FAMILIES[k].shares_marks_of)}
+    whole -= {key for key in adding if not _is_whole(FAMILIES[key], depths, inner)}
     return whole or possible
+
+
+def _is_whole(family: Family, depths: Mapping[str, int], inner: Collection[str]) -> bool:
+    """Return whether the last block of each list with such layers is adapted.
+
+    Args:
+        depths: from :func:`_depths`.
+        inner: paths of layers inside their blocks; lists without an adapted layer count if they
+            have one of these.
+    """
+    tables = [t for t in _TABLES[family.key] if t.component == family.denoisers[0]]
+    named = {target for table in tables for row in table.rows for target in row.targets}
+    having = {
+        name
+        for name in family.blocks
+        if name in depths or any(f"{name}.{{}}.{path}" in named for path in inner)
+    }
+    return bool(depths) and any(
+        depths == {name: size[name] for name in having if name in size}
+        for size in (family.blocks, *family.smaller)
+    )

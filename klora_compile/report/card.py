@@ -23,7 +23,7 @@ from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.schedule import Schedule, Source
-from klora_runtime.families.catalogue import FAMILIES, family_name
+from klora_runtime.families.catalogue import FAMILIES, families_name
 from klora_runtime.families.family import Family, Task
 
 _MAP_WIDTH = 60
@@ -146,11 +146,13 @@ def _citation(fusion: Schedule) -> list[str]:
 
 
 def _base_model(fusion: Schedule, facts: CardFacts) -> str:
-    family = "" if fusion.family is None else plain(family_name(fusion.family))
+    family = plain(families_name(fusion.candidates)) if fusion.candidates else ""
     components = ", ".join(f"`{name}`" for name in fusion.components)
     if facts.base_model is not None:
         link = f"https://huggingface.co/{quote(facts.base_model)}"
         model = f"[{plain(facts.base_model)}]({link}){f', {family}' if family else ''}."
+    elif fusion.families:
+        model = f"{family[:1].upper()}{family[1:]}: their LoRAs have these layers in common."
     elif family:
         model = f"{family}: any model of this family with its layers."
     else:

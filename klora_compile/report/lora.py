@@ -12,7 +12,7 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.survey import Survey
 from klora_compile.report.summary import ranks_text
 from klora_runtime.errors import shown
-from klora_runtime.families.catalogue import family_name
+from klora_runtime.families.catalogue import families_name
 
 _LISTED = 5
 
@@ -21,12 +21,13 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
     """Return the object that ``klora inspect LORA --json`` prints; programs rely on its fields.
 
     ``rank`` and ``alpha`` are null if the form of a layer has none, ``shape`` if only the base
-    model shows it, ``family`` if layers and shapes do not identify one, and ``norms`` (Frobenius
-    norms of the scaled deltas by block) if they cannot be computed. Layers are those of diffusers'
-    model.
+    model shows it, ``family`` if layers and shapes do not identify exactly one of ``families``,
+    and ``norms`` (Frobenius norms of the scaled deltas by block) if they cannot be computed. Layers
+    are those of diffusers' model.
     """
     return {
         "family": survey.family,
+        "families": list(survey.families),
         "layout": survey.layout,
         "names": survey.names,
         "trainer": survey.origin.trainer,
@@ -52,13 +53,6 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
     }
 
 
-def _base_model(survey: Survey) -> str:
-    """Return the name of the base model, or the candidates."""
-    if 1 < len(survey.families) <= _LISTED:
-        return f"one of {', '.join(map(family_name, survey.families))}"
-    return family_name(survey.family)
-
-
 def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, str]]:
     """Yield rows of (label, text) for a terminal.
 
@@ -67,7 +61,7 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
     """
     origin = survey.origin
     names = "" if survey.names == "diffusers" else f" in the names of {survey.names}"
-    yield "base model", _base_model(survey)
+    yield "base model", families_name(survey.families)
     yield "layout", f"{survey.layout}{names}"
     yield "trainer", shown(origin.trainer) if origin.trainer else "not stated"
     words = ", ".join(map(shown, origin.trigger_words))

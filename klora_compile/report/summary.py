@@ -14,7 +14,7 @@ from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import shown
-from klora_runtime.families.catalogue import family_name
+from klora_runtime.families.catalogue import families_name, family_name
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Summary:
     """Numbers about one fusion, from the fusion alone."""
 
     family: str | None
+    families: tuple[str, ...]
+    """The base models that it may be for, if there are several; ``family`` is None then."""
     rule: str
     rule_text: str
     """The rule's own settings in a few words; empty if this klora does not know the rule."""
@@ -63,6 +65,7 @@ def summarise(fusion: Schedule) -> Summary:
     fates = dict.fromkeys((*(() if rule is None else rule.fates), *common, *sorted(counts)))
     return Summary(
         family=fusion.family,
+        families=fusion.families,
         rule=fusion.rule.name,
         rule_text="" if rule is None else rule.text(),
         settings=dict(fusion.rule.parameters),
@@ -112,10 +115,14 @@ def rule_of(fusion: Schedule) -> Rule | None:
     return known_rule(fusion.rule.name, fusion.rule.parameters)
 
 
+def _base_model(summary: Summary) -> str:
+    return families_name(summary.families) if summary.families else family_name(summary.family)
+
+
 def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     """Return the summary as rows of (label, text) for a terminal."""
     words = ", ".join(filter(None, (summary.rule, summary.rule_text)))
-    rows = [("base model", family_name(summary.family)), ("rule", shown(words))]
+    rows = [("base model", _base_model(summary)), ("rule", shown(words))]
     for name, value in summary.derived.items():
         rows.append((shown(name), gamma_text(summary.gamma if name == "gamma" else value)))
     total = sum(summary.fates.values())

@@ -14,7 +14,7 @@ from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import complete
 from klora_runtime.errors import IncompatibleModelError, KloraError, shown
-from klora_runtime.families.catalogue import family_name
+from klora_runtime.families.catalogue import families_name
 from klora_runtime.pipeline.handle import apply_fusion
 
 
@@ -96,7 +96,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
 
 
 def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:
-    family = f" (for {family_name(fusion.family)})" if fusion.family else ""
+    family = f" (for {families_name(fusion.candidates)})" if fusion.candidates else ""
     named = IncompatibleModelError(
         f"{shown(file)}{family} cannot be applied to {shown(model)}: {error}"
     )

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from klora_compile.fields import Flag, Number, Place, Word, check_settings, setting
+from klora_compile.fields import Flag, Number, Place, Text, Word, check_settings, setting
+from klora_runtime.errors import ConfigError
+from klora_runtime.families.catalogue import FAMILIES
 
 AlphaConflict = Literal["error", "first"]
 Denoiser = Literal["transformer_2"]
@@ -61,6 +63,15 @@ class ReadOptions:
         ),
     )
 
+    family: str | None = field(
+        default=None,
+        metadata=setting(
+            "Base model of the LoRAs, if their layers are those of several and their files do not "
+            "say it; inspect lists the candidates.",
+            Text("FAMILY", "the key of a base model, such as flux.1"),
+        ),
+    )
+
     def notes(self) -> dict[str, Any]:
         """Return the non-default options that the file does not show, as JSON values."""
         notes: dict[str, Any] = {}
@@ -70,6 +81,8 @@ class ReadOptions:
             notes["alpha_conflict"] = self.alpha_conflict
         if self.denoiser is not None:
             notes["denoiser"] = self.denoiser
+        if self.family is not None:
+            notes["family"] = self.family
         return notes
 
     @classmethod
@@ -85,8 +98,13 @@ class ReadOptions:
             max_error=notes.get("max_error", MAX_ERROR),
             alpha_conflict=notes.get("alpha_conflict", "error"),
             denoiser=notes.get("denoiser"),
+            family=notes.get("family"),
         )
 
     def __post_init__(self) -> None:
         """Check every setting."""
         check_settings(self)
+        if self.family is not None and self.family not in FAMILIES:
+            raise ConfigError(
+                f"family: expected one of {', '.join(FAMILIES)}, found {self.family!r}."
+            )

@@ -236,6 +236,14 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     # fits
     "family no string": (put("fits", "family", 1), "fits.family: expected a string or null"),
+    "families unsorted": (
+        put("fits", "families", ["sd2", "sd1"]),
+        "fits.families: expected two or more sorted strings, and family null",
+    ),
+    "one family of several": (
+        put("fits", "families", ["sd1"]),
+        "fits.families: expected two or more sorted strings, and family null",
+    ),
     "fingerprint wrong": (put("fits", "fingerprint", "0" * 64), "does not match the entries"),
     "other layer": (put(*ENTRY, "module", f"{ATTENTION}.to_qq"), "does not match the entries"),
     "factors removed": (put(*ENTRY, "factors", {}), "acts, but its factors are not stored"),

@@ -190,6 +190,18 @@ def test_families_without_kohyas_names_are_refused_by_name(tmp_path: Path) -> No
         written(hand_fusion(entry, family=family), tmp_path, "peft")
 
 
+def test_of_several_base_models_the_only_one_with_kohyas_names_is_taken(tmp_path: Path) -> None:
+    entry = hand_entry(f"transformer.{_BLOCK}.attn1.to_q", (4, 4))
+    either = replace(hand_fusion(entry), families=("anima", "cosmos-predict"))
+    named = replace(hand_fusion(entry), family="anima")
+    found = written(either, tmp_path).read_bytes()
+    assert found == written(named, tmp_path).read_bytes()
+    entry = hand_entry(f"transformer.{_BLOCK}.attn.to_q", (4, 4))
+    both = replace(hand_fusion(entry), families=("chroma", "flux.1"))
+    with pytest.raises(KloraError, match=r"for one of Chroma, FLUX\.1, .* --family chroma or"):
+        written(both, tmp_path)
+
+
 def test_layers_without_a_name_are_refused_all_at_once(tmp_path: Path) -> None:
     fusion = hand_fusion(
         hand_entry("unet.mid_block.attentions.0.proj_in", (4, 4)),

@@ -30,10 +30,10 @@ EXPLAINED = ("marks", "stated", "tag", "script", "kohya", "text_encoders")
 
 #: What says all there is to say where it is empty.
 MAY_BE_EMPTY = (
-    "trained_from",
-    "built_as",
     "named_after",
     "shares_marks_of",
+    "smaller",
+    "widths",
     "kernels",
     "pointwise",
     "missing",

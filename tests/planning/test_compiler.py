@@ -193,10 +193,10 @@ SDXL = ["lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"]
 @pytest.mark.parametrize(
     ("one", "other", "names"),
     [
-        (FLUX_1, WAN, ("FLUX.1", "Wan")),
-        (FLUX_1_PEFT, WAN, ("FLUX.1", "Wan")),
+        (FLUX_1, WAN, ("FLUX.1", "one of Wan, Wan VACE")),
+        (FLUX_1_PEFT, WAN, ("one of Chroma, FLUX.1", "one of Wan, Wan VACE")),
         (SDXL, FLUX_1, ("Stable Diffusion XL", "FLUX.1")),
-        (WAN, SDXL, ("Wan", "Stable Diffusion XL")),
+        (WAN, SDXL, ("one of Wan, Wan VACE", "Stable Diffusion XL")),
     ],
 )
 def test_a_partner_of_another_family_is_named(

@@ -23,8 +23,8 @@ from klora_runtime.errors import LoraError
 READ: dict[str, tuple[str, str, str | None, int]] = {
     "anima_lora_kohya_format": ("kohya", "cosmos", "anima", 11),
     "anima_lora_peft_format": ("peft", "cosmos", None, 6),
-    "flux_lora_aitoolkit_format": ("peft", "bfl", "flux.1", 418),
-    "flux_lora_diffusers_base_model_format": ("peft", "diffusers", "flux.1", 381),
+    "flux_lora_aitoolkit_format": ("peft", "bfl", None, 418),  # Chroma's, too
+    "flux_lora_diffusers_base_model_format": ("peft", "diffusers", None, 381),  # Chroma's, too
     "flux_lora_diffusers_format": ("peft", "diffusers", "flux.1", 494),
     "flux_lora_diffusers_with_norm_out_format": ("peft", "diffusers", "flux.1", 504),
     "flux_lora_kohya_format": ("kohya", "bfl", "flux.1", 494),
@@ -396,11 +396,12 @@ def test_metadata_tells_what_names_do_not(metadata: dict[str, str], tmp_path: Pa
     )
     layer = "encoder.block.0.layer.0.SelfAttention.q"
     stated, silent = named(tensors, tmp_path, **metadata), named(tensors, tmp_path)
-    assert (stated.survey.family, silent.survey.family) == ("chroma", "flux.1")
+    assert stated.survey.families == ("chroma",)
+    assert silent.survey.families == ("chroma", "flux.1")
     assert f"text_encoder.{layer}" in stated.layers
     assert f"text_encoder_2.{layer}" in silent.layers
     wrong = named(tensors, tmp_path, ss_base_model_version="sdxl_base_v1-0")
-    assert wrong.survey.family == "flux.1"  # names go before what is stated
+    assert wrong.survey.families == ("chroma", "flux.1")  # names go before what is stated
 
 
 def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> None:

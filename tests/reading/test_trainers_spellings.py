@@ -167,7 +167,7 @@ def test_a_file_may_have_both_namings_of_its_family(tmp_path: Path) -> None:
     adapter = read_adapter(saved(tmp_path, tensors))
     expected = {f"transformer.{name}" for name in (*names.values(), "blocks.3.norm2")}
     assert set(adapter.layers) == expected
-    assert adapter.survey.family == "wan"
+    assert adapter.survey.families == ("wan", "wan-vace")
 
 
 def test_a_lokr_of_ai_toolkit_has_a_name_between_both() -> None:
@@ -248,8 +248,8 @@ def test_a_text_encoder_that_two_families_have_in_two_components_is_not_guessed(
     (problem,) = account_for({**both, key: ()}).problems
     assert problem == (
         "text_encoder.encoder.block.3.layer.1.DenseReluDense.wo: is ambiguous: it may be of "
-        "text_encoder_2 of flux.1, text_encoder of chroma; state the base model as "
-        "modelspec.architecture in the file's metadata"
+        "text_encoder_2 of flux.1, text_encoder of chroma; name the base model "
+        "with --family, or as modelspec.architecture in the file's metadata"
     )
     stated = account_for({**both, key: ()}, "chroma")
     assert not stated.problems

@@ -18,7 +18,7 @@ from support.shipped import Shipped, error_of, klora, pixels
 
 from klora_compile.report.card import CardFacts, model_card
 from klora_compile.report.licences import licence_fields
-from klora_runtime import load_fusion
+from klora_runtime import load_fusion, save_fusion
 from klora_runtime.families.catalogue import FAMILIES, family_name
 
 BASE = "stabilityai/stable-diffusion-2-1"
@@ -148,6 +148,17 @@ def test_the_family_gives_the_task_the_tag_and_the_pipeline(
     assert f"from diffusers import {pipeline}\n" in body
     named = section(body, "Base model")
     assert named.startswith("Not stated." if family is None else f"{family_name(family)}: any")
+
+
+def test_several_base_models_are_listed(stated_artifact: Path, tmp_path: Path) -> None:
+    several = ("chroma", "flux.1")
+    fusion = replace(load_fusion(stated_artifact), family=None, families=several)
+    save_fusion(fusion, tmp_path / "a.safetensors")
+    again = load_fusion(tmp_path / "a.safetensors")
+    assert (again.family, again.families) == (None, several)
+    body = split(model_card(again, CardFacts("a.klora.safetensors", 1, "0" * 64)))[1]
+    assert section(body, "Base model").startswith("One of Chroma, FLUX.1: their LoRAs have these")
+    assert "for chroma or flux.1" in repr(again)
 
 
 def test_no_family_is_without_a_card() -> None:

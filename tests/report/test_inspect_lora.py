@@ -52,6 +52,7 @@ def test_one_object_for_programs(tmp_path: Path) -> None:
         "schema": 1,
         "kind": "lora",
         "family": None,
+        "families": [],
         "layout": "peft",
         "names": "diffusers",
         "trainer": None,

@@ -132,6 +132,15 @@ COGVIEW_4: dict[str, Any] = {
     "attention_head_dim": 128,
     "time_embed_dim": 512,
 }
+#: Of BRIA 3.2's own `transformer/config.json`, and as mflux builds FIBO.
+BRIA: dict[str, Any] = {
+    "in_channels": 16,
+    "num_layers": 8,
+    "num_single_layers": 28,
+    "attention_head_dim": 96,
+    "axes_dims_rope": [0, 48, 48],
+}
+FIBO: dict[str, Any] = {"in_channels": 48, "num_layers": 8, "num_single_layers": 38}
 #: CogVideoX 5B, of diffusers' `scripts/convert_cogvideox_to_diffusers.py`, and what only 1.5 has.
 COGVIDEOX_5B: dict[str, Any] = {
     "num_attention_heads": 48,
@@ -178,8 +187,8 @@ DENOISERS: Mapping[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "ace-step": (diffusers.AceStepTransformer1DModel, {}),
     "cosmos-predict": (diffusers.CosmosTransformer3DModel, COSMOS_25_14B),
     "sana-video": (diffusers.SanaVideoTransformer3DModel, {}),
-    "bria": (diffusers.BriaTransformer2DModel, {}),
-    "fibo": (diffusers.BriaFiboTransformer2DModel, {}),
+    "bria": (diffusers.BriaTransformer2DModel, BRIA),
+    "fibo": (diffusers.BriaFiboTransformer2DModel, FIBO),
     "glm-image": (diffusers.GlmImageTransformer2DModel, {}),
 }
 

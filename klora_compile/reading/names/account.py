@@ -149,8 +149,8 @@ def _text_problems(families: Sequence[str], modules: Sequence[Module]) -> Iterat
         if len(set(places.values())) > 1:
             said = ", ".join(f"{component} of {f}" for f, component in places.items())
             yield (
-                f"{shown(module.name)}: is ambiguous: it may be of {said}; state the base model as "
-                "modelspec.architecture in the file's metadata"
+                f"{shown(module.name)}: is ambiguous: it may be of {said}; name the base model "
+                "with --family, or as modelspec.architecture in the file's metadata"
             )
 
 

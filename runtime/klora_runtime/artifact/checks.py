@@ -287,16 +287,26 @@ class _Check:
 
     def fits(self, document: Mapping[str, Any]) -> None:
         value = document["fits"]
-        if not self.keys(value, "fits", {"family", "fingerprint"}):
+        several = {"families"} if isinstance(value, dict) and "families" in value else set()
+        if not self.keys(value, "fits", {"family", "fingerprint"} | several):
             return
         if value["family"] is not None and not isinstance(value["family"], str):
             self.say("fits.family", "expected a string or null")
+        if several and (value["family"] is not None or not _is_choice(value["families"])):
+            self.say("fits.families", "expected two or more sorted strings, and family null")
         expected = fingerprint(
             (entry["component"], entry["module"], entry["parameter"], tuple(entry["shape"]))
             for entry in document["entries"]
         )
         if value["fingerprint"] != expected:
             self.say("fits.fingerprint", "does not match the entries")
+
+
+def _is_choice(value: Any) -> bool:
+    """Return whether a value is a sorted list of two or more different strings."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        return False
+    return len(value) > 1 and value == sorted(set(value))
 
 
 def _is_shallow(value: Mapping[str, Any], test: Callable[[Any], bool]) -> bool:

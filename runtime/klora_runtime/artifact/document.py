@@ -159,6 +159,7 @@ def read_document(file: SafetensorsFile) -> Document:
         family=value["fits"]["family"],
         entries=tuple(_entry(entry, file.tensors) for entry in value["entries"]),
         tool=value["tool"],
+        families=tuple(value["fits"].get("families", ())),
     )
 
 
@@ -183,7 +184,7 @@ def document_text(document: Document) -> str:
                 "parameters": dict(document.rule.parameters),
                 "derived": dict(document.rule.derived),
             },
-            "fits": {"family": document.family, "fingerprint": document.fingerprint},
+            "fits": _fits_json(document),
             "entries": [_entry_json(entry) for entry in document.entries],
         }
     )
@@ -191,6 +192,13 @@ def document_text(document: Document) -> str:
     if not _is_large(document):
         return text
     return _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _fits_json(document: Document) -> dict[str, Any]:
+    fits: dict[str, Any] = {"family": document.family, "fingerprint": document.fingerprint}
+    if document.families:
+        fits["families"] = list(document.families)
+    return fits
 
 
 # --- around the JSON: digest and deflate ------------------------------------------------------

@@ -157,6 +157,14 @@ class ScheduleOf(Generic[H]):
     """Sorted by component, module and parameter."""
     tool: str
     """Name and version of the compiler."""
+    families: tuple[str, ...] = ()
+    """Sorted keys of all base models that have the layers, if there are several; ``family`` is None
+        then."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Keys of the base models that it may be for; empty if the layers say nothing."""
+        return self.families if self.family is None else (self.family,)
 
     @property
     def fingerprint(self) -> str:
@@ -204,7 +212,9 @@ def summary(fusion: Schedule) -> tuple[str, str, str]:
     files = [shown(source.file, _NAME) for source in fusion.sources.values()]
     if len(files) > _NAMES:
         files[_NAMES:] = [f"{len(files) - _NAMES} more"]
-    fits = "" if fusion.family is None else f", for {shown(fusion.family, _NAME)}"
+    names = [shown(key, _NAME) for key in fusion.candidates[:_NAMES]]
+    more = ["others"] * (len(fusion.candidates) > _NAMES)
+    fits = f", for {' or '.join([*names, *more])}" if names else ""
     fates = Counter(entry.fate for entry in fusion.entries if entry.acts)
     held = "factors in its sources" if fusion.is_thin else f"{fusion.nbytes / 1e6:.2f} MB"
     return (

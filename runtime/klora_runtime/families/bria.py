@@ -31,8 +31,9 @@ FAMILY = Family(
     hub="briaai/BRIA-3.2",
     models=("BriaTransformer2DModel",),
     layouts=(DIFFUSERS,),
-    blocks=flux1.FAMILY.blocks,
-    built_as=flux1.FAMILY,
+    # Of the authors' `transformer/config.json`: 24 heads of 96.
+    blocks={"transformer_blocks": 8, "single_transformer_blocks": 28},
+    widths=dict.fromkeys(flux1.FAMILY.widths, (2304,)),
     missing={
         "marks": "its embedder of time is that of Mochi 1 too, and its blocks are those of FLUX.1",
         "tag": "diffusers has no trainer for it",

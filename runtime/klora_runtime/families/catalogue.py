@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 
 from klora_runtime.families.family import Family, Mark
@@ -58,6 +58,9 @@ def _record(file: str) -> Family:
     return family
 
 
+#: More families than this are not listed.
+_LISTED = 5
+
 #: Key -> record.
 FAMILIES: Mapping[str, Family] = {family.key: family for family in map(_record, _FILES)}
 
@@ -96,6 +99,13 @@ def _carried(mark: Mark, family: Family, shapes: Mapping[tuple[str, str], tuple[
         and mark.names.search(module)
         for (component, module), shape in shapes.items()
     )
+
+
+def families_name(keys: Collection[str]) -> str:
+    """Return the names of the families that something may be for, for errors and reports."""
+    if 1 < len(keys) <= _LISTED:
+        return f"one of {', '.join(map(family_name, sorted(keys)))}"
+    return family_name(next(iter(keys)) if len(keys) == 1 else None)
 
 
 def family_name(key: str | None) -> str:

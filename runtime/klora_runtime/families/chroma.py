@@ -63,6 +63,6 @@ FAMILY = Family(
             comfy="t5xxl",
         ),
     ),
-    trained_from=flux1.FAMILY,
+    widths=flux1.FAMILY.widths,
     missing={"tag": "diffusers has no trainer for it"},
 )

@@ -38,8 +38,10 @@ FAMILY = Family(
     task="text-to-video",
     tag="cogvideox",
     layouts=(DIFFUSERS,),
-    # The model of 5 billion weights.
+    # The models of 5 and 2 billion weights.
     blocks={"transformer_blocks": 42},
+    smaller=({"transformer_blocks": 30},),
+    widths={r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$": (3072, 1920)},
     # The model of 2 billion weights, then all models.
     marks=(
         Mark(r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$", (1920,)),

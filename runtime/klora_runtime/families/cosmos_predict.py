@@ -70,6 +70,8 @@ FAMILY = Family(
     layouts=(ORIGINAL,),
     # Of 14 billion weights.
     blocks={"transformer_blocks": 36},
+    smaller=({"transformer_blocks": 28},),
+    widths={r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$": (2048, 4096, 5120)},
     marks=MARKS,
     missing={
         "stated": "none of the trainers whose files klora reads states it",

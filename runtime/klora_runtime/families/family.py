@@ -105,6 +105,11 @@ class Family:
     blocks: Mapping[str, int]
     """Path of each list of blocks -> its length in the largest released model, in the order that
         data flows."""
+    smaller: tuple[Mapping[str, int], ...] = ()
+    """The same for its smaller released models."""
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Regular expression to search for in a module path of diffusers -> input widths of the weight,
+        one per released size; layers by which the family cannot be identified, but excluded."""
     denoisers: tuple[str, ...] = ("transformer",)
     """Components that the sampling loop evaluates; all have the module names of the first."""
     task: Task = "text-to-image"
@@ -121,11 +126,6 @@ class Family:
     script: Script | None = None
     kohya: Kohya | None = None
     text_encoders: tuple[TextEncoder, ...] = ()
-    trained_from: Family | None = None
-    """The family that its models were trained from; LoRAs of shared layers count as that one's."""
-    built_as: Family | None = None
-    """A more common family with the same layers, trained separately; LoRAs of shared layers count
-    as that one's."""
     named_after: Family | None = None
     """The family whose block names some tool uses for this one. A file that adapts only such blocks
         counts as that family's, unless widths or the number of blocks show otherwise."""
@@ -137,11 +137,6 @@ class Family:
     """Last names of 1x1 convolutions whose factors are also 1x1 convolutions in files."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Name of a field without a value -> the reason."""
-
-    @property
-    def parent(self) -> Family | None:
-        """The family that LoRAs of shared layers count as, or None."""
-        return self.trained_from or self.built_as
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from klora_runtime.families import bria
+from klora_runtime.families import bria, flux1
 from klora_runtime.families.family import Mark
 from klora_runtime.families.rows import Layout, same
 
@@ -29,6 +29,9 @@ FAMILY = replace(
     hub="briaai/FIBO",
     models=("BriaFiboTransformer2DModel",),
     layouts=(DIFFUSERS,),
+    # Of mflux' `fibo_transformer/transformer.py`, with FLUX.1's heads.
+    blocks={"transformer_blocks": 8, "single_transformer_blocks": 38},
+    widths=flux1.FAMILY.widths,
     # The projections of every layer of its text encoder.
     marks=(Mark(r"^caption_projection\.\d+\.linear$", (2048,)),),
     missing={name: why for name, why in bria.FAMILY.missing.items() if name != "marks"},

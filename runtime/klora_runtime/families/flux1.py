@@ -118,6 +118,7 @@ FAMILY = Family(
     tag="flux",
     layouts=(BFL, XLABS),
     blocks={"transformer_blocks": 19, "single_transformer_blocks": 38},
+    widths={r"^(single_)?transformer_blocks\.\d+\.attn\.(to|add)_[qkv]": (3072,)},
     # Other models have blocks of the same names and widths.
     marks=(Mark(r"^time_text_embed\.text_embedder\.linear_1$", (768,)),),
     stated=r"flux(-?1)?",

@@ -96,6 +96,11 @@ FAMILY = Family(
     tag="flux2",
     layouts=(BFL,),
     blocks={"transformer_blocks": 8, "single_transformer_blocks": 48},
+    # Of klein with 4 and 9 billion weights.
+    smaller=(
+        {"transformer_blocks": 5, "single_transformer_blocks": 20},
+        {"transformer_blocks": 8, "single_transformer_blocks": 24},
+    ),
     # Widths of dev, and of klein with 4 and 9 billion weights; FLUX.1 shares the other names.
     marks=(
         Mark(r"\.attn\.add_[qkv]_proj$", (6144,)),

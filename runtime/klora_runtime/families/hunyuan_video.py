@@ -179,6 +179,7 @@ FAMILY = Family(
         "transformer_blocks": 20,
         "single_transformer_blocks": 40,
     },
+    widths=flux1.FAMILY.widths,
     marks=(Mark(r"^context_embedder\.token_refiner\.", (3072,)),),
     named_after=flux1.FAMILY,
     shares_marks_of=(flux1.FAMILY,),

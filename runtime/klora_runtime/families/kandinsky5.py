@@ -52,6 +52,10 @@ FAMILY = Family(
     layouts=(DIFFUSERS,),
     # Pro's numbers; Lite has 2 and 32, or 50 for pictures.
     blocks={"text_transformer_blocks": 4, "visual_transformer_blocks": 60},
+    smaller=(
+        {"text_transformer_blocks": 2, "visual_transformer_blocks": 32},
+        {"text_transformer_blocks": 2, "visual_transformer_blocks": 50},
+    ),
     marks=(
         Mark(
             r"^visual_transformer_blocks\.\d+\.cross_attention\.to_(query|key|value)$",

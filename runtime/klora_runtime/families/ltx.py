@@ -56,6 +56,7 @@ FAMILY = Family(
     task="text-to-video",
     layouts=(ORIGINAL,),
     blocks={"transformer_blocks": 28},
+    widths={r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$": (2048,)},
     # Cosmos-Predict2 2B has a first attention of the same names and widths.
     marks=(Mark(r"^transformer_blocks\.\d+\.attn2\.to_[kv]$", (2048,)),),
     missing={

@@ -60,7 +60,9 @@ FAMILY = Family(
     tag="sana",
     layouts=(ORIGINAL,),
     # The model of 4.8 billion weights.
+    # Of 4.8 billion weights; then of 1.6 and 0.6.
     blocks={"transformer_blocks": 60},
+    smaller=({"transformer_blocks": 20}, {"transformer_blocks": 28}),
     # The models of 0.6, 1.6 and 4.8 billion weights.
     marks=(
         Mark(r"^transformer_blocks\.\d+\.(attn[12]\.to_[qkv]|ff\.conv_inverted)$", (1152, 2240)),

@@ -92,6 +92,7 @@ FAMILY = Family(
     tag="sd3",
     layouts=(MMDIT,),
     blocks={"transformer_blocks": 38},
+    smaller=({"transformer_blocks": 24},),
     # Widths of the released SD3 and SD3.5 medium, and of SD3.5 large.
     marks=(Mark(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj)$", (1536, 2432)),),
     stated=r"stable-diffusion-v?3|sd-3",

@@ -79,6 +79,7 @@ FAMILY = Family(
     denoisers=("transformer", "transformer_2"),
     layouts=(ORIGINAL, AI_TOOLKIT),
     blocks={"blocks": 40},
+    smaller=({"blocks": 30},),
     # Models of 1.3, 5 and 14 billion weights.
     marks=(Mark(r"^blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 3072, 5120)),),
     stated=r"wan(-?2-[12])?",

@@ -48,11 +48,12 @@ FAMILY = replace(
     models=("WanVACETransformer3DModel",),
     layouts=(ORIGINAL,),
     blocks={**wan.FAMILY.blocks, "vace_blocks": 8},
+    smaller=({"blocks": 30, "vace_blocks": 15},),
+    widths={r"^blocks\.\d+\.attn[12]\.to_[qkv]$": (1536, 5120)},
     marks=(Mark(r"^vace_blocks\.\d+\.attn[12]\.to_[qkv]$", (1536, 5120)),),
     stated=None,
     script=None,
     kohya=None,
-    trained_from=wan.FAMILY,
     shares_marks_of=(wan.FAMILY,),
     missing={
         **wan.FAMILY.missing,
