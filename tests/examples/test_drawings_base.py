@@ -105,6 +105,18 @@ def test_a_standardised_autoencoder_draws_the_same() -> None:
     torch.testing.assert_close(ready.decode(after.mean).sample, vae.decode(before.mean).sample)
 
 
+def test_an_untrained_autoencoder_lets_colours_through() -> None:
+    torch.manual_seed(0)
+    vae = new_autoencoder()
+    colours = torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16) * 2 - 1
+    latents = vae.encode(colours).latent_dist
+    assert latents.std.mean() < 0.1
+    means = latents.mean[:, :3, 1:-1, 1:-1].mean((2, 3))
+    assert (means.argmax(1) == torch.arange(3)).all()
+    drawn = vae.decode(latents.mean).sample[..., 4:-4, 4:-4].mean((2, 3))
+    assert (drawn.argmax(1) == torch.arange(3)).all()
+
+
 @pytest.mark.slow
 def test_a_folder_loads_without_code_of_ours(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -180,13 +192,12 @@ def test_a_decoder_learns_while_the_latents_stay(tmp_path: Path) -> None:
 def test_the_base_is_trained_from_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawings.base.train._BATCH", 2)
     monkeypatch.setattr("drawings.base.train._SHOWN", ["fox"])
     names = [("fox", "noto"), ("owl", "flat")]
     seen = Material(torch.randint(0, 255, (2, 3, 48, 48)).byte(), names)
     torch.manual_seed(0)
     for updates in (1, 2):
-        plan = Plan(updates, 1e-3, 10, sheets=1)
+        plan = Plan(updates, 1e-3, 10, sheets=1, batch=2)
         train(untrained(new_autoencoder(), names), seen, seen, tmp_path, plan)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [1, 2]

@@ -27,7 +27,7 @@ from drawings.base.sheet import pasted
 from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt
 from drawings.material import drawing
 
-_BATCH, _WARMUP, _COOLDOWN = 16, 200, 0.2
+_WARMUP, _COOLDOWN = 200, 0.2
 #: Shares of drawings that are trained with no prompt, and with one that leaves the style open.
 _EMPTY, _NEUTRAL = 0.1, 0.2
 
@@ -47,6 +47,8 @@ class Plan:
     """Between checkpoints."""
     sheets: int
     """Updates between sheets of samples."""
+    batch: int = 16
+    """Drawings per update."""
 
     def rate(self, update: int) -> float:
         """Learning rate: a short warm-up, a plateau, and a straight line to 0."""
@@ -61,6 +63,7 @@ class Plan:
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--minutes", default=10.0, show_default=True, help="Between checkpoints.")
 @click.option("--sheets", default=500, show_default=True, help="Updates between sheets of samples.")
+@click.option("--batch", default=16, show_default=True, help="Drawings per update.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=2, show_default=True, help="On the CPU.")
 @click.option("--seed", default=0, show_default=True)
@@ -71,6 +74,7 @@ def main(
     rate: float,
     minutes: float,
     sheets: int,
+    batch: int,
     device: str,
     threads: int,
     seed: int,
@@ -81,7 +85,7 @@ def main(
     seen = material(packages, run)
     autoencoder = AutoencoderKL.from_pretrained(run / "vae")
     pipe = untrained(autoencoder, seen.names).to(device)
-    train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets))
+    train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets, batch))
 
 
 def untrained(
@@ -121,7 +125,7 @@ def train(
     while progress.update < plan.updates:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(progress.update)
-        pictures, names = seen.sample(_BATCH)
+        pictures, names = seen.sample(plan.batch)
         loss = flow_loss(pipe, latents(pipe, pictures), _prompts(names))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
