@@ -36,8 +36,8 @@ _TOKENS, _VOCABULARY = 16, 2048
 def new_autoencoder() -> AutoencoderKL:
     """Return an untrained autoencoder from (3, 48, 48) in [-1, 1] to latents of (8, 12, 12).
 
-    It begins with a path that carries the three colours through. Without one, training rests for
-    thousands of updates where latents hold brightness alone, and all pictures are grey.
+    It begins with a path that carries the three colours through. Without one, pictures
+    were still grey after 2,000 updates: training rests where latents hold brightness alone.
     """
     widths = (16, 32, 64)
     vae = AutoencoderKL(

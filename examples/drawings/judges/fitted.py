@@ -32,7 +32,7 @@ class Judges:
     """Style -> the mean vector of its drawings by the judge of styles, of length 1.
 
     A picture's style is compared with these. Single drawings of one style differ too much: with
-    80 subjects and nine styles, 89 % of comparisons with means were right, and 75 % of comparisons
+    80 subjects and nine styles, 89 % of comparisons with means were right, and 74 % of comparisons
     with drawings.
     """
 
