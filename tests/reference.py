@@ -164,8 +164,19 @@ class KLora:
 
 
 @contextmanager
-def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[None]:
+def sampling(
+    pipe: Any,
+    klora: KLora,
+    progress: Sequence[float],
+    evaluated: Sequence[str] = DENOISERS,
+) -> Iterator[None]:
     """Let one generation run as K-LoRA says, each denoiser evaluation at its given progress.
+
+    Args:
+        pipe: the pipeline.
+        klora: the LoRAs and the rule between them.
+        progress: of each evaluation.
+        evaluated: the denoisers whose evaluations these are; others stay as they are.
 
     Where a pipeline has two denoisers, ``progress`` lists the evaluations of both in their order.
     Before every evaluation all weights are computed and written anew; a model that shares layers
@@ -191,7 +202,7 @@ def sampling(pipe: Any, klora: KLora, progress: Sequence[float]) -> Iterator[Non
             write(to_come[0], denoiser=True)
 
     write(0.0, denoiser=False)
-    denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
+    denoisers = [model for name in evaluated if (model := getattr(pipe, name, None)) is not None]
     hooks = [model.register_forward_pre_hook(before_evaluation) for model in denoisers]
     hooks += [model.register_forward_pre_hook(before_sharer) for model in _sharers(pipe, denoisers)]
     try:

@@ -15,7 +15,8 @@ import torch
 from diffusers import AnyFlowFARPipeline
 from reference import KLora, sampling
 from support.generation import LEAST_EFFECT, TOLERANCE
-from support.sweep.arguments import STEPS, arguments_of
+from support.sweep.arguments import arguments_of
+from support.sweep.inputs import STEPS
 from support.sweep.pipelines import build
 from tiny_pipeline import relative_difference, tiny_lora
 

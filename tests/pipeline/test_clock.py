@@ -14,7 +14,9 @@ import pytest
 import torch
 from diffusers import (
     CogVideoXDPMScheduler,
+    DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMParallelScheduler,
     DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -327,6 +329,22 @@ def test_methods_replaced_on_the_instance_are_refused() -> None:
         "unchanged scheduler of diffusers."
     )
     assert type(followed) is DDIMScheduler
+
+
+@pytest.mark.parametrize("kind", [DDIMParallelScheduler, DDPMParallelScheduler])
+def test_several_steps_at_once_are_refused(kind: Any) -> None:
+    """No LoRA of a layer is the one of all of them."""
+    followed = kind(**SD_BETAS)
+    watched = Watched(followed)
+    followed.set_timesteps(4)
+    noise = torch.ones(2, 4, 8, 8)
+
+    with pytest.raises(InUseError, match="samples several steps in one evaluation"):
+        followed.batch_step_no_noise(noise, followed.timesteps[:2], noise)
+
+    watched.clock.detach()
+    stepped = followed.batch_step_no_noise(noise, followed.timesteps[:2], noise)
+    assert stepped.shape == noise.shape
 
 
 def test_what_others_put_on_the_instance_later_is_followed() -> None:

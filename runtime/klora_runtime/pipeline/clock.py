@@ -263,6 +263,18 @@ def _step(clock: Clock, original: _Method) -> _Method:
     return step
 
 
+def _batch_step(clock: Clock, original: _Method) -> _Method:
+    def batch_step_no_noise(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if clock._overlay.active:
+            raise InUseError(
+                "the loop samples several steps in one evaluation of the denoiser, and a layer has "
+                "the LoRAs of one step. Use a pipeline that calls scheduler.step after each step."
+            )
+        return original(self, *args, **kwargs)
+
+    return batch_step_no_noise
+
+
 def _copying(clock: Clock, plain: type) -> dict[str, Any]:
     """Return methods for copying: copies are followed, and pickles are ordinary schedulers."""
 
@@ -294,4 +306,5 @@ _WRAPPERS: dict[str, Callable[[Clock, _Method], _Method]] = {
     "set_begin_index": _set_begin_index,
     "scale_model_input": _scale_model_input,
     "step": _step,
+    "batch_step_no_noise": _batch_step,
 }

@@ -74,7 +74,7 @@ class Literal:
     @functools.cached_property
     def rounding(self) -> float:
         """How far rounding alone takes the pipeline; 0 where that would hide a wrong schedule."""
-        rounding = own_rounding(_denoisers(self.pipe), lambda: self._sampled(self.moments))
+        rounding = own_rounding(denoisers_of(self.pipe), lambda: self._sampled(self.moments))
         late = self._sampled((self.moments[0], *self.moments[:-1]))
         shows = relative_difference(late, self.expected) >= CLEARLY * ROUNDINGS * rounding
         return rounding if shows else 0.0
@@ -89,7 +89,7 @@ class Literal:
         return f"differs by {difference:.0e}"
 
     def _sampled(self, moments: tuple[float, ...]) -> torch.Tensor:
-        with sampling(self.pipe, self.klora, moments):
+        with sampling(self.pipe, self.klora, moments, adapted(self.pipe)):
             return generate(self.pipe)
 
 
@@ -110,16 +110,31 @@ def look_at(name: str) -> Found:
                 for rank in (4, 3)
             ]
             literal = Literal(pipe, _Remembering(*files), tuple(moments))
-            expected = literal.expected
+            expected = literal.expected if moments else None
         except Exception as error:  # whatever diffusers raises where the rules do not fit
             said = f"not buildable: {type(error).__name__}: {error}"
             return Found(name, " ".join(said.split())[:160])
+        fusion = compile_fusion(*files, device="cpu")
+        if expected is None:
+            return Found(name, None, tuple(_refused(pipe, fusion, mode) for mode in MODES))
+        if not expected.isfinite().all():
+            return Found(name, "not compared: its latents are not finite")
         if not relative_difference(expected, bare) >= LEAST_EFFECT:
             return Found(name, "not compared: its LoRAs change nothing")
-        fusion = compile_fusion(*files, device="cpu")
         if not _switches(fusion, moments):
             return Found(name, "not compared: no layer switches while it is sampled")
         return Found(name, None, tuple(_in_mode(pipe, fusion, m, literal, bare) for m in MODES))
+
+
+def adapted(pipe: Any) -> list[str]:
+    """Name the denoisers that the scheduler of a pipeline steps, in order.
+
+    Others, as priors of images' embeddings, have a scheduler of their own, as ``prior_scheduler``.
+    """
+    names = [name for name in DENOISERS if getattr(pipe, name, None) is not None]
+    if getattr(pipe, "scheduler", None) is None:
+        return names
+    return [n for n in names if not hasattr(pipe, f"{n.partition('_')[0]}_scheduler")]
 
 
 def _lora(pipe: Any, path: Path, *, seed: int, rank: int) -> Path:
@@ -127,7 +142,7 @@ def _lora(pipe: Any, path: Path, *, seed: int, rank: int) -> Path:
     models = {
         name: model
         for name, model in pipe.components.items()
-        if isinstance(model, nn.Module) and (name in DENOISERS or _is_clip(name, model))
+        if isinstance(model, nn.Module) and (name in adapted(pipe) or _is_clip(name, model))
     }
     return random_lora(models, path, lambda _: True, seed=seed, rank=rank, strength=0.5)
 
@@ -162,8 +177,19 @@ def _in_mode(pipe: Any, fusion: Fusion, mode: str, literal: Literal, bare: Any) 
     return verdict
 
 
-def _denoisers(pipe: Any) -> list[nn.Module]:
-    return [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
+def _refused(pipe: Any, fusion: Fusion, mode: str) -> str:
+    """What a mode says where nothing tells the steps of a pipeline, so that none could be right."""
+    try:
+        with apply_fusion(pipe, fusion, mode=mode):
+            generate(pipe)
+    except KloraError as error:
+        return f"refused: {error}".splitlines()[0]
+    return "not refused, though nothing tells its steps"
+
+
+def denoisers_of(pipe: Any) -> list[nn.Module]:
+    """The models whose evaluations are compared."""
+    return [getattr(pipe, name) for name in adapted(pipe)]
 
 
 def _steps(scheduler: Any) -> int:
@@ -177,10 +203,15 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     """Write down the progress of every evaluation of a denoiser.
 
     A step is over when ``scheduler.step`` follows an evaluation, however often it is called. A
-    timestep that comes again, as where a loop goes back, is the same step. What begins in the
-    middle of a schedule ends at its end.
+    timestep that comes again, as where a loop goes back, is the same step. An evaluation between
+    two runs through the schedule, as between chunks of a video, is part of the last step. What
+    begins in the middle of a schedule ends at its end. Nothing is written where no ``step`` tells.
     """
-    scheduler, step = type(pipe.scheduler), type(pipe.scheduler).step
+    scheduler = type(getattr(pipe, "scheduler", None))
+    if not hasattr(scheduler, "step"):
+        yield
+        return
+    step, restart = scheduler.step, scheduler.set_timesteps
     places: dict[Any, int] = {}  # of the steps that were done, in order
     at: list[int] = []
     waiting = total = 0
@@ -198,13 +229,23 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
         waiting, total = 0, _steps(self)
         return step(self, *args, **kwargs)
 
-    hooks = [model.register_forward_pre_hook(evaluating) for model in _denoisers(pipe)]
+    @functools.wraps(restart)  # pipelines look at its signature
+    def restarting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal waiting
+        if places:
+            at.extend([max(places.values())] * waiting)
+            waiting = 0
+        return restart(*args, **kwargs)
+
+    hooks = [model.register_forward_pre_hook(evaluating) for model in denoisers_of(pipe)]
     try:
-        with patch.object(scheduler, "step", stepping):
+        with patch.multiple(scheduler, step=stepping, set_timesteps=restarting):
             yield
     finally:
         for hook in hooks:
             hook.remove()
+    if not places:
+        return
     at.extend([len(places)] * waiting)
     moments += [(total - len(places) + place + 0.5) / total for place in at]
 

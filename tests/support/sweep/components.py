@@ -11,7 +11,6 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import diffusers
 from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -25,13 +24,11 @@ from support.sweep.shrinking import tiny
 from support.sweep.words import (
     class_named,
     is_encoder,
+    reads_words,
     tiny_encoder,
     tiny_processor,
     tiny_tokenizer,
 )
-
-#: Argument of a pipeline that has one of these -> it needs no text encoder.
-EMBEDDINGS = ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen")
 
 
 def parameters_of(kind: type[DiffusionPipeline]) -> Iterator[tuple[str, inspect.Parameter]]:
@@ -57,7 +54,7 @@ def make(
     Raises:
         TypeError: the rules do not fit.
     """
-    reads = not any(name in inspect.signature(kind.__call__).parameters for name in EMBEDDINGS)
+    reads = reads_words(kind)
     parts: dict[str, Any] = dict(own)
     for name, parameter in parameters_of(kind):
         if name in parts:
@@ -76,7 +73,7 @@ def make(
 def _classes(annotation: Any) -> list[Any]:
     """The classes that an annotation names, also as texts."""
     found = [annotation, *typing.get_args(annotation)]
-    return [getattr(diffusers, each, None) if isinstance(each, str) else each for each in found]
+    return [class_named(each) if isinstance(each, str) else each for each in found]
 
 
 def _part(name: str, classes: list[Any], settings: Mapping[str, Any], *, reads: bool) -> Any:

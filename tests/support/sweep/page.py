@@ -26,7 +26,8 @@ _TEXT = """\
 Every pipeline class of diffusers {version}, sampled with two random LoRAs on all linear layers and
 convolutions of its denoisers. *equal*: the latents are those of K-LoRA written out literally, which
 computes all weights anew before each evaluation; layers switch between LoRAs meanwhile; and the
-pipeline is bare again afterwards.
+pipeline is bare again afterwards. A denoiser that another scheduler than `pipe.scheduler` steps, as
+the priors of the combined pipelines, has no LoRA: a fusion that changes it is refused.
 
 *{within} (x)*: the pipeline magnifies the last bits of its
 weights. Under the literal rule its latents change by up to x when every weight of its denoisers

@@ -10,7 +10,6 @@ from reference import DENOISERS
 
 _TEXT = "not buildable: a language model of transformers denoises text, which no rule makes"
 _HUB = "not buildable: its class fetches a tokenizer from the hub"
-_INVERT = "not buildable: it samples what its method invert left, and the rules only call pipelines"
 
 REASONS: Mapping[str, str] = {
     "BlipDiffusionControlNetPipeline": _HUB,
@@ -24,8 +23,6 @@ REASONS: Mapping[str, str] = {
         "not buildable: its call raises an AttributeError of its own, since it reads "
         "cache_mag_vae, which its decoder does not have"
     ),
-    "LEditsPPPipelineStableDiffusion": _INVERT,
-    "LEditsPPPipelineStableDiffusionXL": _INVERT,
     "LLaDA2Pipeline": _TEXT,
     "LTX2VideoDiffusionDecodePipeline": (
         "not buildable: its denoiser is a decoder of latents, for which there are no LoRAs"

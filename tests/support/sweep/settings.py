@@ -143,6 +143,18 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "max_size": (4, 32, 32),
         "concat_padding_mask": False,  # or torchvision would be needed
     },
+    "CosmosControlNetModel": {
+        "n_controlnet_blocks": 2,
+        "in_channels": 18,
+        "latent_channels": 18,
+        "model_channels": 32,
+        "attention_head_dim": 16,
+        "mlp_ratio": 2,
+        "adaln_lora_dim": 4,
+        "max_size": (4, 32, 32),
+        "encoder_hidden_states_channels": WIDTH,
+        "crossattn_proj_in_channels": WIDTH,
+    },
     "ErnieImageTransformer2DModel": {"ffn_hidden_size": 32},
     "Flux2Transformer2DModel": {"in_channels": 16},
     "HiDreamImageTransformer2DModel": {
@@ -180,6 +192,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "HunyuanVideoTransformer3DModel": {"in_channels": 4, "out_channels": 4},
     "LatteTransformer3DModel": {
         **_HEADS,
+        "out_channels": 8,  # half of them the variance
         "patch_size": 2,
         "sample_size": 8,
         "norm_type": "ada_norm_single",
@@ -189,10 +202,17 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "norm_elementwise_affine": False,
         "video_length": 2,
     },
+    "Ideogram4Transformer2DModel": {
+        "in_channels": 16,
+        "adaln_dim": 8,
+        "llm_features_dim": 13 * WIDTH,
+        "mrope_section": (2, 1, 1),
+    },
     "LuminaNextDiT2DModel": {"num_kv_heads": 1},
     "NucleusMoEImageTransformer2DModel": {
         "out_channels": 16,
         "num_experts": 2,
+        "capacity_factors": 1.0,
         "moe_intermediate_dim": 16,
         "num_key_value_heads": 2,
         "num_layers": 5,
@@ -200,6 +220,13 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "PRXTransformer2DModel": {"axes_dim": [4, 4], "in_channels": 4},
     "PixArtTransformer2DModel": {"cross_attention_dim": 16},
     "SD3Transformer2DModel": {"in_channels": 4, "out_channels": 4},
+    "SanaWMTransformer3DModel": {
+        "in_channels": 16,
+        "linear_head_dim": 8,
+        "chunk_plucker_channels": 12,
+        "chunk_plucker_post_attn_blocks": 2,
+        "caption_channels": WIDTH,
+    },
     "SanaTransformer2DModel": {
         "in_channels": 4,
         "out_channels": 4,
@@ -287,7 +314,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": WIDTH,
         "cond_embed_dim": POOLED,
         "micro_cond_encode_dim": 4,
-        "micro_cond_embed_dim": 20 + POOLED,
+        "micro_cond_embed_dim": 20,
         "encoder_hidden_size": WIDTH,
         "vocab_size": 32,
         "codebook_size": 16,
@@ -500,6 +527,9 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "gist_max_text_len": 8,
         "axes_lens": (64, 64, 64),
         "in_channels": 4,
+        "axes_dims": (4, 2, 2),
+        "n_heads": 4,
+        "dim": 32,  # or its feed-forward layers would have no width
     },
     "GlmImageTransformer2DModel": {
         "in_channels": 4,
@@ -523,7 +553,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "UNet1DModel": {
         "sample_size": 64,
         "sample_rate": 64,
-        "extra_in_channels": 16,
+        "extra_in_channels": 64,  # twice the first width, of the time
         "block_out_channels": (32, 32, 64),
     },
     "StableUnCLIPImageNormalizer": {"embedding_dim": 2 * WIDTH},

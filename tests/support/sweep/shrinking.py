@@ -6,7 +6,8 @@ A model that the rule does not fit has its own settings in :mod:`support.sweep.s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,13 +108,25 @@ def tiny(kind: type[nn.Module], **settings: Any) -> Any:
         size = sum(parameter.numel() for parameter in kind(**given).parameters())
     if size > MOST:
         raise TypeError(f"no tiny settings of {kind.__name__} are known")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), unset_memory_is_nan():
         torch.manual_seed(0)
         model = kind(**given)
         for parameter in model.parameters():
-            if parameter.dim() > 1 and not parameter.any():  # training begins there
+            zero = parameter.dim() > 1 and not parameter.any()  # training begins there
+            if zero or not parameter.isfinite().all():
                 nn.init.normal_(parameter, std=0.05)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def unset_memory_is_nan() -> Iterator[None]:
+    """Make it seen which parameters a class leaves to what loads them."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _by_rule(kind: type[nn.Module]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     MotionAdapter,
@@ -48,10 +49,14 @@ UNET: Mapping[str, Mapping[str, Any]] = {
         "out_channels": 5,
         "time_cond_proj_dim": 160,
     },
+    "LatentConsistencyModelPipeline": {"time_cond_proj_dim": 8},
+    "LatentConsistencyModelImg2ImgPipeline": {"time_cond_proj_dim": 8},
+    "StableDiffusionControlNetXSPipeline": {"layers_per_block": 2},
+    "StableDiffusionXLControlNetXSPipeline": {"layers_per_block": 2},
     "StableUnCLIPPipeline": _UNCLIP,
     "StableUnCLIPImg2ImgPipeline": _UNCLIP,
     "StableDiffusionGLIGENPipeline": {"attention_type": "gated"},
-    "StableDiffusionGLIGENTextImagePipeline": {"attention_type": "gated"},
+    "StableDiffusionGLIGENTextImagePipeline": {"attention_type": "gated-text-image"},
 }
 
 #: Pipeline -> its scheduler, where it has to be one of some.
@@ -59,15 +64,24 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     **dict.fromkeys(
         (
             "StableDiffusionSAGPipeline",
-            *("CycleDiffusionPipeline", "StableDiffusionPix2PixZeroPipeline"),
+            "StableDiffusionPix2PixZeroPipeline",
             *("TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline"),
             *("StableDiffusionAttendAndExcitePipeline", "StableDiffusionDiffEditPipeline"),
         ),
         lambda: DDIMScheduler(**SD_BETAS, steps_offset=1, clip_sample=False),
     ),
+    "CycleDiffusionPipeline": lambda: DDIMScheduler(
+        **SD_BETAS, steps_offset=1, clip_sample=False, set_alpha_to_one=False
+    ),
     **dict.fromkeys(
         ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
         lambda: LCMScheduler(**SD_BETAS),
+    ),
+    **dict.fromkeys(
+        ("LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL"),
+        lambda: DPMSolverMultistepScheduler(
+            **SD_BETAS, algorithm_type="sde-dpmsolver++", solver_order=2
+        ),
     ),
     "StableDiffusionParadigmsPipeline": lambda: DDIMParallelScheduler(**SD_BETAS, steps_offset=1),
 }
@@ -146,6 +160,15 @@ def stable_diffusion(kind: type[DiffusionPipeline]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in named}
 
 
+#: Settings that a ControlNet has from its UNet.
+SHARED = (
+    *("block_out_channels", "down_block_types", "layers_per_block", "norm_num_groups"),
+    *("cross_attention_dim", "attention_head_dim", "transformer_layers_per_block"),
+    *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
+    "use_linear_projection",
+)
+
+
 def _control(annotation: str, unet: UNet2DConditionModel) -> Any:
     if "ControlNetXSAdapter" in annotation:
         return ControlNetXSAdapter.from_unet(
@@ -155,7 +178,14 @@ def _control(annotation: str, unet: UNet2DConditionModel) -> Any:
             conditioning_embedding_out_channels=(8, 8),
         )
     if "ControlNetUnionModel" in annotation:
-        return ControlNetUnionModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8))
+        return tiny(
+            ControlNetUnionModel,
+            **{name: unet.config[name] for name in SHARED},
+            conditioning_embedding_out_channels=(8, 8),
+            num_trans_channel=unet.config.block_out_channels[0],
+            num_proj_channel=unet.config.block_out_channels[0],
+            num_trans_head=2,
+        )
     if "SparseControlNetModel" in annotation:
         return tiny(
             SparseControlNetModel,

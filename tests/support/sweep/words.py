@@ -1,6 +1,6 @@
 """Tiny encoders of transformers, by a rule on the names of their settings, and what reads words.
 
-A tokenizer is made on the fly: every byte of a text is a token.
+A tokenizer is made on the fly: every byte of a text is a token, between two that say its ends.
 """
 
 from __future__ import annotations
@@ -9,17 +9,38 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 from support.sweep.settings import WIDTH
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 #: Tokens that stand for something else than a byte.
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<mask>", "<extra>")
 VOCABULARY = 512
+
+#: Argument of a pipeline that has one of these -> it needs no text encoder.
+EMBEDDINGS = ("prompt_embeds", "prompt_embeds_t5", "prompt_embeds_qwen")
+
+#: Pipelines that ask their text encoder even where embeddings are given.
+READERS = (
+    *("AudioLDMPipeline", "MusicLDMPipeline", "LTXI2VLongMultiPromptPipeline"),
+    *("WuerstchenPriorPipeline", "WuerstchenCombinedPipeline", "StableCascadeCombinedPipeline"),
+    *("JoyImageEditPlusPipeline", "LongCatImagePipeline", "QwenImageLayeredPipeline"),
+    *("VisualClozePipeline", "VisualClozeGenerationPipeline"),
+)
+
+#: Model -> its configuration, where its class names one of more than it is.
+CONFIGS: Mapping[str, type[PreTrainedConfig]] = {"PaintByExampleImageEncoder": CLIPVisionConfig}
 
 #: Setting of a configuration -> what it is in a tiny one.
 SMALL: Mapping[str, Any] = {
@@ -43,9 +64,15 @@ SMALL: Mapping[str, Any] = {
 }
 
 
+def reads_words(kind: type[DiffusionPipeline]) -> bool:
+    """Whether a pipeline of a class gets text encoders and a prompt, not embeddings."""
+    named = inspect.signature(kind.__call__).parameters
+    return kind.__name__ in READERS or not any(name in named for name in EMBEDDINGS)
+
+
 def tiny_encoder(kind: type[PreTrainedModel], **settings: Any) -> Any:
     """A model of transformers of this class, always with the same weights."""
-    config = tiny_config(kind.config_class, **settings)
+    config = tiny_config(CONFIGS.get(kind.__name__, kind.config_class), **settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(config)
@@ -56,15 +83,19 @@ def tiny_encoder(kind: type[PreTrainedModel], **settings: Any) -> Any:
 
 
 def tiny_config(kind: Any, **settings: Any) -> Any:
-    """A configuration of this class, with the small number for each setting that it has."""
+    """A configuration of this class, with the small number for each setting that it has.
+
+    Settings of a part of it are a mapping under the name of that part.
+    """
+    given = {name: value for name, value in settings.items() if name not in kind.sub_configs}
     parts = {
-        name: tiny_config(type(getattr(kind(), name))).to_dict()
-        for name in getattr(kind, "sub_configs", {})
+        name: tiny_config(type(getattr(kind(), name)), **settings.get(name, {})).to_dict()
+        for name in kind.sub_configs
         if getattr(kind(), name, None) is not None
     }
     known = {**vars(kind()), **inspect.signature(kind.__init__).parameters}
-    given = {name: value for name, value in SMALL.items() if name in known}
-    return kind(**{**given, **parts, **settings})
+    small = {name: value for name, value in SMALL.items() if name in known}
+    return kind(**{**small, **parts, **given})
 
 
 def tiny_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
@@ -74,6 +105,10 @@ def tiny_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    ends = [(token, SPECIAL.index(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ends
+    )
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -93,8 +128,8 @@ def tiny_tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
 
 
 def is_encoder(kind: Any) -> bool:
-    """Whether it is a class of transformers' models."""
-    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    """Whether it is a class of transformers' models, and not the one of all."""
+    return isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.config_class
 
 
 def tiny_processor(kind: Any) -> Any:
@@ -106,5 +141,5 @@ def tiny_processor(kind: Any) -> Any:
 
 
 def class_named(name: str) -> Any:
-    """A class of transformers, None where it has none of that name."""
-    return getattr(transformers, name, None)
+    """A class of diffusers or transformers, None where they have none of that name."""
+    return getattr(diffusers, name, None) or getattr(transformers, name, None)
