@@ -205,7 +205,8 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     A step is over when ``scheduler.step`` follows an evaluation, however often it is called. A
     timestep that comes again, as where a loop goes back, is the same step. An evaluation between
     two runs through the schedule, as between chunks of a video, is part of the last step. What
-    begins in the middle of a schedule ends at its end. Nothing is written where no ``step`` tells.
+    begins in the middle of a schedule ends at its end. A sampler
+    of order 2 evaluates twice within a step. Nothing is written where no ``step`` tells.
     """
     scheduler = type(getattr(pipe, "scheduler", None))
     if not hasattr(scheduler, "step"):
@@ -215,6 +216,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     places: dict[Any, int] = {}  # of the steps that were done, in order
     at: list[int] = []
     waiting = total = 0
+    order = max(1, int(getattr(scheduler, "order", 1)))
 
     def evaluating(*_: Any) -> None:
         nonlocal waiting
@@ -247,7 +249,8 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     if not places:
         return
     at.extend([len(places)] * waiting)
-    moments += [(total - len(places) + place + 0.5) / total for place in at]
+    begun = total - len(places)
+    moments += [((begun + place) // order + 0.5) / -(-total // order) for place in at]
 
 
 def _key(scheduler: Any, _: Any = None, timestep: Any = None, *__: Any, **___: Any) -> Any:

@@ -146,6 +146,24 @@ OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "LDMSuperResolutionPipeline": {"image": picture(PIXELS)},
     "ShapEImg2ImgPipeline": {"image": picture(FEW)},
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": {"overlap_history": 1},
+    "Kandinsky6SRPipeline": {"output_type": "pt"},
+    "Kandinsky6TI2VAPipeline": {"sample_audio": False, "image": None},
+    **{
+        f"LTX2{name}Pipeline": {"height": 32, "width": 32, **own}
+        for name, own in {
+            **{name: {} for name in ("", "Condition", "DFR", "HDR", "InContext")},
+            "ImageToVideo": {"image_crf": 0},
+        }.items()
+    },
+    "Cosmos3OmniPipeline": {
+        "prompt": "a fox",
+        "num_frames": 1,
+        "use_system_prompt": False,
+        "add_resolution_template": False,
+        "add_duration_template": False,
+    },
+    "VersatileDiffusionDualGuidedPipeline": {"image": picture(FEW)},
+    "UnCLIPImageVariationPipeline": {"image": picture(FEW)},
     "SanaWMPipeline": {
         "image": picture(PIXELS),
         "action": "w-1",

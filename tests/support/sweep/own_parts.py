@@ -14,7 +14,12 @@ from diffusers import (
     HeliosScheduler,
     IPNDMScheduler,
     SCMScheduler,
+    UnCLIPScheduler,
     UNet2DConditionModel,
+    VQDiffusionScheduler,
+)
+from diffusers.pipelines.deprecated.vq_diffusion import (
+    LearnedClassifierFreeSamplingEmbeddings,
 )
 from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPImageProjection
 from support.sweep.inputs import PIXELS
@@ -103,6 +108,24 @@ OWN_PARTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
         "processor": tiny_processor(CLIPImageProcessorPil),
         "image_encoder": tiny_encoder(CLIPVisionModelWithProjection, projection_dim=TEXT_WIDTH),
         "image_project": CLIPImageProjection(TEXT_WIDTH),
+    },
+    "UnCLIPPipeline": lambda: {
+        "decoder_scheduler": UnCLIPScheduler(variance_type="learned_range"),
+        "prior_scheduler": UnCLIPScheduler(prediction_type="sample"),
+    },
+    "UnCLIPImageVariationPipeline": lambda: {
+        "decoder_scheduler": UnCLIPScheduler(variance_type="learned_range")
+    },
+    "VQDiffusionPipeline": lambda: {
+        "scheduler": VQDiffusionScheduler(num_vec_classes=17),
+        "learned_classifier_free_sampling_embeddings": (
+            LearnedClassifierFreeSamplingEmbeddings(learnable=False)
+        ),
+    },
+    "UniDiffuserPipeline": lambda: {
+        "clip_image_processor": tiny_processor(CLIPImageProcessorPil),
+        "clip_tokenizer": tiny_tokenizer(),
+        "text_tokenizer": tiny_tokenizer(),
     },
     "AudioLDM2Pipeline": lambda: {"text_encoder_2": tiny_encoder(T5EncoderModel)},
     "ChromaInpaintPipeline": lambda: {"transformer": chroma_without_guidance()},

@@ -60,6 +60,7 @@ OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "Cosmos2TextToImagePipeline": {"transformer": {"in_channels": 16, "out_channels": 16}},
     "Cosmos2VideoToWorldPipeline": {"transformer": {"in_channels": 17, "out_channels": 16}},
     "Cosmos2_5_PredictBasePipeline": {"transformer": {"in_channels": 17, "out_channels": 16}},
+    "Cosmos3OmniPipeline": {"transformer": {"latent_channel": 16, "patch_latent_dim": 64}},
     "Cosmos2_5_TransferPipeline": {
         "transformer": {
             "in_channels": 17,
@@ -199,6 +200,22 @@ OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "QwenImageControlNetInpaintPipeline": {"controlnet": {"extra_condition_channels": 4}},
     "ZImageControlNetInpaintPipeline": {"controlnet": {"control_in_dim": 9}},
+    "Kandinsky6SRPipeline": {"transformer": {"out_visual_dim": 64}},
+    "LTX2DFRPipeline": {"transformer": {"use_keyframes_abs_pos_embedding": True}},
+    **{
+        f"UnCLIP{name}Pipeline": {
+            "decoder": {
+                **_SIMPLE,
+                "in_channels": 3,
+                "out_channels": 6,
+                "class_embed_type": "identity",
+                "encoder_hid_dim": None,
+            },
+            "super_res_first": {"in_channels": 6, "out_channels": 3},
+            "super_res_last": {"in_channels": 6, "out_channels": 3},
+        }
+        for name in ("", "ImageVariation")
+    },
     "SanaWMPipeline": {"transformer": {"in_channels": 4}},
     "LDMPipeline": {"unet": {"in_channels": 4, "out_channels": 4}},
     "LucyEditPipeline": {"transformer": {"in_channels": 32}, "transformer_2": {"in_channels": 32}},

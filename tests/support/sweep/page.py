@@ -47,7 +47,7 @@ at these classes alone.
 {heading}
 
 *no denoising loop*: there are no steps between which a LoRA could be chosen. *not buildable*: no
-rule of `tests/support/sweep` makes a tiny one that can be called.
+rule of `tests/support/sweep` makes a tiny one that can be called here.
 
 | pipeline | why |
 |---|---|

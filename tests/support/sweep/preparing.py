@@ -28,6 +28,7 @@ PREPARED: Mapping[str, Callable[[Any], None]] = {
     "JoyImageEditPipeline": _few_pixels_of_an_edit,
     "JoyImageEditPlusPipeline": _few_pixels_of_an_edit,
     "Kandinsky5I2IPipeline": lambda pipe: setattr(pipe, "resolutions", [(PIXELS, PIXELS)]),
+    "Kandinsky6SRPipeline": lambda pipe: setattr(pipe, "transformer_tile_sizes", [(128, 128)]),
     "LEditsPPPipelineStableDiffusion": _inverted,
     "LEditsPPPipelineStableDiffusionXL": _inverted,
 }

@@ -36,6 +36,7 @@ READERS = (
     *("AudioLDMPipeline", "MusicLDMPipeline", "LTXI2VLongMultiPromptPipeline"),
     *("WuerstchenPriorPipeline", "WuerstchenCombinedPipeline", "StableCascadeCombinedPipeline"),
     *("JoyImageEditPlusPipeline", "LongCatImagePipeline", "QwenImageLayeredPipeline"),
+    "UniDiffuserPipeline",
     *("VisualClozePipeline", "VisualClozeGenerationPipeline"),
 )
 
