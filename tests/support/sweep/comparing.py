@@ -120,7 +120,7 @@ def look_at(name: str) -> Found:
         if not expected.isfinite().all():
             return Found(name, "not compared: its latents are not finite")
         if not relative_difference(expected, bare) >= LEAST_EFFECT:
-            return Found(name, "not compared: its LoRAs change nothing")
+            return Found(name, "not compared: its LoRAs change too little to compare")
         if not _switches(fusion, moments):
             return Found(name, "not compared: no layer switches while it is sampled")
         return Found(name, None, tuple(_in_mode(pipe, fusion, m, literal, bare) for m in MODES))
@@ -205,7 +205,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     A step is over when ``scheduler.step`` follows an evaluation, however often it is called. A
     timestep that comes again, as where a loop goes back, is the same step. An evaluation between
     two runs through the schedule, as between chunks of a video, is part of the last step. What
-    begins in the middle of a schedule ends at its end. A sampler
+    begins where no timestep tells ends at the end of the schedule. A sampler
     of order 2 evaluates twice within a step. Nothing is written where no ``step`` tells.
     """
     scheduler = type(getattr(pipe, "scheduler", None))
@@ -216,6 +216,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     places: dict[Any, int] = {}  # of the steps that were done, in order
     at: list[int] = []
     waiting = total = 0
+    begun: int | None = None
     order = max(1, int(getattr(scheduler, "order", 1)))
 
     def evaluating(*_: Any) -> None:
@@ -224,9 +225,12 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
 
     @functools.wraps(step)  # pipelines look at its signature
     def stepping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal waiting, total
+        nonlocal waiting, total, begun
         if waiting:
-            place = places.setdefault(_key(self, *args, **kwargs), len(places))
+            key = _key(self, *args, **kwargs)
+            if not places and not isinstance(key, _Once):
+                begun = torch.as_tensor(self.timesteps).tolist().index(key)
+            place = places.setdefault(key, len(places))
             at.extend([place] * waiting)
         waiting, total = 0, _steps(self)
         return step(self, *args, **kwargs)
@@ -249,8 +253,12 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     if not places:
         return
     at.extend([len(places)] * waiting)
-    begun = total - len(places)
-    moments += [((begun + place) // order + 0.5) / -(-total // order) for place in at]
+    first = total - len(places) if begun is None else begun
+    moments += [((first + place) // order + 0.5) / -(-total // order) for place in at]
+
+
+class _Once:
+    """A step that is like no other."""
 
 
 def _key(scheduler: Any, _: Any = None, timestep: Any = None, *__: Any, **___: Any) -> Any:
@@ -261,4 +269,4 @@ def _key(scheduler: Any, _: Any = None, timestep: Any = None, *__: Any, **___: A
     listed = torch.as_tensor(scheduler.timesteps).tolist()
     if isinstance(timestep, torch.Tensor):
         timestep = timestep.tolist()
-    return timestep if listed.count(timestep) == 1 else object()
+    return timestep if listed.count(timestep) == 1 else _Once()

@@ -142,7 +142,7 @@ OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "VisualClozeGenerationPipeline": _CLOZE,
     "HunyuanVideo15ImageToVideoPipeline": {"image": picture(PIXELS)},
     "Ideogram4Pipeline": {"guidance_schedule": None, "max_sequence_length": 32},
-    "KandinskyV22PriorEmb2EmbPipeline": {"image": picture(FEW)},
+    "KandinskyV22PriorEmb2EmbPipeline": {"image": picture(FEW), "strength": 0.9},
     "LDMSuperResolutionPipeline": {"image": picture(PIXELS)},
     "ShapEImg2ImgPipeline": {"image": picture(FEW)},
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": {"overlap_history": 1},
@@ -213,13 +213,18 @@ OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "KandinskyImg2ImgPipeline": {"output_type": "pt", "strength": 0.9},
     "KandinskyInpaintPipeline": {"output_type": "pt"},
     **{
-        f"Kandinsky{name}CombinedPipeline": {"output_type": "pt"}
+        f"Kandinsky{name}CombinedPipeline": {
+            "output_type": "pt",
+            **({"strength": 0.9} if name == "Img2Img" else {}),
+        }
         for name in ("", "Img2Img", "Inpaint")
     },
+    "KandinskyV22Img2ImgCombinedPipeline": {"strength": 0.9},
     "Kandinsky3Img2ImgPipeline": {"strength": 0.9},
     "KandinskyV22Img2ImgPipeline": {"strength": 0.9},
-    "KandinskyV22ControlnetPipeline": {"hint": noise(1, 3, 256, 256, seed=2)},
+    "KandinskyV22ControlnetPipeline": {"output_type": "pt", "hint": noise(1, 3, 256, 256, seed=2)},
     "KandinskyV22ControlnetImg2ImgPipeline": {
+        "output_type": "pt",
         "hint": noise(1, 3, 256, 256, seed=2),
         "strength": 0.9,
     },

@@ -134,7 +134,7 @@ OWN_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "BriaFiboPipeline": {"text_encoder": {"vocab_size": 128_001}},
     "BriaFiboEditPipeline": {"text_encoder": {"vocab_size": 128_001}},
     "ChromaInpaintPipeline": {"vae": {"latent_channels": 16}},
-    "AudioLDMPipeline": {"unet": _SOUND},
+    "AudioLDMPipeline": {"unet": _SOUND, "vae": {"in_channels": 1, "out_channels": 1}},
     "MusicLDMPipeline": {"unet": _SOUND},
     "EasyAnimateControlPipeline": {"transformer": {"in_channels": 8}},
     "EasyAnimateInpaintPipeline": {"transformer": {"in_channels": 9}},

@@ -213,6 +213,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
         "out_channels": 16,
         "num_experts": 2,
         "capacity_factors": 1.0,
+        "mlp_ratio": 16.0,  # or its feed-forward layers would have no width
         "moe_intermediate_dim": 16,
         "num_key_value_heads": 2,
         "num_layers": 5,
