@@ -119,8 +119,9 @@ def test_each_layer_of_the_demo_stays_within_the_tolerance(tolerance: float) -> 
     assert_within_the_tolerance(demo, compress(demo, tolerance), tolerance)
 
 
-def test_each_layer_of_a_block_stays_within_the_tolerance(block: Fusion, small: Fusion) -> None:
-    assert_within_the_tolerance(block, small, 0.01)
+@pytest.mark.parametrize("tolerance", [0.01, 0.1])
+def test_each_layer_of_a_block_stays_within_the_tolerance(tolerance: float, block: Fusion) -> None:
+    assert_within_the_tolerance(block, compress(block, tolerance), tolerance)
 
 
 def assert_within_the_tolerance(plain: Fusion, small: Fusion, tolerance: float) -> None:
