@@ -350,6 +350,7 @@ BASES = (
         _reloaded("sdnq", _sdnq_config(weights_dtype="int8")),
         "its weight is torch.int8, of a SDNQLinear",
         on_flux=True,
+        is_variant=True,  # SDNQ compiles its kernels for each shape, a minute of them here
     ),
     Base(
         "sdnq-uint4-loaded",
