@@ -549,6 +549,26 @@ def test_a_call_may_evaluate_before_its_loop() -> None:
     assert not watched.occupancy.going_on
 
 
+def test_a_call_may_fill_caches_with_what_is_clean() -> None:
+    """Timestep 0, in numbers of its own: the end of the schedule, before the loop and after it."""
+    followed = DDIMScheduler(**SD_BETAS)
+    watched = Watched(followed)
+    clean = torch.zeros(2, 3, dtype=torch.int64)
+    for _ in range(2):
+        with watched.occupancy.call():
+            watched.clock.rewind()
+            for _ in range(2):  # two chunks
+                watched.clock.evaluate(clean)
+                assert watched.told[-1] == watched.clock.progress == 1.0
+                followed.set_timesteps(4)
+                for step, t in enumerate(followed.timesteps):
+                    watched.clock.evaluate((t - t).expand(1))  # whatever the denoiser is told
+                    assert watched.told[-1] == watched.clock.progress == (step + 0.5) / 4
+                    followed.step(torch.ones(1), t, torch.ones(1))
+    with pytest.raises(InUseError, match="the scheduler that the fusion follows does not"):
+        watched.clock.evaluate(clean)
+
+
 def test_several_images_with_one_list_of_timesteps() -> None:
     followed = DDIMScheduler(**SD_BETAS)
     watched = Watched(followed)

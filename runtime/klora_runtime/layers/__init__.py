@@ -13,7 +13,7 @@ needs no change here. A host calls, in this order:
 5. ``live_fusion.LiveFusion(fusion, mode, weights)`` and its ``write()``, which changes the layers.
    The host puts ``claim.mark_of(self)`` into the ``vars`` of each component.
 6. ``live.mode.check()`` when a run begins, and ``live.move(progress)`` before each of its steps,
-   with a progress in [0, 1) from ``artifact.timeline.progress_of_step``.
+   with a progress from ``artifact.timeline.progress_of_step``, or 1 at the end of the schedule.
 7. ``live.set_weights``, ``live.enable`` and ``live.swap`` between runs.
 8. ``live.release()``, which restores every parameter to the bit. The host then removes the mark.
 

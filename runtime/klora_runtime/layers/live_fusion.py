@@ -52,7 +52,7 @@ class LiveFusion:
             raise
 
     def move(self, progress: float) -> None:
-        """Move to ``progress``, in [0, 1): write the layers that switch in between."""
+        """Move to ``progress``, in [0, 1]: write the layers that switch in between."""
         self._progress = progress
         if self.enabled:
             self.mode.move(progress, self.weights)

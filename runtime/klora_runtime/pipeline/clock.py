@@ -12,6 +12,10 @@ same clock; a pickled copy does not.
 
 The denoiser reports the timestep of each evaluation (:meth:`Clock.evaluate`). This shows whether
 the running loop uses a followed scheduler.
+
+Some pipelines also evaluate the denoiser outside of their loops, to fill a cache with keys and
+values of what is clean already: a given image (GLM-Image) or video, a chunk that a loop has just
+finished (AnyFlow's FAR). They tell it timestep 0, which is the end of the schedule.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
@@ -32,11 +36,15 @@ from klora_runtime.pipeline.timesteps import (
     evaluations_of,
     index_by_value,
     index_by_view,
+    is_clean,
     timestep_reader,
 )
 
 #: Methods that a scheduler must have; ``scale_model_input`` and ``set_begin_index`` are optional.
 _NEEDED = ("set_timesteps", "step")
+
+#: Progress at the end of the schedule, after the last step.
+_END = 1.0
 
 
 class Clock:
@@ -49,7 +57,7 @@ class Clock:
         on_begin: called when a loop begins, after its timesteps were set.
 
     Attributes:
-        progress: progress of the current step; None before the first run.
+        progress: progress of the current step, 1 at the end; None before the first run.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Clock:
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._told_by: weakref.ref[Any] | None = None  # the scheduler that was called last
         self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
+        self._where: Literal["before", "in", "after"] = "in"  # where in its loop a call is
         self._timestep: Any = None  # of the first evaluation since the scheduler's last call
         self._blind = False  # an evaluation since then did not say its timestep
 
@@ -105,8 +114,9 @@ class Clock:
         self._told_by = self._begun_by = self._timestep = None
 
     def rewind(self) -> None:
-        """Begin a call of the pipeline: evaluations before its loop are at progress 0."""
+        """Begin a call of the pipeline: its evaluations before the loop are at progress 0."""
         self.progress = self._timestep = None
+        self._where = "before"
         self._on_progress(0.0)
 
     def evaluate(self, timestep: Any) -> None:
@@ -124,6 +134,8 @@ class Clock:
             if not self._occupancy.going_on:
                 raise InUseError(f"{_NOT_FOLLOWED} (To call the denoiser by hand, {_BY_HAND})")
             self._occupancy.go_on(at_known_step=self._timestep is None)  # between two steps
+            if self._where == "after" or (self._where == "before" and is_clean(timestep)):
+                self._report(_END)
         else:
             self._go_on(scheduler, index)
             if index != self._index.get(scheduler) or not self._was_told_by(scheduler):
@@ -207,10 +219,15 @@ class Clock:
         evaluations = evaluations_of(scheduler)
         if not 0 <= index < evaluations:
             if self._begun_by is not None and self._begun_by() is scheduler:  # not a copy
+                self._where = "after"
                 self._occupancy.end()
             return
+        self._where = "in"
         steps = -(-evaluations // order)
-        progress = progress_of_step(index // order, steps)
+        self._report(progress_of_step(index // order, steps))
+
+    def _report(self, progress: float) -> None:
+        """Tell a change of progress."""
         if progress != self.progress:
             self.progress = None  # stays so if the next line raises
             self._on_progress(progress)

@@ -25,7 +25,7 @@ class Report:
     enabled: bool
     """Whether the fusion acts."""
     progress: float | None
-    """Progress, in (0, 1), of the step that runs now or ran last; None before the first step."""
+    """Progress, in (0, 1], of the step that runs now or ran last; None before the first step."""
     rounding: float
     """||held delta - exact delta|| / ||exact delta|| over all layers; 0 means exact."""
     worst_rounding: tuple[str, float]

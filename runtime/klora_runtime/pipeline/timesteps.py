@@ -1,6 +1,6 @@
 """Timesteps that loops pass: their place in the arguments, and their index in the scheduler's list.
 
-Nothing here waits for a GPU, except :func:`differ` if it is allowed to.
+Nothing here waits for a GPU, except :func:`differ` if it is allowed to, and :func:`is_clean`.
 """
 
 from __future__ import annotations
@@ -92,6 +92,11 @@ def differ(one: Any, other: Any, *, wait: bool) -> bool:
     if len(first) != len(second):  # batches of different sizes
         return set(first) != set(second)
     return bool(first != second)
+
+
+def is_clean(timestep: Any) -> bool:
+    """Return whether a denoiser's timestep says that all of its input is free of noise: 0."""
+    return timestep is not None and not torch.as_tensor(timestep).any()
 
 
 def _is_one(timestep: torch.Tensor) -> bool:

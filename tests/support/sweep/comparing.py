@@ -204,8 +204,8 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
 
     A step is over when ``scheduler.step`` follows an evaluation, however often it is called. A
     timestep that comes again, as where a loop goes back, is the same step. An evaluation between
-    two runs through the schedule, as between chunks of a video, is part of the last step. What
-    begins where no timestep tells ends at the end of the schedule. A sampler
+    two runs through the schedule, as between chunks of a video, is at its end, after the last step.
+    What begins where no timestep tells ends at the end of the schedule. A sampler
     of order 2 evaluates twice within a step. Nothing is written where no ``step`` tells.
     """
     scheduler = type(getattr(pipe, "scheduler", None))
@@ -214,7 +214,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
         return
     step, restart = scheduler.step, scheduler.set_timesteps
     places: dict[Any, int] = {}  # of the steps that were done, in order
-    at: list[int] = []
+    at: list[int | None] = []  # None: the end of the schedule
     waiting = total = 0
     begun: int | None = None
     order = max(1, int(getattr(scheduler, "order", 1)))
@@ -239,7 +239,7 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
     def restarting(*args: Any, **kwargs: Any) -> Any:
         nonlocal waiting
         if places:
-            at.extend([max(places.values())] * waiting)
+            at.extend([None] * waiting)
             waiting = 0
         return restart(*args, **kwargs)
 
@@ -254,7 +254,10 @@ def recorded(pipe: Any, moments: list[float]) -> Iterator[None]:
         return
     at.extend([len(places)] * waiting)
     first = total - len(places) if begun is None else begun
-    moments += [((first + place) // order + 0.5) / -(-total // order) for place in at]
+    moments += [
+        1.0 if place is None else ((first + place) // order + 0.5) / -(-total // order)
+        for place in at
+    ]
 
 
 class _Once:
