@@ -17,6 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 Choice = Literal["content", "style"]
+Clock = Literal["step", "noise"]
+#: How a scheduler states its noise: sigma of flow matching, the training timestep, a sigma without
+#: an end for which there is no training.
+Level = Literal["flow", "training", "sigma"]
 
 #: Components of pipelines that are evaluated at every step, or one of which is.
 DENOISERS = (
@@ -161,6 +165,37 @@ class KLora:
                 delta = delta + self.style_weight * self.delta(layer, "style")
             deltas[layer] = delta
         return deltas
+
+
+def progress_of_run(scheduler: Any, clock: Clock, level: Level) -> list[float]:
+    """The progress of each evaluation of a whole run, with timesteps that are set.
+
+    By the clock of the steps it is the middle of the step among all steps. By the clock of the
+    noise it is what is gone of the noise in the middle of the step: half of what is there before it
+    and half of what is there after it.
+    """
+    evaluations = len(scheduler.timesteps)
+    steps = (evaluations + scheduler.order - 1) // scheduler.order
+    found = []
+    for evaluation in range(evaluations):
+        step = evaluation // scheduler.order
+        if clock == "step":
+            found.append((step + 0.5) / steps)
+            continue
+        before = _noise(scheduler, level, scheduler.order * step)
+        after = _noise(scheduler, level, scheduler.order * (step + 1))
+        found.append(max(0.0, 1 - before / 2 - after / 2))
+    return found
+
+
+def _noise(scheduler: Any, level: Level, place: int) -> float:
+    """The noise at a place in the list of timesteps, none after its end."""
+    if level == "training":
+        if place >= len(scheduler.timesteps):
+            return 0.0
+        return float(scheduler.timesteps[place]) / int(scheduler.config.num_train_timesteps)
+    sigma = float(scheduler.sigmas[place]) if place < len(scheduler.sigmas) else 0.0
+    return sigma if level == "flow" else 1 - 1 / (1 + sigma)
 
 
 @contextmanager

@@ -21,9 +21,14 @@ from klora_runtime.artifact.document import (
 )
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.tensor_file import DTYPE_NAMES
+from klora_runtime.artifact.timeline import CLOCKS
 from klora_runtime.errors import ArtifactError
 
-FUSIONS = {"plain": golden_fusion, "every form": fusion_of_every_form}
+FUSIONS = {
+    "plain": golden_fusion,
+    "every form": fusion_of_every_form,
+    "clock of the noise": lambda: replace(golden_fusion(), clock="noise"),
+}
 
 
 @pytest.fixture(params=FUSIONS)
@@ -86,6 +91,18 @@ def test_it_is_shown_as_a_fusion_is() -> None:
     document, fusion = load_document(GOLDEN), load_fusion(GOLDEN)
     assert repr(document) == repr(fusion)
     assert document._repr_html_() == fusion._repr_html_()
+
+
+def test_the_clock_of_the_steps_is_not_written(tmp_path: Path) -> None:
+    texts = {}
+    for clock in CLOCKS:
+        path = tmp_path / f"{clock}.klora.safetensors"
+        save_fusion(replace(golden_fusion(), clock=clock), path)
+        assert load_fusion(path).clock == clock
+        texts[clock] = read_raw(path)[0][METADATA]["klora"]
+    assert '"clock"' not in texts["step"]
+    assert '"clock":"noise"' in texts["noise"]
+    assert "clock noise" in repr(load_fusion(path))
 
 
 def test_a_tensor_that_two_slots_use_counts_once() -> None:

@@ -234,6 +234,14 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda d: d["entries"][0]["timeline"].append({"from": 0.5, "content": 0.0, "style": 0.0}),
         "timeline: the component has no steps: expected one segment",
     ),
+    # clock
+    "clock of no name": (
+        put("clock", "sun"),
+        "clock: expected noise, or no key for step, found su",
+    ),
+    "clock said twice": (put("clock", "step"), "clock: expected noise, or no key for step"),
+    "clock no string": (put("clock", []), "clock: expected noise, or no key for step, found []"),
+    "clock null": (put("clock", None), "clock: expected noise, or no key for step, found None"),
     # fits
     "family no string": (put("fits", "family", 1), "fits.family: expected a string or null"),
     "families unsorted": (

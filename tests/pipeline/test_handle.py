@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -298,10 +299,30 @@ def test_the_report_as_text(pipe: Any) -> None:
 
     assert lines[0] == "mode merge: every weight is a plain float32 tensor"
     assert lines[1] == "layers: 3 switching in unet; 3 switches a run"
+    assert lines[2] == "clock: step, no step yet"
     small = r"\d\.\de-08"
-    assert re.fullmatch(rf"rounding: {small} of the delta, at most {small} \(unet\..*\)", lines[2])
-    assert lines[3] == "memory: 0.05 MB base weights on cpu, 0.01 MB factors on cpu"
+    assert re.fullmatch(rf"rounding: {small} of the delta, at most {small} \(unet\..*\)", lines[3])
+    assert lines[4] == "memory: 0.05 MB base weights on cpu, 0.01 MB factors on cpu"
     assert str(handle.report()).startswith("mode merge (disabled): ")
+
+
+def test_the_clock_of_the_noise_is_shown(pipe: Any) -> None:
+    """With the progress of the run at hand, which depends on its scheduler."""
+    fusion = replace(fusion_for(pipe, [TO_Q]), clock="noise")
+    handle = apply_fusion(pipe, fusion)
+    assert str(handle.report()).splitlines()[2] == "clock: noise, no step yet"
+    assert "acting before the first step" in repr(handle)
+    generate(pipe, TWO_STEPS)
+    last = handle.report().progress
+    assert last == 1 - (1 / 1000 + 0) / 2  # the last timestep of two, leading, is 1
+    assert str(handle.report()).splitlines()[2] == "clock: noise, at progress 1 by noise"
+    assert "acting at progress 1 by noise: " in repr(handle)
+    assert "acting at progress 1 by noise: " in repr(handle.report())
+    assert "progress of sampling by noise" in handle._repr_html_()
+    handle.swap(replace(fusion, clock="step"))
+    assert str(handle.report()).splitlines()[2].startswith("clock: step, ")
+    generate(pipe, TWO_STEPS)
+    assert handle.report().progress == 0.75
 
 
 # In three lines.

@@ -19,7 +19,7 @@ from klora_runtime.artifact.factors import (
 )
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.artifact.schedule import SILENT_FATES, STEPLESS, fingerprint
-from klora_runtime.artifact.timeline import MAX_SEGMENTS
+from klora_runtime.artifact.timeline import CLOCKS, MAX_SEGMENTS
 from klora_runtime.errors import ArtifactError, shown
 
 FORMAT_NAME = "klora-fusion"
@@ -52,8 +52,11 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
         ArtifactError: the document breaks a rule; ``issues`` lists every breach, up to 50.
     """
     check = _Check()
+    stated = {"clock"} if isinstance(document, dict) and "clock" in document else set()
     if not check.keys(
-        document, "fusion", {"format", "tool", "sources", "slots", "rule", "fits", "entries"}
+        document,
+        "fusion",
+        {"format", "tool", "sources", "slots", "rule", "fits", "entries"} | stated,
     ) or not check.format_version(document["format"]):
         raise ArtifactError(f"{where} is not a readable fusion:", check.issues)
     check.provenance(document)
@@ -127,6 +130,9 @@ class _Check:
         if not isinstance(document["tool"], str):
             self.say("tool", "expected a string")
         rule = document["rule"]
+        if "clock" in document and document["clock"] not in CLOCKS[1:]:
+            expected = f"expected {' or '.join(CLOCKS[1:])}, or no key for {CLOCKS[0]}"
+            self.say("clock", f"{expected}, found {shown(document['clock'])}; update klora")
         if self.keys(rule, "rule", {"name", "parameters", "derived"}):
             if not isinstance(rule["name"], str) or not _RULE.fullmatch(rule["name"]):
                 self.say("rule.name", f"not a rule's name: {shown(rule['name'])}")

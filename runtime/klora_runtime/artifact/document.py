@@ -42,7 +42,7 @@ from klora_runtime.artifact.schedule import (
     Slot,
     Source,
 )
-from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.artifact.timeline import CLOCKS, Timeline
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
 
 #: The one metadata key of an artifact.
@@ -160,6 +160,7 @@ def read_document(file: SafetensorsFile) -> Document:
         entries=tuple(_entry(entry, file.tensors) for entry in value["entries"]),
         tool=value["tool"],
         families=tuple(value["fits"].get("families", ())),
+        clock=value.get("clock", CLOCKS[0]),
     )
 
 
@@ -186,6 +187,7 @@ def document_text(document: Document) -> str:
             },
             "fits": _fits_json(document),
             "entries": [_entry_json(entry) for entry in document.entries],
+            **({} if document.clock == CLOCKS[0] else {"clock": document.clock}),
         }
     )
     text = _enveloped(text_digest(inner), inner)

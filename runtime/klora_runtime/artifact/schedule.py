@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.artifact.timeline import ClockName, Timeline
 from klora_runtime.errors import shown
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
@@ -160,6 +160,8 @@ class ScheduleOf(Generic[H]):
     families: tuple[str, ...] = ()
     """Sorted keys of all base models that have the layers, if there are several; ``family`` is None
         then."""
+    clock: ClockName = "step"
+    """What the progress of the timelines follows: the steps, or the noise."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -216,9 +218,10 @@ def summary(fusion: Schedule) -> tuple[str, str, str]:
     more = ["others"] * (len(fusion.candidates) > _NAMES)
     fits = f", for {' or '.join([*names, *more])}" if names else ""
     fates = Counter(entry.fate for entry in fusion.entries if entry.acts)
+    by = f"rule {shown(fusion.rule.name)}" + (", clock noise" if fusion.clock == "noise" else "")
     held = "factors in its sources" if fusion.is_thin else f"{fusion.nbytes / 1e6:.2f} MB"
     return (
-        f"Fusion of {' and '.join(files) or 'no files'} by rule {shown(fusion.rule.name)}{fits}",
+        f"Fusion of {' and '.join(files) or 'no files'} by {by}{fits}",
         f"{fates.total()} layers in {', '.join(map(shown, fusion.components))}; {held}",
         f"acting: {', '.join(f'{count} {shown(fate)}' for fate, count in fates.items())}",
     )

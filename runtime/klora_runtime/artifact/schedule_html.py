@@ -60,7 +60,8 @@ def schedule_html(
         if every > 1:
             title += f" (one layer in {every} is drawn)"
         parts.insert(1, f"<strong>{title}</strong>")
-        parts.append(_svg(drawn, palette, weights or {}, progress, title))
+        axis = "progress of sampling" + (" by noise" if fusion.clock == "noise" else "")
+        parts.append(_svg(drawn, palette, weights or {}, progress, title, axis))
     else:
         parts.append("<em>No layer of the denoiser acts.</em>")
     return f'<div style="font-size:12px">{"".join(parts)}</div>'
@@ -92,6 +93,7 @@ def _svg(
     weights: Mapping[str, float],
     progress: float | None,
     title: str,
+    axis: str,
 ) -> str:
     rows = sum(len(block.entries) for block in drawn)
     height = min(_HEIGHT, rows * _ROW)
@@ -109,7 +111,7 @@ def _svg(
         f'height="{height + 2 * _LINE}" viewBox="{-_LABELS} 0 {_LABELS + _WIDTH + 10} '
         f'{height + 2 * _LINE}" font-size="10" fill="currentColor">'
         f"{_heat(drawn, palette, weights, rows, height)}{_block_names(drawn, step)}{now}"
-        f"{_axis(height)}</svg>"
+        f"{_axis(height, axis)}</svg>"
     )
 
 
@@ -182,11 +184,11 @@ def _block_names(drawn: Sequence[Block], step: float) -> str:
     return "".join(parts)
 
 
-def _axis(height: float) -> str:
+def _axis(height: float, text: str) -> str:
     y = height + _LINE
     return (
         f'<text y="{y}">0</text><text x="{_WIDTH}" y="{y}" text-anchor="end">1</text>'
-        f'<text x="{_WIDTH / 2}" y="{y}" text-anchor="middle">progress of sampling</text>'
+        f'<text x="{_WIDTH / 2}" y="{y}" text-anchor="middle">{text}</text>'
     )
 
 

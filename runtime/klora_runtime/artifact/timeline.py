@@ -1,22 +1,46 @@
-"""Timelines: piecewise-constant coefficients of slots over progress.
+"""Timelines: piecewise-constant coefficients of slots over progress, and clocks, which tell it.
 
-Progress is the middle of a step: step i of N is at (i + 1/2) / N, in (0, 1). A timeline is valid
-for every N, because its breakpoints are progress values and not steps.
+A timeline is valid for every number of steps, because its breakpoints are progress values. A clock
+says which progress a step has:
+
+* ``step``: the middle of the step: step i of N is at (i + 1/2) / N, in (0, 1);
+* ``noise``: what is gone of the noise in the middle of the step, in [0, 1). Where the noise falls
+  linearly, the two are equal.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ClockName = Literal["step", "noise"]
+
+#: Names of all clocks; the first is the one of a fusion that names none.
+CLOCKS: tuple[ClockName, ...] = get_args(ClockName)
 
 #: The greatest number of segments of a timeline; see ``FORMAT.md``.
 MAX_SEGMENTS = 4_096
+
+#: The last float64 below 1.
+_LAST = math.nextafter(1.0, 0.0)
 
 
 def progress_of_step(index: int, steps: int) -> float:
     """Return the progress of step ``index`` (0-based) of ``steps``: (index + 1/2) / steps."""
     return (index + 0.5) / steps
+
+
+def progress_between(before: float, after: float) -> float:
+    """Return the progress of a step by noise: 1 - (before + after) / 2, clamped into [0, 1).
+
+    Args:
+        before: noise level before the step, 1 for noise and 0 for none.
+        after: noise level after the step.
+    """
+    return min(max(1.0 - (before + after) / 2.0, 0.0), _LAST)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class Attachment:
     def take_hold(self, fusion: Fusion) -> None:
         """Follow the scheduler, and watch the pipeline and the components of this fusion."""
         self._let_go_of_components()
+        self._clock.name = fusion.clock
         for name in chosen_components(fusion, self._asked):
             model = original_module(getattr(self._pipe, name))
             timed = name not in STEPLESS and _switches(fusion, name)

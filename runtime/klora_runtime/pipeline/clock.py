@@ -10,6 +10,9 @@ The scheduler instance gets its own subclass (`layers.subclass`), so the shared 
 instance's ``__dict__`` and all signatures stay as they are. A copy of the scheduler drives the
 same clock; a pickled copy does not.
 
+The progress of a step is its place among the steps, or follows the noise (`noise_levels`). For the
+latter, the levels are read when timesteps are set, so no step waits for a GPU.
+
 The denoiser reports the timestep of each evaluation (:meth:`Clock.evaluate`). This shows whether
 the running loop uses a followed scheduler.
 
@@ -26,9 +29,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
-from klora_runtime.artifact.timeline import progress_of_step
+from klora_runtime.artifact.timeline import ClockName, progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers.subclass import Overlay, inherited, plain_twin
+from klora_runtime.pipeline.noise_levels import noise_level_of, order_of, progress_by_noise
 from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.timesteps import (
     Reader,
@@ -58,6 +62,7 @@ class Clock:
 
     Attributes:
         progress: progress of the current step, 1 at the end; None before the first run.
+        name: what progress follows, ``step`` or ``noise``; set it before :meth:`attach`.
     """
 
     def __init__(
@@ -67,12 +72,16 @@ class Clock:
         on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress: float | None = None
+        self.name: ClockName = "step"
         self._on_progress = on_progress
         self._occupancy = occupancy
         self._on_begin = on_begin
         self._overlay = Overlay(self._methods)
         # Followed scheduler, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        # Followed scheduler -> the progress of each of its steps by noise.
+        self._by_noise: weakref.WeakKeyDictionary[Any, tuple[float, ...]]
+        self._by_noise = weakref.WeakKeyDictionary()
         self._told_by: weakref.ref[Any] | None = None  # the scheduler that was called last
         self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
         self._where: Literal["before", "in", "after"] = "in"  # where in its loop a call is
@@ -84,7 +93,8 @@ class Clock:
 
         Raises:
             IncompatibleModelError: the scheduler lacks a needed method, something replaced a
-                method on the instance, or it samples in stages.
+                method on the instance, it samples in stages, or it does not tell its noise and the
+                clock follows that.
         """
         missing = [name for name in _NEEDED if not callable(getattr(scheduler, name, None))]
         covered = [name for name in _WRAPPERS if name in vars(scheduler)]
@@ -103,6 +113,8 @@ class Clock:
                 f"this {type(scheduler).__name__} samples in {stages} stages, each with a schedule "
                 "of its own, so no step of the whole is known. Use a scheduler with stages=1."
             )
+        if self.name == "noise":
+            noise_level_of(scheduler)
         self._index.setdefault(scheduler, 0)
         self._overlay.put_on(scheduler)
 
@@ -110,6 +122,7 @@ class Clock:
         """Stop for good, and give every followed scheduler its class back."""
         self._overlay.retire(list(self._index))
         self._index.clear()
+        self._by_noise.clear()
         self._on_progress, self._on_begin = _ignore, _ignore
         self._told_by = self._begun_by = self._timestep = None
 
@@ -186,6 +199,8 @@ class Clock:
 
     def _begin(self, scheduler: Any) -> None:
         if self._overlay.active:
+            if self.name == "noise":
+                self._by_noise[scheduler] = progress_by_noise(scheduler)
             self._occupancy.begin()
             self._begun_by = weakref.ref(scheduler)
             self._on_begin()
@@ -215,16 +230,13 @@ class Clock:
         self._index[scheduler] = index
         self._told_by, self._timestep = weakref.ref(scheduler), None
         self._blind = False
-        order = max(1, int(getattr(scheduler, "order", 1)))
-        evaluations = evaluations_of(scheduler)
-        if not 0 <= index < evaluations:
+        if not 0 <= index < evaluations_of(scheduler):
             if self._begun_by is not None and self._begun_by() is scheduler:  # not a copy
                 self._where = "after"
                 self._occupancy.end()
             return
         self._where = "in"
-        steps = -(-evaluations // order)
-        self._report(progress_of_step(index // order, steps))
+        self._report(self._progress_at(scheduler, index))
 
     def _report(self, progress: float) -> None:
         """Tell a change of progress."""
@@ -232,6 +244,17 @@ class Clock:
             self.progress = None  # stays so if the next line raises
             self._on_progress(progress)
             self.progress = progress
+
+    def _progress_at(self, scheduler: Any, index: int) -> float:
+        """Return the progress of the step that an evaluation belongs to."""
+        order = order_of(scheduler)
+        step, steps = index // order, -(-evaluations_of(scheduler) // order)
+        if self.name == "step":
+            return progress_of_step(step, steps)
+        known = self._by_noise.get(scheduler, ())
+        if len(known) != steps:  # the fusion was swapped within a loop, or the list was replaced
+            known = self._by_noise[scheduler] = progress_by_noise(scheduler)
+        return known[step]
 
 
 _NOT_FOLLOWED = (
@@ -320,6 +343,8 @@ def _copying(clock: Clock, plain: type) -> dict[str, Any]:
         twin = object.__new__(type(scheduler))
         if clock._overlay.active and scheduler in clock._index:
             clock._index[twin] = clock._index[scheduler]
+            if scheduler in clock._by_noise:
+                clock._by_noise[twin] = clock._by_noise[scheduler]
         return twin
 
     def copied(self: Any) -> Any:

@@ -21,7 +21,7 @@ from klora_runtime.layers.choice import MODES, choose
 from klora_runtime.layers.live_fusion import LiveFusion, checked_weights
 from klora_runtime.layers.rounding import rounding_share
 from klora_runtime.pipeline.attachment import Attachment, layers_in
-from klora_runtime.pipeline.report import Report
+from klora_runtime.pipeline.report import Report, place_text
 
 
 def apply_fusion(
@@ -216,6 +216,7 @@ class FusionHandle:
             weights={slot: live.weights.get(slot, 1.0) for slot in self.fusion.slots},
             enabled=live.enabled,
             progress=self._attachment.progress,
+            clock=self.fusion.clock,
             rounding=rounding_share(roundings),
             worst_rounding=(worst.layer, worst.share),
             nbytes=live.mode.nbytes(),
@@ -258,7 +259,9 @@ class FusionHandle:
             f"{slot} in {count} layers, weight {weights.get(slot, 1.0):g}"
             for slot, count in counts.items()
         )
-        place = "before the first step" if progress is None else f"at progress {progress:.3g}"
+        place = "before the first step"
+        if progress is not None:
+            place = place_text(self.fusion.clock, progress)
         return f"acting {place}: {'; '.join(parts)}"
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from klora_runtime.artifact.timeline import ClockName
+
 
 @dataclass(frozen=True, repr=False)
 class Report:
@@ -25,7 +27,9 @@ class Report:
     enabled: bool
     """Whether the fusion acts."""
     progress: float | None
-    """Progress, in (0, 1], of the step that runs now or ran last; None before the first step."""
+    """Progress, in [0, 1], of the step that runs now or ran last; None before the first step."""
+    clock: ClockName
+    """What the progress follows: ``step``, the count of steps, or ``noise``, the noise level."""
     rounding: float
     """||held delta - exact delta|| / ||exact delta|| over all layers; 0 means exact."""
     worst_rounding: tuple[str, float]
@@ -37,7 +41,7 @@ class Report:
         """Return three lines: the mode, the size, and what acts."""
         kept = sum(self.nbytes.values()) / 1e6
         weights = ", ".join(f"{slot} {weight:g}" for slot, weight in self.weights.items())
-        place = "" if self.progress is None else f" at progress {self.progress:.3g}"
+        place = "" if self.progress is None else f" {place_text(self.clock, self.progress)}"
         return (
             f"Report: mode {self.mode}, {self.why}\n"
             f"{sum(self.layers.values())} layers in {', '.join(self.components)}; "
@@ -50,10 +54,17 @@ class Report:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())
         kept = ", ".join(f"{size / 1e6:.2f} MB {what}" for what, size in self.nbytes.items())
         state = "" if self.enabled else " (disabled)"
+        place = "no step yet" if self.progress is None else place_text(self.clock, self.progress)
         return (
             f"mode {self.mode}{state}: {self.why}\n"
             f"layers: {fates} in {', '.join(self.components)}; {self.switches} switches a run\n"
+            f"clock: {self.clock}, {place}\n"
             f"rounding: {self.rounding:.2g} of the delta, at most {self.worst_rounding[1]:.2g} "
             f"({self.worst_rounding[0]})\n"
             f"memory: {kept}"
         )
+
+
+def place_text(clock: ClockName, progress: float) -> str:
+    """Return where a run is, in a few words."""
+    return f"at progress {progress:.3g}" + (" by noise" if clock == "noise" else "")

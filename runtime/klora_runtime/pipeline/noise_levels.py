@@ -1,0 +1,200 @@
+"""Noise levels of schedulers, for the clock that follows the noise.
+
+A noise level is 1 where a sample is noise and 0 where it is the picture. Every kind of scheduler
+states it in its own way:
+
+* flow matching: sigma, as the scheduler has it, its shift included;
+* a training table (``alphas_cumprod``): the timestep as a share of the training steps. Where the
+  timesteps are no indices of the table: the index whose noise equals sigma, interpolated;
+* neither: sigma / (1 + sigma), or a time between 0 and 1.
+
+Schedulers are known by the names of their classes and base classes. One that is not known, and has
+no training table, is refused: a wrong level would give a wrong picture without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from klora_runtime.artifact.timeline import progress_between
+from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.pipeline.timesteps import evaluations_of
+
+#: How far a level may be out of [0, 1]: some schedulers round their first timestep up.
+_SLACK = 0.01
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """A way in which schedulers state their noise level."""
+
+    text: str
+    """What the level is, in a few words."""
+    read: Callable[[Any], list[float]]
+    """Return the level at each place of a scheduler's list, and at its end where it lists that."""
+
+
+def noise_level_of(scheduler: Any) -> NoiseLevel:
+    """Return how a scheduler states its noise level.
+
+    Raises:
+        IncompatibleModelError: that is not known; the message names the scheduler.
+    """
+    names = [kind.__name__ for kind in type(scheduler).__mro__]
+    for name in names:
+        if name in _NONE:
+            raise _unknown(scheduler, _NONE[name])
+    config = getattr(scheduler, "config", None)
+    if getattr(config, "use_flow_sigmas", False):
+        return SIGMA
+    for name in names:
+        if name in _BY_CLASS:
+            return _BY_CLASS[name]
+    if _training_steps(scheduler) is None or getattr(scheduler, "alphas_cumprod", None) is None:
+        raise _unknown(scheduler, "its noise levels are not known")
+    continuous = getattr(config, "timestep_type", None) == "continuous"
+    if continuous and getattr(config, "prediction_type", None) == "v_prediction":
+        return INDEX_OF_SIGMA
+    return TIMESTEP
+
+
+def progress_by_noise(scheduler: Any) -> tuple[float, ...]:
+    """Return the progress of each step of a scheduler whose timesteps are set.
+
+    The level after the last step is 0, unless the scheduler lists it. A step of two evaluations has
+    one progress. If the lists are on a GPU, this waits for it once.
+
+    Raises:
+        IncompatibleModelError: see :func:`noise_level_of`; or a level is out of range.
+    """
+    evaluations, order = evaluations_of(scheduler), order_of(scheduler)
+    if evaluations == 0:
+        return ()
+    levels = noise_level_of(scheduler).read(scheduler)[: evaluations + 1]
+    for index, level in enumerate(levels):
+        if not -_SLACK <= level <= 1.0 + _SLACK:
+            raise _unknown(
+                scheduler, f"its noise level at timestep {index + 1} would be {level:g}, not 0 to 1"
+            )
+    ends = [*levels[::order], 0.0]
+    return tuple(map(progress_between, ends, ends[1:]))[: -(-evaluations // order)]
+
+
+def order_of(scheduler: Any) -> int:
+    """Return how many evaluations a step of a scheduler takes."""
+    return max(1, int(getattr(scheduler, "order", 1)))
+
+
+def _unknown(scheduler: Any, why: str) -> IncompatibleModelError:
+    return IncompatibleModelError(
+        f"the clock of this fusion follows the noise, which this {type(scheduler).__name__} does "
+        f"not tell: {why}. Use another scheduler, or give the artifact the clock of the steps: "
+        "klora recompile FILE -o NEW --clock step."
+    )
+
+
+# --- kinds of levels ----------------------------------------------------------------------------
+
+
+def _numbers(values: Any) -> list[float]:
+    """Return a list of numbers as they are; waits for a GPU if it is there."""
+    return [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def _training_steps(scheduler: Any) -> int | None:
+    found = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    return int(found) if found else None
+
+
+def _sigmas(scheduler: Any) -> list[float]:
+    return _numbers(scheduler.sigmas)
+
+
+def _ratios(scheduler: Any) -> list[float]:
+    return [sigma / (1.0 + sigma) for sigma in _numbers(scheduler.sigmas)]
+
+
+def _shares(scheduler: Any) -> list[float]:
+    steps = _training_steps(scheduler) or 1
+    return [timestep / steps for timestep in _numbers(scheduler.timesteps)]
+
+
+def _indices(scheduler: Any) -> list[float]:
+    kept = _numbers(scheduler.alphas_cumprod)
+    noise = [math.log((1.0 - each) / each) / 2.0 for each in kept]  # log sigma, ascending
+    steps = _training_steps(scheduler) or len(noise)
+    return [_place(noise, sigma) / steps for sigma in _numbers(scheduler.sigmas)]
+
+
+def _place(noise: Sequence[float], sigma: float) -> float:
+    """Return the index, in between too, at which ascending log sigmas have a sigma."""
+    wanted = math.log(sigma) if sigma > 0.0 else -math.inf
+    above = bisect_right(noise, wanted)
+    if above == 0 or above == len(noise):
+        return float(min(above, len(noise) - 1))
+    low, high = noise[above - 1], noise[above]
+    return above - 1 + (wanted - low) / (high - low)
+
+
+def _times(scheduler: Any) -> list[float]:
+    return _numbers(scheduler.timesteps)
+
+
+def _rising_times(scheduler: Any) -> list[float]:
+    return [1.0 - time for time in _numbers(scheduler.timesteps)]
+
+
+def _angles(scheduler: Any) -> list[float]:
+    angles = _numbers(scheduler.timesteps)
+    return [math.sin(each) / (math.sin(each) + math.cos(each)) for each in angles]
+
+
+SIGMA = NoiseLevel("sigma", _sigmas)
+TIMESTEP = NoiseLevel("timestep / training steps", _shares)
+INDEX_OF_SIGMA = NoiseLevel("training step of sigma", _indices)
+RATIO = NoiseLevel("sigma / (1 + sigma)", _ratios)
+TIME = NoiseLevel("time", _times)
+RISING_TIME = NoiseLevel("1 - time", _rising_times)
+ANGLE = NoiseLevel("sigma / (1 + sigma), sigma = tan t", _angles)
+
+#: Class of diffusers -> its level; others have a training table, whose index their timestep is.
+_BY_CLASS: Mapping[str, NoiseLevel] = {
+    "CMStochasticIterativeScheduler": RATIO,
+    "ConsistencyDecoderScheduler": TIMESTEP,
+    "CosineDPMSolverMultistepScheduler": RATIO,
+    "DDPMWuerstchenScheduler": TIME,
+    "EDMDPMSolverMultistepScheduler": RATIO,
+    "EDMEulerScheduler": RATIO,
+    "FlowMapEulerDiscreteScheduler": SIGMA,
+    "FlowMatchEulerDiscreteScheduler": SIGMA,
+    "FlowMatchHeunDiscreteScheduler": SIGMA,
+    "FlowMatchLCMScheduler": SIGMA,
+    "HeliosDMDScheduler": SIGMA,
+    "HeliosScheduler": SIGMA,
+    "IPNDMScheduler": TIME,
+    "LTXEulerAncestralRFScheduler": SIGMA,
+    "MiniMaxH3Scheduler": SIGMA,
+    "PiflowScheduler": SIGMA,
+    "RFD4ProteinaScheduler": RISING_TIME,
+    "SCMScheduler": ANGLE,
+}
+
+_TOKENS = "it replaces tokens, and adds no noise to them"
+_INVERSE = "it goes from the picture to noise"
+
+#: Class of diffusers -> why it has no level.
+_NONE: Mapping[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DDIMInverseScheduler": _INVERSE,
+    "DPMSolverMultistepInverseScheduler": _INVERSE,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "KarrasVeScheduler": "it adds noise inside a step",
+    "RePaintScheduler": "it goes back to more noise in between",
+    "VQDiffusionScheduler": _TOKENS,
+}
