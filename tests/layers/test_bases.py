@@ -380,3 +380,26 @@ def test_a_linear_layer_whose_packed_weight_has_another_name() -> None:
     assert torch.equal(model["leaf"](x), bare)
     with pytest.raises(IncompatibleModelError, match=r"weight has shape \[4, 6\], expected"):
         find_targets({"unet": model}, hand_fusion(hand_entry("unet.leaf", (4, 8))))
+
+
+def test_wide_layers_that_optimum_quanto_packs_for_tinygemm() -> None:
+    """Layers of 4 bits in bfloat16, of more columns than tiny pipelines have."""
+    quanto = pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 64)).bfloat16()
+    quanto.quantize(model, weights=quanto.qint4)
+    quanto.freeze(model)
+    assert type(model[0].weight).__name__ == "TinyGemmWeightQBitsTensor"
+    entry, x = hand_entry("unet.0", (64, 512), switch=None), torch.randn(5, 512).bfloat16()
+    bare = model(x)
+
+    mode, why = choose("auto", find_targets({"unet": model}, hand_fusion(entry)), {})
+
+    issue = "unet.0: its weight is a TinyGemmWeightQBitsTensor, not a plain tensor"
+    assert why == f"not every weight can be merged into ({issue})"
+    mode.write(0.0, {})
+    expected = bare.double() + x.double() @ delta_of(entry, "content").t()
+    assert relative_difference(model(x).double(), expected) < 1e-2
+    assert relative_difference(bare.double(), expected) > 0.1
+    mode.release()
+    assert torch.equal(model(x), bare)

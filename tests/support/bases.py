@@ -6,6 +6,7 @@ from a file keeps its narrower layers as they are.
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,6 +152,13 @@ def _quanto_config(dtype: str) -> Callable[[], Any]:
     return config
 
 
+def _quanto_int4(pipe: Any) -> None:
+    """Its unpacking is compiled when it is first needed."""
+    if absent := [tool for tool in ("c++", "ninja") if shutil.which(tool) is None]:
+        pytest.skip(f"optimum-quanto's int4 needs {' and '.join(absent)}, which are not installed")
+    _reloaded("optimum.quanto", _quanto_config("int4"))(pipe)
+
+
 def _sdnq_config(**options: Any) -> Callable[[], Any]:
     def config() -> Any:
         from diffusers import SDNQConfig
@@ -166,6 +174,27 @@ def _hqq(pipe: Any) -> None:
     config = hqq.BaseQuantizeConfig(nbits=4, group_size=32)
     computes = {"compute_dtype": torch.float32, "device": "cpu"}
     _attention(pipe, lambda module: hqq.HQQLinear(module, config, **computes))
+
+
+def _black_forest_labs(pipe: Any, scheme: str) -> None:
+    """Layers of the published FLUX.2 in 8 and 4 bits; by hand: diffusers loads whole files only."""
+    from diffusers.quantizers.bfl import utils
+
+    def make(module: nn.Linear) -> nn.Module:
+        packed = utils.QUANTIZED_LINEARS[scheme](
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            compute_dtype=torch.float32,
+        )
+        weights = getattr(utils, f"quantize_{scheme}")(module.weight.detach())
+        names = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+        state = dict(zip(names, (*weights, torch.ones(())), strict=False))
+        state = {name: value for name, value in state.items() if name in packed.state_dict()}
+        packed.load_state_dict(state | ({} if module.bias is None else {"bias": module.bias}))
+        return packed.requires_grad_(False)
+
+    _attention(pipe, make)
 
 
 def _bitsandbytes(kind: str, **options: Any) -> Callable[[Any], None]:
@@ -334,6 +363,12 @@ BASES = (
         "its weight is a WeightQBytesTensor, not a plain tensor",
     ),
     Base(
+        "quanto-int4-loaded",
+        _quanto_int4,
+        "its weight is a WeightQBitsTensor, not a plain tensor",
+        is_variant=True,
+    ),
+    Base(
         "torchao-float8-loaded",
         _reloaded("torchao", _torchao_float8),
         "its weight is a Float8Tensor, not a plain tensor",
@@ -364,6 +399,18 @@ BASES = (
         "its weight is torch.int8, of a SDNQLinear",
         tolerance=2e-3,
         is_variant=True,
+    ),
+    Base(
+        "black-forest-labs-fp8r",
+        lambda pipe: _black_forest_labs(pipe, "fp8r"),
+        "its weight is torch.float8_e4m3fn, of a BFLFP8RLinear",
+        is_variant=True,
+    ),
+    Base(
+        "black-forest-labs-nvfp4",
+        lambda pipe: _black_forest_labs(pipe, "nvfp4"),
+        "its weight is torch.uint8, of a BFLNVFP4Linear",
+        on_flux=True,
     ),
     Base("hqq-4bit", _hqq, "its weight is torch.uint8, of a HQQLinear", on_flux=True),
     Base("layerwise-casting", _FLOAT8, _CAST, late=True, on_flux=True),
