@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from klora_compile.settings.read_options import ReadOptions
     from klora_compile.settings.shared import Settings
     from klora_compile.storing.compress import compress
+    from klora_compile.storing.dropping import drop_unused
     from klora_compile.storing.thin import thin
     from klora_compile.verify import verify_fusion
     from klora_runtime.artifact.fusion import Fusion
@@ -41,6 +42,7 @@ __all__ = [
     "Settings",
     "compile_fusion",
     "compress",
+    "drop_unused",
     "read_adapter",
     "reschedule",
     "thin",
@@ -58,6 +60,7 @@ _HOMES = {
     "Settings": "klora_compile.settings.shared",
     "compile_fusion": "klora_compile.compiler",
     "compress": "klora_compile.storing.compress",
+    "drop_unused": "klora_compile.storing.dropping",
     "read_adapter": "klora_compile.reading.adapter",
     "reschedule": "klora_compile.rescheduling",
     "thin": "klora_compile.storing.thin",

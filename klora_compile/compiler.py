@@ -12,6 +12,7 @@ from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import OnLayer, Statistics, measure
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.planning.deriving import layers_of_slots
+from klora_compile.planning.fates import fate_with
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
@@ -63,8 +64,9 @@ def compile_fusion(
             the total over all LoRAs.
 
     Returns:
-        The fusion, with its factors on the CPU in the dtypes of the files. Write it with
-        :func:`klora_runtime.save_fusion`.
+        The fusion, with its factors on the CPU in the dtypes of the files. It holds each delta
+        that is not zero, also where the schedule never uses it, so :func:`reschedule` can make any
+        other schedule from it. Write it with :func:`klora_runtime.save_fusion`.
 
     Raises:
         LoraError: a file cannot be read completely.
@@ -214,11 +216,11 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
         module=layer.module,
         parameter=layer.parameter,
         shape=layer.shape,
-        fate=planned.fate,
+        fate=fate_with(planned.fate, planned.present),
         timeline=planned.timeline,
         factors={
             slot: Stored(planned.scales[slot], layers[slot][layer.name].delta)
-            for slot in planned.stored
+            for slot in planned.present
         },
         scores={rule.name: planned.scores},
     )

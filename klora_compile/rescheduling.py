@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from klora_compile.planning.fates import fate_with
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
@@ -25,9 +26,7 @@ def reschedule(
 ) -> Fusion:
     """Return a fusion with the schedule that its sources have under other settings.
 
-    The factors are the same tensors, so a handle swaps to the result without loading any. Sweep
-    from one fusion, not from result to result: slots that a schedule never uses are dropped from
-    its result, unless ``keep_all_slots`` is set.
+    The factors are the same tensors, so a handle swaps to the result without loading any.
 
     To change one setting of a rule, begin with the fusion's own:
     ``replace(Klora.from_parameters(fusion.rule.parameters), bias=0.2)``.
@@ -38,7 +37,8 @@ def reschedule(
         settings: the settings that all rules share; by default the fusion's own.
 
     Returns:
-        The fusion that :func:`~klora_compile.compiler.compile_fusion` gives with these settings.
+        The fusion that :func:`~klora_compile.compiler.compile_fusion` gives with these settings,
+        less the slots that were dropped from the given one.
 
     Raises:
         ConfigError: a setting needs the sources, or does not fit these LoRAs.
@@ -59,7 +59,7 @@ def reschedule(
     if missing:
         raise KloraError(
             f"{len(missing)} layers need a LoRA that this artifact dropped there. Compile its "
-            "sources again with --keep-all-slots.",
+            "sources again without --drop-unused.",
             missing,
         )
     return replace(
@@ -141,7 +141,7 @@ def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rul
 def _missing(fusion: Fusion, layers: Mapping[str, LayerPlan]) -> Iterator[str]:
     for entry in fusion.entries:
         there = {*entry.factors, *entry.references}
-        lost = [slot for slot in layers[entry.layer].stored if slot not in there]
+        lost = [slot for slot in layers[entry.layer].used if slot not in there]
         if lost:
             yield f"{shown(entry.layer)}: {', '.join(lost)}"
 
@@ -149,9 +149,7 @@ def _missing(fusion: Fusion, layers: Mapping[str, LayerPlan]) -> Iterator[str]:
 def _entry(entry: Entry, planned: LayerPlan, config: Config) -> Entry:
     return replace(
         entry,
-        fate=planned.fate,
+        fate=fate_with(planned.fate, (*entry.factors, *entry.references)),
         timeline=planned.timeline,
-        factors={slot: f for slot, f in entry.factors.items() if slot in planned.stored},
-        references={slot: r for slot, r in entry.references.items() if slot in planned.stored},
         scores={config.rule.name: planned.scores},
     )

@@ -15,6 +15,7 @@ from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.rules.lookup import RULES
 from klora_compile.settings.config import Config
 from klora_compile.sources import Lora, other_sources, read_again
+from klora_compile.storing.dropping import holds_unused, without_unused
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
 from klora_runtime.artifact.delta import Delta
@@ -52,7 +53,8 @@ def verify_fusion(
         One sentence per difference; empty if the fusion is what its sources give. Scores may
         differ by 1e-6 of their size and breakpoints by 1e-6, as between a CPU and a GPU. Factors
         must be equal to the bit; the error of compressed ones must be the stated one. Scores of an
-        earlier rule that the present rule does not use are not compared.
+        earlier rule that the present rule does not use are not compared. A layer may lack the slots
+        that never act.
 
     Raises:
         LoraError: a file cannot be read completely.
@@ -112,6 +114,8 @@ def _by_name(fusion: Fusion) -> dict[str, Entry]:
 
 
 def _compare_entry(one: Entry, other: Entry, sums: bool) -> Iterator[str]:
+    if not holds_unused(one):
+        other = without_unused(other)
     if one.shape != other.shape:
         yield "shape"
     if one.fate != other.fate:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import LORA, Device, artifact_output
+from klora_compile.commands.parameters import (
+    LORA,
+    Device,
+    artifact_output,
+    drop_unused_option,
+)
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.commands.rule_options import RuleCommand, rule_option
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure all LoRAs, and keep nothing for the next time.",
 )
+@drop_unused_option
 @click.option(
     "--compress",
     type=click.FloatRange(1e-5, 0.5),
@@ -64,6 +70,7 @@ def compile_command(
     output: Path,
     device: str,
     no_cache: bool,
+    drop_unused: bool,
     compress: float | None,
     as_thin: bool,
     force: bool,
@@ -106,6 +113,10 @@ def compile_command(
     cache = None if no_cache else _cache()
     with layer_bar("measuring") as on_layer:
         fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
+    if drop_unused:
+        from klora_compile.storing.dropping import drop_unused as without_unused
+
+        fusion = without_unused(fusion)
     if compress is not None:
         fusion = _compressed(fusion, compress)
     if as_thin:

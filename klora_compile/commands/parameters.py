@@ -22,6 +22,13 @@ artifact_output = click.option(
     help="The artifact to write, by custom NAME.klora.safetensors.",
 )
 
+drop_unused_option = click.option(
+    "--drop-unused",
+    is_flag=True,
+    help="Store only what this schedule uses. The file is smaller, and klora recompile cannot make "
+    "schedules that use more.",
+)
+
 _LARGEST = 1e15
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, artifact_output
+from klora_compile.commands.parameters import ARTIFACT, artifact_output, drop_unused_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.rule_options import AllRulesCommand, rule_option
 from klora_compile.commands.setting_options import given, shared_options
@@ -20,16 +20,23 @@ from klora_compile.commands.setting_options import given, shared_options
 @artifact_output
 @rule_option(None)
 @shared_options("as FILE")
+@drop_unused_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def recompile_command(
-    file: Path, output: Path, rule: str | None, force: bool, as_json: bool, **settings: Any
+    file: Path,
+    output: Path,
+    rule: str | None,
+    drop_unused: bool,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Give the artifact FILE another schedule, from the scores that it holds.
 
     Settings that are not named stay as in FILE; a new rule starts with its own defaults. Settings
-    that need the LoRAs themselves are refused. klora compile --keep-all-slots makes artifacts that
-    suit any schedule.
+    that need the LoRAs themselves are refused, and so are schedules that use what
+    klora compile --drop-unused left out of FILE.
     """
     check_output(output, force, inputs=(file,))
 
@@ -45,6 +52,10 @@ def recompile_command(
     stated = Config.from_parameters(before.rule.name, before.rule.parameters)
     config = stated.changed(rule, **given(settings))
     fusion = reschedule(before, config.rule, config.settings)
+    if drop_unused:
+        from klora_compile.storing.dropping import drop_unused as without_unused
+
+        fusion = without_unused(fusion)
     seconds = time.perf_counter() - begin
     size = save_fusion(fusion, output, overwrite=force)
     summary = summarise(fusion)

@@ -123,7 +123,7 @@ def _squares(
     mean = mean_coefficients(entry.timeline, window)
     lost, all_of_it = [], []
     for length, row in _parts(entry.timeline, window):
-        rest = {slot: row[slot] - gain * mean[slot] for slot in entry.factors}
+        rest = {slot: row[slot] - gain * mean[slot] for slot in entry.acting}
         lost.append(length * _square(rest, products))
         all_of_it.append(length * _square(row, products))
     return math.fsum(lost), math.fsum(all_of_it)
@@ -139,6 +139,6 @@ def _products(entry: Entry) -> dict[tuple[str, str], float]:
     """Return the inner products of all pairs of an entry's deltas, with their scales applied."""
     return {
         (r, s): one.scale * other.scale * one.delta.inner(other.delta)
-        for r, one in entry.factors.items()
-        for s, other in entry.factors.items()
+        for r, one in entry.acting.items()
+        for s, other in entry.acting.items()
     }

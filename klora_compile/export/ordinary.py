@@ -121,7 +121,7 @@ def _dtype(fusion: Fusion, settings: ExportSettings) -> torch.dtype:
     stored = [
         torch.float16 if stored.quantised is not None else tensor.dtype
         for entry in fusion.entries
-        for stored in entry.factors.values()
+        for stored in entry.acting.values()
         for tensor in stored.delta.tensors
     ]
     return functools.reduce(torch.promote_types, stored or [torch.float32])

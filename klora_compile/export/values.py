@@ -72,7 +72,7 @@ def _terms(target: Target, window: Window, gain: float) -> Iterator[_Term]:
     for piece in target.pieces:
         means = mean_coefficients(piece.entry.timeline, window)
         own = layer_gain(piece.entry, gain)
-        for slot, stored in piece.entry.factors.items():
+        for slot, stored in piece.entry.acting.items():
             weight = own * means[slot] * stored.scale
             if weight != 0.0:
                 yield _Term(weight, stored.delta.to(HOST), piece.rows)

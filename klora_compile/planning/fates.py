@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-#: The fate of layers whose stored factors never act.
-IDLE = "idle"
+#: The fates of layers where nothing acts: with stored factors, and without.
+IDLE, DROPPED = "idle", "dropped"
 
 #: Fate -> one sentence about it. A fate is a few lower-case words for reports; it decides nothing.
 FATES: Mapping[str, str] = {
@@ -13,6 +13,13 @@ FATES: Mapping[str, str] = {
     "with its weight": "a bias, chosen with the weight beside it",
     "constant": "a layer without steps (before the loop): constant weights",
     "zero": "both deltas are exactly zero; nothing is stored",
-    "dropped": "left out by a setting of the compiler; nothing is stored",
+    DROPPED: "left out by a setting of the compiler; nothing is stored",
     IDLE: "nothing acts; the stored factors are for other schedules",
 }
+
+
+def fate_with(fate: str, stored: Collection[str]) -> str:
+    """Return the fate of a layer, which may depend on the slots that are stored for it."""
+    if fate in (IDLE, DROPPED):
+        return IDLE if stored else DROPPED
+    return fate

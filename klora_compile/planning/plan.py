@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from klora_compile.planning.fates import IDLE
 from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import Choice, Segment
 from klora_compile.settings.config import Config
@@ -30,13 +29,18 @@ class LayerPlan:
     fate: str
     """A key of :data:`klora_compile.planning.fates.FATES` or of the rule's fates."""
     timeline: Timeline
-    stored: tuple[str, ...]
-    """Slots whose factors the artifact holds."""
+    present: tuple[str, ...]
+    """Slots whose delta is not zero."""
     scales: Mapping[str, float]
     """Slot -> factor on its delta: alpha / rank, or 1 if the network alpha is ignored. Every slot
         that adapts the layer has one."""
     scores: Mapping[str, Any]
     """Measured numbers for reports and new schedules; they decide nothing in an artifact."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Slots that act at some progress."""
+        return tuple(slot for slot in self.present if self.timeline.uses(slot))
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,10 @@ def _plan_layer(
     else:
         choice = _follow(layer, _choose(weight, derived, config))
     timeline = _timeline(layer, choice.segments, config.settings)
-    fate, stored = choice.fate, tuple(slot for slot in layer.sides if timeline.uses(slot))
-    if config.settings.keep_all_slots:
-        stored = tuple(layer.present)
-        fate = IDLE if fate == "dropped" and stored else fate
     scores: dict[str, Any] = {"k": layer.k, "ratio": choice.ratio}
     scores |= {slot: side and side.scores for slot, side in layer.sides.items()}
     scales = {slot: side.scaling for slot, side in layer.sides.items() if side is not None}
-    return LayerPlan(fate, timeline, stored, scales, scores)
+    return LayerPlan(choice.fate, timeline, tuple(layer.present), scales, scores)
 
 
 def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> Choice:

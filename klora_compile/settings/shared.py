@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
-from klora_compile.fields import BySlot, Flag, Number, Word, check_settings, setting
+from klora_compile.fields import BySlot, Number, Word, check_settings, setting
 from klora_compile.slots import CONTENT, role_of
 from klora_runtime.errors import ConfigError
 
@@ -16,7 +16,7 @@ Unpaired = Literal["keep", "drop", "error"]
 _WEIGHT = Number(-100.0, 100.0)
 
 #: Settings that an artifact states only if they differ from their default.
-_OPTIONAL = ("weights", "keep_all_slots")
+_OPTIONAL = ("weights",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,6 @@ class Settings:
             Word(get_args(Unpaired)),
         ),
     )
-    keep_all_slots: bool = field(
-        default=False,
-        metadata=setting(
-            "Store also what this schedule never uses, so that klora recompile can make any other.",
-            Flag(off="drop-unused-slots"),
-        ),
-    )
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -91,8 +84,6 @@ class Settings:
         }
         if self.weights:
             found["weights"] = {slot: float(weight) for slot, weight in self.weights.items()}
-        if self.keep_all_slots:
-            found["keep_all_slots"] = True
         return found
 
     @classmethod

@@ -397,10 +397,10 @@ def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path)
 
 def test_another_schedule_needs_no_source(pair: LoraPair, path: Path, tmp_path: Path) -> None:
     adapters = {"content": read_adapter(pair.content), "style": read_adapter(pair.style)}
-    whole = compile_fusion(*adapters.values(), Klora(), Settings(keep_all_slots=True), device="cpu")
+    whole = compile_fusion(*adapters.values(), Klora(), Settings(), device="cpu")
     save_fusion(thin(whole, adapters), path)
     other = tmp_path / "other"
-    half = Direct(), Settings(content_weight=0.5, keep_all_slots=True)
+    half = Direct(), Settings(content_weight=0.5)
     save_fusion(reschedule(load_fusion(path), *half), other)
     filled = load_fusion(other, sources={"content": pair.content, "style": pair.style})
     assert_equal(filled, reschedule(whole, *half))

@@ -78,7 +78,7 @@ def test_settings_of_all_rules_and_of_reading_are_options(command: str, default:
     assert expected in text
     assert "--weight SLOT=FACTOR A further factor" in text
     assert "--text-encoder [both|content|style|none]" in text
-    assert "--keep-all-slots / --drop-unused-slots" in text
+    assert "--drop-unused Store only what this schedule uses." in text
     reading = "--max-error FLOAT" in text and "[range: 0 to 0.5; default: 1e-06]" in text
     assert reading == (command == "compile")
     assert ("--base PATH The base model" in text) == (command == "compile")
@@ -93,7 +93,7 @@ def test_help_lists_the_options_of_the_rule_that_is_named(rule: str) -> None:
         listed = {flag for flag in every if f"  {flag} " in text}
         assert listed == own
         assert (f"Options of --rule {rule}:" in text) == bool(own)
-        assert "--keep-all-slots" in text
+        assert "--drop-unused" in text
 
 
 def test_help_of_recompile_lists_all() -> None:

@@ -20,7 +20,7 @@ from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_static
 from klora_compile.storing.compress import compress
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.devices.device_types import TYPES
 
 CPU = torch.device("cpu")
@@ -130,6 +130,25 @@ def test_a_fusion_acts_there_as_on_the_cpu(
         for name, parameter in there.unet.named_parameters():
             assert torch.equal(parameter.cpu(), bare[name]), name
         assert all(other.holds(parameter) for parameter in there.unet.parameters())
+
+
+@pytest.mark.parametrize("mode", ["merge", "branch"])
+def test_factors_of_a_layer_may_lie_in_two_places(mode: str, other: OtherDevice) -> None:
+    """A fusion that was loaded there has in host memory what never acted, and another acts."""
+    here, there = Pipe(a_net(torch.float32)), Pipe(a_net(torch.float32))
+    apply_fusion(here, a_fusion(), mode)
+    expected = list(two_steps(here, CPU))
+    with other:
+        there.unet.to(other.device)
+        apply_fusion(there, replace(a_fusion(), entries=tuple(moved_styles(other))), mode)
+        assert_same(list(two_steps(there, other.device)), expected)
+
+
+def moved_styles(other: OtherDevice) -> Iterator[Entry]:
+    for entry in a_fusion().entries:
+        style = entry.factors["style"]
+        moved = replace(style, delta=style.delta.to(other.device))
+        yield replace(entry, factors={**entry.factors, "style": moved})
 
 
 @pytest.mark.parametrize("room", [1e9, 0.0])

@@ -350,7 +350,7 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_settings_of_one_lora_leave_the_others_as_they_were(paths: dict[str, Path]) -> None:
-    fusion = three(paths, "phases", keep_all_slots=True, weights={"content.1": 0.5})
+    fusion = three(paths, "phases", weights={"content.1": 0.5})
     other = rescheduled(fusion, weights={"content.2": 0.3}, slot_phases={"style": "0:0.2"})
     assert other.rule.parameters["weights"] == {"content.1": 0.5, "content.2": 0.3}
     last = rescheduled(other, slot_phases={"content.1": "0:0.7"})

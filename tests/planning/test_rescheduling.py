@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from support.generation import TWO_STEPS, build, generate
 from support.lora_files import GOLDEN, peft_keys, random_pair, write_lora
 from support.shipped import klora
 
-from klora_compile import verify_fusion
-from klora_compile.planning.plan import IDLE
+from klora_compile import drop_unused, verify_fusion
+from klora_compile.planning.fates import IDLE
 from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.sources import by_slot
@@ -45,12 +46,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
+def as_it_is(fusion: Fusion) -> Fusion:
+    return fusion
+
+
 def bytes_of(fusion: Fusion, folder: Path) -> bytes:
     save_fusion(fusion, folder / "x.klora.safetensors", overwrite=True)
     return (folder / "x.klora.safetensors").read_bytes()
-
-
-ALL = {"keep_all_slots": True}
 
 
 @pytest.mark.parametrize(
@@ -70,24 +72,25 @@ ALL = {"keep_all_slots": True}
         ({"top_k": 9}, {"bias": -1.0}),
     ],
 )
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("keep", [as_it_is, drop_unused])
 def test_the_bytes_are_those_of_compiling_anew(
     pair: tuple[Path, Path],
     before: dict[str, Any],
     changes: dict[str, Any],
-    kept: bool,
+    keep: Callable[[Fusion], Fusion],
     tmp_path: Path,
 ) -> None:
     """Where all slots are kept; and where the new schedule needs none that was dropped."""
-    options = ALL if kept else {}
-    save_fusion(compiled(*pair, **before, **options), tmp_path / "first.klora.safetensors")
+    save_fusion(keep(compiled(*pair, **before)), tmp_path / "first.klora.safetensors")
     loaded = load_fusion(tmp_path / "first.klora.safetensors")
-    wanted = compiled(*pair, **(before | changes | options))
+    wanted = compiled(*pair, **(before | changes))
     stored = {e.path: set(e.factors) for e in loaded.entries}
-    if all(set(entry.factors) <= stored[entry.path] for entry in wanted.entries):
-        assert bytes_of(rescheduled(loaded, **changes), tmp_path) == bytes_of(wanted, tmp_path)
+    if all(set(e.factors) <= stored[e.path] for e in drop_unused(wanted).entries):
+        assert bytes_of(keep(rescheduled(loaded, **changes)), tmp_path) == bytes_of(
+            keep(wanted), tmp_path
+        )
     else:
-        assert not kept
+        assert keep is drop_unused
         with pytest.raises(KloraError, match="need a LoRA that this artifact dropped"):
             rescheduled(loaded, **changes)
 
@@ -104,8 +107,8 @@ def test_the_bytes_are_those_of_compiling_anew(
 def test_another_rule_is_compiling_anew_with_it_and_the_way_back_is_exact(
     pair: tuple[Path, Path], rule: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    first = compiled(*pair, **ALL)
-    again, wanted = rescheduled(first, rule, **options), compiled(*pair, rule, **options, **ALL)
+    first = compiled(*pair)
+    again, wanted = rescheduled(first, rule, **options), compiled(*pair, rule, **options)
     assert again.rule == wanted.rule
     for one, other in zip(again.entries, wanted.entries, strict=True):
         assert (one.fate, set(one.factors)) == (other.fate, set(other.factors))
@@ -116,7 +119,7 @@ def test_another_rule_is_compiling_anew_with_it_and_the_way_back_is_exact(
 
 
 def test_all_slots_that_are_not_zero_are_kept(pair: tuple[Path, Path]) -> None:
-    fusion = compiled(*pair, text_encoder="none", unpaired="drop", gamma=1e-9, **ALL)
+    fusion = compiled(*pair, text_encoder="none", unpaired="drop", gamma=1e-9)
     for entry in fusion.entries:
         sides = entry.scores["klora"]
         there = {s for s in ("content", "style") if sides[s] and sides[s]["frobenius"] > 0}
@@ -132,7 +135,7 @@ def test_what_is_stored_and_idle_changes_no_model(pair: tuple[Path, Path]) -> No
     """In both modes a fusion that keeps all slots samples as one that keeps what acts."""
     options = {"text_encoder": "none", "unpaired": "drop", "content_weight": 2.0}
     latents = []
-    for fusion in (compiled(*pair, **options), compiled(*pair, **options, **ALL)):
+    for fusion in (compiled(*pair, **options), compiled(*pair, **options)):
         for mode in ("merge", "branch"):
             pipe = build(TWO_STEPS)
             with apply_fusion(pipe, fusion, mode=mode) as handle:
@@ -143,7 +146,7 @@ def test_what_is_stored_and_idle_changes_no_model(pair: tuple[Path, Path]) -> No
 
 
 def test_factors_are_the_same_tensors_and_a_handle_swaps_to_them(pair: tuple[Path, Path]) -> None:
-    first = compiled(*pair, **ALL)
+    first = compiled(*pair)
     other = rescheduled(first, "direct", style_weight=0.5)
     for one, two in zip(first.entries, other.entries, strict=True):
         for slot, factors in two.factors.items():
@@ -199,36 +202,36 @@ def test_what_needs_the_sources_is_refused_by_name(
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    fusion = compiled(*pair, before[0], **before[1], **ALL)
+    fusion = compiled(*pair, before[0], **before[1])
     with pytest.raises(ConfigError) as caught:
         rescheduled(fusion, rule, **changes)
     assert message in str(caught.value)
 
 
 def test_np_klora_may_change_its_schedule(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    first = compiled(*pair, "np+klora", mu=2.0, **ALL)
-    wanted = compiled(*pair, "np+klora", mu=2.0, bias=0.5, pattern="s*", **ALL)
+    first = compiled(*pair, "np+klora", mu=2.0)
+    wanted = compiled(*pair, "np+klora", mu=2.0, bias=0.5, pattern="s*")
     again = rescheduled(first, bias=0.5, pattern="s*")
     assert bytes_of(again, tmp_path) == bytes_of(wanted, tmp_path)
     assert rescheduled(first, "np", mu=2.0).rule.name == "np"
 
 
 def test_missing_slots_are_all_named(pair: tuple[Path, Path]) -> None:
-    fusion = compiled(*pair, gamma=1e-9)
+    fusion = drop_unused(compiled(*pair, gamma=1e-9))
     with pytest.raises(KloraError) as caught:
         rescheduled(fusion, "direct")
     assert caught.value.issues == tuple(
         f"{name}: style" for name in (LAYERS[0], f"{BLOCK.replace('attn1', 'attn2')}.to_q")
     )
     assert "2 layers need a LoRA that this artifact dropped there" in str(caught.value)
-    assert "--keep-all-slots" in str(caught.value)
+    assert "without --drop-unused" in str(caught.value)
 
 
 def test_artifacts_without_what_is_needed_are_refused(pair: tuple[Path, Path]) -> None:
     """Older ones lack Frobenius norms; others may state anything as scores."""
     with pytest.raises(ConfigError, match="the rule's parameters lack semantics, top_k"):
         rescheduled(load_fusion(GOLDEN), bias=0.5)
-    fusion = compiled(*pair, **ALL)
+    fusion = compiled(*pair)
 
     def with_scores(change: Any) -> Fusion:
         entries = [replace(e, scores={"klora": change(e.scores["klora"])}) for e in fusion.entries]
@@ -254,13 +257,13 @@ def test_artifacts_without_what_is_needed_are_refused(pair: tuple[Path, Path]) -
 
 def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = (tmp_path / f"{name}.klora.safetensors" for name in ("first", "second"))
-    assert klora("compile", *pair, "-o", first, "--keep-all-slots").exit_code == 0
+    assert klora("compile", *pair, "-o", first).exit_code == 0
     result = klora("recompile", first, "-o", second, "--bias", 0.2, "--alpha", 1.2, "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     parameters = facts["rule"]["parameters"]
     assert (parameters["bias"], parameters["alpha"]) == (0.2, 1.2)
-    wanted = compiled(*pair, bias=0.2, alpha=1.2, **ALL)
+    wanted = compiled(*pair, bias=0.2, alpha=1.2)
     assert second.read_bytes() == bytes_of(wanted, tmp_path)
     refused = klora("recompile", first, "-o", second, "--rule", "direct")
     assert "add --force" in refused.stderr
@@ -268,8 +271,14 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
     assert "direct, constant weights" in text
     assert "rescheduled  in " in text
     assert "gamma" not in text
-    shrunk = klora("recompile", second, "-o", first, "--drop-unused-slots", "--force")
-    assert shrunk.exit_code == 0
+    lean = klora(
+        "recompile", second, "-o", first, "--bias", 1, "--rule", "klora", "--drop-unused", "--force"
+    )
+    assert lean.exit_code == 0, lean.stderr
+    assert bytes_of(drop_unused(compiled(*pair, bias=1.0)), tmp_path) == first.read_bytes()
+    refused = klora("recompile", first, "-o", second, "--force", "--bias", 0)
+    assert "layers need a LoRA that this artifact dropped there" in refused.stderr
+    assert klora("recompile", second, "-o", first, "--rule", "direct", "--force").exit_code == 0
     refused = klora("recompile", first, "-o", second, "--force", "--tau", 3)
     assert (refused.exit_code, "rule direct has no such setting" in refused.stderr) == (2, True)
     assert klora("recompile", first, "-o", first, "--force").exit_code == 2
@@ -278,7 +287,8 @@ def test_recompile_on_the_command_line(pair: tuple[Path, Path], tmp_path: Path) 
 def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
     """Nor do they decide anything: an idle dense slot does not keep a layer from branching."""
     options = {"gamma": 1e-9, "content_weight": 2.0, "text_encoder": "none"}
-    lean, whole = compiled(*pair, **options), compiled(*pair, **options, **ALL)
+    whole = compiled(*pair, **options)
+    lean = drop_unused(whole)
     dense = []
     for entry in whole.entries:
         factors = dict(entry.factors)
@@ -303,7 +313,7 @@ def test_idle_slots_cost_nothing_at_run_time(pair: tuple[Path, Path]) -> None:
 def test_scores_that_no_measure_gives_are_refused(
     name: str, value: Any, pair: tuple[Path, Path]
 ) -> None:
-    fusion = compiled(*pair, **ALL)
+    fusion = compiled(*pair)
     entries = []
     for entry in fusion.entries:
         scores = dict(entry.scores["klora"])
@@ -325,8 +335,8 @@ def test_what_was_not_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) 
     path = tmp_path / "direct.klora.safetensors"
     text = "sums of an earlier rule, which were not compared"
     for fusion, said in (
-        (compiled(*pair, "direct", **ALL), False),
-        (rescheduled(compiled(*pair, **ALL), "direct"), True),
+        (compiled(*pair, "direct"), False),
+        (rescheduled(compiled(*pair), "direct"), True),
     ):
         save_fusion(fusion, path, overwrite=True)
         result = klora("verify", path, "--against", *pair)

@@ -77,7 +77,6 @@ def fused(content: str, style: str, gamma: Any, pattern: Any) -> tuple[Mapping[s
 
 def letters(entry: Entry) -> str:
     """``c`` or ``s`` at each progress of the grid."""
-    assert set(entry.factors) == {s for s in ("content", "style") if entry.timeline.uses(s)}
     rows = (entry.timeline.at(t) for t in GRID)
     return "".join("c" if row["content"] > row["style"] else "s" for row in rows)
 

@@ -153,7 +153,7 @@ def literal_projection(content: torch.Tensor, style: torch.Tensor, mu: float) ->
 @pytest.mark.parametrize("rule", ["np", "np+klora"])
 @pytest.mark.parametrize("mu", [0.0, 0.5, 7.0])
 def test_the_projected_content_is_that_of_dense_deltas(files: Files, rule: str, mu: float) -> None:
-    fusion = fused(files, rule, mu=mu, keep_all_slots=True)
+    fusion = fused(files, rule, mu=mu)
     found = entries(fusion)
     for name in (QUERY, CONV):
         wanted = literal_projection(*(files.deltas[s][name] for s in ("content", "style")), mu)
@@ -446,7 +446,6 @@ def test_a_rule_is_a_typed_record() -> None:
         ("direct", {"weights": {"style": 101}}, "weight of style: expected a number from -100"),
         ("direct", {"weights": [1]}, "weights: expected slots with a number each, found [1]"),
         ("phases", {"slot_phases": [1]}, "slot_phases: expected slots with progress:weight, such"),
-        ("direct", {"keep_all_slots": 1}, "keep_all_slots: expected a boolean, found 1"),
     ],
 )
 def test_settings_of_rules_out_of_range_are_named(

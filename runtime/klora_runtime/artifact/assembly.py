@@ -75,13 +75,12 @@ def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
         tensors.setdefault(name, tensor)
         return StoredTensor(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
 
-    packed = _packed(fusion)
-    shared = None if packed is None else kept(packed)
+    packed = {acts: kept(tensor) for acts, tensor in _packed(fusion).items()}
 
-    def slot(stored: Stored) -> SlotInFile:
+    def slot(stored: Stored, acts: bool) -> SlotInFile:
         kind = "dense" if isinstance(stored.delta, Dense) else "lowrank"
-        if shared is not None and stored.quantised is not None:
-            return SlotInFile(kind, stored.scale, {"packed": shared}, stored.quantised)
+        if stored.quantised is not None:
+            return SlotInFile(kind, stored.scale, {"packed": packed[acts]}, stored.quantised)
         parts = zip(FORMS[kind, "plain"].tensors, stored.delta.tensors, strict=True)
         return SlotInFile(kind, stored.scale, {part: kept(tensor) for part, tensor in parts})
 
@@ -89,7 +88,10 @@ def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
         _as(
             EntryOf,
             entry,
-            factors={name: slot(stored) for name, stored in entry.factors.items()},
+            factors={
+                name: slot(stored, entry.timeline.uses(name))
+                for name, stored in entry.factors.items()
+            },
         )
         for entry in fusion.entries
     ]
@@ -102,21 +104,26 @@ def _plain(slot: SlotInFile, tensors: Mapping[str, torch.Tensor]) -> Stored:
     return Stored(slot.scale, form(*parts))
 
 
-def _packed(fusion: Fusion) -> torch.Tensor | None:
-    """Return the tensor that holds all compressed deltas; None if there are none."""
-    compressed = [
-        (entry.factors[name], entry.shape)
-        for entry in fusion.entries
-        for name in sorted(entry.factors)
-        if entry.factors[name].quantised is not None
-    ]
-    if not compressed:
-        return None
-    from klora_runtime.artifact.q.codec import check_shape, pack_factors
+def _packed(fusion: Fusion) -> dict[bool, torch.Tensor]:
+    """Return the tensors that hold the compressed deltas: True -> of those that act, False -> rest.
 
-    for stored, shape in compressed:
-        check_shape(stored, shape)
-    return pack_factors([stored for stored, _ in compressed])
+    So a reader need not decode what never acts.
+    """
+    compressed: dict[bool, list[Stored]] = {}
+    for entry in fusion.entries:
+        for name in sorted(entry.factors):
+            stored = entry.factors[name]
+            if stored.quantised is None:
+                continue
+            from klora_runtime.artifact.q.codec import check_shape  # plain fusions do not need it
+
+            check_shape(stored, entry.shape)
+            compressed.setdefault(entry.timeline.uses(name), []).append(stored)
+    if not compressed:
+        return {}
+    from klora_runtime.artifact.q.codec import pack_factors
+
+    return {acts: pack_factors(group) for acts, group in compressed.items()}
 
 
 def _as(kind: type[T], value: Any, **changed: Any) -> T:

@@ -8,9 +8,9 @@ factors by rank x rank matrices; only :meth:`LowRank.matrix` forms the product.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -198,8 +198,37 @@ class Stored:
     quantised: Quantised | None = None
     """How the file encodes the delta; None if it is not compressed."""
 
+    @classmethod
+    def packed(
+        cls, scale: float, quantised: Quantised, data: torch.Tensor, decode: Callable[[], Delta]
+    ) -> Stored:
+        """Return a compressed delta that is decoded when it is first needed.
+
+        Args:
+            data: the bytes that hold it, possibly with others.
+            decode: returns the delta; what it raises comes out of :attr:`delta`.
+        """
+        found = object.__new__(cls)
+        vars(found).update(scale=scale, quantised=quantised, _data=data, _decode=decode)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Decode the delta of :meth:`packed`."""
+        if name != "delta" or "_decode" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        delta = vars(self)["_decode"]()
+        vars(self)["delta"] = delta
+        return delta
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle the decoded delta."""
+        return type(self), (self.scale, self.delta, self.quantised)
+
     def sizes(self) -> Mapping[Hashable, int]:
         """Return address of each tensor's memory -> its bytes."""
+        if "delta" not in vars(self):
+            data = vars(self)["_data"]
+            return {data.data_ptr(): data.nbytes}
         return {tensor.data_ptr(): tensor.nbytes for tensor in self.delta.tensors}
 
 

@@ -16,7 +16,7 @@ import torch
 
 from klora_runtime.artifact.assembly import document_of, fusion_of, tensor_name
 from klora_runtime.artifact.delta import is_finite
-from klora_runtime.artifact.document import METADATA_KEY, document_text, read_document
+from klora_runtime.artifact.document import METADATA_KEY, Document, document_text, read_document
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import fill
 from klora_runtime.artifact.replacing import replacing
@@ -38,11 +38,12 @@ def load_fusion(
     Args:
         path: a ``.klora.safetensors`` file.
         check: ``structure`` checks the header, the JSON's digest and every reference, shape and
-            range; ``full`` also reads every tensor, compares it with its digest and looks for NaN
-            and infinity.
-        device: where the factors are kept: in host memory, or on the GPU of the pipelines, which
-            saves a transfer each time they are applied. A name that torch knows (``cuda:1``), or
-            ``auto`` for the first GPU, else the CPU.
+            range; ``full`` also compares every tensor with its digest, looks for NaN and infinity,
+            and decodes compressed deltas that never act.
+        device: where the factors that act are kept: in host memory, or on the GPU of the
+            pipelines, which saves a transfer each time they are applied. A name that torch knows
+            (``cuda:1``), or ``auto`` for the first GPU, else the CPU. Factors that never act stay
+            in host memory.
         sources: for a thin artifact, source name -> the LoRA file that it was compiled from.
             Without them the fusion is read but cannot be applied (:attr:`Fusion.is_thin`).
 
@@ -59,7 +60,7 @@ def load_fusion(
     try:
         with TensorFile(place, "artifact") as file:
             document = read_document(file)
-            tensors = file.block(where)
+            tensors = file.block(where, _needed(document))
     except ArtifactError:
         raise
     except FileFormatError as error:
@@ -68,6 +69,8 @@ def load_fusion(
         _check_tensors(place, tensors)
     try:
         fusion = fusion_of(document, tensors)
+        if check == "full":
+            _decode(fusion)
     except ArtifactError as error:
         raise ArtifactError(f"artifact {shown(place)}: {error} Get the file again.") from error
     return fill(fusion, sources, where) if sources else fusion
@@ -107,6 +110,23 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
                 error.issues or [str(error)],
             ) from error
         return new.stat().st_size
+
+
+def _needed(document: Document) -> set[str]:
+    """Return the names of the tensors of slots that act."""
+    return {
+        tensor.name
+        for entry in document.entries
+        for slot in entry.acting.values()
+        for tensor in slot.tensors.values()
+    }
+
+
+def _decode(fusion: Fusion) -> None:
+    """Decode what :func:`fusion_of` left packed."""
+    for entry in fusion.entries:
+        for stored in entry.factors.values():
+            assert stored.delta is not None
 
 
 def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:

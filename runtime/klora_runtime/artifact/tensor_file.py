@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from klora_runtime.artifact.canonical import canonical_json
 from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
+from klora_runtime.devices.names import HOST
 
 _ALIGNMENT = 8
 _ORDER = {name: place for place, name in enumerate(DTYPES)}
@@ -43,10 +45,24 @@ class TensorFile(SafetensorsFile):
         data = self._data(info.start, info.stop)
         return data.view(TORCH_DTYPES[info.dtype]).view(info.shape)
 
-    def block(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Return all tensors by name, as views of one block of memory on a device."""
+    def block(
+        self, device: torch.device, there: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return all tensors by name, as views of one block of memory on a device.
+
+        Args:
+            there: names of the tensors that the device needs; the others are views of a block in
+                host memory. None for all of them.
+        """
         end = max((info.stop for info in self.tensors.values()), default=0)
-        return _views(self._data(0, end).to(device), self.tensors)
+        data = self._data(0, end)
+        if device.type == HOST.type or there is None or all(name in there for name in self.tensors):
+            return _views(data.to(device), self.tensors)
+        found: dict[str, torch.Tensor] = {}
+        for place, wanted in ((device, True), (HOST, False)):
+            infos = {n: info for n, info in self.tensors.items() if (n in there) is wanted}
+            found |= _views(*_joined(data, infos, place))
+        return found
 
     def _data(self, start: int, stop: int) -> torch.Tensor:
         """Return a range of the data as (bytes,) uint8."""
@@ -121,6 +137,19 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes as a tensor on the CPU, in row-major order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _joined(
+    data: torch.Tensor, infos: Mapping[str, TensorInfo], device: torch.device
+) -> tuple[torch.Tensor, dict[str, TensorInfo]]:
+    """Return the bytes of some tensors, one after another on a device, and their new places."""
+    moved, parts, position = {}, [], 0
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)):
+        parts.append(data[info.start : info.stop])
+        moved[name] = replace(info, start=position, stop=position + info.nbytes)
+        position += info.nbytes
+    block = torch.cat(parts) if parts else data.new_empty(0)
+    return block.to(device), moved
 
 
 def _views(data: torch.Tensor, tensors: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The compressed slots of a file, all packed into one tensor.
+"""The compressed slots of a file: those that act are packed into one tensor, the rest into another.
 
 `values` turns their numbers into whole numbers, and `bitstream` codes similar rows of all layers
 together. This module is the room's entry; artifacts without compressed slots do not import it.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 
 import torch
 
@@ -55,7 +57,9 @@ def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
 def unpacked(
     document: Document, tensors: Mapping[str, torch.Tensor]
 ) -> dict[tuple[int, str], Stored]:
-    """Decode all compressed deltas of a document's file.
+    """Decode the compressed deltas of a document's file that act.
+
+    A tensor that holds only deltas that never act is decoded when one of them is first needed.
 
     Args:
         tensors: the file's tensors by name.
@@ -64,16 +68,50 @@ def unpacked(
         (index of the entry, slot) -> its delta.
 
     Raises:
-        ArtifactError: a tensor is damaged; only reading its bytes shows that.
+        ArtifactError: a tensor is damaged; only reading its bytes shows that. For deltas that never
+            act, reading :attr:`Stored.delta` raises it.
     """
     found: dict[tuple[int, str], Stored] = {}
     for name, slots in _slots_by_tensor(document).items():
-        try:
-            stored = unpack_factors(tensors[name], list(slots.values()))
-        except ValueError as error:
-            raise ArtifactError(f"tensor {name} is damaged: {error}.") from error
-        found.update(zip(slots, stored, strict=True))
+        packed = _Packed(name, tensors[name], list(slots.values()))
+        if any(document.entries[index].timeline.uses(slot) for index, slot in slots):
+            found.update(zip(slots, packed.stored(), strict=True))
+            continue
+        for place, (where, slot) in enumerate(slots.items()):
+            decode = partial(packed.delta, place)
+            found[where] = Stored.packed(slot.scale, slot.quantised, packed.data, decode)
     return found
+
+
+class _Packed:
+    """A tensor of compressed deltas, decoded at most once; threads may share it."""
+
+    def __init__(self, name: str, data: torch.Tensor, slots: list[PackedSlot]) -> None:
+        self.data = data
+        self._name, self._slots = name, slots
+        self._found: list[Stored] | None = None
+        self._lock = Lock()
+
+    def stored(self) -> list[Stored]:
+        """Return all deltas, in packing order.
+
+        Raises:
+            ArtifactError: the tensor is damaged.
+        """
+        with self._lock:
+            if self._found is None:
+                try:
+                    self._found = unpack_factors(self.data, self._slots)
+                except ValueError as error:
+                    raise ArtifactError(f"tensor {self._name} is damaged: {error}.") from error
+            return self._found
+
+    def delta(self, place: int) -> Delta:
+        """Return one delta; see :meth:`stored`."""
+        try:
+            return self.stored()[place].delta
+        except ArtifactError as error:
+            raise ArtifactError(f"{error} Get the artifact again.") from error
 
 
 def _slots_by_tensor(document: Document) -> dict[str, dict[tuple[int, str], PackedSlot]]:
