@@ -29,6 +29,7 @@ PUBLIC: dict[str, list[str]] = {
         "Settings",
         "compile_fusion",
         "compress",
+        "drop_unused",
         "read_adapter",
         "reschedule",
         "thin",
