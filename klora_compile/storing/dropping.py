@@ -13,6 +13,9 @@ def drop_unused(fusion: Fusion) -> Fusion:
 
     Pictures stay the same to the bit. :func:`~klora_compile.rescheduling.reschedule` then makes
     only schedules that use no dropped slot.
+
+    Args:
+        fusion: a compiled or loaded fusion.
     """
     return replace(fusion, entries=tuple(map(without_unused, fusion.entries)))
 
