@@ -206,6 +206,7 @@ def _fusion(
         entries=tuple(_entry(layer, layers, plan, rule) for layer in every),
         tool=f"klora {__version__}",
         families=families if len(families) > 1 else (),
+        clock=config.settings.clock,
     )
 
 

@@ -29,7 +29,8 @@ def reschedule(
     The factors are the same tensors, so a handle swaps to the result without loading any.
 
     To change one setting of a rule, begin with the fusion's own:
-    ``replace(Klora.from_parameters(fusion.rule.parameters), bias=0.2)``.
+    ``replace(Klora.from_parameters(fusion.rule.parameters), bias=0.2)``. To change its clock:
+    ``replace(Settings.from_parameters(fusion.rule.parameters), clock="noise")``.
 
     Args:
         fusion: a compiled or loaded fusion.
@@ -44,7 +45,7 @@ def reschedule(
         ConfigError: a setting needs the sources, or does not fit these LoRAs.
         KloraError: the fusion lacks slots that the new schedule uses; ``issues`` names them.
     """
-    before = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
+    before = Config.of_fusion(fusion)
     config = Config(
         before.rule if rule is None else rule, before.settings if settings is None else settings
     )
@@ -67,6 +68,7 @@ def reschedule(
         rule=StatedRule(config.rule.name, config.parameters(), plan.derived),
         entries=tuple(_entry(entry, plan.layers[entry.layer], config) for entry in fusion.entries),
         tool=f"klora {__version__}",
+        clock=config.settings.clock,
     )
 
 

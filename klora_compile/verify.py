@@ -82,7 +82,7 @@ def verify_fusion(
 
 
 def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
-    for part in ("sources", "slots", "family", "families"):
+    for part in ("sources", "slots", "family", "families", "clock"):
         if getattr(fusion, part) != getattr(again, part):
             yield f"{part}: stated {getattr(fusion, part)}, computed {getattr(again, part)}"
     for part in ("parameters", "derived"):

@@ -15,6 +15,7 @@ from klora_compile.commands.parameters import (
     Device,
     artifact_output,
     drop_unused_option,
+    shift_option,
 )
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_result
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Store the schedule alone; applying it needs the LoRA files.",
 )
+@shift_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def compile_command(
@@ -73,6 +75,7 @@ def compile_command(
     drop_unused: bool,
     compress: float | None,
     as_thin: bool,
+    shift: float | None,
     force: bool,
     as_json: bool,
     reading: ReadOptions,
@@ -101,12 +104,14 @@ def compile_command(
 
     from klora_compile.compiler import compile_sources
     from klora_compile.report.compilation import Compilation
+    from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
     from klora_compile.sources import by_slot, read_sources
     from klora_runtime.artifact.file import save_fusion
     from klora_runtime.devices.names import as_device
 
     config = Config.named(rule, **given(settings))
+    runs_of(config.settings.clock, shift)
     where, begin = as_device(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(by_slot(contents, styles), config, reading, on_module=on_module)
@@ -125,7 +130,7 @@ def compile_command(
         fusion = thin(fusion, adapters)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
-    compilation = Compilation(fusion, adapters, output, size, seconds)
+    compilation = Compilation(fusion, adapters, output, size, seconds, shift)
     print_result(as_json, "compilation", compilation.json, compilation.text)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, source_option
+from klora_compile.commands.parameters import ARTIFACT, shift_option, source_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.export.schedule import is_export
 from klora_compile.export.settings import ExportSettings, Keys, Precision
@@ -57,6 +57,7 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
     "compressed]",
 )
 @source_option
+@shift_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")
 @json_option
 def export_command(
@@ -69,6 +70,7 @@ def export_command(
     gain: float,
     dtype: Precision | None,
     sources: tuple[tuple[str, Path], ...],
+    shift: float | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -79,11 +81,14 @@ def export_command(
 
     With --phases, schedule.json says when each LoRA acts, as a fraction of the steps and as a
     percentage of the timesteps (ComfyUI's start_percent). These two are equal only if the sampler's
-    timesteps are spaced linearly.
+    timesteps are spaced linearly. If the schedule follows the noise, it says so by noise level, and
+    for the shifts that it assumes (--shift).
     """
     settings = ExportSettings(keys=keys, rank=rank, gain=gain, dtype=dtype)
     if static == (phases is not None):
         raise click.UsageError("name one of --static and --phases N.")
+    if static and shift is not None:
+        raise click.UsageError("--shift is for schedule.json, which --phases writes.")
     inputs = (file, *(path for _, path in sources))
     check_output(output, force, inputs, folder_of=None if phases is None else is_export)
 
@@ -99,7 +104,7 @@ def export_command(
         lora = export_static(fusion, output, settings, overwrite=force)
         facts, rows = lora.json(), static_lines(lora)
     else:
-        folder = export_phases(fusion, output, phases, settings, overwrite=force)
+        folder = export_phases(fusion, output, phases, settings, overwrite=force, shift=shift)
         facts, rows = folder.json(), phase_lines(folder)
     if as_json:
         print_json("export", {"output": str(output), **facts})

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from klora_compile.commands.parameters import LORA
+from klora_compile.commands.parameters import LORA, shift_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import reading_options
 from klora_compile.settings.read_options import ReadOptions
@@ -22,8 +22,11 @@ from klora_compile.settings.read_options import ReadOptions
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
+@shift_option
 @reading_options
-def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadOptions) -> None:
+def inspect_command(
+    file: Path, as_json: bool, plot: Path | None, shift: float | None, reading: ReadOptions
+) -> None:
     """Show the contents of FILE, an artifact or a LoRA.
 
     For an artifact: sources, rule, and each layer's schedule. For a LoRA (a file, or a folder that
@@ -33,9 +36,11 @@ def inspect_command(file: Path, as_json: bool, plot: Path | None, reading: ReadO
     from klora_runtime.artifact.document import is_artifact
 
     if is_artifact(file):
-        _inspect_artifact(file, as_json, plot)
+        _inspect_artifact(file, as_json, plot, shift)
     elif plot is not None:
         raise click.UsageError(f"{file} is not an artifact: --plot draws a schedule.")
+    elif shift is not None:
+        raise click.UsageError(f"{file} is not an artifact: --shift is of a schedule.")
     else:
         _inspect_lora(file, as_json, reading)
 
@@ -60,7 +65,7 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
         raise result
 
 
-def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
+def _inspect_artifact(file: Path, as_json: bool, plot: Path | None, shift: float | None) -> None:
     from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
     from klora_compile.report.summary import bytes_text, summarise, summary_lines
@@ -72,10 +77,10 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
     if plot is not None:
         from klora_compile.report.plot import plot_schedule
 
-        plot_schedule(fusion, plot, overwrite=True)
+        plot_schedule(fusion, plot, overwrite=True, shift=shift)
         click.echo(f"wrote {plot}", err=True)
     if as_json:
-        print_json("fusion", inspection(fusion))
+        print_json("fusion", inspection(fusion, shift))
         return
 
     from klora_compile.report.schedule_map import text_map
@@ -88,10 +93,10 @@ def _inspect_artifact(file: Path, as_json: bool, plot: Path | None) -> None:
         facts += [f"trigger words: {words}"] if words else []
         facts += _notes(source)
         rows.append((shown(name), ", ".join(facts)))
-    click.echo(labelled(rows + summary_lines(summarise(fusion)) + storage_lines(fusion)))
+    click.echo(labelled(rows + summary_lines(summarise(fusion, shift)) + storage_lines(fusion)))
     click.echo()
     columns = shutil.get_terminal_size((100, 24)).columns
-    click.echo(text_map(fusion, width=max(20, min(60, columns - 48))))
+    click.echo(text_map(fusion, max(20, min(60, columns - 48)), shift))
 
 
 def _notes(source: Any) -> list[str]:

@@ -29,6 +29,14 @@ drop_unused_option = click.option(
     "schedules that use more.",
 )
 
+#: The option ``--shift`` of commands that report on steps.
+shift_option = click.option(
+    "--shift",
+    type=float,
+    help="For the clock of the noise: the shift of the schedule that the report assumes. It "
+    "changes no choice.  [range: 0.01 to 1000; default: 1 and 3, side by side]",
+)
+
 _LARGEST = 1e15
 
 

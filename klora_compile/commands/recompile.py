@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, artifact_output, drop_unused_option
+from klora_compile.commands.parameters import (
+    ARTIFACT,
+    artifact_output,
+    drop_unused_option,
+    shift_option,
+)
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.rule_options import AllRulesCommand, rule_option
 from klora_compile.commands.setting_options import given, shared_options
@@ -21,6 +26,7 @@ from klora_compile.commands.setting_options import given, shared_options
 @rule_option(None)
 @shared_options("as FILE")
 @drop_unused_option
+@shift_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def recompile_command(
@@ -28,6 +34,7 @@ def recompile_command(
     output: Path,
     rule: str | None,
     drop_unused: bool,
+    shift: float | None,
     force: bool,
     as_json: bool,
     **settings: Any,
@@ -43,14 +50,15 @@ def recompile_command(
     from klora_compile.report.summary import bytes_text, summarise, summary_lines
     from klora_compile.report.table import labelled
     from klora_compile.rescheduling import reschedule
+    from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import shown
 
     before = load_fusion(file)
     begin = time.perf_counter()
-    stated = Config.from_parameters(before.rule.name, before.rule.parameters)
-    config = stated.changed(rule, **given(settings))
+    config = Config.of_fusion(before).changed(rule, **given(settings))
+    runs_of(config.settings.clock, shift)
     fusion = reschedule(before, config.rule, config.settings)
     if drop_unused:
         from klora_compile.storing.dropping import drop_unused as without_unused
@@ -58,7 +66,7 @@ def recompile_command(
         fusion = without_unused(fusion)
     seconds = time.perf_counter() - begin
     size = save_fusion(fusion, output, overwrite=force)
-    summary = summarise(fusion)
+    summary = summarise(fusion, shift)
     if as_json:
         facts = {"output": str(output), "bytes_out": size, "seconds": seconds}
         print_json("recompilation", facts | summary.json())

@@ -11,6 +11,7 @@ from klora_compile.export.averaging import WHOLE, Loss, ScheduleError, Window, p
 from klora_compile.export.ordinary import OrdinaryLora, ordinary_lora, spelling_of
 from klora_compile.export.schedule import SCHEDULE_FILE, is_export, phase_file, schedule_json
 from klora_compile.export.settings import ExportSettings
+from klora_compile.runs import runs_of
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.tensor_file import write_tensors
@@ -101,6 +102,7 @@ def export_phases(
     settings: ExportSettings | None = None,
     *,
     overwrite: bool = False,
+    shift: float | None = None,
 ) -> ExportedPhases:
     """Write the averages over equal phases of the sampling as ordinary LoRAs, with a schedule.
 
@@ -110,15 +112,19 @@ def export_phases(
         count: N, 2 to 100.
         settings: settings of the export.
         overwrite: replace an existing folder, unless it has files that are not of an export.
+        shift: for a fusion by the clock of the noise, the shift that ``schedule.json`` assumes,
+            0.01 to 1000; by default 1 and 3, side by side.
 
     Raises:
-        ConfigError: ``count`` is out of range.
+        ConfigError: ``count`` or ``shift`` is out of range, or the clock follows the steps and a
+            shift is named.
         KloraError: see :func:`export_static`; an old folder is unchanged.
     """
     if not (type(count) is int and 2 <= count <= MAX_PHASES):
         raise ConfigError(
             f"phases: expected a whole number from 2 to {MAX_PHASES}, found {count!r}."
         )
+    runs_of(fusion.clock, shift)
     settings, place = settings or ExportSettings(), Path(folder)
     spelling = spelling_of(fusion, settings)
     written = []
@@ -130,7 +136,8 @@ def export_phases(
             write_tensors(file, lora.tensors, lora.metadata)
             lost = errors.over(window, gain=settings.gain)
             written.append(_exported(lora, file, window, lost))
-        text = schedule_json({each.file: (each.window, each.schedule.total) for each in written})
+        told = {each.file: (each.window, each.schedule.total) for each in written}
+        text = schedule_json(told, fusion.clock, shift)
         (temporary / SCHEDULE_FILE).write_text(text, encoding="ascii")
         together = errors.over(*phases(count), gain=settings.gain)
     return ExportedPhases(tuple(written), together)

@@ -27,6 +27,8 @@ class Compilation:
     size: int
     """Bytes of the artifact."""
     seconds: float
+    shift: float | None = None
+    """See :func:`~klora_compile.runs.runs_of`."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -38,12 +40,12 @@ class Compilation:
             "reading": {slot: reading_json(adapter) for slot, adapter in self.adapters.items()},
             "thin": self.fusion.is_thin,
             "compression": None if found is None else found.json(),
-            **summarise(self.fusion).json(),
+            **summarise(self.fusion, self.shift).json(),
         }
 
     def text(self) -> str:
         """Return lines for people."""
-        summary = summarise(self.fusion)
+        summary = summarise(self.fusion, self.shift)
         rows = [("artifact", shown(self.output)), *reading_lines(self.adapters)]
         rows += [*summary_lines(summary), *storage_lines(self.fusion)]
         read = " + ".join(bytes_text(count) for count in summary.bytes_in.values())

@@ -12,23 +12,33 @@ from klora_runtime.artifact.checks import FORMAT_VERSION
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Slot
 
+#: Fields of the summary that are here too.
+_SUMMARISED = (
+    *("rule", "gamma", "derived", "family"),
+    *("clock", "shifts", "few_steps", "near_ties"),
+)
+
 #: Printed name of each number of a slot, and its key in the scores.
 _NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank", "rank"))
 
 
-def inspection(fusion: Fusion) -> dict[str, Any]:
+def inspection(fusion: Fusion, shift: float | None = None) -> dict[str, Any]:
     """Return a fusion as JSON values, with numbers in full precision.
+
+    Args:
+        fusion: the fusion.
+        shift: see :func:`~klora_compile.runs.runs_of`.
 
     In each layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null if
     that LoRA does not adapt the layer or the rule did not measure it. ``k`` and the Top-K sums are
     also null if only one LoRA adapts the layer; ``ratio`` is null if nothing was compared.
     """
-    summary = summarise(fusion).json()
+    summary = summarise(fusion, shift).json()
     compression, stored = compression_of(fusion), stored_json(fusion)
     return {
         "format_version": FORMAT_VERSION,
         "tool": fusion.tool,
-        **{name: summary[name] for name in ("rule", "gamma", "derived", "family", "near_ties")},
+        **{name: summary[name] for name in _SUMMARISED},
         "fingerprint": fusion.fingerprint,
         "factor_bytes": fusion.nbytes,
         "thin": fusion.is_thin,

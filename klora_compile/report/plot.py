@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from klora_compile.extras import missing_library
-from klora_compile.report.schedule_map import slot_label
+from klora_compile.report.schedule_map import MARKED_STEPS, slot_label
 from klora_compile.report.scores import number_of
 from klora_compile.report.summary import gamma_of, rule_of
+from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
 from klora_runtime.artifact.replacing import replacing
@@ -21,9 +23,13 @@ _COLUMNS = 1200
 _RATIO_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0, 1000.0)
 _INK = "#222222"
 _MAX_LABELS = 45
+#: Styles of the lines that mark the steps of runs.
+_LINES = ("dotted", "dashed")
 
 
-def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> None:
+def plot_schedule(
+    fusion: Schedule, path: Path, *, overwrite: bool = False, shift: float | None = None
+) -> None:
     """Draw the schedule as a heat map into an image file.
 
     Rows are the denoiser's layers that act, from input to output, grouped by block; columns are
@@ -33,8 +39,11 @@ def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> N
     Args:
         path: the file; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``).
         overwrite: replace an existing file.
+        shift: see :func:`~klora_compile.runs.runs_of`; by the clock of the noise, lines mark the
+            steps of each run that is assumed.
 
     Raises:
+        ConfigError: see :func:`~klora_compile.runs.runs_of`.
         KloraError: matplotlib is not installed, the file exists and ``overwrite`` is false, or it
             cannot be written; an old file is unchanged.
     """
@@ -42,6 +51,7 @@ def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> N
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_library("the plot", error) from error
+    runs = [run for run in runs_of(fusion.clock, shift) if run.shift is not None]
     rows = [acting for block in blocks(fusion) if (acting := block.acting()).entries]
     if not rows:
         raise KloraError("there is nothing to plot: no denoiser layer of the fusion acts.")
@@ -54,6 +64,7 @@ def plot_schedule(fusion: Schedule, path: Path, *, overwrite: bool = False) -> N
     else:
         heat, ratios = figure.subplots(), None
     draw_heat(heat, fusion, layers)
+    _draw_steps(heat, runs)
     _draw_blocks(heat, ratios, rows)
     _draw_titles(figure, heat, fusion, rows)
     with replacing(path, overwrite=overwrite) as temporary:
@@ -74,8 +85,19 @@ def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None
             colour = mixed([(palette[slot], part) for slot, part in parts.items()])
             image[row, progress >= start] = colour if parts else (255, 255, 255)
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.0, 1.0, len(layers), 0.0))
-    axes.set_xlabel("progress of sampling", color=_INK)
+    by = " by noise" if fusion.clock == "noise" else ""
+    axes.set_xlabel(f"progress of sampling{by}", color=_INK)
     axes.set_xlim(0.0, 1.0)
+
+
+def _draw_steps(heat: Any, runs: Sequence[Run]) -> None:
+    """Mark the steps of runs, each with lines of its own, and say so below the axis."""
+    for run, style in zip(runs, _LINES, strict=False):
+        for moment in run.progress(MARKED_STEPS):
+            heat.axvline(moment, color=_INK, linewidth=0.8, linestyle=style)
+    marks = ", ".join(f"{run.text} {style}" for run, style in zip(runs, _LINES, strict=False))
+    if marks:
+        heat.set_xlabel(f"{heat.get_xlabel()}; lines: {MARKED_STEPS} steps, {marks}", color=_INK)
 
 
 def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:

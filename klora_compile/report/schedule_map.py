@@ -7,6 +7,7 @@ from itertools import cycle
 
 import click
 
+from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.palette import Rgb, colours, mixed
 from klora_runtime.artifact.schedule import Schedule
@@ -18,23 +19,48 @@ _SHADES = "░▒▓█"
 #: Letters of more than two slots, in their order; small if a slot acts in less than half a block.
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ALIKE = "="
+_STEP = "|"
+
+#: Number of steps of the runs that maps mark by the clock of the noise.
+MARKED_STEPS = 8
 _ROUNDING = 1e-9
 
 
-def text_map(fusion: Schedule, width: int) -> str:
+def text_map(fusion: Schedule, width: int, shift: float | None = None) -> str:
     """Return the map as text: a line per block, progress from left to right.
 
+    By the clock of the noise, a line below marks the steps of each run that is assumed.
+
     Args:
+        fusion: the fusion.
         width: length of the progress axis in characters.
+        shift: see :func:`~klora_compile.runs.runs_of`.
+
+    Raises:
+        ConfigError: see :func:`~klora_compile.runs.runs_of`.
     """
+    runs = [run for run in runs_of(fusion.clock, shift) if run.shift is not None]
     rows = blocks(fusion)
     if not rows:
         return "no denoiser layers"
-    label = max(len(shown(block.name)) for block in rows)
+    names = [*(shown(block.name) for block in rows), *map(_run_label, runs)]
+    label = max(map(len, names))
     palette = colours(fusion.slots)
     lines = [_line(block, label, width, palette) for block in rows]
-    axis = f"{'':<{label}}  0{'progress':^{max(8, width - 2)}}1"
-    return "\n".join([*lines, axis, f"{'':<{label}}  {_legend(fusion, palette)}"])
+    words = "progress by noise" if runs else "progress"
+    axis = f"{'':<{label}}  0{words:^{max(len(words), width - 2)}}1"
+    rulers = [f"{_run_label(run):<{label}}  {_ruler(run, width)}" for run in runs]
+    return "\n".join([*lines, axis, *rulers, f"{'':<{label}}  {_legend(fusion, palette)}"])
+
+
+def _run_label(run: Run) -> str:
+    return f"{MARKED_STEPS} steps, {run.text}"
+
+
+def _ruler(run: Run, width: int) -> str:
+    """Return a mark at the progress of each step of a run."""
+    marked = {int(moment * width) for moment in run.progress(MARKED_STEPS)}
+    return "".join(_STEP if column in marked else " " for column in range(width)).rstrip()
 
 
 def slot_label(fusion: Schedule, slot: str) -> str:

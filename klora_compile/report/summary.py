@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from klora_compile.report.fates import COMMON, QUIET
+from klora_compile.report.few_steps import FewSteps, few_steps
 from klora_compile.report.scores import number_of
-from klora_compile.rules.kit.breakpoints import near_range_end, near_step
+from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
+from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.schedule import Schedule
+from klora_runtime.artifact.timeline import ClockName
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import families_name, family_name
 
@@ -43,6 +46,12 @@ class Summary:
     """All numbers that the rule computed for the whole model."""
     fates: Mapping[str, int]
     """Fate -> number of layers; all the rule's own fates come first, even with 0 layers."""
+    clock: ClockName
+    """What the progress of the schedule follows."""
+    shifts: tuple[float, ...]
+    """Shifts of the runs that :attr:`near_ties` and :attr:`few_steps` assume; empty by the clock of
+        the steps, which needs none."""
+    few_steps: tuple[FewSteps, ...]
     near_ties: tuple[NearTie, ...]
     ranks: Mapping[str, tuple[int, ...]]
     """Source -> its distinct ranks."""
@@ -57,8 +66,17 @@ class Summary:
         return {"rule": rule, **fields}
 
 
-def summarise(fusion: Schedule) -> Summary:
-    """Return the summary of a compiled or loaded fusion."""
+def summarise(fusion: Schedule, shift: float | None = None) -> Summary:
+    """Return the summary of a compiled or loaded fusion.
+
+    Args:
+        fusion: the fusion.
+        shift: see :func:`~klora_compile.runs.runs_of`.
+
+    Raises:
+        ConfigError: see :func:`~klora_compile.runs.runs_of`.
+    """
+    runs = runs_of(fusion.clock, shift)
     counts = Counter(entry.fate for entry in fusion.entries)
     rule = rule_of(fusion)
     common = [fate for fate in COMMON if rule is None or not rule.whole or fate != "one-sided"]
@@ -72,7 +90,10 @@ def summarise(fusion: Schedule) -> Summary:
         gamma=gamma_of(fusion),
         derived=dict(fusion.rule.derived),
         fates={fate: counts[fate] for fate in fates},
-        near_ties=tuple(near_ties(fusion)),
+        clock=fusion.clock,
+        shifts=tuple(run.shift for run in runs if run.shift is not None),
+        few_steps=few_steps(fusion, runs),
+        near_ties=tuple(near_ties(fusion, runs)),
         ranks={name: source.ranks for name, source in fusion.sources.items()},
         bytes_in={name: source.bytes for name, source in fusion.sources.items()},
     )
@@ -88,11 +109,11 @@ def gamma_of(fusion: Schedule) -> float | dict[str, float | None] | None:
     return next(iter(derived.values()), None)
 
 
-def near_ties(fusion: Schedule) -> Iterator[NearTie]:
+def near_ties(fusion: Schedule, runs: Sequence[Run]) -> Iterator[NearTie]:
     """Yield the layers whose decision is near a tie.
 
-    A near tie is a breakpoint within 1e-6 of the progress of a step for some N up to 100, or a
-    ratio within 1e-6 of an end of S's range. Rules that compare nothing have none.
+    A near tie is a breakpoint within 1e-6 of the progress of a step for some N up to 100 in one of
+    the runs, or a ratio within 1e-6 of an end of S's range. Rules that compare nothing have none.
     """
     rule = rule_of(fusion)
     ends = None if rule is None else rule.range()
@@ -100,10 +121,10 @@ def near_ties(fusion: Schedule) -> Iterator[NearTie]:
         return
     for entry in fusion.entries:
         for start in entry.timeline.starts[1:]:
-            step = near_step(start)
-            if step is not None:
-                index, steps = step
-                yield NearTie(entry.layer, f"switches at {start:.9g}, step {index} of {steps}")
+            for run in runs:
+                if (step := run.near(start)) is not None:
+                    place = filter(None, (f"step {step[0]} of {step[1]}", run.text))
+                    yield NearTie(entry.layer, f"switches at {start:.9g}, {', '.join(place)}")
         ratio = number_of(fusion, entry, "ratio")
         end = None if ratio is None else near_range_end(ratio, ends)
         if end is not None:
@@ -123,18 +144,27 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     """Return the summary as rows of (label, text) for a terminal."""
     words = ", ".join(filter(None, (summary.rule, summary.rule_text)))
     rows = [("base model", _base_model(summary)), ("rule", shown(words))]
+    rows.append(("clock", _clock_text(summary)))
     for name, value in summary.derived.items():
         rows.append((shown(name), gamma_text(summary.gamma if name == "gamma" else value)))
     total = sum(summary.fates.values())
     listed = [(fate, n) for fate, n in summary.fates.items() if n or fate not in QUIET]
     for position, (fate, count) in enumerate(listed):
         rows.append((f"layers ({total})" if position == 0 else "", f"{count:>5} {shown(fate)}"))
+    rows.extend(("" if i else "few steps", few.text) for i, few in enumerate(summary.few_steps))
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:
         rows.append(("", "… --json lists all"))
     rows.append(("ranks", _by_slot({s: ranks_text(r) for s, r in summary.ranks.items()})))
     return rows
+
+
+def _clock_text(summary: Summary) -> str:
+    if not summary.shifts:
+        return summary.clock
+    assumed = " and ".join(f"{shift:g}" for shift in summary.shifts)
+    return f"{summary.clock}; what is said of steps assumes a schedule of shift {assumed}"
 
 
 def bytes_text(count: int) -> str:

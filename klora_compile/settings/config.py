@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from klora_compile.rules.lookup import DEFAULT_RULE, rule_class
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
+from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import ConfigError
 
 
@@ -21,12 +22,17 @@ class Config:
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        """Check that the rule is an object, not a name."""
+        """Check that both are objects, and that the rule can go by the clock."""
         if not isinstance(self.rule, Rule):
             example = rule_class(DEFAULT_RULE).__name__
             raise ConfigError(f"rule: expected a rule such as {example}(), found {self.rule!r}.")
         if not isinstance(self.settings, Settings):
             raise ConfigError(f"settings: expected Settings(...), found {self.settings!r}.")
+        if self.rule.made_for_steps is not None and self.settings.clock != "step":
+            raise ConfigError(
+                f"clock: rule {self.rule.name} counts steps, which a clock that follows the noise "
+                "does not. Take --clock step, or another rule."
+            )
 
     @classmethod
     def of(cls, rule: Rule | None, settings: Settings | None) -> Self:
@@ -71,6 +77,16 @@ class Config:
         return cls(
             rule_class(rule).from_parameters(parameters), Settings.from_parameters(parameters)
         )
+
+    @classmethod
+    def of_fusion(cls, fusion: Schedule) -> Self:
+        """Return the config that a fusion was made with; its own clock is the one it goes by.
+
+        Raises:
+            ConfigError: the rule is unknown, or a value is missing or out of range.
+        """
+        found = cls.from_parameters(fusion.rule.name, fusion.rule.parameters)
+        return cls(found.rule, replace(found.settings, clock=fusion.clock))
 
     def parameters(self) -> dict[str, Any]:
         """Return every setting with its default filled in, as the artifact records it."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from klora_compile.fields import BySlot, Number, Word, check_settings, setting
 from klora_compile.slots import CONTENT, role_of
+from klora_runtime.artifact.timeline import CLOCKS, ClockName
 from klora_runtime.errors import ConfigError
 
 TextEncoder = Literal["both", "content", "style", "none"]
@@ -16,7 +17,7 @@ Unpaired = Literal["keep", "drop", "error"]
 _WEIGHT = Number(-100.0, 100.0)
 
 #: Settings that an artifact states only if they differ from their default.
-_OPTIONAL = ("weights",)
+_OPTIONAL = ("weights", "clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,14 @@ class Settings:
             Word(get_args(Unpaired)),
         ),
     )
+    clock: ClockName = field(
+        default="step",
+        metadata=setting(
+            "What the progress of a schedule follows: the count of steps (step), or the noise that "
+            "is left (noise), which falls unevenly where a schedule is shifted.",
+            Word(CLOCKS),
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -84,6 +93,8 @@ class Settings:
         }
         if self.weights:
             found["weights"] = {slot: float(weight) for slot, weight in self.weights.items()}
+        if self.clock != CLOCKS[0]:
+            found["clock"] = self.clock
         return found
 
     @classmethod

@@ -62,7 +62,10 @@ def documented(kind: str) -> set[str]:
     if "[summary]" in section:
         fields |= documented("summary")
     if kind == "fusion":
-        shared = ("rule", "gamma", "derived", "family", "near_ties")
+        shared = (
+            *("rule", "gamma", "derived", "family"),
+            *("clock", "shifts", "few_steps", "near_ties"),
+        )
         fields |= {each for each in documented("summary") if each.startswith(shared)}
         compiled = documented("compilation")
         fields |= {each for each in compiled if each.startswith(("thin", "compression"))}

@@ -11,6 +11,7 @@ from support.golden_fusion import golden_fusion
 
 from klora_compile.report.inspection import inspection
 from klora_compile.report.summary import near_ties
+from klora_compile.runs import Run
 
 ANYTHING: list[Any] = [None, {"x": 1.0}, 3.0, {}]
 
@@ -24,5 +25,5 @@ def test_scores_of_another_shape_are_shown_as_none(value: Any) -> None:
     layer = inspection(fusion)["layers"][0]
     number = value if isinstance(value, float) else None
     assert (layer["k"], layer["ratio"], layer["content_l1"]) == (number, number, None)
-    assert not list(near_ties(fusion))
+    assert not list(near_ties(fusion, [Run()]))
     json.dumps(inspection(fusion), allow_nan=False)

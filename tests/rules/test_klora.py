@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from klora_compile.rules.kit.breakpoints import first_where, near_range_end, near_step
+from klora_compile.rules.kit.breakpoints import first_where, near_range_end
 from klora_compile.rules.klora import Inequality, gamma_of_ratios, gamma_of_sums
 from klora_runtime.artifact.timeline import Timeline, progress_of_step
 
@@ -221,37 +221,6 @@ def test_sums_of_gamma_do_not_depend_on_the_order() -> None:
 
 
 # --- near ties --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("progress", "step"),
-    [
-        (0.5, (0, 1)),
-        (0.25, (0, 2)),
-        (0.25 + 9e-7, (0, 2)),
-        (0.25 - 9e-7, (0, 2)),
-        ((99 + 0.5) / 100, (99, 100)),
-        ((49 + 0.5) / 100, (49, 100)),
-        (0.25 + 2e-6, None),
-        ((100 + 0.5) / 101, None),
-        (0.0, None),
-        (LAST, None),
-    ],
-)
-def test_near_step(progress: float, step: tuple[int, int] | None) -> None:
-    assert near_step(progress) == step
-
-
-@settings(max_examples=100, deadline=None)
-@given(progress=st.floats(0, 1, exclude_max=True))
-def test_near_step_is_a_search_over_all_steps(progress: float) -> None:
-    near = [
-        (i, n)
-        for n in range(1, 101)
-        for i in range(n)
-        if abs(progress_of_step(i, n) - progress) <= 1e-6
-    ]
-    assert near_step(progress) == (near[0] if near else None)
 
 
 def test_near_range_end() -> None:

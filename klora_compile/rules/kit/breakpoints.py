@@ -15,7 +15,6 @@ WHOLE = ((0.0, LAST_PROGRESS),)
 
 #: Distance below which two progress values, or a ratio and an end of S's range, are a near tie.
 NEAR = 1e-6
-_NEAR_MAX_STEPS = 100
 
 
 def switches(
@@ -60,15 +59,6 @@ def first_where(holds: Callable[[float], bool], low: float, high: float) -> floa
         else:
             false_at = middle
     return _float(true_at)
-
-
-def near_step(progress: float) -> tuple[int, int] | None:
-    """Return a step (index, N) with N <= 100 within 1e-6 of a breakpoint, or None."""
-    for steps in range(1, _NEAR_MAX_STEPS + 1):
-        index = round(progress * steps - 0.5)
-        if 0 <= index < steps and abs((index + 0.5) / steps - progress) <= NEAR:
-            return index, steps
-    return None
 
 
 def near_range_end(ratio: float, ends: Iterable[float]) -> float | None:
