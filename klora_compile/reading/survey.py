@@ -93,12 +93,12 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
             f"{where} is a klora artifact already. Compile the LoRAs that it was made from, or "
             "apply it."
         )
+    scales = Scales(file.metadata, file.config, where)
     if not file.tensors:
         raise LoraError(f"{where} holds no tensors.")
     shapes = {key: info.shape for key, info in file.tensors.items()}
     stated = options.family or stated_family(file.metadata)
     account = account_for(shapes, stated)
-    scales = Scales(file.metadata, file.config, where)
     describer = Describer(file, account, scales, options, base)
     pieces: list[Piece] = []
     problems = list(account.problems)

@@ -76,6 +76,36 @@ def test_a_boft_of_several_stages(tmp_path: Path) -> None:
     torch.testing.assert_close(read.delta.matrix(), expected, rtol=0, atol=1e-5)
 
 
+def poly(folder: Path, **settings: Any) -> tuple[Path, Any]:
+    """A folder that PEFT saved, and the model."""
+    tuned = randomise(get_peft_model(layers(), kind("Poly", LINEAR, r=3, **settings))).eval()
+    tuned.save_pretrained(folder)
+    return folder, tuned.base_model.model
+
+
+@pytest.mark.parametrize(("skills", "splits"), [(4, 1), (3, 2)])
+def test_a_poly_of_one_task_adds_what_peft_adds(skills: int, splits: int, tmp_path: Path) -> None:
+    """PEFT does not merge it; a layer's output for each unit vector is its weight."""
+    folder, model = poly(tmp_path, n_skills=skills, n_splits=splits)
+    read = read_adapter(folder).layers.values()
+    assert {layer.form for layer in read} == {"poly"}
+    assert {layer.module.rpartition("attn1.")[2] for layer in read} == set(LINEAR)
+    for layer in read:
+        module = model.get_submodule(layer.module)
+        units = torch.eye(module.in_features)[None]
+        with torch.no_grad():
+            added = module(units, task_ids=torch.tensor([0])) - module.base_layer(units)
+        assert layer.rank == 3
+        found = layer.scaling * layer.delta.matrix()
+        torch.testing.assert_close(found, added[0].T.double(), rtol=0, atol=2e-6)
+
+
+def test_a_poly_of_several_tasks_is_refused(tmp_path: Path) -> None:
+    folder, _ = poly(tmp_path, n_tasks=2)
+    with pytest.raises(LoraError, match="it has 2 tasks, and its delta depends on the number of"):
+        read_adapter(folder)
+
+
 def changed(folder: Path, **settings: Any) -> None:
     """Other settings beside a folder's weights."""
     path = folder / "adapter_config.json"

@@ -34,6 +34,7 @@ from klora_compile.reading.forms.osf import Osf
 from klora_compile.reading.forms.parts import ALPHA, Form, Part
 from klora_compile.reading.forms.peanut import Peanut
 from klora_compile.reading.forms.peft_oft import PeftBoft, PeftOft
+from klora_compile.reading.forms.poly import Poly
 from klora_compile.reading.forms.randlora import RandLora
 from klora_compile.reading.forms.road import Road
 from klora_compile.reading.forms.shira import Shira
@@ -81,6 +82,7 @@ FORMS: tuple[Form, ...] = (
     Deft(),
     Peanut(),
     Frod(),
+    Poly(),
 )
 
 #: Part that is the delta of the bias beside a weight -> name of the form.

@@ -19,7 +19,6 @@ REFUSED_TYPES: Mapping[str, str] = {
     "TRAINABLE_TOKENS": "it changes token embeddings, which klora does not carry",
     "LILY": _ROUTED,
     "XLORA": _ROUTED,
-    "POLY": "its change of a layer depends on the number of a task",
     "SHADOW": "it adds a separate model and changes no weight",
     "ADAMSS": (
         "the rows that its parts change follow from clusters of the base model's weight, which are "
