@@ -4,7 +4,9 @@ sd-scripts and musubi-tuner write each family in one set of names, which its rec
 names, or its authors', which join query, key and value. ComfyUI, Forge and A1111 read these files.
 diffusers 0.42 reads them in part: it ignores CLIP's attention if a file also has CLIP's
 feed-forward layers. Families whose files of this spelling no known tool reads are refused. Deltas
-without factors are written as ``diff`` and ``diff_b``, as ComfyUI reads them.
+without factors are written as ``diff`` and ``diff_b``, as ComfyUI reads them. Parameters that are
+no layer's weight or bias have ComfyUI's full name, the only one under which it reads them
+(``model_lora_keys_unet`` in its comfy/lora.py).
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from klora_compile.export.targets import Piece, Spelling, Target
+from klora_compile.export.targets import Piece, Spelling, Target, is_of_layer, without_keys
 from klora_compile.families.convolutions import is_pointwise
 from klora_compile.reading.forms.full import DIFF, DIFF_BIAS
 from klora_compile.reading.forms.lora import DOWN, UP
 from klora_compile.reading.forms.parts import ALPHA
+from klora_compile.reading.names.spelling import COMFY_PREFIX
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.families.backwards import Backwards, Home, shares
@@ -52,16 +55,22 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
         if own is not None
     }
     modules: dict[tuple[str, str], list[tuple[Entry, Home]]] = {}
-    issues = []
+    issues: list[str] = []
+    others: list[Entry] = []
     for entry in (entry for entry in fusion.entries if entry.acts):
         prefix, table = places.get(entry.component, ("", None))
-        home = None if table is None else table.home(entry.module)
+        home = None if table is None else _home(entry, table)
         if home is None:
-            issues.append(f"{shown(entry.layer)}: has no name in kohya's spelling")
+            if is_of_layer(entry):
+                issues.append(f"{shown(entry.layer)}: has no name in kohya's spelling")
+            else:
+                others.append(entry)
             continue
-        full = _full_name(family, entry.component, home.module)
+        full = _full_name(family, entry, home)
         key = full or prefix + home.module.replace(".", "_")
         modules.setdefault((key, entry.parameter), []).append((entry, home))
+    if others:
+        raise without_keys(others)
     targets = []
     for (key, parameter), parts in sorted(modules.items()):
         weights = modules.get((key, "weight"), ())
@@ -80,19 +89,29 @@ def kohya_spelling(fusion: Fusion) -> Spelling:
     return Spelling(_ENDINGS, {**script, **kohya.metadata}, tuple(targets))
 
 
-def _full_name(family: Family, component: str, module: str) -> str | None:
-    """Return ComfyUI's full name of a CLIP module that it does not read under kohya's prefix.
+def _home(entry: Entry, table: Backwards) -> Home | None:
+    """Return the place of an entry in a file; None if the table does not name it."""
+    if is_of_layer(entry):
+        return table.home(entry.module)
+    return table.home(entry.path.removeprefix(f"{entry.component}."))
 
-    Return None for other modules. Under ``lora_te_``, ``lora_te1_`` and ``lora_te2_`` ComfyUI reads
-    only attention, feed-forward layers and the projection (``LORA_CLIP_MAP`` and
-    ``model_lora_keys_clip`` in its comfy/lora.py).
+
+def _full_name(family: Family, entry: Entry, home: Home) -> str | None:
+    """Return ComfyUI's full name of what it does not read under kohya's prefix.
+
+    Return None for everything else. Under ``lora_te_``, ``lora_te1_`` and ``lora_te2_`` ComfyUI
+    reads only attention, feed-forward layers and the projection of CLIP (``LORA_CLIP_MAP`` and
+    ``model_lora_keys_clip`` in its comfy/lora.py), and under ``lora_unet_`` only weights and biases
+    of layers.
     """
-    encoder = next((e for e in family.text_encoders if e.component == component), None)
+    if not is_of_layer(entry):
+        return COMFY_PREFIX + home.module
+    encoder = next((e for e in family.text_encoders if e.component == entry.component), None)
     if encoder is None or encoder.model is not CLIP or encoder.comfy is None:
         return None
-    if _KNOWN_OF_CLIP.search(module):
+    if _KNOWN_OF_CLIP.search(home.module):
         return None
-    return f"text_encoders.{encoder.comfy}.transformer.{module}"
+    return f"text_encoders.{encoder.comfy}.transformer.{home.module}"
 
 
 def _family_of(fusion: Fusion) -> tuple[Family, Kohya]:
@@ -128,7 +147,7 @@ def _target(
     """Return a parameter of a file's module from those of diffusers' modules, or why it fails."""
     entry, home = parts[0]
     if home.row.split is None:
-        pointwise = is_pointwise(family, entry.component, entry.module)
+        pointwise = is_of_layer(entry) and is_pointwise(family, entry.component, entry.module)
         return Target(key, parameter, entry.shape, (Piece(entry),), pointwise)
     columns = next(_columns(parts), None) or next(_columns(weights), None)
     sizes = {each.index: entry.shape[0] for entry, each in parts}

@@ -94,7 +94,7 @@ def ordinary_lora(
             delta = averaged(target, window, settings.gain)
             if delta is None:
                 continue
-            if settings.rank is not None and len(target.shape) > 1:
+            if settings.rank is not None and target.has_factors:
                 norm = delta.norm() ** 2
                 delta, lost = truncated(delta, settings.rank)
                 squares.append((target.key, lost, norm))
@@ -138,17 +138,6 @@ def _check(
             f"no layer acts between progress {window.start:g} and {window.stop:g}, so there is "
             "no LoRA to write. Use fewer phases."
         )
-    others = [
-        f"{shown(target.key)}.{shown(target.parameter)}"
-        for target, _ in deltas
-        if target.parameter not in ("weight", "bias")
-    ]
-    if others:
-        raise KloraError(
-            f"{len(others)} parameters are neither a layer's weight nor its bias, and ordinary "
-            "LoRA files have no keys for them. Apply the artifact itself.",
-            others,
-        )
     unsayable = [
         f"{shown(target.key)}: its {target.parameter} {list(target.shape)} is not a product of "
         "factors"
@@ -174,10 +163,10 @@ def _check(
 def _tensors(
     target: Target, delta: Delta, rank: int, spelling: Spelling
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    weight = target.parameter == "weight"
-    kernel = target.shape[2:] or ((1, 1) if target.pointwise and weight else ())
+    pointwise = target.pointwise and target.parameter == "weight"
+    kernel = target.shape[2:] or ((1, 1) if pointwise else ())
     if isinstance(delta, Dense):
-        ending = spelling.endings[DIFF if weight else DIFF_BIAS]
+        ending = spelling.endings[DIFF_BIAS if target.parameter == "bias" else DIFF]
         yield f"{target.key}{ending}", delta.values.reshape(*target.shape[:2], *kernel)
         return
     down = torch.zeros(rank, target.shape[1], *kernel, dtype=delta.down.dtype)

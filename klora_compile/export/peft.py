@@ -1,12 +1,12 @@
 """Names of PEFT and diffusers: component, module path with dots, ``lora_A`` and ``lora_B``.
 
 diffusers assumes alpha = rank if a file states no alpha. There is no name for a delta without
-factors, and no name for a bias that loaders read.
+factors, and no name that loaders read for a bias or another parameter.
 """
 
 from __future__ import annotations
 
-from klora_compile.export.targets import Piece, Spelling, Target
+from klora_compile.export.targets import Piece, Spelling, Target, is_of_layer, without_keys
 from klora_compile.families.convolutions import is_pointwise
 from klora_compile.reading.forms.lora import DOWN, UP
 from klora_runtime.artifact.fusion import Entry, Fusion
@@ -24,8 +24,15 @@ _CLIP = Backwards(CLIP.written)
 
 
 def peft_spelling(fusion: Fusion) -> Spelling:
-    """Return the spelling of a fusion in PEFT's names."""
-    targets = (_target(entry, fusion.family) for entry in fusion.entries if entry.acts)
+    """Return the spelling of a fusion in PEFT's names.
+
+    Raises:
+        KloraError: it has no names for a parameter.
+    """
+    entries = [entry for entry in fusion.entries if entry.acts]
+    if others := [entry for entry in entries if not is_of_layer(entry)]:
+        raise without_keys(others)
+    targets = (_target(entry, fusion.family) for entry in entries)
     ordered = sorted(targets, key=lambda target: (target.key, target.parameter))
     return Spelling(_ENDINGS, {}, tuple(ordered))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from klora_compile.reading.forms.parts import Part
 from klora_runtime.artifact.fusion import Entry
+from klora_runtime.errors import KloraError, shown
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class Target:
     key: str
     """The key without the ending of a part."""
     parameter: str
-    """``weight`` or ``bias``."""
+    """``weight``, ``bias``, or another parameter, which has no factors in a file."""
     shape: tuple[int, ...]
     """Shape in the file: that of the entry, or of the module that joins several entries."""
     pieces: tuple[Piece, ...]
     pointwise: bool = False
     """Whether it is a 1x1 convolution, whose delta or factors have four dimensions in a file."""
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether a file may have factors of its delta."""
+        return self.parameter == "weight" and len(self.shape) > 1
 
 
 @dataclass(frozen=True)
@@ -43,3 +49,17 @@ class Spelling:
     """Metadata for tools, in addition to that of every export."""
     targets: tuple[Target, ...]
     """Sorted by key and parameter."""
+
+
+def is_of_layer(entry: Entry) -> bool:
+    """Return whether the entry changes a layer's weight or its bias."""
+    return entry.parameter in ("weight", "bias")
+
+
+def without_keys(entries: Sequence[Entry]) -> KloraError:
+    """Return the error for parameters that no loader reads under any key."""
+    return KloraError(
+        f"{len(entries)} parameters are neither a layer's weight nor its bias, and ordinary LoRA "
+        "files of this kind have no keys for them. Apply the artifact itself.",
+        [shown(entry.path) for entry in entries],
+    )

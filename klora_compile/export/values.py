@@ -40,7 +40,7 @@ def averaged(target: Target, window: Window, gain: float) -> Delta | None:
         return None
     factors = [(term, term.delta) for term in terms if isinstance(term.delta, LowRank)]
     product = _joined(target.shape[0], factors)
-    if len(factors) == len(terms):
+    if len(factors) == len(terms) and target.has_factors:
         return product
     columns = (math.prod(target.shape[1:]),) if len(target.shape) > 1 else ()
     total = torch.zeros(target.shape[0], *columns, dtype=torch.float64)
