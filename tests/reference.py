@@ -7,6 +7,7 @@ dtype is asked for: `examples/benchmark` times the same rule in float32, on any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 Choice = Literal["content", "style"]
 Clock = Literal["step", "noise"]
 #: How a scheduler states its noise: sigma of flow matching, the training timestep, a sigma without
-#: an end for which there is no training.
-Level = Literal["flow", "training", "sigma"]
+#: an end for which there is no training, a time that falls from 1 or rises to it, an angle whose
+#: tangent is such a sigma.
+Level = Literal["flow", "training", "sigma", "time", "rising time", "angle"]
 
 #: Components of pipelines that are evaluated at every step, or one of which is.
 DENOISERS = (
@@ -167,35 +169,43 @@ class KLora:
         return deltas
 
 
-def progress_of_run(scheduler: Any, clock: Clock, level: Level) -> list[float]:
+def progress_of_run(
+    scheduler: Any, clock: Clock, level: Level, *, lists_the_end: bool = False
+) -> list[float]:
     """The progress of each evaluation of a whole run, with timesteps that are set.
 
     By the clock of the steps it is the middle of the step among all steps. By the clock of the
     noise it is what is gone of the noise in the middle of the step: half of what is there before it
-    and half of what is there after it.
+    and half of what is there after it. Some schedulers list the end of the last step, too.
     """
-    evaluations = len(scheduler.timesteps)
-    steps = (evaluations + scheduler.order - 1) // scheduler.order
+    evaluations = len(scheduler.timesteps) - lists_the_end
+    order = getattr(scheduler, "order", 1)
+    steps = (evaluations + order - 1) // order
     found = []
     for evaluation in range(evaluations):
-        step = evaluation // scheduler.order
+        step = evaluation // order
         if clock == "step":
             found.append((step + 0.5) / steps)
             continue
-        before = _noise(scheduler, level, scheduler.order * step)
-        after = _noise(scheduler, level, scheduler.order * (step + 1))
-        found.append(max(0.0, 1 - before / 2 - after / 2))
+        before = _noise(scheduler, level, order * step)
+        after = _noise(scheduler, level, order * (step + 1))
+        found.append(min(max(0.0, 1 - before / 2 - after / 2), math.nextafter(1, 0)))
     return found
 
 
 def _noise(scheduler: Any, level: Level, place: int) -> float:
-    """The noise at a place in the list of timesteps, none after its end."""
+    """The noise at a place in a scheduler's list, none after its end."""
+    values = scheduler.sigmas if level in ("flow", "sigma") else scheduler.timesteps
+    if place >= len(values):
+        return 0.0
+    value = float(values[place])
     if level == "training":
-        if place >= len(scheduler.timesteps):
-            return 0.0
-        return float(scheduler.timesteps[place]) / int(scheduler.config.num_train_timesteps)
-    sigma = float(scheduler.sigmas[place]) if place < len(scheduler.sigmas) else 0.0
-    return sigma if level == "flow" else 1 - 1 / (1 + sigma)
+        return value / int(scheduler.config.num_train_timesteps)
+    if level == "rising time":
+        return 1 - value
+    if level == "angle":
+        value = math.tan(min(value, math.pi / 2))
+    return 1 - 1 / (1 + value) if level in ("sigma", "angle") else value
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def progress_by_noise(scheduler: Any) -> tuple[float, ...]:
             raise _unknown(
                 scheduler, f"its noise level at timestep {index + 1} would be {level:g}, not 0 to 1"
             )
-    ends = [*levels[::order], 0.0]
+    ends = [*(min(max(level, 0.0), 1.0) for level in levels[::order]), 0.0]
     return tuple(map(progress_between, ends, ends[1:]))[: -(-evaluations // order)]
 
 
