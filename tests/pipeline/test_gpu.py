@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +131,17 @@ def test_no_more_synchronisations_than_the_bare_pipeline(
     bare = synchronisations(pipe, case)
     apply(pipe, lora_pairs[case.family].fusion(case))
     assert synchronisations(pipe, case) <= bare
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_clock_of_the_noise_waits_once(
+    case: Case, apply: Apply, lora_pairs: dict[Family, LoraPair]
+) -> None:
+    """When timesteps are set."""
+    pipe = build(case).to(DEVICE)
+    bare = synchronisations(pipe, case)
+    apply(pipe, replace(lora_pairs[case.family].fusion(case), clock="noise"))
+    assert synchronisations(pipe, case) <= bare + 1
 
 
 @pytest.mark.parametrize("first", ["compile", "apply"])

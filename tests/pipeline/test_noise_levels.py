@@ -164,6 +164,33 @@ def test_noise_without_an_end_is_a_ratio() -> None:
     assert progress_by_noise(followed) == pytest.approx(expected, abs=1e-12)
 
 
+def test_sigmas_of_flow_matching_above_1_are_ratios() -> None:
+    """As Cosmos-Predict 2 has them in its configuration."""
+    cosmos = {"sigma_max": 80.0, "sigma_min": 0.002, "use_karras_sigmas": True}
+    followed = FlowMatchEulerDiscreteScheduler.from_config(cosmos)
+    followed.set_timesteps(sigmas=[0.0, 0.3, 0.6, 1.0])
+    sigmas = followed.sigmas.tolist()
+    assert sigmas[0] == pytest.approx(80)
+    levels = [sigma / (1 + sigma) for sigma in sigmas]
+    expected = [1 - (a + b) / 2 for a, b in pairwise(levels)]
+    assert progress_by_noise(followed) == pytest.approx(expected, abs=1e-12)
+    unused = FlowMatchEulerDiscreteScheduler.from_config(cosmos | {"use_karras_sigmas": False})
+    unused.set_timesteps(sigmas=[1.0, 0.5])
+    assert progress_by_noise(unused) == (0.25, 0.75)
+
+
+def test_flow_sigmas_spaced_by_karras_are_sigmas() -> None:
+    """UniPC makes ratios of them itself, as for Cosmos-Predict 2.5."""
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    followed = UniPCMultistepScheduler(
+        **flow, use_karras_sigmas=True, sigma_max=200.0, sigma_min=0.01
+    )
+    followed.set_timesteps(4)
+    assert 0.99 < followed.sigmas[0] < 1
+    expected = [1 - (a + b) / 2 for a, b in pairwise(followed.sigmas.tolist())]
+    assert progress_by_noise(followed) == pytest.approx(expected, abs=1e-12)
+
+
 def test_an_angle_tells_sigma() -> None:
     followed = SCMScheduler()
     followed.set_timesteps(2)
@@ -203,6 +230,15 @@ def test_a_run_may_start_in_the_middle(kind: str) -> None:
     assert all(0 <= moment < 1 for moment in steps)
 
 
+def test_each_run_has_its_own_levels() -> None:
+    """Also where it has as many steps as the last one."""
+    followed = FlowMatchEulerDiscreteScheduler()
+    clock, _ = by_noise(followed)
+    for second, expected in ((0.5, [0.25, 0.75]), (0.25, [0.375, 0.875])):
+        followed.set_timesteps(sigmas=[1.0, second])
+        assert list(run(clock, followed, followed.timesteps)) == expected
+
+
 def test_each_copy_has_steps_of_its_own() -> None:
     """As pipelines have that make pictures and sound."""
     followed = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -212,6 +248,19 @@ def test_each_copy_has_steps_of_its_own() -> None:
     other.set_timesteps(8)
     own = list(run(clock, followed, followed.timesteps)), list(run(clock, other, other.timesteps))
     assert own == (list(progress_by_noise(followed)), list(progress_by_noise(other)))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_list_that_was_changed_since_is_read_again(inference: bool) -> None:
+    """As Cosmos 2 does, after its timesteps are set: the last step ends with some noise."""
+    followed = FlowMatchEulerDiscreteScheduler()
+    clock, _ = by_noise(followed)
+    with torch.inference_mode(inference):  # whose tensors do not say that they were written
+        followed.set_timesteps(sigmas=[1.0, 0.5])
+        if not inference:
+            followed.sigmas[-1] = followed.sigmas[-2]
+        expected = [0.25, 0.75 if inference else 0.5]
+        assert list(run(clock, followed, followed.timesteps)) == expected
 
 
 # Reading.

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from klora_runtime.artifact.timeline import ClockName, progress_of_step
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers.subclass import Overlay, inherited, plain_twin
-from klora_runtime.pipeline.noise_levels import noise_level_of, order_of, progress_by_noise
+from klora_runtime.pipeline.noise_levels import NoiseSteps, noise_level_of, order_of
 from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.timesteps import (
     Reader,
@@ -80,8 +80,7 @@ class Clock:
         # Followed scheduler, original or copy -> the index it has reached by counting.
         self._index: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         # Followed scheduler -> the progress of each of its steps by noise.
-        self._by_noise: weakref.WeakKeyDictionary[Any, tuple[float, ...]]
-        self._by_noise = weakref.WeakKeyDictionary()
+        self._by_noise: weakref.WeakKeyDictionary[Any, NoiseSteps] = weakref.WeakKeyDictionary()
         self._told_by: weakref.ref[Any] | None = None  # the scheduler that was called last
         self._begun_by: weakref.ref[Any] | None = None  # the one whose timesteps were set last
         self._where: Literal["before", "in", "after"] = "in"  # where in its loop a call is
@@ -200,7 +199,7 @@ class Clock:
     def _begin(self, scheduler: Any) -> None:
         if self._overlay.active:
             if self.name == "noise":
-                self._by_noise[scheduler] = progress_by_noise(scheduler)
+                self._by_noise[scheduler] = NoiseSteps.of(scheduler)
             self._occupancy.begin()
             self._begun_by = weakref.ref(scheduler)
             self._on_begin()
@@ -251,10 +250,10 @@ class Clock:
         step, steps = index // order, -(-evaluations_of(scheduler) // order)
         if self.name == "step":
             return progress_of_step(step, steps)
-        known = self._by_noise.get(scheduler, ())
-        if len(known) != steps:  # the fusion was swapped within a loop, or the list was replaced
-            known = self._by_noise[scheduler] = progress_by_noise(scheduler)
-        return known[step]
+        known = self._by_noise.get(scheduler)
+        if known is None or not known.hold(scheduler, steps):  # swapped or written in between
+            known = self._by_noise[scheduler] = NoiseSteps.of(scheduler)
+        return known.progress[step]
 
 
 _NOT_FOLLOWED = (

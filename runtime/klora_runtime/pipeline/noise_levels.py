@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from klora_runtime.artifact.timeline import progress_between
 from klora_runtime.errors import IncompatibleModelError
 from klora_runtime.pipeline.timesteps import evaluations_of
@@ -53,13 +55,46 @@ def noise_level_of(scheduler: Any) -> NoiseLevel:
         return SIGMA
     for name in names:
         if name in _BY_CLASS:
-            return _BY_CLASS[name]
+            level = _BY_CLASS[name]
+            return RATIO if level is SIGMA and _spaces_beyond_noise(config) else level
     if _training_steps(scheduler) is None or getattr(scheduler, "alphas_cumprod", None) is None:
         raise _unknown(scheduler, "its noise levels are not known")
     continuous = getattr(config, "timestep_type", None) == "continuous"
     if continuous and getattr(config, "prediction_type", None) == "v_prediction":
         return INDEX_OF_SIGMA
     return TIMESTEP
+
+
+def _spaces_beyond_noise(config: Any) -> bool:
+    """Return whether a scheduler of flow matching has sigmas above 1, as Cosmos-Predict 2 has."""
+    spaced = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    most = getattr(config, "sigma_max", None)
+    return most is not None and most > 1.0 and any(getattr(config, each, 0) for each in spaced)
+
+
+@dataclass(frozen=True)
+class NoiseSteps:
+    """The progress of each step of a scheduler by noise, read from its lists as they were."""
+
+    progress: tuple[float, ...]
+    writes: tuple[int, ...]
+    """How often the lists had been written by then; some pipelines change an element later."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSteps:
+        """Read the lists of a scheduler; see :func:`progress_by_noise`."""
+        return cls(progress_by_noise(scheduler), _writes(scheduler))
+
+    def hold(self, scheduler: Any, steps: int) -> bool:
+        """Return whether a scheduler still has these lists, of as many steps; waits for nothing."""
+        return len(self.progress) == steps and self.writes == _writes(scheduler)
+
+
+def _writes(scheduler: Any) -> tuple[int, ...]:
+    """Return how often each list was written; tensors of inference mode do not count that."""
+    lists = (getattr(scheduler, name, None) for name in ("timesteps", "sigmas"))
+    tensors = (each for each in lists if isinstance(each, torch.Tensor))
+    return tuple(each._version for each in tensors if not each.is_inference())
 
 
 def progress_by_noise(scheduler: Any) -> tuple[float, ...]:
