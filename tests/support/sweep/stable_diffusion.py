@@ -150,12 +150,13 @@ def stable_diffusion(kind: type[DiffusionPipeline]) -> dict[str, Any]:
             conv_in_channels=9 if kind.__name__ == "PIAPipeline" else None,
         )
     if "adapter" in named:
+        is_xl = unet.config.addition_embed_type is not None
         given["adapter"] = tiny(
             T2IAdapter,
             channels=list(unet.config.block_out_channels),
             num_res_blocks=1,
-            downscale_factor=2,
-            adapter_type="full_adapter",
+            downscale_factor=4 if is_xl else 2,
+            adapter_type="full_adapter_xl" if is_xl else "full_adapter",
         )
     return {name: value for name, value in given.items() if name in named}
 
