@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from reference import KLora, sampling
+from reference import KLora, Level, progress_of_run, sampling
 from safetensors.torch import load_file, save_file
 from support.families import FLUX_BLOCKS, FLUX_PROMPT, IMAGES, FamilyCase, flux, lora_files, square
 from support.generation import LEAST_EFFECT, TOLERANCE
@@ -22,7 +22,7 @@ from support.video_families import VIDEOS
 from tiny_pipeline import relative_difference
 from torch import nn
 
-from klora_compile import compile_fusion
+from klora_compile import Settings, compile_fusion
 from klora_compile.rules import Klora
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, save_fusion
@@ -45,6 +45,25 @@ FULL_DEPTH = FamilyCase(
 )
 def test_latents_equal_the_reference(case: FamilyCase, mode: str, tmp_path: Path) -> None:
     compare(case, mode, tmp_path)
+
+
+#: Families that say how noisy a step is in a way of their own, or where several go by one clock.
+BY_NOISE: dict[str, Level] = {
+    "FLUX.1": "flow",  # shifted by the size of the picture
+    "Qwen-Image": "flow",  # its last sigma before the end is given
+    "Wan 2.2": "flow",  # two transformers
+    "LTX2": "flow",  # a scheduler each for pictures and sound
+    "CogVideoX": "training",
+    "Cosmos": "sigma",  # two calls of its scheduler in each step
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), some_pairs(BY_NOISE, MODES, share=2))
+def test_latents_equal_the_reference_by_the_clock_of_the_noise(
+    name: str, mode: str, tmp_path: Path
+) -> None:
+    (case,) = (case for case in (*IMAGES, *VIDEOS) if case.name == name)
+    compare(case, mode, tmp_path, BY_NOISE[name])
 
 
 @pytest.mark.slow
@@ -112,16 +131,26 @@ def test_the_files_of_wan_2_2_one_for_each_transformer(mode: str, tmp_path: Path
     assert not torch.allclose(bare, expected)
 
 
-def compare(case: FamilyCase, mode: str, folder: Path) -> Fusion:
-    """Generate as the reference does and with a fusion, and leave the pipeline as it was."""
+def compare(case: FamilyCase, mode: str, folder: Path, level: Level | None = None) -> Fusion:
+    """Generate as the reference does and with a fusion, and leave the pipeline as it was.
+
+    Args:
+        level: how its scheduler tells its noise, for the clock of that; None for that of the steps.
+    """
     pipe = case.pipeline()
     content, style = lora_files(pipe, case, folder)
-    fusion = compile_fusion(content, style, Klora(pattern=case.pattern), device="cpu")
+    settings = Settings(clock="step" if level is None else "noise")
+    rule = Klora(pattern=case.pattern)
+    fusion = compile_fusion(content, style, rule, settings, device="cpu")
     save_fusion(fusion, folder / "a.klora.safetensors")
     assert switching(fusion, case) == set(case.ran)
     bare = case.generate(pipe)  # leaves attributes on pipelines and schedulers
     before = State.of(pipe)
     moments = [moment for denoiser in case.ran for moment in case.progress(denoiser)]
+    if level is not None:
+        whole = progress_of_run(pipe.scheduler, "noise", level)
+        steps = [step for ran in case.ran.values() for step in ran]
+        moments = [whole[step] for step in steps for _ in range(case.evaluations)]
     with sampling(pipe, KLora(content, style, case.pattern), moments):
         expected = case.generate(pipe)
 
