@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import provenance
 from klora_compile.reading.telling import families_of_layers
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import role_of
+from klora_compile.slots import role_of, scheduled
 from klora_compile.sources import Lora, by_slot, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
@@ -39,10 +40,11 @@ LayersOfSlots = Mapping[str, Mapping[str, Layer]]
 
 def compile_fusion(
     content: Lora | Sequence[Lora],
-    style: Lora | Sequence[Lora],
+    style: Lora | Sequence[Lora] = (),
     rule: Rule | None = None,
     settings: Settings | None = None,
     *,
+    always: Mapping[str, Lora] | None = None,
     options: ReadOptions | None = None,
     device: str = "auto",
     cache: Path | None = None,
@@ -53,9 +55,14 @@ def compile_fusion(
     Args:
         content: the LoRA of a subject: a file, a folder or an adapter; or several of them, for
             rules that take more than two LoRAs.
-        style: the LoRA of a style, or several.
-        rule: the fusion rule with its settings; by default K-LoRA as published.
+        style: the LoRA of a style, or several; none for one LoRA alone, or beside those that
+            always act.
+        rule: the fusion rule with its settings; by default K-LoRA as published, and for one LoRA
+            alone the direct sum.
         settings: the settings that all rules share.
+        always: name -> a LoRA that acts beside the others, in all its layers at every step, such
+            as ``{"turbo": "lightning.safetensors"}``. No rule sees it. Its weight is 1, or what
+            ``Settings(weights={"turbo": 0.8})`` says.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
         cache: a file that keeps statistics, so that a LoRA is measured only once; it is created if
@@ -73,9 +80,15 @@ def compile_fusion(
         PairingError: the LoRAs are for different models, or share no denoiser layer.
         ConfigError: the device is unknown, or the rule does not take these LoRAs.
     """
-    config, where = Config.of(rule, settings), as_device(device)
-    adapters = read_sources(by_slot(content, style), config, options)
+    loras, where = by_slot(content, style, always), as_device(device)
+    config = Config.of(default_rule(loras) if rule is None else rule, settings)
+    adapters = read_sources(loras, config, options)
     return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
+
+
+def default_rule(slots: Iterable[str]) -> Rule:
+    """Return the rule for these slots if none is named."""
+    return RULES[RULE_OF_ONE if len(scheduled(slots)) == 1 else DEFAULT_RULE]()
 
 
 def compile_sources(
@@ -101,10 +114,13 @@ def compile_sources(
         PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
     rule = config.rule
-    layers = layers_of_slots(adapters, rule)
+    ruled = {slot: adapters[slot] for slot in scheduled(adapters)}
+    beside = {slot: each.layers for slot, each in adapters.items() if slot not in ruled}
+    layers = layers_of_slots(ruled, rule)
     ks = layer_ks(layers, rule)
     sides = _sides(layers, ks, rule, device, cache, on_layer)
-    plan = make_plan(_numbers(layers, sides, ks), config)
+    layers |= beside
+    plan = make_plan(_numbers(layers, sides, ks, _norms(beside)), config)
     return _fusion(adapters, layers, plan, config)
 
 
@@ -148,6 +164,17 @@ def _sides(
     return sides
 
 
+def _norms(layers: LayersOfSlots) -> dict[str, dict[str, Side]]:
+    """Return slot -> layer name -> its numbers, for LoRAs that no rule sees."""
+    return {
+        slot: {
+            name: Side(own[name].rank, own[name].scaling, abs(own[name].scaling) * norm)
+            for name, norm in frobenius_norms(own.values()).items()
+        }
+        for slot, own in layers.items()
+    }
+
+
 def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
     """Return a callback for one LoRA that reports to ``on_layer`` of all LoRAs."""
     if on_layer is None:
@@ -167,7 +194,10 @@ def _with_sums(side: Side, statistics: Statistics, k: int | None) -> Side:
 
 
 def _numbers(
-    layers: LayersOfSlots, sides: Mapping[str, Mapping[str, Side]], ks: Mapping[str, int]
+    layers: LayersOfSlots,
+    sides: Mapping[str, Mapping[str, Side]],
+    ks: Mapping[str, int],
+    beside: Mapping[str, Mapping[str, Side]],
 ) -> dict[str, LayerNumbers]:
     numbers = {}
     for layer in _in_order(layers):
@@ -179,6 +209,7 @@ def _numbers(
             k=ks.get(layer.name),
             sides={slot: own.get(layer.name) for slot, own in sides.items()},
             weight=weight,
+            beside={slot: own.get(layer.name) for slot, own in beside.items()},
         )
     return numbers
 

@@ -14,7 +14,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import in_order
+from klora_compile.slots import in_order, role_of, scheduled
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
@@ -50,6 +50,7 @@ def reschedule(
         before.rule if rule is None else rule, before.settings if settings is None else settings
     )
     slots = in_order(fusion.slots)
+    _refuse_other_roles(fusion)
     check_slots(slots, config.rule, config.settings)
     _refuse_other_factors(fusion, before.rule, config.rule)
     numbers = {entry.layer: _numbers(entry, slots, fusion.rule.name) for entry in fusion.entries}
@@ -70,6 +71,16 @@ def reschedule(
         tool=f"klora {__version__}",
         clock=config.settings.clock,
     )
+
+
+def _refuse_other_roles(fusion: Fusion) -> None:
+    """Refuse slots whose names do not say their roles, which another writer may have chosen."""
+    for name, slot in fusion.slots.items():
+        if role_of(name) != slot.role:
+            raise ConfigError(
+                f"slots: {shown(name)} has the role {slot.role}, and its name does not say so; "
+                "compile its sources again."
+            )
 
 
 def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
@@ -102,11 +113,14 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
     weight = None
     if entry.parameter == "bias":
         weight = layer_name(entry.component, entry.module, "weight")
+    read = {slot: side and Side.from_scores(side) for slot, side in sides.items()}
+    ruled = scheduled(slots)
     return LayerNumbers(
         component=entry.component,
         k=scores.get("k"),
-        sides={slot: side and Side.from_scores(side) for slot, side in sides.items()},
+        sides={slot: read[slot] for slot in ruled},
         weight=weight,
+        beside={slot: side for slot, side in read.items() if slot not in ruled},
     )
 
 

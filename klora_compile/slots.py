@@ -1,11 +1,16 @@
-"""Names of slots: ``content`` and ``style``, or ``content.1``, ``content.2``, … for several."""
+"""Names of slots: ``content`` and ``style``, or ``content.1``, ``content.2``, … for several.
+
+Any other name, such as ``turbo``, is that of a LoRA that always acts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-CONTENT, STYLE = "content", "style"
-ROLES = (CONTENT, STYLE)
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, ROLES, STYLE
+
+#: The roles that a rule schedules.
+SCHEDULED = (CONTENT, STYLE)
 
 
 def slot_names(contents: int, styles: int) -> tuple[str, ...]:
@@ -14,12 +19,18 @@ def slot_names(contents: int, styles: int) -> tuple[str, ...]:
 
 
 def role_of(slot: str) -> str:
-    """Return the role of a slot, ``content`` or ``style``."""
-    return slot.partition(".")[0]
+    """Return the role of a slot, from its name."""
+    stem = slot.partition(".")[0]
+    return stem if stem in SCHEDULED else ALWAYS
+
+
+def scheduled(slots: Iterable[str]) -> tuple[str, ...]:
+    """Return the slots that a rule schedules, in the given order."""
+    return tuple(slot for slot in slots if role_of(slot) != ALWAYS)
 
 
 def in_order(slots: Iterable[str]) -> tuple[str, ...]:
-    """Sort slots as their LoRAs were given: contents first, ``content.2`` before ``content.10``."""
+    """Sort slots: contents, styles, the rest by name; ``content.2`` comes before ``content.10``."""
     return tuple(sorted(slots, key=_place))
 
 
@@ -27,7 +38,8 @@ def _of_role(role: str, count: int) -> tuple[str, ...]:
     return (role,) if count == 1 else tuple(f"{role}.{number}" for number in range(1, count + 1))
 
 
-def _place(slot: str) -> tuple[str, int, str]:
-    role, _, number = slot.partition(".")
+def _place(slot: str) -> tuple[int, str, int, str]:
+    stem, _, number = slot.partition(".")
     digits = number.lstrip("0")
-    return role, len(digits), digits  # sorts like numbers, of any length
+    # The digits sort like numbers, of any length.
+    return ROLES.index(role_of(slot)), stem, len(digits), digits

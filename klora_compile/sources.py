@@ -11,22 +11,40 @@ from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.reading.adapter import Adapter, OnModule, open_adapter, read_adapter
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import in_order, slot_names
+from klora_compile.slots import in_order, role_of, slot_names
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.errors import shown
+from klora_runtime.artifact.schedule import ALWAYS
+from klora_runtime.errors import ConfigError, shown
 
 #: A LoRA as a user gives it: a file, a folder, or an adapter.
 Lora = str | os.PathLike[str] | Adapter
 
 
-def by_slot(content: Lora | Sequence[Lora], style: Lora | Sequence[Lora]) -> dict[str, Lora]:
-    """Return slot -> LoRA: contents first, each role in the given order."""
+def by_slot(
+    content: Lora | Sequence[Lora],
+    style: Lora | Sequence[Lora] = (),
+    always: Mapping[str, Lora] | None = None,
+) -> dict[str, Lora]:
+    """Return slot -> LoRA: contents first, each role in the given order.
+
+    Args:
+        always: slot -> LoRA, for those that always act.
+
+    Raises:
+        ConfigError: one of these has the name of a content or a style.
+    """
     contents, styles = (
         [given] if isinstance(given, str | os.PathLike | Adapter) else list(given)
         for given in (content, style)
     )
     slots = slot_names(len(contents), len(styles))
-    return dict(zip(slots, [*contents, *styles], strict=True))
+    for name in always or {}:
+        if role_of(name) != ALWAYS:
+            raise ConfigError(
+                f"always: {shown(name)} is the name of a LoRA that a rule schedules; take another "
+                "one, such as turbo."
+            )
+    return {**dict(zip(slots, [*contents, *styles], strict=True)), **(always or {})}
 
 
 def read_sources(

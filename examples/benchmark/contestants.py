@@ -16,8 +16,8 @@ from reference import KLora
 from benchmark.literal import Literal
 from benchmark.loras import Files, all_switching
 from benchmark.timing import seconds_of
-from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.file import load_fusion
+from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.pipeline.handle import FusionHandle, apply_fusion
 

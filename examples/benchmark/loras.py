@@ -11,10 +11,10 @@ from torch import nn
 
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
-from klora_compile.slots import CONTENT, STYLE
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.artifact.timeline import Timeline
 
 #: Linear layers of attention and feed-forward, of UNets and of FLUX's two kinds of blocks.

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from klora_compile.commands.beside import Beside, BesideLora, by_name
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
     LORA,
@@ -29,9 +31,16 @@ if TYPE_CHECKING:
 
 
 @click.command("compile", cls=RuleCommand)
-@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
+@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT [STYLE]]")
 @click.option("--content", multiple=True, type=LORA, help="A content LoRA. Repeat it for several.")
 @click.option("--style", multiple=True, type=LORA, help="A style LoRA. Repeat it for several.")
+@click.option(
+    "--always",
+    multiple=True,
+    type=BesideLora(),
+    help="A LoRA that acts beside the others, in all its layers at every step, such as an "
+    "accelerator: turbo=lightning.safetensors:0.8. No rule sees it. Repeat it for several.",
+)
 @artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options()
@@ -69,6 +78,7 @@ def compile_command(
     loras: tuple[Path, ...],
     content: tuple[Path, ...],
     style: tuple[Path, ...],
+    always: tuple[Beside, ...],
     output: Path,
     device: str,
     no_cache: bool,
@@ -85,7 +95,8 @@ def compile_command(
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
 
     Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved.
-    Name more than two LoRAs with --content and --style, once for each.
+    Name more than two LoRAs with --content and --style, once for each. One LoRA alone, or beside
+    those of --always, acts at constant weight.
 
     A rule decides which LoRA acts in every layer at every step of sampling. This command computes
     all choices once, for any prompt and any number of steps (unless a setting of the rule names a
@@ -96,13 +107,16 @@ def compile_command(
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
     contents, styles = _by_role(loras, content, style)
-    for one, other in combinations((*contents, *styles), 2):
+    beside, factors = by_name(always, settings["weights"])
+    settings["weights"] += tuple(factors.items())
+    files = (*contents, *styles, *beside.values())
+    for one, other in combinations(files, 2):
         if one.samefile(other):
             raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
     base = () if reading.base is None else (reading.base,)
-    check_output(output, force, inputs=(*contents, *styles, *base))
+    check_output(output, force, inputs=(*files, *base))
 
-    from klora_compile.compiler import compile_sources
+    from klora_compile.compiler import compile_sources, default_rule
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
@@ -110,11 +124,14 @@ def compile_command(
     from klora_runtime.artifact.file import save_fusion
     from klora_runtime.devices.names import as_device
 
+    sources = by_slot(contents, styles, beside)
+    if not _is_named("rule"):
+        rule = default_rule(sources).name
     config = Config.named(rule, **given(settings))
     runs_of(config.settings.clock, shift)
     where, begin = as_device(device), time.perf_counter()
     with layer_bar("reading") as on_module:
-        adapters = read_sources(by_slot(contents, styles), config, reading, on_module=on_module)
+        adapters = read_sources(sources, config, reading, on_module=on_module)
     cache = None if no_cache else _cache()
     with layer_bar("measuring") as on_layer:
         fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
@@ -163,9 +180,15 @@ def _by_role(
         raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")
     if content or style:
         return content, style
-    if len(loras) != 2:
+    if len(loras) not in (1, 2):
         raise click.UsageError(
             f"expected CONTENT STYLE, found {len(loras)} LoRAs; name more with --content and "
             "--style."
         )
     return loras[:1], loras[1:]
+
+
+def _is_named(parameter: str) -> bool:
+    """Return whether an option of this command was given."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is not ParameterSource.DEFAULT

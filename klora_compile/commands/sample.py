@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from klora_compile.commands.beside import Beside, BesideArtifact, by_name
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
 from klora_compile.commands.result import json_option, print_result
@@ -83,6 +84,13 @@ _SIZE = click.IntRange(1, 2**20)
     help="How strongly a slot acts, such as style=0.8. Repeat it for the other.",
 )
 @click.option(
+    "--always",
+    type=BesideArtifact(),
+    multiple=True,
+    help="An artifact of one LoRA that acts beside FILE in all its layers at every step, such as "
+    "turbo=turbo.klora.safetensors:0.8. Repeat it for several.",
+)
+@click.option(
     "--compile",
     "compiled",
     is_flag=True,
@@ -122,6 +130,7 @@ def sample_command(
     scheduler: str | None,
     mode: str,
     weights: tuple[tuple[str, float], ...],
+    always: tuple[Beside, ...],
     compiled: bool,
     device: str,
     dtype: str,
@@ -138,7 +147,8 @@ def sample_command(
     """
     if seed > _LAST_SEED - count:
         raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
-    check_output(output, force, inputs=(file, *(path for _, path in sources)))
+    beside, of_beside = by_name(always, weights)
+    check_output(output, force, inputs=(file, *(path for _, path in sources), *beside.values()))
 
     try:
         from klora_compile.sampling.pictures import Request
@@ -147,6 +157,16 @@ def sample_command(
         raise missing_library("klora sample", error) from error
     settings = {name: options[option] for name, option in _CALL.items()}
     request = Request(prompts, seed, count, settings)
-    how = How(scheduler, mode, dict(weights), compiled, device, dtype, dict(sources), force)
+    how = How(
+        scheduler=scheduler,
+        mode=mode,
+        weights=dict(weights) | of_beside,
+        compiled=compiled,
+        device=device,
+        dtype=dtype,
+        sources=dict(sources),
+        always=beside,
+        overwrite=force,
+    )
     made = sample_to_file(file, model, request, output, how)
     print_result(as_json, "pictures", made.json, made.text)

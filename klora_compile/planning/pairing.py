@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.survey import Survey
 from klora_compile.reading.telling import possible_families
-from klora_compile.rules.lookup import RULES
+from klora_compile.rules.lookup import RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import ROLES, role_of
-from klora_runtime.artifact.checks import MAX_SLOTS
+from klora_compile.slots import SCHEDULED, role_of, scheduled
+from klora_runtime.artifact.checks import MAX_SLOTS, refuse_always_name
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families.catalogue import families_name
@@ -20,33 +20,44 @@ from klora_runtime.families.catalogue import families_name
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
     """Check that a rule takes these LoRAs, and that settings name no other ones.
 
+    Args:
+        slots: all slots, those of role ``always`` included.
+        rule: the rule, which schedules the others.
+        settings: the settings that all rules share.
+
     Raises:
-        ConfigError: the rule needs another number or other roles, or a setting names another LoRA.
+        ConfigError: the rule needs another number or other roles, or a setting names another LoRA;
+            or a LoRA that always acts has no name for it.
     """
-    strange = [shown(slot) for slot in slots if role_of(slot) not in ROLES]
-    if strange:
-        raise ConfigError(f"slots: expected contents and styles, found {', '.join(strange)}.")
-    if len(slots) < 2:
-        raise ConfigError(f"a fusion needs two LoRAs or more, found {len(slots)}; name another.")
+    ruled = scheduled(slots)
+    for slot in slots:
+        if slot not in ruled:
+            refuse_always_name(slot)
+    if len(ruled) < rule.least:
+        wanted = "a LoRA" if rule.least == 1 else "two LoRAs or more"
+        other = f" or take --rule {RULE_OF_ONE}" if len(ruled) == 1 else ""
+        raise ConfigError(
+            f"rule {rule.name} needs {wanted}, found {len(ruled)}; name another{other}."
+        )
     if len(slots) > MAX_SLOTS:
         raise ConfigError(
             f"a fusion takes at most {MAX_SLOTS} LoRAs, found {len(slots)}; leave some out."
         )
-    if rule.most is not None and len(slots) > rule.most:
+    if rule.most is not None and len(ruled) > rule.most:
         more = ", ".join(name for name, each in RULES.items() if each.most is None)
         raise ConfigError(
-            f"rule {rule.name} takes {rule.most} LoRAs, found {len(slots)}; "
+            f"rule {rule.name} takes {rule.most} LoRAs, found {len(ruled)}; "
             f"take another rule: {more}."
         )
-    if not rule.whole and {role_of(slot) for slot in slots} != set(ROLES):
+    if not rule.whole and {role_of(slot) for slot in ruled} != set(SCHEDULED):
         raise ConfigError(
-            f"rule {rule.name} needs a content and a style, found {', '.join(slots)}; "
+            f"rule {rule.name} needs a content and a style, found {', '.join(ruled)}; "
             f"take another rule: {', '.join(name for name, each in RULES.items() if each.whole)}."
         )
     for slot in settings.weights:
         if slot not in slots:
             raise ConfigError(f"weights: expected {' or '.join(slots)}, found {slot!r}.")
-    misfit = rule.misfit(slots)
+    misfit = rule.misfit(ruled)
     if misfit is not None:
         raise ConfigError(misfit)
 
@@ -56,7 +67,7 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
 
     Args:
         loras: slot -> survey of its LoRA's header.
-        rule: the rule; rules of whole LoRAs need no common layer.
+        rule: the rule; rules of whole LoRAs need no common layer, nor do LoRAs that always act.
 
     Raises:
         PairingError: a layer has two shapes, no denoiser layer is common, or families differ.
@@ -67,13 +78,16 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
     told = [may_be(lora) for lora in loras.values() if lora.families]
-    if rule.whole and told and not set.intersection(*told):
+    ruled = scheduled(loras)
+    compared = not rule.whole and len(ruled) == len(loras)  # a common layer says more than a family
+    if not compared and told and not set.intersection(*told):
         raise PairingError(f"the LoRAs are for different models. {advice}")
-    common = set.intersection(*map(set, layers.values()))
+    common = set.intersection(*(set(layers[slot]) for slot in ruled))
     if not rule.whole and all(name.startswith("text_encoder") for name in common):
         components = {
             slot: sorted({layer.component for layer in own.values()})
             for slot, own in layers.items()
+            if slot in ruled
         }
         raise PairingError(
             f"the LoRAs have no denoiser layer in common. {advice}",

@@ -7,10 +7,11 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from klora_compile.planning.fates import BESIDE
 from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import Choice, Segment
 from klora_compile.settings.config import Config
@@ -54,7 +55,7 @@ class Plan:
 
 
 def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
-    """Apply a rule to the statistics of two or more LoRAs.
+    """Apply a rule to the statistics of LoRAs, and add those that always act.
 
     Args:
         numbers: layer name -> numbers of all LoRAs.
@@ -65,7 +66,7 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
     """
     if config.settings.unpaired == "error":
         _refuse_unpaired(numbers)
-    derived = config.rule.weigh(numbers)
+    derived = config.rule.weigh({name: each for name, each in numbers.items() if each.owners})
     return Plan(
         derived=derived,
         layers={
@@ -78,7 +79,7 @@ def _refuse_unpaired(numbers: Mapping[str, LayerNumbers]) -> None:
     issues = [
         f"{name}: only the {layer.owners[0]} LoRA has it"
         for name, layer in numbers.items()
-        if not layer.is_stepless and len(layer.owners) == 1
+        if not layer.is_stepless and len(layer.owners) == 1 < len(layer.sides)
     ]
     if issues:
         raise PairingError(
@@ -95,15 +96,20 @@ def _plan_layer(
     config: Config,
 ) -> LayerPlan:
     weight = None if layer.weight is None else numbers.get(layer.weight)
-    if weight is None or config.rule.whole:
+    if weight is None or not weight.owners or config.rule.whole:
         choice = _choose(layer, derived, config)
     else:
         choice = _follow(layer, _choose(weight, derived, config))
-    timeline = _timeline(layer, choice.segments, config.settings)
+    beside = tuple(slot for slot, side in layer.beside.items() if side and not side.is_zero)
+    timeline = _timeline(layer, choice.segments, beside, config.settings)
+    fate = choice.fate
+    if beside and not any(row for _, row in choice.segments):
+        fate = BESIDE
     scores: dict[str, Any] = {"k": layer.k, "ratio": choice.ratio}
-    scores |= {slot: side and side.scores for slot, side in layer.sides.items()}
-    scales = {slot: side.scaling for slot, side in layer.sides.items() if side is not None}
-    return LayerPlan(choice.fate, timeline, tuple(layer.present), scales, scores)
+    sides = {**layer.sides, **layer.beside}
+    scores |= {slot: side and side.scores for slot, side in sides.items()}
+    scales = {slot: side.scaling for slot, side in sides.items() if side is not None}
+    return LayerPlan(fate, timeline, (*layer.present, *beside), scales, scores)
 
 
 def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> Choice:
@@ -115,7 +121,7 @@ def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> 
         asked = config.settings.text_encoder
         acting = [slot for slot in present if asked in ("both", role_of(slot))]
         return Choice("constant" if acting else "dropped", _constant(acting))
-    if len(layer.owners) == 1 and config.settings.unpaired == "drop":
+    if len(layer.owners) == 1 < len(layer.sides) and config.settings.unpaired == "drop":
         return Choice("dropped", _NOTHING)
     if len(present) == 1 and not config.rule.whole:
         return Choice("one-sided", _constant(present))
@@ -139,14 +145,16 @@ def _constant(slots: Iterable[str]) -> tuple[Segment, ...]:
     return ((0.0, dict.fromkeys(slots, 1.0)),)
 
 
-def _timeline(layer: LayerNumbers, segments: Iterable[Segment], settings: Settings) -> Timeline:
+def _timeline(
+    layer: LayerNumbers, segments: Iterable[Segment], beside: Sequence[str], settings: Settings
+) -> Timeline:
     """Return the timeline of all slots with weights applied; equal neighbouring segments join."""
     rows: list[Segment] = []
     for start, row in segments:
-        acting = {slot: value for slot, value in row.items() if value}
+        acting = {slot: value for slot, value in row.items() if value} | dict.fromkeys(beside, 1.0)
         if not rows or rows[-1][1] != acting:
             rows.append((start, acting))
-    weights = {slot: settings.weight(slot) for slot in layer.sides}
+    weights = {slot: settings.weight(slot) for slot in (*layer.sides, *layer.beside)}
     return Timeline(
         tuple(start for start, _ in rows),
         {

@@ -22,7 +22,7 @@ from klora_compile.rules.lookup import RULES
 from klora_runtime.__about__ import INSTALL, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
 from klora_runtime.artifact.digests import file_digest
-from klora_runtime.artifact.schedule import Schedule, Source
+from klora_runtime.artifact.schedule import ALWAYS, Schedule, Source
 from klora_runtime.families.catalogue import FAMILIES, families_name
 from klora_runtime.families.family import Family, Task
 
@@ -127,14 +127,15 @@ def _what(fusion: Schedule) -> str:
     roles = Counter(slot.role for slot in fusion.slots.values())
     subjects, styles = roles["content"], roles["style"]
     parts = [
-        f"{'a LoRA' if count == 1 else f'{count} LoRAs'} of {what if count == 1 else plural}"
+        f"{'a LoRA' if count == 1 else f'{count} LoRAs'} {what if count == 1 else plural}"
         for count, what, plural in (
-            (subjects, "a subject", "subjects"),
-            (styles, "a style", "styles"),
+            (subjects, "of a subject", "of subjects"),
+            (styles, "of a style", "of styles"),
+            (roles[ALWAYS], "that always acts", "that always act"),
         )
         if count
     ]
-    text = " and ".join(parts)
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return text[:1].upper() + text[1:]
 
 

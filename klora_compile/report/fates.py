@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from klora_compile.planning.fates import FATES, IDLE
+from klora_compile.planning.fates import BESIDE, DROPPED, FATES, IDLE
 from klora_compile.rules.lookup import RULES
 
 #: Fate -> its meaning, for all rules.
@@ -17,4 +17,4 @@ MEANINGS: Mapping[str, str] = {
 COMMON = tuple(fate for fate in FATES if fate != IDLE)
 
 #: Common fates that a report omits if no layer has them.
-QUIET = ("with its weight", "constant", "dropped")
+QUIET = ("with its weight", "constant", BESIDE, DROPPED)

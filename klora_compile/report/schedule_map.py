@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import click
@@ -10,7 +10,7 @@ import click
 from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.palette import Rgb, colours, mixed
-from klora_runtime.artifact.schedule import Schedule
+from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.errors import shown
 
 #: Characters for the share of a block's layers in which the content acts, from none to all.
@@ -23,6 +23,8 @@ _STEP = "|"
 
 #: Number of steps of the runs that maps mark by the clock of the noise.
 MARKED_STEPS = 8
+#: Of layers where only LoRAs of role ``always`` act.
+_BESIDE = "+"
 _ROUNDING = 1e-9
 
 
@@ -46,7 +48,8 @@ def text_map(fusion: Schedule, width: int, shift: float | None = None) -> str:
     names = [*(shown(block.name) for block in rows), *map(_run_label, runs)]
     label = max(map(len, names))
     palette = colours(fusion.slots)
-    lines = [_line(block, label, width, palette) for block in rows]
+    beside = [name for name, slot in fusion.slots.items() if slot.role == ALWAYS]
+    lines = [_line(block, label, width, palette, beside) for block in rows]
     words = "progress by noise" if runs else "progress"
     axis = f"{'':<{label}}  0{words:^{max(len(words), width - 2)}}1"
     rulers = [f"{_run_label(run):<{label}}  {_ruler(run, width)}" for run in runs]
@@ -64,23 +67,30 @@ def _ruler(run: Run, width: int) -> str:
 
 
 def slot_label(fusion: Schedule, slot: str) -> str:
-    """Return the name of a slot in a legend, marked if the slot is derived."""
-    return slot if fusion.slots[slot].derived is None else f"{slot} (derived)"
+    """Return the name of a slot in a legend, marked if the slot is derived or always acts."""
+    found = fusion.slots[slot]
+    if found.role == ALWAYS:
+        return f"{slot} (at every step)"
+    return slot if found.derived is None else f"{slot} (derived)"
 
 
 def _legend(fusion: Schedule, palette: Mapping[str, Rgb]) -> str:
-    marks = (_SHADES[-1], _SHADES[0]) if len(palette) == 2 else cycle(_LETTERS)
+    chosen = [slot for slot in palette if fusion.slots[slot].role != ALWAYS]
+    marks = (_SHADES[-1], _SHADES[0]) if len(chosen) == 2 else cycle(_LETTERS)
+    marked = [*zip(chosen, marks, strict=False)]
+    marked += [(slot, _BESIDE) for slot in palette if slot not in chosen]
     names = [
-        click.style(f"{mark} {slot_label(fusion, slot)}", fg=colour)
-        for mark, (slot, colour) in zip(marks, palette.items(), strict=False)
+        click.style(f"{mark} {slot_label(fusion, slot)}", fg=palette[slot]) for slot, mark in marked
     ]
     words = "shades: part of the block's layers"
-    if len(palette) != 2:
+    if len(chosen) != 2:
         words = f"small: less than half of the block, {_ALIKE} all alike"
     return f"{'  '.join(names)}   {words}"
 
 
-def _line(block: Block, label: int, width: int, palette: Mapping[str, Rgb]) -> str:
+def _line(
+    block: Block, label: int, width: int, palette: Mapping[str, Rgb], beside: Sequence[str]
+) -> str:
     cells = []
     for column in range(width):
         parts = block.parts((column + 0.5) / width)
@@ -88,7 +98,9 @@ def _line(block: Block, label: int, width: int, palette: Mapping[str, Rgb]) -> s
             cells.append(" ")
             continue
         colour = mixed([(palette[slot], part) for slot, part in parts.items()])
-        cells.append(click.style(_mark(parts, tuple(palette)), fg=colour))
+        chosen = tuple(slot for slot in palette if slot not in beside)
+        mark = _mark(parts, chosen) if any(map(parts.get, chosen)) else _BESIDE
+        cells.append(click.style(mark, fg=colour))
     return f"{shown(block.name):<{label}}  {''.join(cells)}"
 
 

@@ -14,7 +14,7 @@ from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_compile.runs import Run, runs_of
-from klora_runtime.artifact.schedule import Schedule
+from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.artifact.timeline import ClockName
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import families_name, family_name
@@ -52,6 +52,8 @@ class Summary:
     """Shifts of the runs that :attr:`near_ties` and :attr:`few_steps` assume; empty by the clock of
         the steps, which needs none."""
     few_steps: tuple[FewSteps, ...]
+    always: Mapping[str, int]
+    """Slot of a LoRA that always acts -> number of layers in which it does."""
     near_ties: tuple[NearTie, ...]
     ranks: Mapping[str, tuple[int, ...]]
     """Source -> its distinct ranks."""
@@ -93,6 +95,11 @@ def summarise(fusion: Schedule, shift: float | None = None) -> Summary:
         clock=fusion.clock,
         shifts=tuple(run.shift for run in runs if run.shift is not None),
         few_steps=few_steps(fusion, runs),
+        always={
+            name: sum(1 for entry in fusion.entries if entry.timeline.uses(name))
+            for name, slot in fusion.slots.items()
+            if slot.role == ALWAYS
+        },
         near_ties=tuple(near_ties(fusion, runs)),
         ranks={name: source.ranks for name, source in fusion.sources.items()},
         bytes_in={name: source.bytes for name, source in fusion.sources.items()},
@@ -152,6 +159,8 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     for position, (fate, count) in enumerate(listed):
         rows.append((f"layers ({total})" if position == 0 else "", f"{count:>5} {shown(fate)}"))
     rows.extend(("" if i else "few steps", few.text) for i, few in enumerate(summary.few_steps))
+    for slot, count in summary.always.items():
+        rows.append(("always", f"{shown(slot)} in {count} layers{_weight_of(summary, slot)}"))
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:
@@ -165,6 +174,13 @@ def _clock_text(summary: Summary) -> str:
         return summary.clock
     assumed = " and ".join(f"{shift:g}" for shift in summary.shifts)
     return f"{summary.clock}; what is said of steps assumes a schedule of shift {assumed}"
+
+
+def _weight_of(summary: Summary, slot: str) -> str:
+    """Return the weight of a slot as text; empty if none was set."""
+    weights = summary.settings.get("weights")
+    weight = weights.get(slot) if isinstance(weights, Mapping) else None
+    return f", weight {weight:g}" if isinstance(weight, int | float) else ""
 
 
 def bytes_text(count: int) -> str:

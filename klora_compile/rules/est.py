@@ -21,7 +21,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.kit.outcomes import DUEL, Choice, duel
 from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import EVERY_LAYER, Rule
-from klora_compile.slots import CONTENT, STYLE
+from klora_runtime.artifact.schedule import CONTENT, STYLE
 
 
 @dataclass(frozen=True, kw_only=True)

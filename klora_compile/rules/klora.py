@@ -33,7 +33,8 @@ from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.kit.outcomes import DUEL, Choice, duel
 from klora_compile.rules.kit.papers import Paper
 from klora_compile.rules.rule import EVERY_LAYER, Rule
-from klora_compile.slots import CONTENT, STYLE, role_of
+from klora_compile.slots import role_of
+from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.errors import PairingError
 
 Pattern = Literal["s", "s*"]

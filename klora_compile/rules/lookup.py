@@ -18,6 +18,9 @@ RULES: Mapping[str, type[Rule]] = {
 
 DEFAULT_RULE = next(iter(RULES))
 
+#: The default for one LoRA alone: the first rule that takes one.
+RULE_OF_ONE = next(name for name, kind in RULES.items() if kind.least == 1)
+
 
 def rule_class(name: str) -> type[Rule]:
     """Return the rule of this name.

@@ -25,8 +25,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import SUM, Choice, total
 from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import LayerOfSlot, Rule
-from klora_compile.slots import CONTENT, STYLE
-from klora_runtime.artifact.schedule import STEPLESS
+from klora_runtime.artifact.schedule import CONTENT, STEPLESS, STYLE
 
 if TYPE_CHECKING:
     import torch

@@ -34,6 +34,7 @@ class Phases(Rule):
     sentence: ClassVar[str] = "Each has its own weight from one phase to the next"
     fates: ClassVar[Mapping[str, str]] = {"scheduled": "its LoRAs by the schedules that were set"}
     whole: ClassVar[bool] = True
+    least: ClassVar[int] = 1
     optional: ClassVar[tuple[str, ...]] = ("slot_phases",)
 
     content_phases: str | Points = field(

@@ -78,6 +78,8 @@ class Rule(ABC):
     whole: ClassVar[bool] = False
     """Whether the rule schedules whole LoRAs: it compares nothing, and a layer of only one LoRA
         follows that LoRA's schedule."""
+    least: ClassVar[int] = 2
+    """Smallest number of LoRAs, without those that always act."""
     most: ClassVar[int | None] = None
     """Greatest number of LoRAs; None for as many as an artifact can hold."""
     ratio_formula: ClassVar[str] = ""

@@ -30,6 +30,8 @@ class How:
     dtype: str = "auto"
     sources: Mapping[str, Path] = field(default_factory=dict)
     """LoRA files of a thin artifact by name."""
+    always: Mapping[str, Path] = field(default_factory=dict)
+    """Artifacts of LoRAs that act beside the fusion, by name."""
     overwrite: bool = False
     """Whether to replace an existing picture."""
 
@@ -83,7 +85,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     arguments(pipe, request)
     check_ending(output, total=request.total, videos=makes_videos(pipe))
     try:
-        handle = apply_fusion(pipe, fusion, mode=how.mode, weights=how.weights)
+        handle = apply_fusion(pipe, fusion, mode=how.mode, weights=how.weights, always=how.always)
     except IncompatibleModelError as error:
         raise _misfit(error, file, fusion, model) from error
     with handle:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from klora_compile.fields import BySlot, Number, Word, check_settings, setting
-from klora_compile.slots import CONTENT, role_of
+from klora_compile.slots import role_of
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, STYLE
 from klora_runtime.artifact.timeline import CLOCKS, ClockName
 from klora_runtime.errors import ConfigError
 
@@ -45,7 +46,7 @@ class Settings:
     weights: Mapping[str, float] = field(
         default_factory=dict,
         metadata=setting(
-            "A further factor on one of several LoRAs.",
+            "A further factor on one LoRA, of several or of those that always act.",
             BySlot(_WEIGHT, "weight", "content.2=0.5"),
             option="weight",
         ),
@@ -80,8 +81,8 @@ class Settings:
 
     def weight(self, slot: str) -> float:
         """Return the factor on the deltas of ``slot``."""
-        role = self.content_weight if role_of(slot) == CONTENT else self.style_weight
-        return role * self.weights.get(slot, 1.0)
+        roles = {CONTENT: self.content_weight, STYLE: self.style_weight, ALWAYS: 1.0}
+        return roles[role_of(slot)] * self.weights.get(slot, 1.0)
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings as the artifact records them."""

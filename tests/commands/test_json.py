@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DiffusionPipeline
 from support.lora_files import ROOT
 from support.shipped import Shipped, klora
+from tiny_pipeline import tiny_lora
 
 from klora_compile.cli import main
 
 PAGE = (ROOT / "docs" / "reference" / "json.md").read_text()
 PAIR = ("fox.safetensors", "ink.safetensors")
+TURBO = "turbo.safetensors"
 ARTIFACT = "fox-in-ink.klora.safetensors"
 PEFT = ("--keys", "peft")
 
 #: Kind -> runs that print objects of it, which have each of its fields between them.
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "compilation": [
-        ("compile", *PAIR, "-o", "whole.klora.safetensors"),
+        ("compile", *PAIR, "-o", "whole.klora.safetensors", "--always", f"turbo={TURBO}"),
         ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1"),
     ],
-    "recompilation": [("recompile", ARTIFACT, "-o", "other.klora.safetensors")],
+    "recompilation": [("recompile", "fast.klora.safetensors", "-o", "other.klora.safetensors")],
     "fusion": [
         ("inspect", ARTIFACT),
         ("inspect", "small.klora.safetensors"),
@@ -105,7 +108,13 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(shipped.artifact.with_name(name), folder)
     (folder / "model").symlink_to(shipped.model)
     files = [folder / name for name in PAIR]
-    for name, option in (("small", ("--compress", "0.1")), ("thin", ("--thin",))):
+    pipe = DiffusionPipeline.from_pretrained(shipped.model)
+    turbo = tiny_lora(pipe, folder / TURBO, seed=9)
+    for name, option in (
+        ("small", ("--compress", "0.1")),
+        ("thin", ("--thin",)),
+        ("fast", ("--always", f"turbo={turbo}")),
+    ):
         made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
         assert made.exit_code == 0
     return folder

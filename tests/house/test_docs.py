@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from support.lora_files import ROOT
 from support.shipped import Shipped, klora
+from tiny_pipeline import tiny_lora
 
 from klora_compile.cli import main
 from klora_compile.rules.lookup import RULES
@@ -52,11 +53,14 @@ def desk(shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A folder with the files that the pages speak of."""
     for name in ("fox", "ink"):
         shutil.copy(shipped.artifact.with_name(f"{name}.safetensors"), tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(shipped.model)
+    lightning = tiny_lora(pipe, tmp_path / "lightning.safetensors", seed=9)
     (tmp_path / "FOLDER").symlink_to(shipped.model)
     monkeypatch.chdir(tmp_path)
     pair = ("compile", "fox.safetensors", "ink.safetensors", "-o")
     assert klora(*pair, ARTIFACT).exit_code == 0
     assert klora(*pair, "thin.klora.safetensors", "--thin").exit_code == 0
+    assert klora("compile", lightning, "-o", "lightning.klora.safetensors").exit_code == 0
     return tmp_path
 
 

@@ -208,8 +208,10 @@ def test_roles_that_a_rule_needs(paths: dict[str, Path]) -> None:
     contents = [paths["content.1"], paths["content.2"]]
     with pytest.raises(ConfigError, match=r"needs a content and a style, found content\.1"):
         compile_fusion(contents, [], device="cpu")
-    with pytest.raises(ConfigError, match="a fusion needs two LoRAs or more, found 1"):
-        compile_fusion(contents[:1], [], Direct(), device="cpu")
+    with pytest.raises(ConfigError, match="needs two LoRAs or more, found 1; name another or take"):
+        compile_fusion(contents[:1], [], Klora(), device="cpu")
+    with pytest.raises(ConfigError, match="rule direct needs a LoRA, found 0; name another"):
+        compile_fusion([], [], Direct(), device="cpu")
     fusion = compile_fusion(contents, [], Direct(), device="cpu")
     assert set(fusion.slots) == {"content.1", "content.2"}
 
@@ -339,10 +341,10 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
     output = ("-o", tmp_path / "x.klora.safetensors")
     for named, text in (
         ((a, b, "--style", c), "name the LoRAs as CONTENT STYLE or with --content and --style"),
-        ((a,), "expected CONTENT STYLE, found 1 LoRAs"),
+        ((), "expected CONTENT STYLE, found 0 LoRAs"),
         ((a, b, c), "expected CONTENT STYLE, found 3 LoRAs"),
         (("--content", a, "--style", c, "--style", a), "are one file; name two LoRAs"),
-        (("--content", a), "a fusion needs two LoRAs or more, found 1"),
+        (("--content", a, "--rule", "klora"), "rule klora needs two LoRAs or more, found 1"),
     ):
         refused = klora("compile", *named, *output)
         assert refused.exit_code == 2

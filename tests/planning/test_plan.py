@@ -251,6 +251,7 @@ def test_every_fate_is_reached_and_known() -> None:
         plan_of(numbers("unet", 4, ZERO, ZERO)).fate,
         plan_of(pair(1.0, "text_encoder"), text_encoder="none").fate,
         planned(w=pair(1.0), b=bias("w")).layers["b"].fate,
+        plan_of(LayerNumbers("unet", None, {"content": None}, beside={"turbo": side()})).fate,
     }
     assert reached == {*Klora.fates, *FATES} - {IDLE}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from klora_runtime.artifact.schedule import STEPLESS
@@ -57,6 +57,8 @@ class LayerNumbers:
     """Slot -> its numbers, in the order of the LoRAs; None if it does not adapt the layer."""
     weight: str | None = None
     """For a bias, the layer name of the weight that it is chosen with."""
+    beside: Mapping[str, Side | None] = field(default_factory=dict)
+    """The same for LoRAs that always act; no rule looks at them."""
 
     @property
     def is_stepless(self) -> bool:

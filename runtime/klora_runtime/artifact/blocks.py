@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from klora_runtime.artifact.palette import parts_of
-from klora_runtime.artifact.schedule import STEPLESS, Schedule, ScheduledEntry
+from klora_runtime.artifact.schedule import ALWAYS, STEPLESS, Schedule, ScheduledEntry
+from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.families.catalogue import FAMILIES
 
 #: Lists of blocks in the order data flows, for unknown models: those of all known families.
@@ -34,13 +35,28 @@ class Block:
 
 
 def blocks(fusion: Schedule) -> list[Block]:
-    """Return the denoiser's layers by block, in the order data flows."""
+    """Return the denoiser's layers by block, in the order data flows, as maps draw them.
+
+    A slot of role ``always`` is left out of a layer where another slot acts: it would only pale the
+    choice.
+    """
+    beside = [name for name, slot in fusion.slots.items() if slot.role == ALWAYS]
     groups: dict[str, list[ScheduledEntry]] = {}
     family = FAMILIES.get(fusion.family or "")
     flow = _ANY_BLOCKS if family is None else tuple(family.blocks)
     for entry in sorted(_with_steps(fusion.entries), key=lambda entry: _flow_key(entry, flow)):
-        groups.setdefault(f"{entry.component}.{_block_name(entry.module)}", []).append(entry)
+        name = f"{entry.component}.{_block_name(entry.module)}"
+        groups.setdefault(name, []).append(_drawn(entry, beside))
     return [Block(name, tuple(entries)) for name, entries in groups.items()]
+
+
+def _drawn(entry: ScheduledEntry, beside: Sequence[str]) -> ScheduledEntry:
+    """Return an entry without the slots of ``beside``, unless they alone act."""
+    timeline = entry.timeline
+    chosen = {slot: v for slot, v in timeline.coefficients.items() if slot not in beside}
+    if len(chosen) == len(timeline.coefficients) or not any(map(any, chosen.values())):
+        return entry
+    return replace(entry, timeline=Timeline(timeline.starts, chosen))
 
 
 def _with_steps(entries: Iterable[ScheduledEntry]) -> list[ScheduledEntry]:

@@ -18,9 +18,9 @@ from klora_runtime.artifact.factors import (
     tensor_names,
 )
 from klora_runtime.artifact.safetensors_file import TensorInfo
-from klora_runtime.artifact.schedule import SILENT_FATES, STEPLESS, fingerprint
+from klora_runtime.artifact.schedule import ALWAYS, ROLES, SILENT_FATES, STEPLESS, fingerprint
 from klora_runtime.artifact.timeline import CLOCKS, MAX_SEGMENTS
-from klora_runtime.errors import ArtifactError, shown
+from klora_runtime.errors import ArtifactError, ConfigError, shown
 
 FORMAT_NAME = "klora-fusion"
 FORMAT_VERSION = 1
@@ -34,6 +34,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,31}")
 _SLOT = re.compile(r"[a-z][a-z0-9_]*(\.[0-9]+)?")
+_TAKEN = (*ROLES, "enabled", "from")
 _RULE = re.compile(r"[a-z][a-z0-9_+-]{0,31}")
 _WORDS = re.compile(r"[a-z][a-z -]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -86,6 +87,27 @@ _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
 
 #: The keys of a source that are not notes.
 SOURCE_KEYS = frozenset(_SOURCE_TESTS)
+
+
+def is_always_name(name: str) -> bool:
+    """Return whether a slot of role ``always`` may have this name.
+
+    It must be a slot's name, and no name that a slot of another role or the handle has.
+    """
+    return _SLOT.fullmatch(name) is not None and name.partition(".")[0] not in _TAKEN
+
+
+def refuse_always_name(name: str) -> None:
+    """Refuse a name that a slot of role ``always`` must not have.
+
+    Raises:
+        ConfigError: see :func:`is_always_name`.
+    """
+    if not is_always_name(name):
+        raise ConfigError(
+            f"always: {shown(name)} is no name for a LoRA that always acts. Take lower-case "
+            f"letters, digits and underscores, such as turbo, and none of {', '.join(_TAKEN)}."
+        )
 
 
 class _Check:
@@ -167,8 +189,11 @@ class _Check:
                 self.say(where, "not a slot name")
             if not self.keys(slot, where, {"role", "sources", "derived"}):
                 continue
-            if slot["role"] not in ("content", "style"):
-                self.say(f"{where}.role", f"expected content or style, found {shown(slot['role'])}")
+            if slot["role"] not in ROLES:
+                expected = f"expected {', '.join(ROLES[:-1])} or {ROLES[-1]}"
+                self.say(f"{where}.role", f"{expected}, found {shown(slot['role'])}; update klora")
+            elif slot["role"] == ALWAYS and not is_always_name(name):
+                self.say(where, "not a name of a slot of role always")
             origin = slot["sources"]
             known = isinstance(sources, dict) and isinstance(origin, list)
             if (
@@ -282,6 +307,8 @@ class _Check:
                     self.say(f"{here}.{slot}", f"not a number: {shown(row[slot])}")
                 elif row[slot] != 0 and slot not in stored:
                     self.say(f"{here}.{slot}", "acts, but its factors are not stored")
+                elif slots[slot].get("role") == ALWAYS and row[slot] != value[0][slot]:
+                    self.say(f"{here}.{slot}", "always acts, so its coefficient must not change")
 
     def tensors(self, tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
         for name in sorted(tensors):

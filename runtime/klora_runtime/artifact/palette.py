@@ -1,17 +1,19 @@
-"""Colours of slots: blues for contents, oranges for styles, from dark to light."""
+"""Colours of slots: blues for contents, oranges for styles, greys for the rest, dark to light."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from klora_runtime.artifact.schedule import Slot
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, ROLES, STYLE, Slot
 
 Rgb = tuple[int, int, int]
 
-#: The colours of the two roles: a blue and an orange that differ in print and for colour-blind
-#: readers.
+#: The colours of the roles: a blue and an orange that differ in print and for colour-blind readers,
+#: and a grey for what acts beside them.
 CONTENT_RGB: Rgb = (38, 103, 168)
 STYLE_RGB: Rgb = (232, 133, 44)
+ALWAYS_RGB: Rgb = (110, 110, 110)
+_OF_ROLES = {CONTENT: CONTENT_RGB, STYLE: STYLE_RGB, ALWAYS: ALWAYS_RGB}
 
 _WHITE: Rgb = (255, 255, 255)
 
@@ -20,15 +22,14 @@ _LIGHTEST = 0.6
 
 
 def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
-    """Return slot -> colour: contents first, each role in the order of its LoRAs."""
+    """Return slot -> colour: contents, styles, the rest; each role in the order of its LoRAs."""
     roles = {name: slot.role for name, slot in slots.items()}
     ordered = sorted(roles, key=lambda name: _place(name, roles[name]))
     found = {}
     for name in ordered:
         kin = [other for other in ordered if roles[other] == roles[name]]
         share = _LIGHTEST * kin.index(name) / max(1, len(kin) - 1)
-        base = CONTENT_RGB if roles[name] == "content" else STYLE_RGB
-        found[name] = mixed([(base, 1.0 - share), (_WHITE, share)])
+        found[name] = mixed([(_OF_ROLES[roles[name]], 1.0 - share), (_WHITE, share)])
     return found
 
 
@@ -48,8 +49,8 @@ def parts_of(row: Mapping[str, float]) -> dict[str, float]:
     return {slot: size / total for slot, size in sizes.items()}
 
 
-def _place(name: str, role: str) -> tuple[str, str, int, str]:
+def _place(name: str, role: str) -> tuple[int, str, int, str]:
     """Return a sort key that puts ``content.2`` before ``content.10``."""
     stem, _, number = name.partition(".")
     digits = number.lstrip("0")
-    return role, stem, len(digits), digits
+    return ROLES.index(role), stem, len(digits), digits

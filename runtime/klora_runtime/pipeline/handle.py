@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from klora_runtime.artifact.beside import beside
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.references import complete
@@ -31,6 +32,7 @@ def apply_fusion(
     *,
     components: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
+    always: Mapping[str, str | os.PathLike[str] | Fusion] | None = None,
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str | torch.device | None = None,
 ) -> FusionHandle:
@@ -47,6 +49,9 @@ def apply_fusion(
         components: pipeline components to change; all of the fusion's by default.
         weights: slot name -> factor on its deltas, -100 to 100, on top of the fusion's
             coefficients; 1 by default.
+        always: name -> an artifact or fusion of one LoRA that acts beside this one, in all its
+            layers at every step, such as ``{"turbo": "turbo.klora.safetensors"}``. It becomes a
+            slot of that name and stays through :meth:`FusionHandle.swap`.
         sources: for a thin artifact, the LoRA files that it was compiled from:
             ``{"content": "fox.safetensors", "style": "ink.safetensors"}``.
         device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
@@ -57,7 +62,8 @@ def apply_fusion(
 
     Raises:
         ArtifactError: the file breaks the format, or a source is missing or is another file.
-        ConfigError: an unknown mode, component, slot, source or device, or a weight out of range.
+        ConfigError: an unknown mode, component, slot, source or device, a weight out of range, or
+            something of ``always`` that is not one LoRA at constant weight.
         IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
             hold it; nothing was changed.
         InUseError: the pipeline already carries a fusion, whose handle is the error's ``handle``.
@@ -65,7 +71,12 @@ def apply_fusion(
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     fusion = _loaded(path_or_fusion, sources, device)
-    return FusionHandle(pipe, fusion, mode, components, {} if weights is None else weights)
+    others = {
+        name: _loaded(each, None, None if isinstance(each, Fusion) else device)
+        for name, each in _mapping("always", always).items()
+    }
+    factors = {} if weights is None else weights
+    return FusionHandle(pipe, fusion, mode, components, factors, others)
 
 
 class FusionHandle:
@@ -78,14 +89,17 @@ class FusionHandle:
         mode: str,
         components: Sequence[str] | None,
         weights: Mapping[str, float],
+        always: Mapping[str, Fusion],
     ) -> None:
-        factors = checked_weights(fusion, weights)
-        layers = layers_in(pipe, fusion, components, owner=self)
+        self._given, self._always = fusion, always
+        whole = beside(fusion, always)
+        factors = checked_weights(whole, weights)
+        layers = layers_in(pipe, whole, components, owner=self)
         chosen, self._why = choose(mode, layers, factors)
-        self._live = LiveFusion(fusion, chosen, factors)
+        self._live = LiveFusion(whole, chosen, factors)
         self._attachment = Attachment(pipe, self._live, components, owner=self)
         try:
-            self._attachment.take_hold(fusion)
+            self._attachment.take_hold(whole)
             self._live.write()
         except BaseException:
             self._let_go()
@@ -104,8 +118,8 @@ class FusionHandle:
 
     @property
     def fusion(self) -> Fusion:
-        """The fusion that is applied, or was applied last."""
-        return self._live.fusion
+        """The fusion that is applied, or was applied last, as it was given: without ``always``."""
+        return self._given
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -134,6 +148,8 @@ class FusionHandle:
     ) -> None:
         """Replace the fusion by another one; weights of slots with the same name stay.
 
+        What ``always`` named acts beside the new fusion too.
+
         If this raises, the old fusion is still applied.
 
         Args:
@@ -151,14 +167,16 @@ class FusionHandle:
         """
         self._require_applied()
         fusion = _loaded(path_or_fusion, sources, device)
+        whole = beside(fusion, self._always)
         with self._attachment.change():
-            layers = self._attachment.find(fusion)
+            layers = self._attachment.find(whole)
             try:
-                self._attachment.take_hold(fusion)
-                self._live.swap(fusion, layers)
+                self._attachment.take_hold(whole)
+                self._live.swap(whole, layers)
             except BaseException:
                 self._attachment.take_hold(self._live.fusion)
                 raise
+        self._given = fusion
         self._why = "a swap keeps the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
@@ -175,7 +193,9 @@ class FusionHandle:
         """
         self._require_applied()
         given = {} if weights is None else weights
-        changed = checked_weights(self.fusion, given) | checked_weights(self.fusion, named)
+        changed = checked_weights(self._live.fusion, given) | checked_weights(
+            self._live.fusion, named
+        )
         with self._attachment.change():
             self._live.set_weights(changed)
 
@@ -213,7 +233,7 @@ class FusionHandle:
             layers=dict(Counter(entry.fate for entry in self._acting())),
             components=self._attachment.components,
             switches=live.mode.switches,
-            weights={slot: live.weights.get(slot, 1.0) for slot in self.fusion.slots},
+            weights={slot: live.weights.get(slot, 1.0) for slot in live.fusion.slots},
             enabled=live.enabled,
             progress=self._attachment.progress,
             clock=self.fusion.clock,
@@ -224,7 +244,7 @@ class FusionHandle:
 
     def __repr__(self) -> str:
         """Return three lines: what the fusion is, its size, and what acts now."""
-        what, how_large, _ = summary(self.fusion)
+        what, how_large, _ = summary(self._live.fusion)
         pipe, live = self._attachment.pipe, self._live
         if pipe is None:
             return f"FusionHandle, removed: {what}\n{how_large}\nnothing acts"
@@ -242,19 +262,19 @@ class FusionHandle:
         from klora_runtime.artifact.schedule_html import schedule_html
 
         if not self._is_applied:
-            return schedule_html(self.fusion, repr(self))
-        held = replace(self.fusion, entries=tuple(self._acting()))
+            return schedule_html(self._live.fusion, repr(self))
+        held = replace(self._live.fusion, entries=tuple(self._acting()))
         return schedule_html(held, repr(self), self._live.weights, self._attachment.progress)
 
     def _acting(self) -> list[Entry]:
         """Return the layers that are applied."""
         components = self._attachment.components
-        return [e for e in self.fusion.entries if e.acts and e.component in components]
+        return [e for e in self._live.fusion.entries if e.acts and e.component in components]
 
     def _acting_now(self, acting: Sequence[Entry]) -> str:
         progress, weights = self._attachment.progress, self._live.weights
         rows = [entry.timeline.at(progress or 0.0) for entry in acting]
-        counts = {slot: sum(1 for row in rows if row.get(slot)) for slot in self.fusion.slots}
+        counts = {slot: sum(1 for row in rows if row.get(slot)) for slot in self._live.fusion.slots}
         parts = (
             f"{slot} in {count} layers, weight {weights.get(slot, 1.0):g}"
             for slot, count in counts.items()
@@ -276,6 +296,15 @@ class FusionHandle:
         """Undo everything, even if taking hold failed half-way."""
         self._live.release()
         self._attachment.let_go()
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """Return an optional argument that maps names, empty if it is None."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}={value!r}: expected names with an artifact each.")
+    return value
 
 
 def _loaded(
