@@ -21,13 +21,14 @@ PAGE = (ROOT / "docs" / "reference" / "json.md").read_text()
 PAIR = ("fox.safetensors", "ink.safetensors")
 TURBO = "turbo.safetensors"
 ARTIFACT = "fox-in-ink.klora.safetensors"
+BESIDE = ("--always", f"turbo={TURBO}")
 PEFT = ("--keys", "peft")
 
 #: Kind -> runs that print objects of it, which have each of its fields between them.
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "compilation": [
-        ("compile", *PAIR, "-o", "whole.klora.safetensors", "--always", f"turbo={TURBO}"),
-        ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1"),
+        ("compile", *PAIR, "-o", "whole.klora.safetensors", *BESIDE),
+        ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1", *BESIDE),
     ],
     "recompilation": [("recompile", "fast.klora.safetensors", "-o", "other.klora.safetensors")],
     "fusion": [
