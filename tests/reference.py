@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 Choice = Literal["content", "style"]
 Clock = Literal["step", "noise"]
-#: How a scheduler states its noise: sigma of flow matching, the training timestep, a sigma without
-#: an end for which there is no training, a time that falls from 1 or rises to it, an angle whose
-#: tangent is such a sigma.
-Level = Literal["flow", "training", "sigma", "time", "rising time", "angle"]
+#: How a scheduler states its noise: sigma of flow matching, which may be turned round, the training
+#: timestep, a sigma without an end for which there is no training, a time that falls from 1 or
+#: rises to it, an angle whose tangent is such a sigma.
+Level = Literal["flow", "inverted", "training", "sigma", "time", "rising time", "angle"]
 
 #: Components of pipelines that are evaluated at every step, or one of which is.
 DENOISERS = (
@@ -195,13 +195,13 @@ def progress_of_run(
 
 def _noise(scheduler: Any, level: Level, place: int) -> float:
     """The noise at a place in a scheduler's list, none after its end."""
-    values = scheduler.sigmas if level in ("flow", "sigma") else scheduler.timesteps
+    values = scheduler.sigmas if level in ("flow", "inverted", "sigma") else scheduler.timesteps
     if place >= len(values):
         return 0.0
     value = float(values[place])
     if level == "training":
         return value / int(scheduler.config.num_train_timesteps)
-    if level == "rising time":
+    if level in ("inverted", "rising time"):
         return 1 - value
     if level == "angle":
         value = math.tan(min(value, math.pi / 2))

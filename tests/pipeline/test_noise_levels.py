@@ -371,6 +371,13 @@ def test_levels_out_of_range_are_refused() -> None:
         followed.set_timesteps(sigmas=[7.0, 0.5])
 
 
+def test_noise_that_rises_is_refused() -> None:
+    followed = FlowMatchEulerDiscreteScheduler()
+    by_noise(followed)
+    with pytest.raises(IncompatibleModelError, match=r"its noise would rise, from 0.1 to 0.9\."):
+        followed.set_timesteps(sigmas=[0.1, 0.9], timesteps=[900.0, 100.0])
+
+
 def test_it_is_refused_when_applied_and_when_assigned(pipe: Any) -> None:
     steps = fusion_for(pipe, [TO_Q])
     noise = replace(steps, clock="noise")

@@ -26,7 +26,7 @@ from klora_runtime.pipeline.occupancy import Occupancy
 NAMES = scheduler_classes.names()
 
 #: Ways to space timesteps, and lists of one's own.
-SPACINGS = ("Karras", "exponential", "beta", "Lu", "flow")
+SPACINGS = ("Karras", "exponential", "beta", "Lu", "inverted", "flow")
 LISTS = ("timesteps=", "sigmas=")
 
 #: Classes without a clock of the noise, each with a word of the reason.

@@ -17,6 +17,7 @@ from klora_compile import Settings, compile_fusion
 from klora_compile.export.schedule import NOISE_NOTE, NOTE
 from klora_compile.export.writing import export_phases
 from klora_compile.report.few_steps import few_steps
+from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import summarise, summary_lines
 from klora_compile.rules import Klora, Switch
@@ -132,6 +133,29 @@ def test_the_map_marks_the_steps_of_each_run() -> None:
     assert [line[:16] for line in named if "8 steps" in line] == ["8 steps, shift 5"]
     at = len("unet.mid_block.attentions.0") + 2  # where progress begins
     assert named[2][at : at + 10] == "|| | |  | "
+
+
+def test_the_plot_marks_the_steps_of_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def keep(figure: Any, path: Path, **_: Any) -> None:
+        drawn.append(figure.axes[0])
+        Path(path).write_text("")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+    for fusion in (switching(0.5), by_noise(switching(0.5))):
+        plot_schedule(fusion, tmp_path / "map.png", overwrite=True)
+    plot_schedule(by_noise(switching(0.5)), tmp_path / "map.png", overwrite=True, shift=5.0)
+    steps, noise, named = drawn
+    assert (steps.get_xlabel(), list(steps.lines)) == ("progress of sampling", [])
+    assert noise.get_xlabel() == (
+        "progress of sampling by noise; lines: 8 steps, shift 1 dotted, shift 3 dashed"
+    )
+    places = [line.get_xdata()[0] for line in noise.lines]
+    assert places == [*Run(1.0).progress(8), *Run(3.0).progress(8)]
+    assert named.get_xlabel().endswith("8 steps, shift 5 dotted")
 
 
 # The clock as a setting.

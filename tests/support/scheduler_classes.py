@@ -177,6 +177,8 @@ def variants(name: str) -> Iterator[Variant]:
             yield Variant(word, {option: True}, whole, level, ends)
     if "sigma_schedule" in config:
         yield Variant("exponential", {"sigma_schedule": "exponential"}, whole, level, ends)
+    if "invert_sigmas" in config:
+        yield Variant("inverted", {"invert_sigmas": True}, whole, "inverted", ends)
     if "use_flow_sigmas" in config and level == "training":
         yield Variant("flow", _FLOW, whole, "flow", ends)
     if "timestep_spacing" in config:

@@ -56,7 +56,7 @@ def noise_level_of(scheduler: Any) -> NoiseLevel:
     for name in names:
         if name in _BY_CLASS:
             level = _BY_CLASS[name]
-            return RATIO if level is SIGMA and _spaces_beyond_noise(config) else level
+            return _of_flow(config) if level is SIGMA else level
     if _training_steps(scheduler) is None or getattr(scheduler, "alphas_cumprod", None) is None:
         raise _unknown(scheduler, "its noise levels are not known")
     continuous = getattr(config, "timestep_type", None) == "continuous"
@@ -65,11 +65,14 @@ def noise_level_of(scheduler: Any) -> NoiseLevel:
     return TIMESTEP
 
 
-def _spaces_beyond_noise(config: Any) -> bool:
-    """Return whether a scheduler of flow matching has sigmas above 1, as Cosmos-Predict 2 has."""
+def _of_flow(config: Any) -> NoiseLevel:
+    """Return the level of a class of flow matching, which its configuration may turn round."""
+    if getattr(config, "invert_sigmas", False):  # Mochi, LongCat
+        return INVERTED_SIGMA
     spaced = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     most = getattr(config, "sigma_max", None)
-    return most is not None and most > 1.0 and any(getattr(config, each, 0) for each in spaced)
+    beyond = most is not None and most > 1.0 and any(getattr(config, each, 0) for each in spaced)
+    return RATIO if beyond else SIGMA  # above 1 in Cosmos-Predict 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def progress_by_noise(scheduler: Any) -> tuple[float, ...]:
     one progress. If the lists are on a GPU, this waits for it once.
 
     Raises:
-        IncompatibleModelError: see :func:`noise_level_of`; or a level is out of range.
+        IncompatibleModelError: see :func:`noise_level_of`; or a level is out of range, or noise
+            rises.
     """
     evaluations, order = evaluations_of(scheduler), order_of(scheduler)
     if evaluations == 0:
@@ -115,6 +119,9 @@ def progress_by_noise(scheduler: Any) -> tuple[float, ...]:
             raise _unknown(
                 scheduler, f"its noise level at timestep {index + 1} would be {level:g}, not 0 to 1"
             )
+    first, last = levels[0], levels[:evaluations][-1]
+    if last > first + _SLACK:
+        raise _unknown(scheduler, f"its noise would rise, from {first:g} to {last:g}")
     ends = [*(min(max(level, 0.0), 1.0) for level in levels[::order]), 0.0]
     return tuple(map(progress_between, ends, ends[1:]))[: -(-evaluations // order)]
 
@@ -147,6 +154,10 @@ def _training_steps(scheduler: Any) -> int | None:
 
 def _sigmas(scheduler: Any) -> list[float]:
     return _numbers(scheduler.sigmas)
+
+
+def _inverted(scheduler: Any) -> list[float]:
+    return [1.0 - sigma for sigma in _numbers(scheduler.sigmas)]
 
 
 def _ratios(scheduler: Any) -> list[float]:
@@ -189,6 +200,7 @@ def _angles(scheduler: Any) -> list[float]:
 
 
 SIGMA = NoiseLevel("sigma", _sigmas)
+INVERTED_SIGMA = NoiseLevel("1 - sigma", _inverted)
 TIMESTEP = NoiseLevel("timestep / training steps", _shares)
 INDEX_OF_SIGMA = NoiseLevel("training step of sigma", _indices)
 RATIO = NoiseLevel("sigma / (1 + sigma)", _ratios)
