@@ -131,9 +131,14 @@ def _family_of(fusion: Fusion) -> tuple[Family, Kohya]:
             "use --keys peft."
         )
     known = ", ".join(each.title for each in FAMILIES.values() if each.kohya is not None)
-    found = families_name(fusion.candidates) if fusion.candidates else "an unknown base model"
+    if not fusion.candidates:
+        raise KloraError(
+            "the layers do not say which base model this artifact is for, and kohya-style files "
+            "state it. Compile it again with --family KEY, or use --keys peft."
+        )
     raise KloraError(
-        f"no tool reads kohya-style keys for {shown(found)}; supported: {known}. Use --keys peft."
+        f"no tool reads kohya-style keys for {shown(families_name(fusion.candidates))}; supported: "
+        f"{known}. Use --keys peft."
     )
 
 

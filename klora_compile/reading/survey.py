@@ -18,7 +18,7 @@ from klora_compile.reading.metadata import Origin, origin_of
 from klora_compile.reading.names.account import Account, UnusedKey, account_for
 from klora_compile.reading.pieces import Piece, file_axis
 from klora_compile.reading.scale.scale import Scales
-from klora_compile.reading.telling import families_of_layers
+from klora_compile.reading.telling import families_having, families_of_layers
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.document import METADATA_KEY as ARTIFACT_KEY
 from klora_runtime.errors import LoraError, shown
@@ -121,6 +121,12 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
     if isinstance(axis, str):
         problems.append(axis)
     found = families_of_layers(layers.values(), account.families)
+    if stated is not None and not found:
+        having = families_having(layers.values())
+        if stated in having or (options.family is not None and not having):
+            found = (stated,)
+        else:
+            found = tuple(sorted(having)) if options.family is not None else ()
     if options.family is not None and found and options.family not in found:
         problems.append(
             f"its layers are those of {families_name(found)}, and not of "

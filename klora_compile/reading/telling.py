@@ -63,6 +63,13 @@ def families_of_layers(layers: Iterable[LayerFacts], families: Collection[str]) 
     return tuple(sorted(found))
 
 
+def families_having(layers: Iterable[LayerFacts]) -> frozenset[str]:
+    """Return the families that have all the denoiser's weights among the layers."""
+    return possible_families(
+        [v for v in layers if v.parameter == "weight" and v.component not in TEXT_ENCODERS]
+    )
+
+
 def possible_families(
     layers: Sequence[LayerFacts], families: Collection[str] = ()
 ) -> frozenset[str]:

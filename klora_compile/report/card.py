@@ -6,8 +6,10 @@ import json
 import os
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import click
@@ -26,6 +28,8 @@ from klora_runtime.artifact.schedule import ALWAYS, Schedule, Source
 from klora_runtime.families.catalogue import FAMILIES, families_name
 from klora_runtime.families.family import Family, Task
 
+T = TypeVar("T")
+
 _MAP_WIDTH = 60
 
 #: The task in a card if the family is unknown.
@@ -35,10 +39,12 @@ _BASE_MODEL = "BASE-MODEL"
 
 #: What a pipeline makes -> a name for one, and the attribute of its result that holds them.
 _OUTPUTS = {
-    "image": ("image", "images"),
-    "video": ("frames", "frames"),
-    "audio": ("audio", "audios"),
+    "image": ("image", ".images"),
+    "video": ("frames", ".frames"),
+    "audio": ("audio", ".audios"),
 }
+#: The same where base models of several tasks are possible: the first field is what they make.
+_ANY_OUTPUT = ("result", "")
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,28 @@ def _title(name: str) -> str:
     return name.removesuffix(".safetensors").removesuffix(".klora") or name
 
 
+def _families(fusion: Schedule) -> list[Family]:
+    """Return the known base models that the fusion may be for."""
+    return [FAMILIES[key] for key in fusion.candidates if key in FAMILIES]
+
+
+def _only(values: Iterable[T]) -> T | None:
+    """Return the value that all of these are; None if there is none, or more than one."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def _task(fusion: Schedule) -> Task | None:
+    """Return the task in a card; None if the base models that it may be for have several."""
+    families = _families(fusion)
+    return _only(family.task for family in families) if families else _ANY_TASK
+
+
 def _front_matter(fusion: Schedule, facts: CardFacts) -> str:
-    family = FAMILIES.get(fusion.family or "")
-    task = _ANY_TASK if family is None else family.task
-    tags = ["lora", "klora", "diffusers", task]
-    tags += [] if family is None or family.tag is None else [family.tag]
-    lines = ["---", "library_name: diffusers", f"pipeline_tag: {task}", "tags:"]
-    lines += [f"- {tag}" for tag in tags]
+    task, tag = _task(fusion), _only(family.tag for family in _families(fusion))
+    tags = filter(None, ("lora", "klora", "diffusers", task, tag))
+    lines = ["---", "library_name: diffusers", *([f"pipeline_tag: {task}"] if task else [])]
+    lines += ["tags:", *(f"- {tag}" for tag in tags)]
     if facts.base_model is not None:
         lines += [f"base_model: {yaml_string(facts.base_model)}", "base_model_relation: adapter"]
     words = _trigger_words(fusion)
@@ -231,29 +252,30 @@ def _value(value: object) -> str:
 
 
 def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
-    family = FAMILIES.get(fusion.family or "")
+    families = _families(fusion)
     where = "" if REPOSITORY is None else f" ([repository]({REPOSITORY}))"
     hint = ""
     if facts.base_model is None:
-        such = "" if family is None else f", such as `{family.hub}`"
+        such = " or ".join(f"`{family.hub}`" for family in families)
+        such = f", such as {such}" if such else ""
         hint = f" {_BASE_MODEL} stands for the folder or the id of yours{such}."
-    command = _command(fusion, facts, family)
+    command = _command(fusion, facts)
     return "\n\n".join(
         [
             f"Install klora, in its source folder{where}:",
             fenced(INSTALL, "sh"),
             f"Then use Python{' or the command line' if command else ''}.{hint}",
-            fenced(_python(fusion, facts, family), "python"),
+            fenced(_python(fusion, facts), "python"),
             *([fenced(command, "sh")] if command else []),
         ]
     )
 
 
-def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
+def _python(fusion: Schedule, facts: CardFacts) -> str:
     """Return Python lines that load the base model, apply the artifact and sample."""
+    family, task = FAMILIES.get(fusion.family or ""), _task(fusion) or ""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
-    task = _ANY_TASK if family is None else family.task
-    one, many = _OUTPUTS.get(task.rpartition("-")[2], _OUTPUTS["image"])
+    one, attribute = _OUTPUTS.get(task.rpartition("-")[2], _ANY_OUTPUT)
     model = f"pipe = {pipeline}.from_pretrained({_literal(facts.base_model or _BASE_MODEL)})"
     if family is not None and family.is_modular:
         model += "\npipe.load_components()"
@@ -268,15 +290,17 @@ def _python(fusion: Schedule, facts: CardFacts, family: Family | None) -> str:
         f'{model}  # .to("cuda")\n'
         f"handle = apply_fusion(pipe, {_literal(printable(facts.name))}{sources})\n"
         f"{one} = pipe(prompt={_literal(_prompt(fusion))}, {given}num_inference_steps=30)"
-        f".{many}[0]\n"
+        f"{attribute}[0]\n"
         "handle.remove()  # every weight back to the bit"
     )
 
 
-def _command(fusion: Schedule, facts: CardFacts, family: Family | None) -> str | None:
+def _command(fusion: Schedule, facts: CardFacts) -> str | None:
     """Return the same as a command; None if a command cannot do it."""
-    task = _ANY_TASK if family is None else family.task
-    if task.startswith("image") or task.endswith("audio") or (family and family.is_modular):
+    task = _task(fusion)
+    if task is None or task.startswith("image") or task.endswith("audio"):
+        return None
+    if any(family.is_modular for family in _families(fusion)):
         return None
     name = printable(facts.name)
     words = ["klora", "sample", f"./{name}" if name.startswith("-") else name]

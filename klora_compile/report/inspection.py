@@ -14,7 +14,7 @@ from klora_runtime.artifact.schedule import Slot
 
 #: Fields of the summary that are here too.
 _SUMMARISED = (
-    *("rule", "gamma", "derived", "family"),
+    *("rule", "gamma", "derived", "family", "families"),
     *("clock", "shifts", "few_steps", "near_ties"),
 )
 

@@ -67,7 +67,7 @@ def documented(kind: str) -> set[str]:
         fields |= documented("summary")
     if kind == "fusion":
         shared = (
-            *("rule", "gamma", "derived", "family"),
+            *("rule", "gamma", "derived", "family", "families"),
             *("clock", "shifts", "few_steps", "near_ties"),
         )
         fields |= {each for each in documented("summary") if each.startswith(shared)}

@@ -153,9 +153,7 @@ def test_a_family_without_kohyas_names(artifact: Path, tmp_path: Path) -> None:
     fusion = replace(golden_fusion(), entries=golden_fusion().entries[1:])
     save_fusion(fusion, artifact, overwrite=True)
     message = error_of(klora("export", artifact, "--static", "-o", tmp_path / "out"), 1)
-    assert message.startswith(
-        "no tool reads kohya-style keys for an unknown base model; supported: "
-    )
+    assert message.startswith("the layers do not say which base model this artifact is for")
     result = klora("export", artifact, "--static", "-o", tmp_path / "out", "--keys", "peft")
     assert result.exit_code == 0, result.output
 

@@ -181,13 +181,20 @@ def test_families_without_kohyas_names_are_refused_by_name(tmp_path: Path) -> No
         "Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diffusion XL, Stable Diffusion 3, "
         "FLUX.1, Chroma, FLUX.2, Qwen-Image, Z-Image, Wan, Lumina 2, Anima. Use --keys peft."
     )
-    for family, name in (("ltx", "LTX-Video 2B"), (None, "an unknown base model"), ("a\n", "a\\n")):
+    for family, name in (("ltx", "LTX-Video 2B"), ("a\n", "a\\n")):
         with pytest.raises(KloraError) as refusal:
             written(hand_fusion(entry, family=family), tmp_path)
         assert str(refusal.value) == (
             f"no tool reads kohya-style keys for {name}; supported: {known}"
         )
         written(hand_fusion(entry, family=family), tmp_path, "peft")
+    with pytest.raises(KloraError) as refusal:
+        written(hand_fusion(entry), tmp_path)
+    assert str(refusal.value) == (
+        "the layers do not say which base model this artifact is for, and kohya-style files state "
+        "it. Compile it again with --family KEY, or use --keys peft."
+    )
+    written(hand_fusion(entry), tmp_path, "peft")
 
 
 def test_of_several_base_models_the_only_one_with_kohyas_names_is_taken(tmp_path: Path) -> None:

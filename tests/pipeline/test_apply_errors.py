@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,28 @@ def test_another_family(family: str, width: int, name: str, pipe: Any) -> None:
         "this one."
     )
     assert issues == (f"unet.{leaf}: weight has shape [32, {other_width}], expected [32, {width}]",)
+
+
+@pytest.mark.parametrize(
+    ("families", "said"),
+    [
+        (("sd1", "sd2"), "one of Stable Diffusion 1.x, Stable Diffusion 2.x"),
+        (("sd1", "sdxl"), None),
+    ],
+)
+def test_a_fusion_of_several_families(
+    families: tuple[str, ...], said: str | None, pipe: Any
+) -> None:
+    """On one of them, nothing more is said than which layers do not fit."""
+    leaf = f"{CROSS_ATTENTION}.to_k"
+    pipe.unet.get_submodule(CROSS_ATTENTION).to_k = nn.Linear(2048, 32, bias=False)
+    fusion = replace(hand_fusion(hand_entry(f"unet.{leaf}", (32, 768))), families=families)
+
+    headline, _ = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
+
+    told = f" It was compiled for {said}, this is Stable Diffusion XL: load a matching model"
+    assert (told in headline) == (said is not None)
+    assert ("compiled for" in headline) == (said is not None)
 
 
 def test_a_component_that_the_pipeline_does_not_have(pipe: Any) -> None:

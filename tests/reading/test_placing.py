@@ -13,7 +13,7 @@ from diffusers.loaders import lora_conversion_utils
 from safetensors.torch import save_file
 from support.lora_files import FORMATS, random_pair, smaller, write_lora
 
-from klora_compile import read_adapter
+from klora_compile import ReadOptions, read_adapter
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.errors import LoraError
@@ -402,6 +402,35 @@ def test_metadata_tells_what_names_do_not(metadata: dict[str, str], tmp_path: Pa
     assert f"text_encoder_2.{layer}" in silent.layers
     wrong = named(tensors, tmp_path, ss_base_model_version="sdxl_base_v1-0")
     assert wrong.survey.families == ("chroma", "flux.1")  # names go before what is stated
+
+
+#: Attention that Stable Diffusion 1.x and 2.x both have; SDXL has none in its first block.
+SELF_ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_layers_that_tell_nothing_may_state_their_base_model(tmp_path: Path) -> None:
+    """In an option, or in the metadata of the file; the option may be wrong, which is said."""
+    tensors = kohya({SELF_ATTENTION: (320, 320)})
+    assert named(tensors, tmp_path).survey.family is None
+    assert named(tensors, tmp_path, ss_base_model_version="sd_v1").survey.family == "sd1"
+    assert named(tensors, tmp_path, ss_base_model_version="flux1").survey.family is None
+    path = write_lora(tmp_path / "lora.safetensors", tensors)
+    for family in ("sd1", "sd2"):
+        assert read_adapter(path, ReadOptions(family=family)).survey.family == family
+    for family, title in (("sdxl", "Stable Diffusion XL"), ("flux.1", "FLUX.1")):
+        with pytest.raises(LoraError) as caught:
+            read_adapter(path, ReadOptions(family=family))
+        assert caught.value.issues == (
+            "its layers are those of one of Stable Diffusion 1.x, Stable Diffusion 2.x, and not of "
+            f"{title} as --family says",
+        )
+
+
+def test_layers_of_no_known_base_model_are_what_the_option_says(tmp_path: Path) -> None:
+    module = "unet.down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q"
+    path = write_lora(tmp_path / "lora.safetensors", kohya({module: (320, 320)}))
+    assert read_adapter(path, ReadOptions(family="sd1")).survey.family == "sd1"
+    assert read_adapter(path).survey.family is None
 
 
 def test_a_bias_alone_whose_rows_the_weight_would_share_out(tmp_path: Path) -> None:

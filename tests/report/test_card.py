@@ -161,6 +161,28 @@ def test_several_base_models_are_listed(stated_artifact: Path, tmp_path: Path) -
     assert "for chroma or flux.1" in repr(again)
 
 
+@pytest.mark.parametrize(
+    ("several", "task", "made"),
+    [
+        (("wan", "wan-vace"), "text-to-video", "frames = pipe(prompt="),
+        (("chroma", "flux.1"), "text-to-image", "image = pipe(prompt="),
+        (("cogview-4", "cogvideox"), None, "result = pipe(prompt="),
+    ],
+)
+def test_several_base_models_have_the_task_that_all_of_them_have(
+    several: tuple[str, ...], task: str | None, made: str, stated_artifact: Path
+) -> None:
+    fusion = replace(load_fusion(stated_artifact), family=None, families=several)
+    front, body = split(model_card(fusion, CardFacts("a.klora.safetensors", 1, "0" * 64)))
+    assert front.get("pipeline_tag") == task
+    assert front["tags"] == ["lora", "klora", "diffusers", *([task] if task else [])]
+    assert made in body
+    assert "DiffusionPipeline.from_pretrained" in body
+    assert ("klora sample" in body) == (task is not None)
+    assert ".gif" in body or task != "text-to-video"
+    assert " or ".join(f"`{FAMILIES[key].hub}`" for key in several) in body
+
+
 def test_no_family_is_without_a_card() -> None:
     assert set(CARDS) - {None, "next"} == set(FAMILIES)
 

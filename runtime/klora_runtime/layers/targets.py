@@ -221,7 +221,7 @@ def _misfit(
     fusion: Fusion, models: Mapping[str, nn.Module], entries: list[Entry], issues: list[str]
 ) -> IncompatibleModelError:
     # Importing all records is slow, and only this error needs them.
-    from klora_runtime.families.catalogue import family_name, family_of
+    from klora_runtime.families.catalogue import families_name, families_of
 
     classes = ", ".join(sorted(type(model).__name__ for model in models.values()))
     shapes = {
@@ -230,11 +230,11 @@ def _misfit(
         for path, module in model.named_modules()
         if isinstance(module, _MODULE_TYPES) and isinstance(module.weight, torch.Tensor)
     }
-    found, wanted = family_of(shapes), fusion.family
+    found, wanted = families_of(shapes), fusion.candidates
     families = ""
-    if wanted is not None and found is not None and wanted != found:
+    if found and wanted and found.isdisjoint(wanted):
         families = (
-            f" It was compiled for {family_name(wanted)}, this is {family_name(found)}: load a "
+            f" It was compiled for {families_name(wanted)}, this is {families_name(found)}: load a "
             "matching model, or compile LoRAs of this one."
         )
     if len(issues) == len(entries):
