@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -15,6 +15,8 @@ from klora_compile.extras import missing_library
 
 #: ``klora_runtime.layers.choice.MODES``, repeated here so that the help does not import torch.
 MODES = ("auto", "merge", "branch")
+#: The same of ``klora_runtime.pipeline.attachment.MISSING``.
+MISSING = ("error", "skip")
 
 #: Argument of a pipeline's call -> parameter of this command.
 _CALL = {
@@ -91,6 +93,13 @@ _SIZE = click.IntRange(1, 2**20)
     "turbo=turbo.klora.safetensors:0.8. Repeat it for several.",
 )
 @click.option(
+    "--missing",
+    type=click.Choice(MISSING),
+    default="error",
+    show_default=True,
+    help="Layers of FILE that the model lacks: refuse FILE, or skip them and say how many.",
+)
+@click.option(
     "--compile",
     "compiled",
     is_flag=True,
@@ -131,6 +140,7 @@ def sample_command(
     mode: str,
     weights: tuple[tuple[str, float], ...],
     always: tuple[Beside, ...],
+    missing: Literal["error", "skip"],
     compiled: bool,
     device: str,
     dtype: str,
@@ -166,6 +176,7 @@ def sample_command(
         dtype=dtype,
         sources=dict(sources),
         always=beside,
+        missing=missing,
         overwrite=force,
     )
     made = sample_to_file(file, model, request, output, how)

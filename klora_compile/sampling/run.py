@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from klora_compile.sampling.album import check_ending, write_shots
 from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
@@ -32,6 +32,8 @@ class How:
     """LoRA files of a thin artifact by name."""
     always: Mapping[str, Path] = field(default_factory=dict)
     """Artifacts of LoRAs that act beside the fusion, by name."""
+    missing: Literal["error", "skip"] = "error"
+    """What to do with layers that the model lacks."""
     overwrite: bool = False
     """Whether to replace an existing picture."""
 
@@ -47,11 +49,17 @@ class Made:
     mode: str
     why: str
     """Why that mode was chosen."""
+    missing: tuple[str, ...] = ()
+    """Layers that were left out because the model lacks them."""
 
     def text(self) -> str:
-        """Return one line for people."""
+        """Return a line or two for people."""
         wrote = f"wrote {shown(self.output)}: {self.holds}"
-        return f"{wrote}; mode {self.mode}: {self.why}; {_pace(self.shots)}"
+        text = f"{wrote}; mode {self.mode}: {self.why}; {_pace(self.shots)}"
+        if self.missing:
+            first = shown(self.missing[0])
+            text += f"\nleft out {len(self.missing)} layers that the model lacks (first: {first})"
+        return text
 
     def json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -59,6 +67,7 @@ class Made:
             "output": str(self.output),
             "mode": self.mode,
             "why": self.why,
+            "missing": list(self.missing),
             "pictures": [
                 {
                     "prompt": shot.prompt,
@@ -85,7 +94,14 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     arguments(pipe, request)
     check_ending(output, total=request.total, videos=makes_videos(pipe))
     try:
-        handle = apply_fusion(pipe, fusion, mode=how.mode, weights=how.weights, always=how.always)
+        handle = apply_fusion(
+            pipe,
+            fusion,
+            mode=how.mode,
+            weights=how.weights,
+            always=how.always,
+            missing=how.missing,
+        )
     except IncompatibleModelError as error:
         raise _misfit(error, file, fusion, model) from error
     with handle:
@@ -94,7 +110,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
         shots = list(sample(pipe, request))
         report = handle.report()
     held = write_shots(shots, output, overwrite=how.overwrite)
-    return Made(output, held, shots, report.mode, report.why)
+    return Made(output, held, shots, report.mode, report.why, report.missing)
 
 
 def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:

@@ -55,7 +55,8 @@ def test_a_missing_module(pipe: Any) -> None:
     headline, issues = refused(pipe, IncompatibleModelError, lambda: apply_fusion(pipe, fusion))
 
     assert headline == (
-        "1 of 2 layers of the fusion do not fit UNet2DConditionModel; nothing was changed."
+        "1 of 2 layers of the fusion do not fit UNet2DConditionModel; nothing was changed. To "
+        'apply the others, add missing="skip" (klora sample: --missing skip).'
     )
     assert issues == ("unet.down_blocks.7.to_q: there is no such module",)
 

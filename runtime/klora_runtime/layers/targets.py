@@ -7,7 +7,7 @@ error. `hindrances` checks whether a *mode* can act on the layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -132,7 +132,13 @@ def find_targets(
         else:
             issues.append(found)
     if issues:
-        raise _misfit(fusion, models, entries, issues)
+        rest = without_missing(models, fusion, host)[0]
+        fits = all(
+            isinstance(_find(models[e.component], e, host), Target)
+            for e in rest.entries
+            if e.acts and e.component in models
+        )
+        raise _misfit(fusion, models, entries, issues, rest_fits=fits)
     if not targets:
         raise IncompatibleModelError(
             "the fusion changes nothing: none of its layers ever acts. Compile it with "
@@ -148,9 +154,51 @@ def refuse(issues: Iterable[str], headline: str) -> None:
         raise IncompatibleModelError(headline, listed)
 
 
-def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
+def without_missing(
+    models: Mapping[str, nn.Module], fusion: Fusion, host: Host = PLAIN
+) -> tuple[Fusion, tuple[str, ...]]:
+    """Return a fusion without the layers that a model lacks, and the names of these layers.
+
+    A component of which the model has no layer at all keeps its layers, so :func:`find_targets`
+    refuses them.
+
+    Args:
+        models: see :func:`find_targets`.
+        host: the host of these modules.
+    """
+    there: list[Entry] = []
+    missing: dict[str, list[Entry]] = {}
+    for entry in fusion.entries:
+        model = models.get(entry.component) if entry.acts else None
+        if model is not None and _lacks(model, entry, host):
+            missing.setdefault(entry.component, []).append(entry)
+        else:
+            there.append(entry)
+    known = {entry.component for entry in there if entry.acts}
+    left = [entry for name, own in missing.items() if name in known for entry in own]
+    if not left:
+        return fusion, ()
+    names = {entry.path for entry in left}
+    kept = tuple(entry for entry in fusion.entries if entry.path not in names)
+    return replace(fusion, entries=kept), tuple(entry.layer for entry in left)
+
+
+def _lacks(model: nn.Module, entry: Entry, host: Host) -> bool:
+    """Return whether a model has no such module, or its module no such parameter."""
+    _, lineage = _located(model, entry, host)
+    return lineage is None or parameter_of(lineage[-1], entry.parameter) is None
+
+
+def _located(
+    model: nn.Module, entry: Entry, host: Host
+) -> tuple[str, tuple[nn.Module, ...] | None]:
+    """Return the path of an entry's module and its lineage; None if there is no such module."""
     found = ((path, _lineage(model, path)) for path in host.paths(entry.module))
-    path, lineage = next((each for each in found if each[1] is not None), ("", None))
+    return next((each for each in found if each[1] is not None), ("", None))
+
+
+def _find(model: nn.Module, entry: Entry, host: Host) -> Target | str:
+    path, lineage = _located(model, entry, host)
     if lineage is None:
         return f"{entry.layer}: there is no such module"
     module = lineage[-1]
@@ -218,7 +266,12 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _misfit(
-    fusion: Fusion, models: Mapping[str, nn.Module], entries: list[Entry], issues: list[str]
+    fusion: Fusion,
+    models: Mapping[str, nn.Module],
+    entries: list[Entry],
+    issues: list[str],
+    *,
+    rest_fits: bool,
 ) -> IncompatibleModelError:
     # Importing all records is slow, and only this error needs them.
     from klora_runtime.families.catalogue import families_name, families_of
@@ -243,4 +296,9 @@ def _misfit(
         headline = (
             f"{len(issues)} of {len(entries)} layers of the fusion do not fit {shown(classes)}"
         )
-    return IncompatibleModelError(f"{headline}; nothing was changed.{families}", issues)
+    skip = (
+        ' To apply the others, add missing="skip" (klora sample: --missing skip).'
+        if rest_fits
+        else ""
+    )
+    return IncompatibleModelError(f"{headline}; nothing was changed.{families}{skip}", issues)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,12 @@ from klora_runtime.layers.freezing import refuse_freezing
 from klora_runtime.layers.live_fusion import LiveFusion
 from klora_runtime.layers.mode import Mode
 from klora_runtime.layers.module_tree import original_module
-from klora_runtime.layers.targets import Target, chosen_components, find_targets
+from klora_runtime.layers.targets import (
+    Target,
+    chosen_components,
+    find_targets,
+    without_missing,
+)
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.component_watch import ComponentWatch
 from klora_runtime.pipeline.components import models_in, refuse_adapters
@@ -30,16 +36,36 @@ from klora_runtime.pipeline.occupancy import Occupancy
 from klora_runtime.pipeline.pipeline_watch import PipelineWatch
 from klora_runtime.pipeline.refusals import refuse_lora_scale
 
+#: What to do with layers that the model lacks.
+MISSING = ("error", "skip")
 
-def layers_in(
-    pipe: Any, fusion: Fusion, components: Sequence[str] | None, owner: Claimant
-) -> list[Target]:
+
+@dataclass(frozen=True)
+class Fit:
+    """A fusion and its layers in a pipeline."""
+
+    fusion: Fusion
+    """The fusion, without the layers that were left out."""
+    layers: list[Target]
+    missing: tuple[str, ...]
+    """Names of the layers that were left out, because the model lacks them."""
+
+
+def fit(
+    pipe: Any,
+    fusion: Fusion,
+    components: Sequence[str] | None,
+    owner: Claimant,
+    *,
+    skip_missing: bool = False,
+) -> Fit:
     """Find and check the layers of a fusion in a pipeline; change nothing.
 
     Args:
         pipe: a diffusers pipeline.
         components: components to search; None for all of the fusion's.
         owner: a handle whose own fusion may be on the components.
+        skip_missing: whether layers that the model lacks are left out; if not, they are refused.
 
     Raises:
         ConfigError: the fusion has no such component.
@@ -50,14 +76,17 @@ def layers_in(
     models = models_in(pipe, names)
     refuse_claimed(models, owner)
     refuse_adapters(models)
-    targets = find_targets(models, fusion, PipelineHost())
+    host, missing = PipelineHost(), tuple[str, ...]()
+    if skip_missing:
+        fusion, missing = without_missing(models, fusion, host)
+    targets = find_targets(models, fusion, host)
     refuse_freezing(getattr(pipe, name) for name in names)
     if _switches(fusion, *names) and getattr(pipe, "scheduler", None) is None:
         raise IncompatibleModelError(
             f"{type(pipe).__name__} has no pipe.scheduler, and the fusion switches "
             "layers by it; use a pipeline with one scheduler."
         )
-    return targets
+    return Fit(fusion, targets, missing)
 
 
 class Attachment:
@@ -68,14 +97,22 @@ class Attachment:
         live: the fusion on layers of this pipeline.
         components: components to change; None for all of the fusion's.
         owner: the handle; it lives as long as the pipeline carries the fusion.
+        skip_missing: see :func:`fit`.
     """
 
     def __init__(
-        self, pipe: Any, live: LiveFusion, components: Sequence[str] | None, owner: Claimant
+        self,
+        pipe: Any,
+        live: LiveFusion,
+        components: Sequence[str] | None,
+        owner: Claimant,
+        *,
+        skip_missing: bool = False,
     ) -> None:
         self._pipe: Any = pipe  # None: let go
         self._live = live
         self._asked = components
+        self._skip_missing = skip_missing
         self._owner: Any = owner  # None: let go
         self._rechecked = False
         self._unconfirmed: set[nn.Module] = set()  # components that have not run since the check
@@ -109,9 +146,10 @@ class Attachment:
         """Progress of the step that runs now or ran last; None before the first step."""
         return self._clock.progress
 
-    def find(self, fusion: Fusion) -> list[Target]:
-        """See :func:`layers_in`."""
-        return layers_in(self._pipe, fusion, self._asked, self._owner)
+    def fit(self, fusion: Fusion) -> Fit:
+        """See :func:`fit`."""
+        skip = self._skip_missing
+        return fit(self._pipe, fusion, self._asked, self._owner, skip_missing=skip)
 
     def take_hold(self, fusion: Fusion) -> None:
         """Follow the scheduler, and watch the pipeline and the components of this fusion."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from klora_runtime.errors import ConfigError, InUseError
 from klora_runtime.layers.choice import MODES, choose
 from klora_runtime.layers.live_fusion import LiveFusion, checked_weights
 from klora_runtime.layers.rounding import rounding_share
-from klora_runtime.pipeline.attachment import Attachment, layers_in
+from klora_runtime.pipeline.attachment import MISSING, Attachment, fit
 from klora_runtime.pipeline.report import Report, place_text
 
 
@@ -33,6 +33,7 @@ def apply_fusion(
     components: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
     always: Mapping[str, str | os.PathLike[str] | Fusion] | None = None,
+    missing: Literal["error", "skip"] = "error",
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str | torch.device | None = None,
 ) -> FusionHandle:
@@ -52,6 +53,9 @@ def apply_fusion(
         always: name -> an artifact or fusion of one LoRA that acts beside this one, in all its
             layers at every step, such as ``{"turbo": "turbo.klora.safetensors"}``. It becomes a
             slot of that name and stays through :meth:`FusionHandle.swap`.
+        missing: what to do with layers that the model lacks, such as those of a LoRA for another
+            version of it: ``error`` refuses the fusion, ``skip`` applies the others, and the
+            report's ``missing`` names what was left out.
         sources: for a thin artifact, the LoRA files that it was compiled from:
             ``{"content": "fox.safetensors", "style": "ink.safetensors"}``.
         device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
@@ -70,13 +74,16 @@ def apply_fusion(
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
+    if missing not in MISSING:
+        raise ConfigError(f"missing={missing!r}: expected {' or '.join(MISSING)}.")
     fusion = _loaded(path_or_fusion, sources, device)
     others = {
         name: _loaded(each, None, None if isinstance(each, Fusion) else device)
         for name, each in _mapping("always", always).items()
     }
     factors = {} if weights is None else weights
-    return FusionHandle(pipe, fusion, mode, components, factors, others)
+    skip = missing == "skip"
+    return FusionHandle(pipe, fusion, mode, components, factors, others, skip_missing=skip)
 
 
 class FusionHandle:
@@ -90,16 +97,21 @@ class FusionHandle:
         components: Sequence[str] | None,
         weights: Mapping[str, float],
         always: Mapping[str, Fusion],
+        *,
+        skip_missing: bool,
     ) -> None:
         self._given, self._always = fusion, always
         whole = beside(fusion, always)
         factors = checked_weights(whole, weights)
-        layers = layers_in(pipe, whole, components, owner=self)
-        chosen, self._why = choose(mode, layers, factors)
-        self._live = LiveFusion(whole, chosen, factors)
-        self._attachment = Attachment(pipe, self._live, components, owner=self)
+        found = fit(pipe, whole, components, owner=self, skip_missing=skip_missing)
+        self._missing = found.missing
+        chosen, self._why = choose(mode, found.layers, factors)
+        self._live = LiveFusion(found.fusion, chosen, factors)
+        self._attachment = Attachment(
+            pipe, self._live, components, owner=self, skip_missing=skip_missing
+        )
         try:
-            self._attachment.take_hold(whole)
+            self._attachment.take_hold(found.fusion)
             self._live.write()
         except BaseException:
             self._let_go()
@@ -169,14 +181,14 @@ class FusionHandle:
         fusion = _loaded(path_or_fusion, sources, device)
         whole = beside(fusion, self._always)
         with self._attachment.change():
-            layers = self._attachment.find(whole)
+            found = self._attachment.fit(whole)
             try:
-                self._attachment.take_hold(whole)
-                self._live.swap(whole, layers)
+                self._attachment.take_hold(found.fusion)
+                self._live.swap(found.fusion, found.layers)
             except BaseException:
                 self._attachment.take_hold(self._live.fusion)
                 raise
-        self._given = fusion
+        self._given, self._missing = fusion, found.missing
         self._why = "a swap keeps the mode"
 
     def set(self, weights: Mapping[str, float] | None = None, /, **named: float) -> None:
@@ -231,6 +243,7 @@ class FusionHandle:
             mode=live.mode.name,
             why=self._why,
             layers=dict(Counter(entry.fate for entry in self._acting())),
+            missing=self._missing,
             components=self._attachment.components,
             switches=live.mode.switches,
             weights={slot: live.weights.get(slot, 1.0) for slot in live.fusion.slots},

@@ -18,6 +18,8 @@ class Report:
     """Why this mode was chosen."""
     layers: Mapping[str, int]
     """Fate -> number of applied layers."""
+    missing: tuple[str, ...]
+    """Layers that were left out because the model lacks them (``missing="skip"``)."""
     components: tuple[str, ...]
     """Names of the components that carry the fusion."""
     switches: int
@@ -44,11 +46,16 @@ class Report:
         place = "" if self.progress is None else f" {place_text(self.clock, self.progress)}"
         return (
             f"Report: mode {self.mode}, {self.why}\n"
-            f"{sum(self.layers.values())} layers in {', '.join(self.components)}; "
-            f"{self.switches} switches a run; {kept:.2f} MB kept\n"
+            f"{sum(self.layers.values())} layers in {', '.join(self.components)}"
+            f"{self._left_out}; {self.switches} switches a run; {kept:.2f} MB kept\n"
             + (f"acting{place}: {weights}" if self.enabled else "disabled: the bare model acts")
             + f"; rounding {self.rounding:.2g} of the delta"
         )
+
+    @property
+    def _left_out(self) -> str:
+        """How many layers the model lacks; empty if it has all."""
+        return f", {len(self.missing)} left out that the model lacks" if self.missing else ""
 
     def __str__(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())
@@ -57,7 +64,8 @@ class Report:
         place = "no step yet" if self.progress is None else place_text(self.clock, self.progress)
         return (
             f"mode {self.mode}{state}: {self.why}\n"
-            f"layers: {fates} in {', '.join(self.components)}; {self.switches} switches a run\n"
+            f"layers: {fates} in {', '.join(self.components)}{self._left_out}; "
+            f"{self.switches} switches a run\n"
             f"clock: {self.clock}, {place}\n"
             f"rounding: {self.rounding:.2g} of the delta, at most {self.worst_rounding[1]:.2g} "
             f"({self.worst_rounding[0]})\n"
