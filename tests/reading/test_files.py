@@ -218,6 +218,7 @@ def test_broken_and_odd_torch_files(tmp_path: Path) -> None:
         ("encoder.block.0.layer.0.layer_norm.weight", "a whole text encoder"),
         ("decoder.conv_in.weight", "a whole VAE"),
         ("down_blocks.0.resnets.0.conv1.weight", "a whole denoiser in diffusers' names"),
+        ("image_proj.norm.weight", "an IP-Adapter"),
     ],
 )
 def test_whole_models_are_named(name: str, words: str, tmp_path: Path) -> None:
@@ -226,7 +227,19 @@ def test_whole_models_are_named(name: str, words: str, tmp_path: Path) -> None:
     assert message(path) == (
         f"is {words}, not a LoRA. Name the LoRA; a base model goes with --base."
     )
-    assert full_model([name, "unet.a.lora_A.weight"]) is None
+    beside = full_model([name, "unet.a.lora_A.weight"])
+    assert beside == (words if words == "an IP-Adapter" else None)
+
+
+def test_face_ids_loras_are_those_of_an_ip_adapter(tmp_path: Path) -> None:
+    """They are for layers by their number, and beside them are keys and values of a picture."""
+    path = tmp_path / "a.bin"
+    tensors = {"0.to_q_lora.down.weight": torch.zeros(1), "1.to_k_ip.weight": torch.zeros(1)}
+    saved(path, {"image_proj": {"norm.weight": torch.zeros(1)}, "ip_adapter": tensors})
+    assert message(path).startswith("is an IP-Adapter, not a LoRA.")
+    path = tmp_path / "a.safetensors"
+    save_file({f"ip_adapter.{name}": tensor for name, tensor in tensors.items()}, path)
+    assert message(path).startswith("is an IP-Adapter, not a LoRA.")
 
 
 def test_token_embeddings() -> None:

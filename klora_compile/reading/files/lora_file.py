@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from klora_compile.reading.files.whole_models import full_model
+from klora_compile.reading.files.whole_models import IP_ADAPTER, full_model
 from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.artifact.tensor_file import DTYPE_NAMES, TensorFile
@@ -202,9 +202,12 @@ def _flat(path: Path, content: object) -> dict[str, torch.Tensor]:
         nested = [v for key in _NESTING if isinstance(v := content.get(key), dict)]
         if len(nested) == 1:
             content = nested[0]
+        parts = [(key, v) for key in IP_ADAPTER if isinstance(v := content.get(key), dict)]
+        if parts:
+            content = {f"{key}.{name}": v for key, part in parts for name, v in part.items()}
     values: dict[str, torch.Tensor] = {}
     issues = []
-    named: Mapping[object, object] = content
+    named: Mapping[Any, object] = content
     for key, value in named.items():
         if not isinstance(key, str):
             issues.append(f"{shown(key)}: is a {type(key).__name__}, expected a name")

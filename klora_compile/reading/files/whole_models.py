@@ -11,6 +11,10 @@ _ADAPTER = re.compile(
     r"|(hada|lokr|oft|boft|ia3|glora)_|\.(oft_|boft_|vera_)|\.(a1|a2|b1|b2)\.weight$"
 )
 
+#: Parts of a file of an IP-Adapter. FaceID's hold LoRAs too, for layers by their number.
+IP_ADAPTER = ("ip_adapter", "image_proj")
+_IP_ADAPTER = re.compile(rf"^({'|'.join(IP_ADAPTER)})\.")
+
 #: Pattern of a tensor's name -> description of a file with it. The first match decides.
 _MODELS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), words)
@@ -44,6 +48,8 @@ def full_model(names: Collection[str]) -> str | None:
     Args:
         names: all tensor names of the file.
     """
+    if any(_IP_ADAPTER.search(name) for name in names):
+        return "an IP-Adapter"
     if any(_ADAPTER.search(name) for name in names):
         return None
     return next(
