@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -70,6 +71,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "few bits": compress(plain, 0.05),
         "thin": thin(plain, adapters),
         "many": compiled([first, third], second),
+        "noise": replace(plain, family=None, families=("sd1", "sd2"), clock="noise"),
         **{rule: compiled(first, second, rule, **OPTIONS.get(rule, {})) for rule in RULES},
     }
     taken = {}
@@ -80,7 +82,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return taken
 
 
-KINDS = ("golden", "every form", "few bits", "thin", "many", *RULES)
+KINDS = ("golden", "every form", "few bits", "thin", "many", "noise", *RULES)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
