@@ -30,19 +30,20 @@ class FewSteps:
     def text(self) -> str:
         """The numbers as a sentence."""
         at = ", ".join(filter(None, (f"at {self.steps}", Run(self.shift).text)))
+        schedules = _counted(self.schedules, "different schedule")
         return (
-            f"{at}: {self.schedules} different schedules (which LoRAs act at each step) among "
-            f"{self.layers} layers, {self.different} different steps"
+            f"{at}: {schedules} (which LoRAs act at each step) among "
+            f"{_counted(self.layers, 'layer')}, {_counted(self.different, 'different step')}"
         )
 
 
 def few_steps(fusion: Schedule, runs: Sequence[Run]) -> tuple[FewSteps, ...]:
-    """Return what is left of a schedule at 4 and at 8 steps of each run."""
+    """Return what is left of a schedule at 4 and at 8 steps of each run; empty if none switches."""
     timelines = [
         entry.timeline for entry in fusion.entries if entry.acts and entry.component not in STEPLESS
     ]
     found = []
-    for steps in FEW if timelines else ():
+    for steps in FEW if any(timeline.switches for timeline in timelines) else ():
         for run in runs:
             moments = run.progress(steps)
             rows = [
@@ -52,3 +53,7 @@ def few_steps(fusion: Schedule, runs: Sequence[Run]) -> tuple[FewSteps, ...]:
             columns = zip(*rows, strict=True)
             found.append(FewSteps(steps, run.shift, len(rows), len(set(rows)), len(set(columns))))
     return tuple(found)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

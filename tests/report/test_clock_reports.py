@@ -81,8 +81,16 @@ def test_few_steps_depend_on_the_shift_by_the_clock_of_the_noise() -> None:
     assert found == {1.0: 3, 5.0: 2}
 
 
-def test_a_fusion_of_text_encoders_has_no_steps() -> None:
-    assert few_steps(hand_fusion(hand_entry(TEXT, (6, 4), switch=None)), [Run()]) == ()
+@pytest.mark.parametrize("fusion", [switching(), switching(None, None)])
+def test_a_fusion_that_never_switches_has_no_steps(fusion: Fusion) -> None:
+    assert few_steps(fusion, [Run()]) == ()
+
+
+def test_one_is_one() -> None:
+    (_, eight) = few_steps(switching(0.01), [Run()])
+    assert eight.text == (
+        "at 8: 1 different schedule (which LoRAs act at each step) among 1 layer, 1 different step"
+    )
 
 
 # The summary and the map.
