@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from bare_pipelines import noise
 from diffusers import WanTransformer3DModel
 from diffusers.guiders import (
@@ -15,6 +16,7 @@ from diffusers.guiders import (
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
     FrequencyDecoupledGuidance,
+    LTX2Guidance,
     MagnitudeAwareGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
@@ -22,6 +24,7 @@ from diffusers.guiders import (
     TangentialClassifierFreeGuidance,
 )
 from diffusers.hooks import LayerSkipConfig
+from diffusers.modular_pipelines.ltx2.modular_blocks_ltx2 import LTX2CoreDenoiseStep
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import (
     QwenImageCoreDenoiseStep,
 )
@@ -33,6 +36,7 @@ from support.companions.companion import STEPS, Companion, On
 from support.families import (
     ATTENTION,
     TOKENS,
+    WIDTH,
     FamilyCase,
     flow_scheduler,
     masks,
@@ -42,7 +46,7 @@ from support.families import (
     square,
 )
 from support.sd_families import sd
-from support.video_families import wan
+from support.video_families import ltx2, wan
 from tiny_pipeline import TEXT_WIDTH
 
 
@@ -65,6 +69,18 @@ def sdxl_modular() -> Any:
     return pipe
 
 
+def ltx2_modular() -> Any:
+    """Video and sound have a guider each; without the companion both are free of a classifier."""
+    parts = ltx2().components
+    pipe = LTX2CoreDenoiseStep().init_pipeline()
+    pipe.update_components(
+        **{name: parts[name] for name in ("transformer", "scheduler", "audio_vae")},
+        guider=LTX2Guidance(guidance_scale=3.0),
+        audio_guider=LTX2Guidance(guidance_scale=3.0),
+    )
+    return pipe
+
+
 def _modular(blocks: Any, transformer: Any, scheduler: Any) -> Any:
     pipe = blocks.init_pipeline()
     pipe.update_components(transformer=transformer, scheduler=scheduler)
@@ -83,6 +99,21 @@ _QWEN = _case(
     **square(64),
 )
 _WAN = _case("Wan modular", wan_modular, **prompts(), **square(32), num_frames=5)
+_LTX2 = _case(
+    "LTX-2 modular",
+    ltx2_modular,
+    **{
+        f"{sign}connector_{name}": noise(1, TOKENS, WIDTH, seed=2 * second + seed)
+        for second, sign in enumerate(("", "negative_"))
+        for seed, name in enumerate(("prompt_embeds", "audio_prompt_embeds"))
+    },
+    connector_attention_mask=torch.ones(1, TOKENS, dtype=torch.long),
+    negative_connector_attention_mask=torch.ones(1, TOKENS, dtype=torch.long),
+    batch_size=1,
+    dtype=torch.float32,
+    **square(64),
+    num_frames=9,
+)
 _SDXL = replace(
     _case(
         "SDXL modular",
@@ -133,6 +164,15 @@ GUIDERS = (
     _row(ClassifierFreeGuidance, evaluations=(1, 1, 1, 2, 2, 2), start=0.5),
     _row(ClassifierFreeZeroStarGuidance, _WAN),
     _row(FrequencyDecoupledGuidance, _SDXL, package="kornia"),
+    _row(
+        LTX2Guidance,
+        _LTX2,
+        evaluations=4,
+        guidance_scale=3.0,
+        stg_scale=1.0,
+        modality_scale=3.0,
+        spatio_temporal_guidance_blocks=[0],
+    ),
     _row(MagnitudeAwareGuidance),
     _row(
         PerturbedAttentionGuidance,
