@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -40,10 +41,55 @@ def torch_qat(leaf: nn.Linear) -> Any:
     return Linear.from_float(leaf)
 
 
+def modelopt(leaf: nn.Linear) -> Any:
+    library = pytest.importorskip("modelopt.torch.quantization", reason="modelopt is not installed")
+    model = nn.Sequential(leaf)
+    x = torch.randn(5, leaf.in_features)
+    library.quantize(model, deepcopy(library.INT8_WEIGHT_ONLY_CFG), lambda own: own(x))
+    return model[0]
+
+
+class Rounding(nn.Module):
+    is_enabled = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.round(x * 64) / 64
+
+
+class QuantLinear(nn.Linear):
+    """Made like ModelOpt's, which needs libraries of its own: its weight is what asking gives."""
+
+    quantises = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.weight_quantizer = Rounding()
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        return self.weight_quantizer(found) if name == "weight" and self.quantises else found
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.quantises = True
+        try:
+            return super().forward(x)
+        finally:
+            self.quantises = False
+
+
+def like_modelopt(leaf: nn.Linear) -> Any:
+    made = QuantLinear(leaf.in_features, leaf.out_features)
+    made.load_state_dict(leaf.state_dict())
+    assert not torch.equal(made(torch.eye(64)), leaf(torch.eye(64)))
+    return made
+
+
 KINDS: dict[str, tuple[Callable[[nn.Linear], Any], str]] = {
     "optimum-quanto": (quanto, "QLinear"),
     "torchao": (torchao_qat, "FakeQuantizedLinear"),
     "torch": (torch_qat, "Linear"),
+    "modelopt": (modelopt, "QuantLinear"),
+    "like modelopt": (like_modelopt, "QuantLinear"),
 }
 
 
@@ -80,3 +126,34 @@ def test_layers_of_torch_and_frozen_ones_do_not() -> None:
     assert quantiser_of(model[0]) == "QLinear"
     library.freeze(model)
     assert quantiser_of(model[0]) is None
+
+
+def test_a_layer_that_makes_its_weight_when_asked_keeps_doing_so() -> None:
+    """In a branch the base computes what it does alone: here with a weight that is rounded."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"leaf": like_modelopt(nn.Linear(64, 64))})
+    model["leaf"].weight_quantizer.is_enabled = False  # it is no reason against merging then
+    entry = hand_entry("unet.leaf", (64, 64), switch=None, size=0.0)
+    x, bare = torch.randn(5, 64), model["leaf"]
+    expected = bare(x).detach()
+    mode = Branch(find_targets({"unet": model}, hand_fusion(entry)))
+    mode.write(0.0, {})
+    assert torch.equal(model["leaf"](x).detach(), expected)
+    mode.release()
+
+
+def test_compressed_layers_of_modelopt_are_branched() -> None:
+    library = pytest.importorskip("modelopt.torch.quantization", reason="modelopt is not installed")
+    torch.manual_seed(0)
+    model = nn.Sequential(modelopt(nn.Linear(64, 64)))
+    library.compress(model)
+    entry, x = hand_entry("unet.0", (64, 64), switch=None), torch.randn(5, 64)
+    bare = model(x).detach()
+    mode, reason = choose("auto", find_targets({"unet": model}, hand_fusion(entry)), {})
+    issue = "unet.0: its weight is torch.int8, of a RealQuantQuantLinear"
+    assert reason == f"not every weight can be merged into ({issue})"
+    mode.write(0.0, {})
+    expected = bare + x @ delta_of(entry, "content").float().t()
+    assert relative_difference(model(x).detach(), expected) < 1e-6
+    mode.release()
+    assert torch.equal(model(x).detach(), bare)

@@ -109,14 +109,15 @@ def _methods(plain: Any) -> dict[str, Any]:
             result = kind.dense(self, x, result, self._klora_dense)
         return result
 
+    makes_weight = plain.__getattr__ is not nn.Module.__getattr__
+
     def weight(self: Any) -> Any:
         own = self.__dict__
         if not torch.compiler.is_compiling() and _CALLS in own:
             own[_CALLS].read = True
-        try:
-            return own["_parameters"]["weight"]
-        except KeyError:
-            raise AttributeError("weight") from None  # Python then asks Module.__getattr__
+        if makes_weight or "weight" not in own["_parameters"]:
+            raise AttributeError("weight")  # Python then asks __getattr__
+        return own["_parameters"]["weight"]
 
     return {"forward": forward, "weight": property(weight)}
 

@@ -36,4 +36,9 @@ def _fake(module: Any) -> bool:
     return any(getattr(module, name, None) is not None for name in names)
 
 
-_TELLS: tuple[Callable[[Any], bool], ...] = (_quanto, _torchao, _fake)
+def _modelopt(module: Any) -> bool:
+    """Recognise layers of NVIDIA's ModelOpt before they are compressed."""
+    return bool(getattr(getattr(module, "weight_quantizer", None), "is_enabled", False))
+
+
+_TELLS: tuple[Callable[[Any], bool], ...] = (_quanto, _torchao, _fake, _modelopt)
