@@ -20,6 +20,7 @@ from klora_runtime.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from klora_compile.compiler import compile_fusion
+    from klora_compile.halves import Halves
     from klora_compile.reading.adapter import Adapter, read_adapter
     from klora_compile.rescheduling import reschedule
     from klora_compile.settings.read_options import ReadOptions
@@ -35,6 +36,7 @@ __all__ = [
     "Adapter",
     "ConfigError",
     "Fusion",
+    "Halves",
     "KloraError",
     "LoraError",
     "PairingError",
@@ -53,6 +55,7 @@ _HOMES = {
     "Adapter": "klora_compile.reading.adapter",
     "ConfigError": "klora_runtime.errors",
     "Fusion": "klora_runtime.artifact.fusion",
+    "Halves": "klora_compile.halves",
     "KloraError": "klora_runtime.errors",
     "LoraError": "klora_runtime.errors",
     "PairingError": "klora_runtime.errors",

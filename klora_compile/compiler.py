@@ -24,8 +24,8 @@ from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import role_of, scheduled
-from klora_compile.sources import Lora, by_slot, read_sources
+from klora_compile.slots import role_of, scheduled, slot_of, slots_of
+from klora_compile.sources import Lora, by_source, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
@@ -53,8 +53,9 @@ def compile_fusion(
     """Compile LoRAs of subjects and LoRAs of styles into a fusion.
 
     Args:
-        content: the LoRA of a subject: a file, a folder or an adapter; or several of them, for
-            rules that take more than two LoRAs.
+        content: the LoRA of a subject: a file, a folder or an adapter, or two of them as
+            :class:`~klora_compile.halves.Halves`; or several LoRAs, for rules that take more than
+            two.
         style: the LoRA of a style, or several; none for one LoRA alone, or beside those that
             always act.
         rule: the fusion rule with its settings; by default K-LoRA as published, and for one LoRA
@@ -80,8 +81,8 @@ def compile_fusion(
         PairingError: the LoRAs are for different models, or share no denoiser layer.
         ConfigError: the device is unknown, or the rule does not take these LoRAs.
     """
-    loras, where = by_slot(content, style, always), as_device(device)
-    config = Config.of(default_rule(loras) if rule is None else rule, settings)
+    loras, where = by_source(content, style, always), as_device(device)
+    config = Config.of(default_rule(slots_of(loras)) if rule is None else rule, settings)
     adapters = read_sources(loras, config, options)
     return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
 
@@ -102,7 +103,7 @@ def compile_sources(
     """Compile adapters; see :func:`compile_fusion`.
 
     Args:
-        adapters: slot -> LoRA; :func:`~klora_compile.sources.read_sources` has checked that they
+        adapters: source -> LoRA; :func:`~klora_compile.sources.read_sources` has checked that they
             match each other and the config.
         config: the rule and the shared settings.
         device: where to measure.
@@ -114,14 +115,24 @@ def compile_sources(
         PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
     rule = config.rule
-    ruled = {slot: adapters[slot] for slot in scheduled(adapters)}
-    beside = {slot: each.layers for slot, each in adapters.items() if slot not in ruled}
-    layers = layers_of_slots(ruled, rule)
+    own = _by_slot(adapters)
+    ruled = scheduled(own)
+    beside = {slot: each for slot, each in own.items() if slot not in ruled}
+    layers = layers_of_slots({slot: own[slot] for slot in ruled}, rule)
     ks = layer_ks(layers, rule)
     sides = _sides(layers, ks, rule, device, cache, on_layer)
     layers |= beside
     plan = make_plan(_numbers(layers, sides, ks, _norms(beside)), config)
     return _fusion(adapters, layers, plan, config)
+
+
+def _by_slot(adapters: Mapping[str, Adapter]) -> dict[str, Mapping[str, Layer]]:
+    """Return slot -> layer name -> layer; the layers of a LoRA in two files are together."""
+    found: dict[str, Mapping[str, Layer]] = {}
+    for source, adapter in adapters.items():
+        slot = slot_of(source)
+        found[slot] = {**found.get(slot, {}), **adapter.layers}
+    return found
 
 
 def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
@@ -227,10 +238,10 @@ def _fusion(
     rule = config.rule
     families = _families(sources, every)
     return Fusion(
-        sources={slot: _source(adapter) for slot, adapter in sources.items()},
+        sources={name: _source(adapter) for name, adapter in sources.items()},
         slots={
-            slot: Slot(role_of(slot), rule.derives.get(slot, (slot,)), rule.derivation(slot))
-            for slot in sources
+            slot: Slot(role_of(slot), _origins(slot, sources, rule), rule.derivation(slot))
+            for slot in slots_of(sources)
         },
         rule=StatedRule(rule.name, config.parameters(), plan.derived),
         family=families[0] if len(families) == 1 else None,
@@ -239,6 +250,12 @@ def _fusion(
         families=families if len(families) > 1 else (),
         clock=config.settings.clock,
     )
+
+
+def _origins(slot: str, sources: Iterable[str], rule: Rule) -> tuple[str, ...]:
+    """Return the sources that a slot comes from: its own, or those that it is derived from."""
+    slots = rule.derives.get(slot, (slot,))
+    return tuple(source for each in slots for source in sources if slot_of(source) == each)
 
 
 def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry:

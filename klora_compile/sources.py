@@ -5,50 +5,76 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from klora_compile.halves import Halves
 from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.reading.adapter import Adapter, OnModule, open_adapter, read_adapter
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import in_order, role_of, slot_names
+from klora_compile.slots import (
+    HIGH,
+    LOW,
+    SECOND_DENOISER,
+    in_order,
+    role_of,
+    slot_names,
+    slot_of,
+    slots_of,
+)
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.schedule import ALWAYS
 from klora_runtime.errors import ConfigError, shown
 
-#: A LoRA as a user gives it: a file, a folder, or an adapter.
-Lora = str | os.PathLike[str] | Adapter
+#: A LoRA in one file as a user gives it: a file, a folder, or an adapter.
+One = str | os.PathLike[str] | Adapter
+#: A LoRA as a user gives it, in one file or two.
+Lora = One | Halves[Any]
 
 
-def by_slot(
+def by_source(
     content: Lora | Sequence[Lora],
     style: Lora | Sequence[Lora] = (),
     always: Mapping[str, Lora] | None = None,
-) -> dict[str, Lora]:
-    """Return slot -> LoRA: contents first, each role in the given order.
+) -> dict[str, One]:
+    """Return source -> LoRA: contents first, each role in the given order.
 
     Args:
+        content: LoRAs of subjects.
+        style: LoRAs of styles.
         always: slot -> LoRA, for those that always act.
 
     Raises:
         ConfigError: one of these has the name of a content or a style.
     """
     contents, styles = (
-        [given] if isinstance(given, str | os.PathLike | Adapter) else list(given)
+        [given] if isinstance(given, str | os.PathLike | Adapter | Halves) else list(given)
         for given in (content, style)
     )
-    slots = slot_names(len(contents), len(styles))
     for name in always or {}:
         if role_of(name) != ALWAYS:
             raise ConfigError(
                 f"always: {shown(name)} is the name of a LoRA that a rule schedules; take another "
                 "one, such as turbo."
             )
-    return {**dict(zip(slots, [*contents, *styles], strict=True)), **(always or {})}
+    slots = slot_names(len(contents), len(styles))
+    named = {**dict(zip(slots, [*contents, *styles], strict=True)), **(always or {})}
+    return dict(part for slot, lora in named.items() for part in sources_of(slot, lora))
+
+
+def sources_of(slot: str, lora: Lora) -> Iterator[tuple[str, One]]:
+    """Yield the sources of a slot, by name."""
+    if isinstance(lora, Halves):
+        yield f"{slot}.{HIGH}", lora.high
+        yield f"{slot}.{LOW}", lora.low
+    else:
+        yield slot, lora
 
 
 def read_sources(
-    loras: Mapping[str, Lora],
+    loras: Mapping[str, One],
     config: Config,
     options: ReadOptions | None = None,
     *,
@@ -59,32 +85,41 @@ def read_sources(
     All headers are checked before any values are read.
 
     Args:
-        loras: slot -> LoRA, see :func:`by_slot`.
+        loras: source -> LoRA, see :func:`by_source`.
         config: the rule and the shared settings.
         options: how to read files.
         on_module: called after each module.
 
     Returns:
-        Slot -> adapter.
+        Source -> adapter.
 
     Raises:
         ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`.
         LoraError: a file cannot be read completely.
         PairingError: see :func:`~klora_compile.planning.pairing.check_loras`.
     """
-    check_slots(tuple(loras), config.rule, config.settings)
+    check_slots(slots_of(loras), config.rule, config.settings)
     with ExitStack() as stack:
         opened = {
-            slot: lora
+            source: lora
             if isinstance(lora, Adapter)
-            else stack.enter_context(open_adapter(lora, options))
-            for slot, lora in loras.items()
+            else stack.enter_context(open_adapter(lora, _options_of(source, options)))
+            for source, lora in loras.items()
         }
-        check_loras({slot: each.survey for slot, each in opened.items()}, config.rule)
+        check_loras({source: each.survey for source, each in opened.items()}, config.rule)
         return {
-            slot: each if isinstance(each, Adapter) else each.read(on_module)
-            for slot, each in opened.items()
+            source: each if isinstance(each, Adapter) else each.read(on_module)
+            for source, each in opened.items()
         }
+
+
+def _options_of(source: str, options: ReadOptions | None) -> ReadOptions | None:
+    """Return the options of a source: the low half changes the second denoiser."""
+    if source == slot_of(source):
+        return options
+    options = options or ReadOptions()
+    low = source.endswith(f".{LOW}")
+    return replace(options, denoiser=SECOND_DENOISER if low else None)
 
 
 def read_again(
@@ -94,23 +129,24 @@ def read_again(
 
     Args:
         fusion: a fusion, whose sources state the options.
-        loras: slot -> LoRA.
+        loras: slot -> LoRA, or source -> LoRA for one of two files.
         base: the base model, for LoRAs that need its weights.
 
     Returns:
-        Slot -> adapter, in the order of the compilation.
+        Source -> adapter, in the order of the compilation.
 
     Raises:
         ConfigError: the fusion states reading options that are out of range.
         LoraError: a file cannot be read completely.
     """
     adapters = {}
-    for slot in in_order(loras):
-        lora, source = loras[slot], fusion.sources.get(slot)
+    given = dict(part for slot, lora in loras.items() for part in sources_of(slot, lora))
+    for name in in_order(given):
+        lora, source = given[name], fusion.sources.get(name)
         if not isinstance(lora, Adapter):
             notes = {} if source is None else source.notes
             lora = read_adapter(lora, ReadOptions.from_notes(notes, base))
-        adapters[slot] = lora
+        adapters[name] = lora
     return adapters
 
 

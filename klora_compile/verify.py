@@ -14,6 +14,7 @@ from klora_compile.measuring.measure import OnLayer
 from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.rules.lookup import RULES
 from klora_compile.settings.config import Config
+from klora_compile.slots import slots_of
 from klora_compile.sources import Lora, other_sources, read_again
 from klora_compile.storing.dropping import holds_unused, without_unused
 from klora_compile.storing.loss import relative_error
@@ -71,10 +72,10 @@ def verify_fusion(
         raise KloraError(f"rule {shown(fusion.rule.name)} is unknown to this klora; update it.")
     try:
         config = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
-        check_slots(tuple(adapters), config.rule, config.settings)
+        check_slots(slots_of(adapters), config.rule, config.settings)
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]
-    check_loras({slot: adapter.survey for slot, adapter in adapters.items()}, config.rule)
+    check_loras({name: adapter.survey for name, adapter in adapters.items()}, config.rule)
     again = compile_sources(adapters, config, device=where, on_layer=on_layer)
     if fusion.is_thin:
         again = thin(again, adapters)

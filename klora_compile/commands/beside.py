@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from klora_compile.commands.lora_files import Files, lora_of, parts_of
 from klora_compile.commands.parameters import ARTIFACT, LORA
+from klora_compile.halves import Halves
 
-#: Name, file, and weight if one was given.
-Beside = tuple[str, Path, float | None]
+
+@dataclass(frozen=True)
+class Beside:
+    """A LoRA that acts beside the others."""
+
+    name: str
+    files: Files
+    weights: tuple[float | None, ...]
+    """Weight of each file, if one was given."""
 
 
 class BesideLora(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``NAME=FILE`` or ``NAME=FILE:WEIGHT``, such as ``turbo=lightning.safetensors:0.8``."""
+    """``NAME=FILE``, ``NAME=FILE:WEIGHT``, or ``NAME=HIGH:WEIGHT,LOW:WEIGHT``.
+
+    Such as ``turbo=lightning.safetensors:0.8``.
+    """
 
     name = "NAME=FILE[:WEIGHT]"
     file: click.Path = LORA
@@ -22,20 +35,14 @@ class BesideLora(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Beside:
-        if isinstance(value, tuple):
+        if isinstance(value, Beside):
             return value
         name, sign, text = str(value).partition("=")
         if not name or not sign or not text:
             self.fail(f"{value!r} is not {self.name}.", param, ctx)
-        path, _, factor = text.rpartition(":")
-        weight = None
-        if path and not Path(text).exists():  # the name of a file may end with a colon and a number
-            try:
-                weight = float(factor)
-            except ValueError:
-                path = text
-        found = self.file.convert(text if weight is None else path, param, ctx)
-        return name, Path(str(found)), weight
+        found = [_weighted(part) for part in parts_of(text)]
+        files = tuple(Path(str(self.file.convert(path, param, ctx))) for path, _ in found)
+        return Beside(name, files, tuple(weight for _, weight in found))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name
@@ -47,30 +54,69 @@ class BesideArtifact(BesideLora):
     file = ARTIFACT
 
 
+def _weighted(text: str) -> tuple[str, float | None]:
+    """Split ``FILE:WEIGHT``; the name of a file may end with a colon and a number."""
+    path, _, factor = text.rpartition(":")
+    if path and not Path(text).exists():
+        try:
+            return path, float(factor)
+        except ValueError:
+            pass
+    return text, None
+
+
 def by_name(
-    always: Iterable[Beside], weights: Iterable[tuple[str, float]]
-) -> tuple[dict[str, Path], dict[str, float]]:
-    """Return name -> file, and name -> weight, of what ``--always`` named.
+    always: Iterable[Beside],
+    weights: Iterable[tuple[str, float]],
+    halves: str | None = None,
+    *,
+    both: bool = False,
+) -> tuple[dict[str, Path | Halves[Path]], dict[str, float]]:
+    """Return name -> LoRA, and slot or half -> weight, of what ``--always`` named.
 
     Args:
         always: the option's values.
         weights: the values of ``--weight``.
+        halves: see :func:`~klora_compile.commands.lora_files.lora_of`.
+        both: see there.
 
     Raises:
         click.UsageError: a name occurs twice, or a weight is in both options.
+        ConfigError: see :func:`~klora_compile.halves.halves_of`.
     """
-    files: dict[str, Path] = {}
+    loras: dict[str, Path | Halves[Path]] = {}
     factors: dict[str, float] = {}
     elsewhere = {slot for slot, _ in weights}
-    for name, path, weight in always:
-        if name in files:
+    for each in always:
+        name = each.name
+        if name in loras:
             raise click.UsageError(f"--always names {name} twice; give each LoRA its own name.")
-        files[name] = path
-        if weight is None:
-            continue
-        if name in elsewhere:
-            raise click.UsageError(
-                f"the weight of {name} is in --always and in --weight; leave one of them out."
-            )
-        factors[name] = weight
-    return files, factors
+        found = loras[name] = lora_of(each.files, halves, both=both)
+        slots = [name]
+        if len(each.files) == 2 and isinstance(found, Halves):
+            slots = [f"{name}.high", f"{name}.low"]
+            if found.high != each.files[0]:
+                slots.reverse()
+        for slot, weight in zip(slots, each.weights, strict=True):
+            if weight is None:
+                continue
+            if {slot, name} & elsewhere:
+                raise click.UsageError(
+                    f"the weight of {name} is in --always and in --weight; leave one of them out."
+                )
+            factors[slot] = weight
+    return loras, factors
+
+
+def file_of(name: str, artifact: Path | Halves[Path]) -> Path:
+    """Return the one file of an artifact.
+
+    Raises:
+        click.UsageError: two files were named.
+    """
+    if isinstance(artifact, Halves):
+        raise click.UsageError(
+            f"--always {name} names two artifacts; compile both files of the LoRA to one: klora "
+            "compile HIGH,LOW -o OUT.klora.safetensors."
+        )
+    return artifact

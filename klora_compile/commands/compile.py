@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,15 @@ import click
 from click.core import ParameterSource
 
 from klora_compile.commands.beside import Beside, BesideLora, by_name
+from klora_compile.commands.lora_files import (
+    Files,
+    LoraFiles,
+    both_denoisers,
+    halves_order,
+    lora_of,
+)
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
-    LORA,
     Device,
     artifact_output,
     drop_unused_option,
@@ -23,17 +29,23 @@ from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.commands.rule_options import RuleCommand, rule_option
 from klora_compile.commands.setting_options import given, reading_options, shared_options
+from klora_compile.halves import files_of
 from klora_compile.rules.lookup import DEFAULT_RULE
 from klora_compile.settings.read_options import ReadOptions
+from klora_compile.slots import slots_of
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.fusion import Fusion
 
 
 @click.command("compile", cls=RuleCommand)
-@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT [STYLE]]")
-@click.option("--content", multiple=True, type=LORA, help="A content LoRA. Repeat it for several.")
-@click.option("--style", multiple=True, type=LORA, help="A style LoRA. Repeat it for several.")
+@click.argument("loras", nargs=-1, type=LoraFiles(), metavar="[CONTENT [STYLE]]")
+@click.option(
+    "--content", multiple=True, type=LoraFiles(), help="A content LoRA. Repeat it for several."
+)
+@click.option(
+    "--style", multiple=True, type=LoraFiles(), help="A style LoRA. Repeat it for several."
+)
 @click.option(
     "--always",
     multiple=True,
@@ -41,6 +53,8 @@ if TYPE_CHECKING:
     help="A LoRA that acts beside the others, in all its layers at every step, such as an "
     "accelerator: turbo=lightning.safetensors:0.8. No rule sees it. Repeat it for several.",
 )
+@halves_order
+@both_denoisers
 @artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options()
@@ -75,10 +89,12 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def compile_command(
-    loras: tuple[Path, ...],
-    content: tuple[Path, ...],
-    style: tuple[Path, ...],
+    loras: tuple[Files, ...],
+    content: tuple[Files, ...],
+    style: tuple[Files, ...],
     always: tuple[Beside, ...],
+    halves: str | None,
+    both_denoisers: bool,
     output: Path,
     device: str,
     no_cache: bool,
@@ -96,7 +112,8 @@ def compile_command(
 
     Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved.
     Name more than two LoRAs with --content and --style, once for each. One LoRA alone, or beside
-    those of --always, acts at constant weight.
+    those of --always, acts at constant weight. For base models with two denoisers (Wan 2.2), name
+    a LoRA's file for high noise and its file for low noise together, as HIGH,LOW.
 
     A rule decides which LoRA acts in every layer at every step of sampling. This command computes
     all choices once, for any prompt and any number of steps (unless a setting of the rule names a
@@ -106,13 +123,17 @@ def compile_command(
     """
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
-    contents, styles = _by_role(loras, content, style)
-    beside, factors = by_name(always, settings["weights"])
+    contents, styles = (
+        tuple(lora_of(files, halves, both=both_denoisers) for files in role)
+        for role in _by_role(loras, content, style)
+    )
+    beside, factors = by_name(always, settings["weights"], halves, both=both_denoisers)
     settings["weights"] += tuple(factors.items())
-    files = (*contents, *styles, *beside.values())
-    for one, other in combinations(files, 2):
+    named = [files_of(lora) for lora in (*contents, *styles, *beside.values())]
+    for one, other in ((a, b) for x, y in combinations(named, 2) for a, b in product(x, y)):
         if one.samefile(other):
             raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
+    files = [file for own in named for file in own]
     base = () if reading.base is None else (reading.base,)
     check_output(output, force, inputs=(*files, *base))
 
@@ -120,13 +141,13 @@ def compile_command(
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
-    from klora_compile.sources import by_slot, read_sources
+    from klora_compile.sources import by_source, read_sources
     from klora_runtime.artifact.file import save_fusion
     from klora_runtime.devices.names import as_device
 
-    sources = by_slot(contents, styles, beside)
+    sources = by_source(contents, styles, beside)
     if not _is_named("rule"):
-        rule = default_rule(sources).name
+        rule = default_rule(slots_of(sources)).name
     config = Config.named(rule, **given(settings))
     runs_of(config.settings.clock, shift)
     where, begin = as_device(device), time.perf_counter()
@@ -173,8 +194,8 @@ def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
 
 
 def _by_role(
-    loras: tuple[Path, ...], content: tuple[Path, ...], style: tuple[Path, ...]
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    loras: tuple[Files, ...], content: tuple[Files, ...], style: tuple[Files, ...]
+) -> tuple[tuple[Files, ...], tuple[Files, ...]]:
     """Return the content and the style LoRAs, from arguments or from options."""
     if loras and (content or style):
         raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")

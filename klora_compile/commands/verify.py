@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from klora_compile.commands.parameters import ARTIFACT, LORA, Device
+from klora_compile.commands.lora_files import Files, LoraFiles, halves_order, lora_of
+from klora_compile.commands.parameters import ARTIFACT, Device
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import base_option
-from klora_compile.slots import in_order
+from klora_compile.halves import Halves
+from klora_compile.slots import in_order, slots_of
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.fusion import Fusion
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("file", type=ARTIFACT)
-@click.argument("loras", nargs=-1, type=LORA, metavar="[CONTENT STYLE]")
+@click.argument("loras", nargs=-1, type=LoraFiles(), metavar="[CONTENT STYLE]")
 @click.option(
     "--against",
     is_flag=True,
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 @click.option(
     "--device", type=Device(), default="auto", show_default=True, help="Where to measure."
 )
+@halves_order
 @base_option
 @json_option
 def verify_command(
     file: Path,
-    loras: tuple[Path, ...],
+    loras: tuple[Files, ...],
     against: bool,
+    halves: str | None,
     device: str,
     base: Path | None,
     as_json: bool,
@@ -54,19 +58,20 @@ def verify_command(
     from klora_runtime.artifact.file import load_fusion
     from klora_runtime.errors import ArtifactError
 
+    against_files = tuple(path for files in loras for path in files)
     try:
         fusion = load_fusion(file, check="full")
     except ArtifactError as unreadable:
         if as_json:
-            print_json("verification", Verification(file, loras).json(unreadable))
+            print_json("verification", Verification(file, against_files).json(unreadable))
         raise
     found: list[str] = []
     if against:
-        sources = _by_slot(file, fusion, loras)
+        sources = _by_slot(file, fusion, loras, halves)
         with layer_bar("comparing") as on_layer:
             found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
     other_sums = against and keeps_other_sums(fusion)
-    verification = Verification(file, loras, fusion, tuple(found), other_sums)
+    verification = Verification(file, against_files, fusion, tuple(found), other_sums)
     error = verification.error()
     if as_json:
         print_json("verification", verification.json(error))
@@ -76,14 +81,19 @@ def verify_command(
         click.echo(verification.text())
 
 
-def _by_slot(file: Path, fusion: Fusion, loras: tuple[Path, ...]) -> dict[str, Path]:
+def _by_slot(
+    file: Path, fusion: Fusion, loras: tuple[Files, ...], halves: str | None
+) -> dict[str, Path | Halves[Path]]:
     """Return the LoRAs in the order of the artifact's slots."""
     from klora_runtime.errors import shown
 
-    names = in_order(fusion.sources)
+    names = in_order(slots_of(fusion.sources))
     if len(names) != len(loras):
         raise click.UsageError(
             f"{file} was compiled from {len(names)} LoRAs ({', '.join(map(shown, names))}), "
             f"{len(loras)} were named."
         )
-    return dict(zip(names, loras, strict=True))
+    return {
+        name: lora_of(files, halves, both=name not in fusion.sources)
+        for name, files in zip(names, loras, strict=True)
+    }

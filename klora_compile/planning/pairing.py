@@ -10,7 +10,7 @@ from klora_compile.reading.telling import possible_families
 from klora_compile.rules.lookup import RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import SCHEDULED, role_of, scheduled
+from klora_compile.slots import SCHEDULED, role_of, scheduled, slot_of, slots_of
 from klora_runtime.artifact.checks import MAX_SLOTS, refuse_always_name
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import ConfigError, PairingError, shown
@@ -55,7 +55,7 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
             f"take another rule: {', '.join(name for name, each in RULES.items() if each.whole)}."
         )
     for slot in settings.weights:
-        if slot not in slots:
+        if slot_of(slot) not in slots:
             raise ConfigError(f"weights: expected {' or '.join(slots)}, found {slot!r}.")
     misfit = rule.misfit(ruled)
     if misfit is not None:
@@ -66,20 +66,32 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     """Check that LoRAs are for one base model.
 
     Args:
-        loras: slot -> survey of its LoRA's header.
+        loras: source -> survey of its LoRA's header.
         rule: the rule; rules of whole LoRAs need no common layer, nor do LoRAs that always act.
 
     Raises:
-        PairingError: a layer has two shapes, no denoiser layer is common, or families differ.
+        PairingError: a layer has two shapes, no denoiser layer is common, families differ, or both
+            halves of a LoRA change one layer.
     """
     advice = _advice(loras)
-    layers = {slot: {v.name: v for v in lora.layers} for slot, lora in loras.items()}
+    layers: dict[str, dict[str, LayerFacts]] = {slot: {} for slot in slots_of(loras)}
+    for source, lora in loras.items():
+        own = layers[slot_of(source)]
+        twice = [facts.name for facts in lora.layers if facts.name in own]
+        if twice:
+            raise PairingError(
+                f"both halves of {slot_of(source)} change {len(twice)} layers, so one of them is "
+                "not for high noise or low noise alone. Name files of one denoiser each.",
+                map(shown, twice),
+            )
+        own.update({facts.name: facts for facts in lora.layers})
     issues = list(_issues_of_shapes(layers))
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
     told = [may_be(lora) for lora in loras.values() if lora.families]
-    ruled = scheduled(loras)
-    compared = not rule.whole and len(ruled) == len(loras)  # a common layer says more than a family
+    ruled = scheduled(layers)
+    # A common layer says more than a family.
+    compared = not rule.whole and len(ruled) == len(layers)
     if not compared and told and not set.intersection(*told):
         raise PairingError(f"the LoRAs are for different models. {advice}")
     common = set.intersection(*(set(layers[slot]) for slot in ruled))

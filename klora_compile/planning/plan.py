@@ -154,7 +154,8 @@ def _timeline(
         acting = {slot: value for slot, value in row.items() if value} | dict.fromkeys(beside, 1.0)
         if not rows or rows[-1][1] != acting:
             rows.append((start, acting))
-    weights = {slot: settings.weight(slot) for slot in (*layer.sides, *layer.beside)}
+    slots = (*layer.sides, *layer.beside)
+    weights = {slot: settings.weight(slot, layer.component) for slot in slots}
     return Timeline(
         tuple(start for start, _ in rows),
         {

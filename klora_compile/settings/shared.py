@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from klora_compile.fields import BySlot, Number, Word, check_settings, setting
-from klora_compile.slots import role_of
+from klora_compile.slots import half_of, role_of
 from klora_runtime.artifact.schedule import ALWAYS, CONTENT, STYLE
 from klora_runtime.artifact.timeline import CLOCKS, ClockName
 from klora_runtime.errors import ConfigError
@@ -79,10 +79,17 @@ class Settings:
         """Check every setting."""
         check_settings(self)
 
-    def weight(self, slot: str) -> float:
-        """Return the factor on the deltas of ``slot``."""
+    def weight(self, slot: str, component: str) -> float:
+        """Return the factor on the deltas of a slot in a component.
+
+        Args:
+            slot: such as ``content``.
+            component: such as ``transformer``; ``transformer_2`` is the half for low noise, which
+                may have a factor of its own (``content.low``).
+        """
         roles = {CONTENT: self.content_weight, STYLE: self.style_weight, ALWAYS: 1.0}
-        return roles[role_of(slot)] * self.weights.get(slot, 1.0)
+        half = self.weights.get(f"{slot}.{half_of(component)}", 1.0)
+        return roles[role_of(slot)] * self.weights.get(slot, 1.0) * half
 
     def parameters(self) -> dict[str, Any]:
         """Return the settings as the artifact records them."""

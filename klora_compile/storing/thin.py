@@ -60,9 +60,9 @@ def _reference(
 ) -> Reference | str:
     """Return the place of a slot's factors, or why they are in no file."""
     slot, stored = fusion.slots[name], entry.factors[name]
-    if slot.derived is not None or len(slot.sources) != 1:
+    if slot.derived is not None:
         return f"it is computed ({shown(slot.derived)})"
-    source = slot.sources[0]
+    source = next(each for each in slot.sources if entry.layer in adapters[each].layers)
     if source in foreign:
         return f"{shown(adapters[source].survey.path)} is not a safetensors file"
     if stored.quantised is not None:

@@ -24,7 +24,7 @@ from klora_compile import (
 )
 from klora_compile.cli import main
 from klora_compile.rules import Direct, Klora
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_compile.storing.thin import thin
 from klora_runtime import (
     ArtifactError,
@@ -389,8 +389,8 @@ def test_verify_notices_another_place(pair: LoraPair, whole: Fusion, path: Path)
     entries[index] = replace(entry, references={**entry.references, "content": lie})
     changed = replace(held, entries=tuple(entries))
     adapters = [read_adapter(path) for path in (pair.content, pair.style)]
-    assert verify_fusion(held, by_slot(*adapters), device="cpu") == []
-    assert verify_fusion(changed, by_slot(*adapters), device="cpu") == [
+    assert verify_fusion(held, by_source(*adapters), device="cpu") == []
+    assert verify_fusion(changed, by_source(*adapters), device="cpu") == [
         f"{entry.path}: where its factors lie differs"
     ]
 

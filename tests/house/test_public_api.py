@@ -22,6 +22,7 @@ PUBLIC: dict[str, list[str]] = {
         "Adapter",
         "ConfigError",
         "Fusion",
+        "Halves",
         "KloraError",
         "LoraError",
         "PairingError",

@@ -30,7 +30,7 @@ from klora_compile.report.plot import plot_schedule
 from klora_compile.report.schedule_map import text_map
 from klora_compile.rules import Klora
 from klora_compile.settings.config import Config
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.beside import beside
 
@@ -126,7 +126,7 @@ def test_authors_semantics_leave_its_alpha(files: dict[str, Path]) -> None:
 def test_it_stays_through_every_way_of_storing(
     whole: Fusion, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    sources = by_slot(files["content"], files["style"], {"turbo": files["turbo"]})
+    sources = by_source(files["content"], files["style"], {"turbo": files["turbo"]})
     for fusion in (whole, thin(whole, sources), compress(whole, 0.01), drop_unused(whole)):
         read = load_fusion(saved(fusion, tmp_path), check="full")
         assert verify_fusion(read, sources) == []

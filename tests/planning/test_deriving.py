@@ -14,7 +14,7 @@ from klora_compile.reading.layers import Layer
 
 def test_a_rule_derives_on_one_thread() -> None:
     layer = Layer.lora("unet", "a", *random_pair(4, 4, 2), alpha=2.0)
-    adapter = SimpleNamespace(layers={layer.name: layer})
+    layers = {layer.name: layer}
     threads = []
 
     def derive(slot: str, layers: dict[str, Layer]) -> Any:
@@ -25,7 +25,7 @@ def test_a_rule_derives_on_one_thread() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        layers_of_slots({"content": adapter, "style": adapter}, rule)
+        layers_of_slots({"content": layers, "style": layers}, rule)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -25,7 +25,7 @@ from klora_compile.rules import Direct, Klora
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.settings.config import Config
 from klora_compile.slots import in_order, slot_names
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.timeline import progress_of_step
@@ -283,11 +283,11 @@ def test_three_survive_a_file_and_are_verified(paths: dict[str, Path], tmp_path:
         "style": "style",
     }
     adapters = [read_adapter(path) for path in paths.values()]
-    assert verify_fusion(read, by_slot(adapters[:2], adapters[2])) == []
+    assert verify_fusion(read, by_source(adapters[:2], adapters[2])) == []
     for wrong in permutations(adapters):
         if wrong != tuple(adapters):
-            assert verify_fusion(read, by_slot(wrong[:2], wrong[2])) != []
-    missing, *_ = verify_fusion(read, by_slot(adapters[0], adapters[2]))
+            assert verify_fusion(read, by_source(wrong[:2], wrong[2])) != []
+    missing, *_ = verify_fusion(read, by_source(adapters[0], adapters[2]))
     assert missing.startswith("sources.content.1: no LoRA")
 
 

@@ -19,7 +19,7 @@ from klora_compile import drop_unused, verify_fusion
 from klora_compile.planning.fates import IDLE
 from klora_compile.rules.est import Est
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, Stored
 from klora_runtime.artifact.fusion import Fusion
@@ -114,7 +114,7 @@ def test_another_rule_is_compiling_anew_with_it_and_the_way_back_is_exact(
         assert (one.fate, set(one.factors)) == (other.fate, set(other.factors))
         assert one.timeline.starts == pytest.approx(other.timeline.starts, rel=1e-9)
         assert one.timeline.coefficients == other.timeline.coefficients
-    assert verify_fusion(again, by_slot(*pair)) == []
+    assert verify_fusion(again, by_source(*pair)) == []
     assert bytes_of(rescheduled(again, "klora"), tmp_path) == bytes_of(first, tmp_path)
 
 

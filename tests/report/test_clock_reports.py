@@ -239,10 +239,10 @@ def test_what_commands_refuse(pair: list[Path], tmp_path: Path) -> None:
 
 def test_a_verification_sees_another_clock(pair: list[Path], tmp_path: Path) -> None:
     from klora_compile import verify_fusion
-    from klora_compile.sources import by_slot
+    from klora_compile.sources import by_source
 
     fusion = by_noise(compile_fusion(*pair, device="cpu"))
-    found = verify_fusion(fusion, by_slot(pair[:1], pair[1:]), device="cpu")
+    found = verify_fusion(fusion, by_source(pair[:1], pair[1:]), device="cpu")
     assert found == ["clock: stated noise, computed step"]
 
 

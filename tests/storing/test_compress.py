@@ -27,7 +27,7 @@ from tiny_pipeline import Family
 from klora_compile import compile_fusion, compress, read_adapter, verify_fusion
 from klora_compile.cli import main
 from klora_compile.report.compression import compression_of
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_compile.storing.loss import relative_error
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
@@ -338,7 +338,7 @@ def test_verify_notices_an_error_that_is_not_the_stated_one(
 ) -> None:
     small = compress(block, 0.03)  # errors below it lose more by rounding than those below 0.01
     adapters = [read_adapter(path) for path in few]
-    assert verify_fusion(small, by_slot(*adapters), device="cpu") == []
+    assert verify_fusion(small, by_source(*adapters), device="cpu") == []
     index = next(i for i, each in enumerate(small.entries) if "content" in each.factors)
     entry = small.entries[index]
     factors = entry.factors["content"]
@@ -346,7 +346,7 @@ def test_verify_notices_an_error_that_is_not_the_stated_one(
     lie = replace(factors, quantised=replace(factors.quantised, error=0.001))
     entry = replace(entry, factors={**entry.factors, "content": lie})
     entries = [*small.entries[:index], entry, *small.entries[index + 1 :]]
-    (found,) = verify_fusion(replace(small, entries=tuple(entries)), by_slot(*adapters))
+    (found,) = verify_fusion(replace(small, entries=tuple(entries)), by_source(*adapters))
     assert found.startswith(f"{entry.path}: error of compressed content (stated 0.001, found 0.0")
     assert found.endswith(" differs")
 

@@ -14,7 +14,7 @@ from support.other_device import OtherDevice
 from support.shipped import klora
 
 from klora_compile import Fusion, compress, drop_unused, thin, verify_fusion
-from klora_compile.sources import by_slot
+from klora_compile.sources import by_source
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.document import load_document
 from klora_runtime.devices.device_types import TYPES
@@ -80,12 +80,12 @@ def test_a_layer_where_nothing_acts_changes_its_fate(pair: tuple[Path, Path]) ->
 def test_verification_knows_what_was_dropped(
     whole: Fusion, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    referring = thin(whole, by_slot(*pair))
+    referring = thin(whole, by_source(*pair))
     for fusion in (drop_unused(whole), referring, drop_unused(referring)):
-        assert verify_fusion(load_fusion(saved(fusion, tmp_path)), by_slot(*pair)) == []
+        assert verify_fusion(load_fusion(saved(fusion, tmp_path)), by_source(*pair)) == []
     entry, *rest = whole.entries
     less = replace(entry, factors={"style": entry.factors["style"]})
-    (found,) = verify_fusion(replace(whole, entries=(less, *rest)), by_slot(*pair))
+    (found,) = verify_fusion(replace(whole, entries=(less, *rest)), by_source(*pair))
     assert found == f"{entry.path}: set of stored slots differs"
 
 

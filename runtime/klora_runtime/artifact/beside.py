@@ -80,8 +80,9 @@ def _with(fusion: Fusion, name: str, other: Fusion) -> Fusion:
 
 def _renamed(name: str, other: Fusion) -> Iterator[tuple[str, Source]]:
     """Yield the sources of a fusion under the name of its new slot."""
-    for number, source in enumerate(other.sources.values(), start=1):
-        yield (name if len(other.sources) == 1 else f"{name}.{number}"), source
+    (slot,) = other.slots
+    for source, stated in other.sources.items():
+        yield f"{name}{source.removeprefix(slot)}" if source.startswith(slot) else name, stated
 
 
 def _joined(own: Entry | None, entry: Entry, name: str, slot: str) -> Entry:
