@@ -168,6 +168,7 @@ SUFFIXES: dict[str, str] = {
         for stage in range(16)
     },
     **{f"frod_lambda_{name}": f".frod_lambda_{name}" for name in ("l", "s_values")},
+    **{n: f".{n}" for n in ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")},
     "bias' value": ".ln_tuning_layers.bias",
     "bias_indices": ".bias_indices",
     "bias_values": ".bias_values",
