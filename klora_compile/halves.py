@@ -36,21 +36,21 @@ def halves_of(first: Path, second: Path, order: tuple[str, str] | None = None) -
     Args:
         first: a file or folder.
         second: the other one, or the same one for both denoisers.
-        order: the halves of both, where their names do not say it.
+        order: the halves of both, where their names do not say it, or say the same of both.
 
     Raises:
-        ConfigError: the names do not say it, or say the same of both, or another order.
+        ConfigError: without an order, the names do not say it, or say the same of both; or they say
+            another order.
     """
     if first == second:
         return Halves(first, second)
     told = [_told(path) for path in (first, second)]
-    known = tuple(half for half in told if half is not None)
-    if len(set(known)) < len(known):
-        raise ConfigError(
-            f"{shown(first)} and {shown(second)} both say {known[0]} noise; name a file for high "
-            "noise and one for low noise."
-        )
-    if not known:
+    if told[0] == told[1]:
+        if order is None and told[0] is not None:
+            raise ConfigError(
+                f"{shown(first)} and {shown(second)} both say {told[0]} noise; name a file for "
+                "high noise and one for low noise, or add --halves if they are."
+            )
         if order is None:
             raise ConfigError(
                 f"neither {shown(first)} nor {shown(second)} says high or low noise; add --halves "

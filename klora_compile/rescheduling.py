@@ -105,7 +105,11 @@ def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
 def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
     scores = entry.scores.get(rule)
     sides = {slot: scores.get(slot) for slot in slots} if scores is not None else {}
-    if scores is None or not all(side is None or _is_side(side) for side in sides.values()):
+    known = all(
+        _is_side(side) if side is not None else not entry.timeline.uses(slot)
+        for slot, side in sides.items()
+    )
+    if scores is None or not known:
         raise KloraError(
             f"{shown(entry.layer)}: the artifact has no usable scores of rule {shown(rule)}; "
             "compile its sources again."

@@ -40,7 +40,7 @@ def scheduled(slots: Iterable[str]) -> tuple[str, ...]:
 def slot_of(source: str) -> str:
     """Return the slot of a source."""
     stem, _, half = source.rpartition(".")
-    return stem if half in HALVES else source
+    return stem if stem and half in HALVES else source
 
 
 def half_of(component: str) -> str:

@@ -19,13 +19,12 @@ from klora_compile.slots import (
     LOW,
     SECOND_DENOISER,
     in_order,
-    role_of,
     slot_names,
     slot_of,
     slots_of,
 )
+from klora_runtime.artifact.checks import refuse_always_name
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.schedule import ALWAYS
 from klora_runtime.errors import ConfigError, shown
 
 #: A LoRA in one file as a user gives it: a file, a folder, or an adapter.
@@ -47,18 +46,16 @@ def by_source(
         always: slot -> LoRA, for those that always act.
 
     Raises:
-        ConfigError: one of these has the name of a content or a style.
+        ConfigError: one of these has no name for it, such as that of a content or a style.
     """
     contents, styles = (
         [given] if isinstance(given, str | os.PathLike | Adapter | Halves) else list(given)
         for given in (content, style)
     )
+    if always is not None and not isinstance(always, Mapping):
+        raise ConfigError(f"always={always!r}: expected names with a LoRA each.")
     for name in always or {}:
-        if role_of(name) != ALWAYS:
-            raise ConfigError(
-                f"always: {shown(name)} is the name of a LoRA that a rule schedules; take another "
-                "one, such as turbo."
-            )
+        refuse_always_name(name)
     slots = slot_names(len(contents), len(styles))
     named = {**dict(zip(slots, [*contents, *styles], strict=True)), **(always or {})}
     return dict(part for slot, lora in named.items() for part in sources_of(slot, lora))

@@ -53,6 +53,19 @@ class BesideArtifact(BesideLora):
 
     file = ARTIFACT
 
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Beside:
+        found = super().convert(value, param, ctx)
+        if len(found.files) > 1:
+            self.fail(
+                f"{found.name} names two artifacts; compile both files of the LoRA to one: klora "
+                "compile HIGH,LOW -o OUT.klora.safetensors.",
+                param,
+                ctx,
+            )
+        return found
+
 
 def _weighted(text: str) -> tuple[str, float | None]:
     """Split ``FILE:WEIGHT``; the name of a file may end with a colon and a number."""
@@ -106,17 +119,3 @@ def by_name(
                 )
             factors[slot] = weight
     return loras, factors
-
-
-def file_of(name: str, artifact: Path | Halves[Path]) -> Path:
-    """Return the one file of an artifact.
-
-    Raises:
-        click.UsageError: two files were named.
-    """
-    if isinstance(artifact, Halves):
-        raise click.UsageError(
-            f"--always {name} names two artifacts; compile both files of the LoRA to one: klora "
-            "compile HIGH,LOW -o OUT.klora.safetensors."
-        )
-    return artifact

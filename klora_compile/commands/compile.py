@@ -17,6 +17,7 @@ from klora_compile.commands.lora_files import (
     both_denoisers,
     halves_order,
     lora_of,
+    refuse_idle_order,
 )
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
@@ -123,9 +124,10 @@ def compile_command(
     """
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
+    roles = _by_role(loras, content, style)
+    refuse_idle_order(halves, (*roles[0], *roles[1], *(each.files for each in always)))
     contents, styles = (
-        tuple(lora_of(files, halves, both=both_denoisers) for files in role)
-        for role in _by_role(loras, content, style)
+        tuple(lora_of(files, halves, both=both_denoisers) for files in role) for role in roles
     )
     beside, factors = by_name(always, settings["weights"], halves, both=both_denoisers)
     settings["weights"] += tuple(factors.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -50,6 +51,16 @@ both_denoisers = click.option(
     help="LoRAs in one file change both denoisers of the base model, such as those of Wan 2.1 on "
     "Wan 2.2.",
 )
+
+
+def refuse_idle_order(halves: str | None, loras: Iterable[Files]) -> None:
+    """Refuse ``--halves`` if no LoRA is in two files.
+
+    Raises:
+        click.UsageError: it would change nothing.
+    """
+    if halves is not None and not any(len(set(files)) == 2 for files in loras):
+        raise click.UsageError("--halves: no LoRA is named as two files HIGH,LOW; leave it out.")
 
 
 def lora_of(files: Files, halves: str | None, *, both: bool) -> Path | Halves[Path]:

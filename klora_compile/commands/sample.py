@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from klora_compile.commands.beside import Beside, BesideArtifact, by_name, file_of
+from klora_compile.commands.beside import Beside, BesideArtifact, by_name
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
 from klora_compile.commands.result import json_option, print_result
@@ -157,8 +157,8 @@ def sample_command(
     """
     if seed > _LAST_SEED - count:
         raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
-    named, of_beside = by_name(always, weights)
-    beside = {name: file_of(name, artifact) for name, artifact in named.items()}
+    _, of_beside = by_name(always, weights)
+    beside = {each.name: each.files[0] for each in always}
     check_output(output, force, inputs=(file, *(path for _, path in sources), *beside.values()))
 
     try:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from klora_compile.commands.lora_files import Files, LoraFiles, halves_order, lora_of
+from klora_compile.commands.lora_files import (
+    Files,
+    LoraFiles,
+    halves_order,
+    lora_of,
+    refuse_idle_order,
+)
 from klora_compile.commands.parameters import ARTIFACT, Device
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_json
@@ -46,7 +52,7 @@ def verify_command(
     """Check the artifact FILE: structure, digests, every tensor.
 
     With --against CONTENT STYLE, also compile these LoRAs and compare; name more than two in the
-    order in which they were compiled.
+    order in which they were compiled, and after them those that always act, by name.
 
     Exit status 0: good. 1: not. 2: the command was not understood.
     """
@@ -87,11 +93,12 @@ def _by_slot(
     """Return the LoRAs in the order of the artifact's slots."""
     from klora_runtime.errors import shown
 
+    refuse_idle_order(halves, loras)
     names = in_order(slots_of(fusion.sources))
     if len(names) != len(loras):
         raise click.UsageError(
             f"{file} was compiled from {len(names)} LoRAs ({', '.join(map(shown, names))}), "
-            f"{len(loras)} were named."
+            f"{len(loras)} were named; name all of them in this order."
         )
     return {
         name: lora_of(files, halves, both=name not in fusion.sources)

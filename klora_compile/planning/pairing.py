@@ -10,8 +10,8 @@ from klora_compile.reading.telling import possible_families
 from klora_compile.rules.lookup import RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import SCHEDULED, role_of, scheduled, slot_of, slots_of
-from klora_runtime.artifact.checks import MAX_SLOTS, refuse_always_name
+from klora_compile.slots import HIGH, SCHEDULED, role_of, scheduled, slot_of, slots_of
+from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import ConfigError, PairingError, shown
 from klora_runtime.families.catalogue import families_name
@@ -26,13 +26,9 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
         settings: the settings that all rules share.
 
     Raises:
-        ConfigError: the rule needs another number or other roles, or a setting names another LoRA;
-            or a LoRA that always acts has no name for it.
+        ConfigError: the rule needs another number or other roles, or a setting names another LoRA.
     """
     ruled = scheduled(slots)
-    for slot in slots:
-        if slot not in ruled:
-            refuse_always_name(slot)
     if len(ruled) < rule.least:
         wanted = "a LoRA" if rule.least == 1 else "two LoRAs or more"
         other = f" or take --rule {RULE_OF_ONE}" if len(ruled) == 1 else ""
@@ -78,6 +74,13 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     for source, lora in loras.items():
         own = layers[slot_of(source)]
         twice = [facts.name for facts in lora.layers if facts.name in own]
+        first = loras.get(f"{slot_of(source)}.{HIGH}")
+        if twice and first is not None and first.path == lora.path:
+            raise PairingError(
+                f"{shown(lora.path)} is named for both denoisers, and {len(twice)} of its layers "
+                "are in no second denoiser. Name it for one, without --both-denoisers.",
+                map(shown, twice),
+            )
         if twice:
             raise PairingError(
                 f"both halves of {slot_of(source)} change {len(twice)} layers, so one of them is "

@@ -16,9 +16,9 @@ from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import Choice, Segment
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import role_of
+from klora_compile.slots import half_of, role_of, slot_of
 from klora_runtime.artifact.timeline import Timeline
-from klora_runtime.errors import PairingError
+from klora_runtime.errors import ConfigError, PairingError
 
 _NOTHING: tuple[Segment, ...] = ((0.0, {}),)
 
@@ -62,8 +62,10 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
         config: the rule and the shared settings.
 
     Raises:
+        ConfigError: a weight is for a half that a LoRA lacks.
         PairingError: only one LoRA adapts some layers, and ``unpaired`` is ``"error"``.
     """
+    _refuse_lacking_halves(numbers, config.settings.weights)
     if config.settings.unpaired == "error":
         _refuse_unpaired(numbers)
     derived = config.rule.weigh({name: each for name, each in numbers.items() if each.owners})
@@ -73,6 +75,25 @@ def make_plan(numbers: Mapping[str, LayerNumbers], config: Config) -> Plan:
             name: _plan_layer(layer, numbers, derived, config) for name, layer in numbers.items()
         },
     )
+
+
+def _refuse_lacking_halves(
+    numbers: Mapping[str, LayerNumbers], weights: Mapping[str, float]
+) -> None:
+    """Refuse weights of one half (``content.low``) if it has no layers."""
+    there = {
+        f"{slot}.{half_of(layer.component)}"
+        for layer in numbers.values()
+        for slot, side in (*layer.sides.items(), *layer.beside.items())
+        if side is not None
+    }
+    for name in weights:
+        slot = slot_of(name)
+        if slot != name and name not in there:
+            half = name.removeprefix(f"{slot}.")
+            raise ConfigError(
+                f"weights: the LoRA {slot} changes no denoiser for {half} noise; leave {name} out."
+            )
 
 
 def _refuse_unpaired(numbers: Mapping[str, LayerNumbers]) -> None:

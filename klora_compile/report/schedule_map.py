@@ -83,7 +83,9 @@ def _legend(fusion: Schedule, palette: Mapping[str, Rgb]) -> str:
         click.style(f"{mark} {slot_label(fusion, slot)}", fg=palette[slot]) for slot, mark in marked
     ]
     words = "shades: part of the block's layers"
-    if len(chosen) != 2:
+    if len(chosen) == 1:
+        words = "small: less than half of the block"
+    elif len(chosen) != 2:
         words = f"small: less than half of the block, {_ALIKE} all alike"
     return f"{'  '.join(names)}   {words}"
 
@@ -110,7 +112,7 @@ def _mark(parts: Mapping[str, float], slots: tuple[str, ...]) -> str:
         share = parts.get(slots[0], 0.0)
         return _SHADES[min(len(_SHADES) - 1, int((share + _ROUNDING) * len(_SHADES)))]
     shares = [parts.get(slot, 0.0) for slot in slots]
-    if max(shares) - min(shares) < _ROUNDING:
+    if len(slots) > 1 and max(shares) - min(shares) < _ROUNDING:
         return _ALIKE
     letter = _LETTERS[shares.index(max(shares)) % len(_LETTERS)]
     return letter if max(shares) >= 0.5 - _ROUNDING else letter.lower()

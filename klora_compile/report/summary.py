@@ -14,6 +14,7 @@ from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_compile.runs import Run, runs_of
+from klora_compile.slots import HALVES
 from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.artifact.timeline import ClockName
 from klora_runtime.errors import shown
@@ -179,8 +180,14 @@ def _clock_text(summary: Summary) -> str:
 def _weight_of(summary: Summary, slot: str) -> str:
     """Return the weight of a slot as text; empty if none was set."""
     weights = summary.settings.get("weights")
-    weight = weights.get(slot) if isinstance(weights, Mapping) else None
-    return f", weight {weight:g}" if isinstance(weight, int | float) else ""
+    named = (slot, *(f"{slot}.{half}" for half in HALVES))
+    stated = [weights.get(name) if isinstance(weights, Mapping) else None for name in named]
+    whole, high, low = (weight if isinstance(weight, int | float) else None for weight in stated)
+    if high is None and low is None:
+        return "" if whole is None else f", weight {whole:g}"
+    own, *halves = (1.0 if weight is None else weight for weight in (whole, high, low))
+    first, second = (own * half for half in halves)
+    return f", weight {first:g} for high and {second:g} for low noise"
 
 
 def bytes_text(count: int) -> str:

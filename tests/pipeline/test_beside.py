@@ -12,7 +12,7 @@ from support.generation import LEAST_EFFECT, TOLERANCE, Case, LoraPair, build, g
 from support.shipped import Shipped, error_of, klora, pixels
 from tiny_pipeline import Family, relative_difference, tiny_lora
 
-from klora_compile import Fusion, compile_fusion, read_adapter, reschedule
+from klora_compile import Fusion, compile_fusion, read_adapter, reschedule, thin
 from klora_compile.rules import Klora, Phases
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError
@@ -116,6 +116,8 @@ def test_what_does_not_act_beside_is_refused(
     refused: tuple[tuple[Any, type[Exception], str], ...] = (
         (["turbo"], ConfigError, r"always=\['turbo'\]: expected names with an artifact each"),
         ({"style": single}, ConfigError, "always: style is no name for a LoRA that always acts"),
+        ({1: single}, ConfigError, "always: 1 is no name for a LoRA that always acts"),
+        ({"turbo": thin(single, {"content": turbo})}, ConfigError, "always: turbo is thin, so its"),
         ({"turbo": plain}, ConfigError, "turbo is a fusion of content and style, expected one"),
         ({"turbo": phases}, ConfigError, "the weight of turbo changes over the steps"),
         ({"turbo": flux}, IncompatibleModelError, "turbo is for flux.1, and the fusion for sd1"),
@@ -158,3 +160,5 @@ def test_sample_takes_it(tmp_path: Path) -> None:
     assert pixels(output) == plain != half
     refused = klora(*command, "--force", "--always", f"turbo={lora}")
     assert "is not a klora artifact" in error_of(refused, 1)
+    refused = klora(*command, "--force", "--always", f"turbo={artifact},{shipped.artifact}")
+    assert "turbo names two artifacts; compile both files of the LoRA to one" in refused.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from click import unstyle
 from support.compiling import rescheduled
 from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import klora
@@ -15,6 +16,7 @@ from support.shipped import klora
 from klora_compile import (
     ConfigError,
     Fusion,
+    KloraError,
     PairingError,
     Settings,
     compile_fusion,
@@ -211,7 +213,8 @@ def test_commands_take_a_weight(files: dict[str, Path], whole: Fusion, tmp_path:
         (("turbo={turbo}:x",), "does not exist"),
         (("Turbo={turbo}",), "always: Turbo is no name for a LoRA that always acts"),
         (("enabled={turbo}",), "always: enabled is no name"),
-        (("style={turbo}",), "always: style is the name of a LoRA that a rule schedules"),
+        (("style={turbo}",), "always: style is no name for a LoRA that always acts"),
+        (("turbo.high={turbo}",), "always: turbo.high is no name for a LoRA that always acts"),
         (("turbo={style}",), "are one file"),
     ],
 )
@@ -222,6 +225,58 @@ def test_what_always_cannot_be_is_refused(
     refused = klora("compile", files["content"], files["style"], "-o", tmp_path / "x", *options)
     assert refused.exit_code == 2
     assert text in refused.stderr
+
+
+def test_python_refuses_the_same(files: dict[str, Path]) -> None:
+    for always, text in (
+        ({"turbo.low": files["turbo"]}, "turbo.low is no name"),
+        ({1: files["turbo"]}, "1 is no name"),
+        ([files["turbo"]], "expected names with a LoRA each"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            compile_fusion(files["content"], files["style"], always=always)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["high", "low"])
+def test_it_may_have_the_name_of_a_half(name: str, files: dict[str, Path], tmp_path: Path) -> None:
+    sources = by_source(files["content"], files["style"], {name: files["turbo"]})
+    fusion = compile_fusion(
+        files["content"], files["style"], always={name: files["turbo"]}, device="cpu"
+    )
+    assert fusion.slots[name].sources == (name,)
+    assert fusion.slots[name].role == "always"
+    assert {entry.component for entry in fusion.entries} == {"unet", "text_encoder"}
+    assert verify_fusion(load_fusion(saved(fusion, tmp_path)), sources) == []
+    assert [e.timeline for e in rescheduled(fusion).entries] == [e.timeline for e in fusion.entries]
+
+
+def test_those_to_verify_against_follow_by_name(files: dict[str, Path], tmp_path: Path) -> None:
+    pair, path = (files["content"], files["style"]), tmp_path / "x.klora.safetensors"
+    extra = write_lora(tmp_path / "e.safetensors", peft_keys({OUT: random_pair(32, 32, 2)}))
+    named = ("--always", f"turbo={files['turbo']}", "--always", f"extra={extra}")
+    assert klora("compile", *pair, *named, "-o", path).exit_code == 0
+    assert klora("verify", path, "--against", *pair, extra, files["turbo"]).exit_code == 0
+    assert "those that always act, by name" in " ".join(klora("verify", "--help").output.split())
+    refused = klora("verify", path, "--against", *pair, extra)
+    assert "(content, style, extra, turbo), 3 were named; name all of them in this order." in (
+        refused.stderr
+    )
+
+
+def test_a_new_schedule_needs_its_scores(whole: Fusion) -> None:
+    """Without them the LoRA would be left out in silence."""
+    entries = [
+        replace(entry, scores={"klora": {**entry.scores["klora"], "turbo": None}})
+        for entry in whole.entries
+    ]
+    with pytest.raises(KloraError, match="no usable scores of rule klora"):
+        rescheduled(replace(whole, entries=tuple(entries)), bias=0.3)
+
+
+def test_a_map_of_one_lora_shows_its_letter(files: dict[str, Path]) -> None:
+    alone = unstyle(text_map(compile_fusion(files["turbo"], device="cpu"), 40))
+    assert "A" * 40 in alone
+    assert "alike" not in alone
 
 
 def test_a_weight_is_said_once(files: dict[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.compiling import rescheduled
 from support.families import FamilyCase, lora_files
+from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import klora
 from support.video_families import VIDEOS
 
@@ -184,6 +185,23 @@ def test_what_names_say(one: str, other: str, order: str, tmp_path: Path) -> Non
     assert [found.high, found.low] == (files if order == "high,low" else files[::-1])
 
 
+def test_an_option_says_what_names_say_of_both(tmp_path: Path) -> None:
+    """Such as a folder of high quality."""
+    one, other = (tmp_path / "high_quality" / f"{name}.safetensors" for name in "ab")
+    with pytest.raises(ConfigError, match=r"both say high noise; .*, or add --halves"):
+        halves_of(one, other)
+    assert halves_of(one, other, ("low", "high")) == Halves(other, one)
+
+
+def test_an_order_of_no_two_files_is_refused(halves: dict[str, Path], tmp_path: Path) -> None:
+    pair = (halves["content.high"], halves["style.high"])
+    path, order = tmp_path / "x.klora.safetensors", ("--halves", "high,low")
+    text = "--halves: no LoRA is named as two files HIGH,LOW; leave it out."
+    assert text in klora("compile", *pair, "-o", path, *order).stderr
+    assert klora("compile", *pair, "-o", path).exit_code == 0
+    assert text in klora("verify", path, "--against", *pair, *order).stderr
+
+
 def test_one_file_for_both_denoisers(halves: dict[str, Path], tmp_path: Path) -> None:
     """A LoRA of Wan 2.1 on Wan 2.2."""
     one, two = halves["content.high"], halves["style.high"]
@@ -216,6 +234,7 @@ def test_each_half_of_an_accelerator_has_its_weight(
     named = f"turbo={turbo['low']}:0.6,{turbo['high']}:0.8"
     made = klora("compile", content, style, "--always", named, "-o", path)
     assert made.exit_code == 0, made.stderr
+    assert "turbo in 54 layers, weight 0.8 for high and 0.6 for low noise" in made.stdout
     fusion = load_fusion(path)
     assert fusion.rule.parameters["weights"] == {"turbo.high": 0.8, "turbo.low": 0.6}
     assert fusion.slots["turbo"].sources == ("turbo.high", "turbo.low")
@@ -239,6 +258,35 @@ def test_halves_of_one_denoiser_are_refused(
     assert caught.value.issues
     with pytest.raises(ConfigError, match=r"weights: expected .*, found .turbo\.low."):
         compile_fusion(*pairs(halves), settings=Settings(weights={"turbo.low": 1.0}), device="cpu")
+
+
+def test_a_weight_of_a_half_that_a_lora_lacks_is_refused(
+    halves: dict[str, Path], fusion: Fusion
+) -> None:
+    """It would be ignored."""
+    one, other = halves["content.high"], halves["style.high"]
+    text = "weights: the LoRA content changes no denoiser for low noise; leave content.low out"
+    with pytest.raises(ConfigError, match=text):
+        compile_fusion(one, other, settings=Settings(weights={"content.low": 0.5}), device="cpu")
+    single = compile_fusion(one, other, device="cpu")
+    with pytest.raises(ConfigError, match=text):
+        rescheduled(single, weights={"content.low": 0.5})
+    assert rescheduled(single, weights={"content.high": 0.5}).entries
+    assert rescheduled(fusion, weights={"content.low": 0.5}).entries
+
+
+def test_a_lora_of_a_model_with_one_denoiser_is_not_for_both(tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    loras = [
+        write_lora(tmp_path / f"{seed}.safetensors", peft_keys({layer: random_pair(8, 8, 2)}))
+        for seed in (1, 2)
+    ]
+    refused = klora("compile", *loras, "--both-denoisers", "-o", tmp_path / "x")
+    assert refused.exit_code == 1
+    assert "is named for both denoisers, and 1 of its layers are in no second denoiser" in (
+        refused.stderr
+    )
+    assert "without --both-denoisers." in refused.stderr
 
 
 def test_a_lora_of_one_file_beside_halves_changes_the_first(

@@ -21,7 +21,8 @@ def beside(fusion: Fusion, always: Mapping[str, Fusion]) -> Fusion:
             LoRA gives.
 
     Raises:
-        ConfigError: a name is taken or not valid, or a fusion has several LoRAs or switches.
+        ConfigError: a name is taken or not valid, or a fusion has several LoRAs, switches, or is
+            thin.
         IncompatibleModelError: the fusions are for different base models.
     """
     for name, other in always.items():
@@ -38,6 +39,11 @@ def _check(fusion: Fusion, name: str, other: Fusion) -> None:
         )
     if len(fusion.slots) == MAX_SLOTS:
         raise ConfigError(f"always: a fusion has at most {MAX_SLOTS} slots; leave {name} out.")
+    if other.is_thin:
+        raise ConfigError(
+            f"always: {name} is thin, so its factors are in the files of its LoRA. Compile it "
+            "without --thin, or load it with load_fusion(FILE, sources=...)."
+        )
     if len(other.slots) != 1:
         raise ConfigError(
             f"always: {name} is a fusion of {' and '.join(map(shown, other.slots))}, expected one "

@@ -89,15 +89,16 @@ _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
 SOURCE_KEYS = frozenset(_SOURCE_TESTS)
 
 
-def is_always_name(name: str) -> bool:
+def is_always_name(name: Any) -> bool:
     """Return whether a slot of role ``always`` may have this name.
 
     It must be a slot's name, and no name that a slot of another role or the handle has.
     """
-    return _SLOT.fullmatch(name) is not None and name.partition(".")[0] not in _TAKEN
+    is_slot = isinstance(name, str) and _SLOT.fullmatch(name) is not None
+    return is_slot and name.partition(".")[0] not in _TAKEN
 
 
-def refuse_always_name(name: str) -> None:
+def refuse_always_name(name: Any) -> None:
     """Refuse a name that a slot of role ``always`` must not have.
 
     Raises:

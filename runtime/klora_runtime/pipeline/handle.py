@@ -78,7 +78,7 @@ def apply_fusion(
         raise ConfigError(f"missing={missing!r}: expected {' or '.join(MISSING)}.")
     fusion = _loaded(path_or_fusion, sources, device)
     others = {
-        name: _loaded(each, None, None if isinstance(each, Fusion) else device)
+        name: each if isinstance(each, Fusion) else load_fusion(each, device=_place(device))
         for name, each in _mapping("always", always).items()
     }
     factors = {} if weights is None else weights
@@ -320,14 +320,19 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _place(device: str | torch.device | None) -> str | torch.device:
+    """Return where the factors of a file are kept; host memory by default."""
+    return "cpu" if device is None else device
+
+
 def _loaded(
     path_or_fusion: str | os.PathLike[str] | Fusion,
     sources: Mapping[str, str | os.PathLike[str]] | None,
     device: str | torch.device | None,
 ) -> Fusion:
     if not isinstance(path_or_fusion, Fusion):
-        place = "cpu" if device is None else device
-        return complete(load_fusion(path_or_fusion, device=place, sources=sources))
+        read = load_fusion(path_or_fusion, device=_place(device), sources=sources)
+        return complete(read)
     if device is not None:
         raise ConfigError(
             f"device={str(device)!r} is for a path, and this fusion is loaded already; leave it "
