@@ -9,6 +9,7 @@ from klora_compile.rules.klora import Klora as Klora
 from klora_compile.rules.est import Est as Est
 from klora_compile.rules.np_lora import NpLora as NpLora
 from klora_compile.rules.np_klora import NpKlora as NpKlora
+from klora_compile.rules.soft import Soft as Soft
 from klora_compile.rules.direct import Direct as Direct
 from klora_compile.rules.level import Level as Level
 from klora_compile.rules.switch import Switch as Switch

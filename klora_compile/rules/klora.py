@@ -294,8 +294,7 @@ class Klora(Rule):
         return {"gamma": {component: self._gamma(*sums[component].values()) for component in sums}}
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
-        content = _best(layer, CONTENT, derived)
-        style = _best(layer, STYLE, derived)
+        content, style = self.rivals(layer, derived)
         if content is None or style is None:
             only = content or style
             assert only is not None
@@ -305,6 +304,17 @@ class Klora(Rule):
         s_c, s_s = _top_k(present[content]), _top_k(present[style])
         choices = self.inequality().timeline(s_c, s_s, gamma)
         return duel(content, style, choices, s_c / (gamma * s_s))
+
+    def rivals(
+        self, layer: LayerNumbers, derived: Mapping[str, Any]
+    ) -> tuple[str | None, str | None]:
+        """Return the slots of the content and of the style that compete for a layer, if any.
+
+        Args:
+            layer: a layer of the denoiser.
+            derived: the result of :meth:`weigh`.
+        """
+        return _best(layer, CONTENT, derived), _best(layer, STYLE, derived)
 
     def range(self) -> tuple[float, float] | None:
         return self.inequality().range()

@@ -52,6 +52,7 @@ PUBLIC: dict[str, list[str]] = {
         "NpLora",
         "Phases",
         "Rule",
+        "Soft",
         "Switch",
     ],
     "klora_runtime": [

@@ -41,6 +41,7 @@ QUERY, KEY, OUT = (f"{BLOCK}.to_{name}" for name in ("q", "k", "out.0"))
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
 RULES: dict[str, dict[str, Any]] = {
     "klora": {"bias": 0.1},
+    "soft": {"sharpness": 2.0},
     "est": {"d": 0.3},
     "np": {},
     "np+klora": {},

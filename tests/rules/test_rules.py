@@ -360,6 +360,7 @@ def test_switch_has_its_breakpoints_between_steps_and_says_that_it_stretches() -
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "klora": {"bias": 0.25, "pattern": "s*"},
+    "soft": {"sharpness": 3.0, "parts": 5, "pattern": "s*"},
     "est": {"d": 1.0},
     "np": {"mu": 2.0},
     "np+klora": {"mu": 0.1, "top_k": 5, "semantics": "authors"},
