@@ -11,6 +11,8 @@ import torch
 from support.generation import TWO_STEPS, build, generate
 from support.handmade import hand_entry, hand_fusion
 from support.shipped import Shipped, error_of, klora
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.fusion import Fusion
@@ -60,6 +62,30 @@ def test_a_parameter_may_be_missing_too(pipe: Any) -> None:
         apply_fusion(pipe, fusion)
     with apply_fusion(pipe, fusion, missing="skip") as handle:
         assert handle.report().missing == (f"{TO_Q}.bias",)
+
+
+class _Packed(nn.Linear):
+    """A layer of a library that packs the weight under another name."""
+
+    def __init__(self, other: nn.Linear) -> None:
+        super().__init__(other.in_features, other.out_features, other.bias is not None)
+        self.register_buffer("qweight", self.weight.detach().clone())
+        del self.weight
+
+
+def _parametrized(layer: nn.Linear) -> nn.Linear:
+    return parametrizations.weight_norm(layer)
+
+
+@pytest.mark.parametrize("change", [_Packed, _parametrized])
+def test_a_weight_that_is_held_in_another_way_is_not_missing(change: Any, pipe: Any) -> None:
+    """The model has the layer, so leaving it out would be a wrong picture."""
+    block = pipe.unet.get_submodule(BLOCK.partition(".")[2])
+    block.to_k = change(block.to_k)
+    with pytest.raises(IncompatibleModelError, match="1 of 2 layers") as caught:
+        apply_fusion(pipe, fusion_of(TO_Q, f"{BLOCK}.to_k"), missing="skip")
+    assert caught.value.issues == (f"{BLOCK}.to_k: has no parameter weight",)
+    assert "skip" not in str(caught.value)
 
 
 def test_it_is_an_error_unless_asked_for(pipe: Any) -> None:

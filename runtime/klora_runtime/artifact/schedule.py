@@ -148,7 +148,7 @@ class Rule:
 
 @dataclass(frozen=True, repr=False)
 class ScheduleOf(Generic[H]):
-    """Two or more LoRAs and when each of them acts."""
+    """One or more LoRAs and when each of them acts."""
 
     sources: Mapping[str, Source]
     """Name -> LoRA file that was compiled: its digest and what it states about itself."""

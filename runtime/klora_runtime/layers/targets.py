@@ -184,9 +184,17 @@ def without_missing(
 
 
 def _lacks(model: nn.Module, entry: Entry, host: Host) -> bool:
-    """Return whether a model has no such module, or its module no such parameter."""
+    """Return whether a model has no such module, or its module no such parameter.
+
+    A module may hold its weight under another name or compute it; it does not lack that.
+    """
     _, lineage = _located(model, entry, host)
-    return lineage is None or parameter_of(lineage[-1], entry.parameter) is None
+    if lineage is None:
+        return True
+    module, name = lineage[-1], entry.parameter
+    if parameter_of(module, name) is not None or (name == "weight" and not hasattr(module, name)):
+        return False
+    return getattr(module, name, None) is None
 
 
 def _located(
@@ -281,7 +289,8 @@ def _misfit(
         (component, path): tuple(module.weight.shape)
         for component, model in models.items()
         for path, module in model.named_modules()
-        if isinstance(module, _MODULE_TYPES) and isinstance(module.weight, torch.Tensor)
+        if isinstance(module, _MODULE_TYPES)
+        and isinstance(getattr(module, "weight", None), torch.Tensor)
     }
     found, wanted = families_of(shapes), fusion.candidates
     families = ""
