@@ -18,7 +18,7 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 @dataclass(frozen=True)
 class Halves(Generic[T]):
-    """A LoRA in two files, such as those of Wan 2.2.
+    """A LoRA in two files, one for each denoiser of a base model with two.
 
     ``Halves("fox_high_noise.safetensors", "fox_low_noise.safetensors")``; the same file twice is a
     LoRA that changes both denoisers.

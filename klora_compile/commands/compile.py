@@ -113,8 +113,8 @@ def compile_command(
 
     Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved.
     Name more than two LoRAs with --content and --style, once for each. One LoRA alone, or beside
-    those of --always, acts at constant weight. For base models with two denoisers (Wan 2.2), name
-    a LoRA's file for high noise and its file for low noise together, as HIGH,LOW.
+    those of --always, acts at constant weight. For base models with two denoisers, name a
+    LoRA's file for high noise and its file for low noise together, as HIGH,LOW.
 
     A rule decides which LoRA acts in every layer at every step of sampling. This command computes
     all choices once, for any prompt and any number of steps (unless a setting of the rule names a

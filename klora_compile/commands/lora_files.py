@@ -48,8 +48,8 @@ halves_order = click.option(
 both_denoisers = click.option(
     "--both-denoisers",
     is_flag=True,
-    help="LoRAs in one file change both denoisers of the base model, such as those of Wan 2.1 on "
-    "Wan 2.2.",
+    help="LoRAs in one file change both denoisers of the base model, such as those of an earlier "
+    "version that has one.",
 )
 
 

@@ -17,8 +17,8 @@ The denoiser reports the timestep of each evaluation (:meth:`Clock.evaluate`). T
 the running loop uses a followed scheduler.
 
 Some pipelines also evaluate the denoiser outside of their loops, to fill a cache with keys and
-values of what is clean already: a given image (GLM-Image) or video, a chunk that a loop has just
-finished (AnyFlow's FAR). They tell it timestep 0, which is the end of the schedule.
+values of what is clean already: a given image or video, a chunk that a loop has just finished. They
+tell it timestep 0, which is the end of the schedule.
 """
 
 from __future__ import annotations

@@ -67,12 +67,12 @@ def noise_level_of(scheduler: Any) -> NoiseLevel:
 
 def _of_flow(config: Any) -> NoiseLevel:
     """Return the level of a class of flow matching, which its configuration may turn round."""
-    if getattr(config, "invert_sigmas", False):  # Mochi, LongCat
+    if getattr(config, "invert_sigmas", False):
         return INVERTED_SIGMA
     spaced = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
     most = getattr(config, "sigma_max", None)
     beyond = most is not None and most > 1.0 and any(getattr(config, each, 0) for each in spaced)
-    return RATIO if beyond else SIGMA  # above 1 in Cosmos-Predict 2
+    return RATIO if beyond else SIGMA
 
 
 @dataclass(frozen=True)
