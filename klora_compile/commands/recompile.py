@@ -55,7 +55,7 @@ def recompile_command(
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.errors import shown
 
-    before = load_fusion(file)
+    before = load_fusion(file, check="full")  # new digests would hide damage
     begin = time.perf_counter()
     config = Config.of_fusion(before).changed(rule, **given(settings))
     runs_of(config.settings.clock, shift)

@@ -83,7 +83,7 @@ def _legend(fusion: Schedule, palette: Mapping[str, Rgb]) -> str:
         click.style(f"{mark} {slot_label(fusion, slot)}", fg=palette[slot]) for slot, mark in marked
     ]
     words = "shades: part of the block's layers"
-    if len(chosen) == 1:
+    if len(chosen) < 2:
         words = "small: less than half of the block"
     elif len(chosen) != 2:
         words = f"small: less than half of the block, {_ALIKE} all alike"

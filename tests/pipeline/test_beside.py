@@ -15,6 +15,7 @@ from tiny_pipeline import Family, relative_difference, tiny_lora
 from klora_compile import Fusion, compile_fusion, read_adapter, reschedule, thin
 from klora_compile.rules import Klora, Phases
 from klora_runtime import apply_fusion, load_fusion, save_fusion
+from klora_runtime.artifact.beside import beside
 from klora_runtime.errors import ConfigError, IncompatibleModelError
 
 CASE = Case(3)
@@ -139,6 +140,21 @@ def test_what_does_not_act_beside_is_refused(
             handle.swap(together)
         assert torch.equal(generate(pipe, CASE), acting)
     assert torch.equal(generate(pipe, CASE), bare)
+
+
+def test_it_keeps_what_its_sources_state(plain: Fusion, alone: Path) -> None:
+    """As another writer may name them; sources of no slot are not its own."""
+    single = load_fusion(alone)
+    names = ("content", "content.low", "contentish", "fox")
+    sources = {
+        name: replace(single.sources["content"], file=name) for name in (*names, "of no slot")
+    }
+    slots = {"content": replace(single.slots["content"], sources=names)}
+    found = beside(plain, {"turbo": replace(single, sources=sources, slots=slots)})
+    wanted = ("turbo", "turbo.low", "turbo.contentish", "turbo.fox")
+    assert found.slots["turbo"].sources == wanted
+    assert tuple(found.sources[name].file for name in wanted) == names
+    assert set(found.sources) == {*plain.sources, *wanted}
 
 
 def test_sample_takes_it(tmp_path: Path) -> None:

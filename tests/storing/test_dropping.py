@@ -136,6 +136,10 @@ def test_damage_in_what_never_acts_is_found_when_it_is_needed(
             damaged.delta  # noqa: B018  # decodes it
     with pytest.raises(ArtifactError, match=f"{name}: its bytes do not match its digest"):
         load_fusion(path, check="full")
+    other = tmp_path / "other.klora.safetensors"  # would state the digest of the damage
+    refused = klora("recompile", path, "-o", other)
+    assert f"{name}: its bytes do not match its digest" in refused.stderr
+    assert not other.exists()
 
 
 def test_a_device_gets_what_acts(

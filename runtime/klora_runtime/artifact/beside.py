@@ -87,8 +87,10 @@ def _with(fusion: Fusion, name: str, other: Fusion) -> Fusion:
 def _renamed(name: str, other: Fusion) -> Iterator[tuple[str, Source]]:
     """Yield the sources of a fusion under the name of its new slot."""
     (slot,) = other.slots
-    for source, stated in other.sources.items():
-        yield f"{name}{source.removeprefix(slot)}" if source.startswith(slot) else name, stated
+    for source in other.slots[slot].sources:
+        own = source == slot or source.startswith(f"{slot}.")
+        renamed = f"{name}{source.removeprefix(slot)}" if own else f"{name}.{source}"
+        yield renamed, other.sources[source]
 
 
 def _joined(own: Entry | None, entry: Entry, name: str, slot: str) -> Entry:
