@@ -20,6 +20,7 @@ from drawings.base.subjects import (
     TRAINING_STYLES,
     TUNING_SUBJECTS,
     prompt,
+    things,
     training_subjects,
 )
 from drawings.base.train import Plan, train, untrained
@@ -51,9 +52,21 @@ def test_the_base_sees_no_held_out_subject_under_any_name(tmp_path: Path) -> Non
     for package in TRAINING_STYLES.values():
         (tmp_path / package).mkdir()
         icons = drawn | {"fox-dark": "d"} | ({"once": "o"} if package == "noto" else {})
+        icons |= {"pair": "p"} if package in ("noto", "twemoji") else {}
         text = pack(icons, {"sea-beast": "whale", "reynard": "fox"})
         (tmp_path / package / "icons.json").write_text(text)
-    assert training_subjects(tmp_path) == ("fox", "keyboard", "reynard")
+    assert training_subjects(tmp_path) == ("fox", "keyboard", "pair", "reynard")
+    kinds = {"Animals & Nature": ["fox", "whale"], "Objects": ["keyboard", "once", "pair"]}
+    kinds |= {"Food & Drink": [], "Symbols": ["reynard"]}
+    (tmp_path / "noto" / "metadata.json").write_text(json.dumps({"categories": kinds}))
+    assert things(tmp_path) == ("fox", "keyboard")
+
+
+def test_the_drawings_of_some_subjects() -> None:
+    names = [("fox", "noto"), ("door", "noto"), ("fox", "flat")]
+    chosen = Material(torch.arange(3).byte().view(3, 1, 1, 1), names).of(["fox", "owl"])
+    assert chosen.names == [("fox", "noto"), ("fox", "flat")]
+    assert chosen.pictures.flatten().tolist() == [0, 2]
 
 
 def test_a_prompt_may_leave_the_style_open() -> None:

@@ -182,7 +182,7 @@ def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_names_of_loras_are_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run, "drawing", lambda packages, package, name: torch.ones(3, 4, 4))
-    monkeypatch.setattr(run, "training_subjects", lambda packages: [f"t{i}" for i in range(9)])
+    monkeypatch.setattr(run, "things", lambda packages: [f"t{i}" for i in range(9)])
     every = run._recipes(tmp_path, Regime.ENTANGLED, ())
     assert len({recipe.stem for recipe in every}) == 54 + 5
     chosen = run._recipes(tmp_path, Regime.ENTANGLED, ("fused-penguin-ink", "style-mono"))

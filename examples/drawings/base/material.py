@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,12 @@ class Material:
     """(drawings, 3, 48, 48), uint8."""
     names: Sequence[tuple[str, str]]
     """Subject and style of each."""
+
+    def of(self, subjects: Iterable[str]) -> Material:
+        """Return the drawings of some subjects."""
+        known = set(subjects)
+        chosen = [index for index, (subject, _) in enumerate(self.names) if subject in known]
+        return Material(self.pictures[chosen], [self.names[index] for index in chosen])
 
     def sample(self, count: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
         """Draw at random, (count, 3, 48, 48) in [-1, 1], each moved by up to two pixels."""

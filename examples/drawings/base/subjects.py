@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -42,6 +43,9 @@ REPORTED_SUBJECTS = tuple(
 )
 HELD_OUT_SUBJECTS = TUNING_SUBJECTS + REPORTED_SUBJECTS
 
+#: Categories of noto's drawings that the base learns.
+_THINGS = ("Animals & Nature", "Food & Drink", "Objects")
+
 #: Drawings that hardly differ from others, or hold letters: variants of persons, flags, signs.
 _VARIANT = re.compile(
     r"skin-tone|-tone\d|^flags?(-|$)|keycap|clock$|oclock|thirty|letter|digit|hair|domino|mahjong|circled"
@@ -75,6 +79,21 @@ def training_subjects(packages: Path) -> tuple[str, ...]:
             and held_out.isdisjoint(name.split("-"))
         )
     )
+
+
+def things(packages: Path) -> tuple[str, ...]:
+    """Return the training subjects that the base learns: animals, food and objects, in order.
+
+    Every training style has them. The more subjects, the more updates until a word changes a
+    picture: of all 1,250 training subjects, signs and smileys among them, it knew after 12,000
+    updates of 16 drawings little but faces.
+    """
+    path = packages / TRAINING_STYLES["noto"] / "metadata.json"
+    categories = json.loads(path.read_text(encoding="utf-8"))["categories"]
+    known = {name for category in _THINGS for name in categories[category]}
+    for package in TRAINING_STYLES.values():
+        known &= set(_names(icons(packages, package)))
+    return tuple(name for name in training_subjects(packages) if name in known)
 
 
 def prompt(subject: str, style: str | None = None) -> str:

@@ -24,16 +24,14 @@ from drawings.base.material import Material, material
 from drawings.base.parts import assembled, new_text_encoder, new_tokenizer, new_unet
 from drawings.base.progress import Progress
 from drawings.base.sheet import pasted
-from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt
+from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt, things
 from drawings.material import drawing
 
 _WARMUP, _COOLDOWN = 200, 0.2
 #: Shares of drawings that are trained with no prompt, and with one that leaves the style open.
 _EMPTY, _NEUTRAL = 0.1, 0.2
 
-_SHOWN = (
-    "red-apple fox house crab teapot cat-face bus smiling-face-with-sunglasses balloon owl".split()
-)
+_SHOWN = "red-apple fox door crab pizza cat-face sushi scissors drum owl".split()
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def main(
     """Train the base on the drawings in PACKAGES, with the autoencoder RUN/vae."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    seen = material(packages, run)
+    seen = material(packages, run).of(things(packages))
     autoencoder = AutoencoderKL.from_pretrained(run / "vae")
     pipe = untrained(autoencoder, seen.names).to(device)
     train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets, batch))

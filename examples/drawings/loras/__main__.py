@@ -15,7 +15,7 @@ import click
 import torch
 from diffusers import DiffusionPipeline
 
-from drawings.base.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, STYLES, training_subjects
+from drawings.base.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, STYLES, things
 from drawings.judges.fitted import Judges
 from drawings.loras.acceptance import Ledger, summary, train_until_accepted
 from drawings.loras.files import lora_path
@@ -90,7 +90,7 @@ def _recipes(packages: Path, regime: Regime, names: tuple[str, ...]) -> list[Rec
         if kind == "subject" and name in HELD_OUT_SUBJECTS:
             recipes.append(subject_recipe(regime, name, exists))
         elif kind == "style" and name in HELD_OUT_STYLES:
-            seen = training_subjects(packages)
+            seen = things(packages)
             recipes.append(style_recipe(regime, name, seen, exists))
         elif kind == "fused" and subject in HELD_OUT_SUBJECTS and style in HELD_OUT_STYLES:
             if not exists(subject, style):

@@ -24,7 +24,7 @@ from drawings.base.subjects import (
     REPORTED_SUBJECTS,
     STYLES,
     TUNING_SUBJECTS,
-    training_subjects,
+    things,
 )
 from drawings.judges.fitted import Judges
 from drawings.loras.acceptance import Ledger, summary
@@ -139,7 +139,7 @@ def _material(packages: Path, regime: Regime, subjects: tuple[str, ...]) -> Mate
     def exists(subject: str, style: str) -> bool:
         return drawing(packages, STYLES[style], subject) is not None
 
-    seen = training_subjects(packages)
+    seen = things(packages)
     return Material(
         [subject_recipe(regime, subject, exists) for subject in subjects],
         [style_recipe(regime, style, seen, exists) for style in HELD_OUT_STYLES],
