@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -91,11 +91,13 @@ def read_sources(
         Source -> adapter.
 
     Raises:
-        ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`.
+        ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`; or a denoiser is named
+            and every LoRA is in two files.
         LoraError: a file cannot be read completely.
         PairingError: see :func:`~klora_compile.planning.pairing.check_loras`.
     """
     check_slots(slots_of(loras), config.rule, config.settings)
+    _refuse_idle_denoiser(loras, options)
     with ExitStack() as stack:
         opened = {
             source: lora
@@ -108,6 +110,16 @@ def read_sources(
             source: each if isinstance(each, Adapter) else each.read(on_module)
             for source, each in opened.items()
         }
+
+
+def _refuse_idle_denoiser(loras: Iterable[str], options: ReadOptions | None) -> None:
+    """Refuse a denoiser for LoRAs in one file if there is none."""
+    if options is None or options.denoiser is None:
+        return
+    if all(source != slot_of(source) for source in loras):
+        raise ConfigError(
+            "denoiser: every LoRA is for both denoisers, half by half; leave --denoiser out."
+        )
 
 
 def _options_of(source: str, options: ReadOptions | None) -> ReadOptions | None:

@@ -136,10 +136,18 @@ def _introduction(fusion: Schedule) -> str:
     if kind is not None:
         papers = ", ".join(f"[{paper.where}]({paper.link})" for paper in kind.papers)
         name, choice = kind.title, f"{kind.sentence}{f' ({papers})' if papers else ''}. "
+    what = f"{_what(fusion)} in one file"
+    if len(fusion.slots) == 1:
+        told = (
+            f"{what}, with its schedule: it holds for any prompt, any seed and any number of steps."
+        )
+    else:
+        told = (
+            f"{what}, fused by {name}. {choice}All of these choices are in the file: they hold "
+            f"for any prompt and any seed, and {steps}."
+        )
     return (
-        f"{_what(fusion)} in one file, fused by {name}. {choice}All of "
-        f"these choices are in the file: they hold for any prompt and any seed, and {steps}. "
-        "It is not a plain LoRA: load it as [below](#how-to-load), not with "
+        f"{told} It is not a plain LoRA: load it as [below](#how-to-load), not with "
         "`load_lora_weights`."
     )
 

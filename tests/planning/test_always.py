@@ -280,6 +280,13 @@ def test_a_map_of_one_lora_shows_its_letter(files: dict[str, Path]) -> None:
     assert "alike" not in alone
 
 
+def test_a_card_of_one_lora_says_nothing_of_several(files: dict[str, Path]) -> None:
+    alone = compile_fusion(files["turbo"], device="cpu")
+    card = model_card(alone, CardFacts("x.klora.safetensors", 1, "0" * 64))
+    assert "A LoRA of a subject in one file, with its schedule: it holds for any prompt" in card
+    assert "fused by" not in card
+
+
 def test_a_weight_is_said_once(files: dict[str, Path], tmp_path: Path) -> None:
     refused = klora(
         "compile", files["content"], files["style"], "-o", tmp_path / "x",

@@ -28,6 +28,7 @@ from klora_compile import (
 )
 from klora_compile.halves import halves_of
 from klora_compile.rules import NpLora
+from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.beside import beside
 
@@ -273,6 +274,15 @@ def test_a_weight_of_a_half_that_a_lora_lacks_is_refused(
         rescheduled(single, weights={"content.low": 0.5})
     assert rescheduled(single, weights={"content.high": 0.5}).entries
     assert rescheduled(fusion, weights={"content.low": 0.5}).entries
+
+
+def test_a_denoiser_is_named_for_loras_in_one_file(halves: dict[str, Path]) -> None:
+    options, low = ReadOptions(denoiser="transformer_2"), halves["style.low"]
+    with pytest.raises(ConfigError, match=r"half by half; leave --denoiser out"):
+        compile_fusion(*pairs(halves), options=options, device="cpu")
+    mixed = compile_fusion(pairs(halves)[0], low, options=options, device="cpu")
+    fates = {entry.fate for entry in mixed.entries if entry.component == "transformer"}
+    assert fates == {"one-sided"}
 
 
 def test_a_lora_of_a_model_with_one_denoiser_is_not_for_both(tmp_path: Path) -> None:
