@@ -205,8 +205,8 @@ def _by_role(
         return content, style
     if len(loras) not in (1, 2):
         raise click.UsageError(
-            f"expected CONTENT STYLE, found {len(loras)} LoRAs; name more with --content and "
-            "--style."
+            f"expected CONTENT STYLE, or one LoRA alone, found {len(loras)} LoRAs; name more with "
+            "--content and --style."
         )
     return loras[:1], loras[1:]
 

@@ -287,6 +287,21 @@ def test_a_card_of_one_lora_says_nothing_of_several(files: dict[str, Path]) -> N
     assert "fused by" not in card
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_it_acts_beside_what_a_setting_left_out(
+    drop: bool, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the fate that compiling all of them together gives."""
+    settings = Settings(text_encoder="none")
+    pair = compile_fusion(files["content"], files["style"], settings=settings, device="cpu")
+    alone = compile_fusion(files["turbo"], device="cpu")
+    joined = beside(drop_unused(pair) if drop else pair, {"turbo": alone})
+    read = load_fusion(saved(joined, tmp_path))
+    together = fused(files, bias=0.0, text_encoder="none")
+    assert {e.layer: e.fate for e in read.entries} == {e.layer: e.fate for e in together.entries}
+    assert {e.layer: e.fate for e in read.entries}[TEXT] == "always"
+
+
 def test_a_weight_is_said_once(files: dict[str, Path], tmp_path: Path) -> None:
     refused = klora(
         "compile", files["content"], files["style"], "-o", tmp_path / "x",

@@ -180,7 +180,7 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         (
             "est",
             {},
-            "rule est takes 2 LoRAs, found 3; take another rule: klora, direct, level, switch",
+            "rule est takes 2 LoRAs, found 3; take another rule: klora, soft, direct, level, switch",
         ),
         ("np", {}, "rule np takes 2 LoRAs, found 3"),
         ("np+klora", {}, "rule np+klora takes 2 LoRAs, found 3"),
@@ -341,8 +341,8 @@ def test_loras_are_named_in_one_way(paths: dict[str, Path], tmp_path: Path) -> N
     output = ("-o", tmp_path / "x.klora.safetensors")
     for named, text in (
         ((a, b, "--style", c), "name the LoRAs as CONTENT STYLE or with --content and --style"),
-        ((), "expected CONTENT STYLE, found 0 LoRAs"),
-        ((a, b, c), "expected CONTENT STYLE, found 3 LoRAs"),
+        ((), "expected CONTENT STYLE, or one LoRA alone, found 0 LoRAs"),
+        ((a, b, c), "alone, found 3 LoRAs; name more with --content"),
         (("--content", a, "--style", c, "--style", a), "are one file; name two LoRAs"),
         (("--content", a, "--rule", "klora"), "rule klora needs two LoRAs or more, found 1"),
     ):

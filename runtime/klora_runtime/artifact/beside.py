@@ -102,7 +102,10 @@ def _joined(own: Entry | None, entry: Entry, name: str, slot: str) -> Entry:
         return replace(entry, fate=ALWAYS, timeline=timeline, factors=factors, scores={})
     starts = own.timeline.starts
     coefficients = {**own.timeline.coefficients, name: (coefficient,) * len(starts)}
-    return replace(own, timeline=Timeline(starts, coefficients), factors={**own.factors, **factors})
+    joined = replace(
+        own, timeline=Timeline(starts, coefficients), factors={**own.factors, **factors}
+    )
+    return replace(joined, fate=ALWAYS) if joined.acts and not own.acts else joined
 
 
 def _with_every(entry: Entry, slots: Mapping[str, Slot]) -> Entry:
