@@ -180,7 +180,7 @@ def test_a_lora_that_cannot_be_weighed_is_named(tmp_path: Path) -> None:
         (
             "est",
             {},
-            "rule est takes 2 LoRAs, found 3; take another rule: klora, soft, direct, level, switch",
+            "rule est takes 2 LoRAs, found 3; take another rule: klora, soft, direct, level",
         ),
         ("np", {}, "rule np takes 2 LoRAs, found 3"),
         ("np+klora", {}, "rule np+klora takes 2 LoRAs, found 3"),
