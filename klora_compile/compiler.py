@@ -221,6 +221,7 @@ def _numbers(
             sides={slot: own.get(layer.name) for slot, own in sides.items()},
             weight=weight,
             beside={slot: own.get(layer.name) for slot, own in beside.items()},
+            name=layer.name,
         )
     return numbers
 

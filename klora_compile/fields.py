@@ -134,6 +134,24 @@ class BySlot:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A mapping from rows to values of one kind; on the command line, a JSON file with it."""
+
+    of: Text
+    row: str
+    """The notation of a row's name, for errors."""
+
+    def check(self, name: str, value: object) -> None:
+        """See :meth:`Number.check`; the owner of the field checks the names of rows."""
+        if not isinstance(value, Mapping) or not all(isinstance(row, str) for row in value):
+            raise ConfigError(
+                f"{name}: expected rows {self.row} with {self.of.what} each, found {value!r}."
+            )
+        for row, each in value.items():
+            self.of.check(f"{name}, {row}", each)
+
+
+@dataclass(frozen=True)
 class Place:
     """A file or folder on disk, which is checked when it is opened."""
 
@@ -141,7 +159,7 @@ class Place:
         """Do nothing: the reader checks the file."""
 
 
-Kind: TypeAlias = Number | Whole | Word | Flag | Text | BySlot | Place
+Kind: TypeAlias = Number | Whole | Word | Flag | Text | BySlot | Table | Place
 
 
 @dataclass(frozen=True)

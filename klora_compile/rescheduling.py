@@ -125,6 +125,7 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
         sides={slot: read[slot] for slot in ruled},
         weight=weight,
         beside={slot: side for slot, side in read.items() if slot not in ruled},
+        name=entry.layer,
     )
 
 

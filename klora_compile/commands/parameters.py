@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -103,6 +104,29 @@ class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         if not slot or not sign:
             self.fail(f"{value!r} is not {self.name}.", param, ctx)
         return slot, float(NumberOr().convert(factor, param, ctx))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
+
+class TableFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """A JSON file with one object."""
+
+    name = "FILE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        if isinstance(value, dict):
+            return value
+        path = Path(str(click.Path(exists=True, dir_okay=False).convert(str(value), param, ctx)))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.fail(f"{path} is no JSON file: {error}.", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"{path} is no JSON object.", param, ctx)
+        return found
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from klora_compile.commands.parameters import NumberOr, SlotText, Weight
+from klora_compile.commands.parameters import NumberOr, SlotText, TableFile, Weight
 from klora_compile.fields import (
     BySlot,
     Flag,
     Number,
     Place,
     Setting,
+    Table,
     Text,
     Whole,
     Word,
@@ -135,6 +136,8 @@ def _type(setting: Setting) -> Any:
             return SlotText(metavar)
         case BySlot():
             return Weight()
+        case Table():
+            return TableFile()
         case Place():
             return click.Path(exists=True, path_type=Path)
         case _:

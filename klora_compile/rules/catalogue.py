@@ -14,3 +14,4 @@ from klora_compile.rules.direct import Direct as Direct
 from klora_compile.rules.level import Level as Level
 from klora_compile.rules.switch import Switch as Switch
 from klora_compile.rules.phases import Phases as Phases
+from klora_compile.rules.groups import Groups as Groups

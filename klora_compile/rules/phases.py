@@ -81,7 +81,7 @@ class Phases(Rule):
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
         points = {slot: self._points(slot) for slot in layer.present}
         starts = sorted({start for own in points.values() for start, _ in own})
-        rows = ({slot: _at(own, start) for slot, own in points.items()} for start in starts)
+        rows = ({slot: weight_at(own, start) for slot, own in points.items()} for start in starts)
         return Choice("scheduled", tuple(zip(starts, rows, strict=True)))
 
     def text(self) -> str:
@@ -135,5 +135,11 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def _at(points: Points, progress: float) -> float:
+def weight_at(points: Points, progress: float) -> float:
+    """Return the weight at a progress.
+
+    Args:
+        points: a parsed schedule.
+        progress: in [0, 1).
+    """
     return next(weight for start, weight in reversed(points) if start <= progress)

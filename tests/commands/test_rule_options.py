@@ -130,6 +130,8 @@ def test_an_option_of_another_rule_is_one_clear_error(
 
 
 def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    table.write_text('{"style *.to_q": "0:0.5"}')
     cases = {
         "klora": (["--bias", "0.5", "--top-k", "3"], {"bias": 0.5, "top_k": 3}),
         "est": (["--alpha", "2", "--d", "0.25"], {"alpha": 2.0, "d": 0.25}),
@@ -143,6 +145,7 @@ def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_pa
             ["--content-phases", "0:1,0.4:0.2", "--phases", "style=0:0.5"],
             {"content_phases": "0:1,0.4:0.2", "slot_phases": {"style": "0:0.5"}},
         ),
+        "groups": (["--table", str(table)], {"table": {"style *.to_q": "0:0.5"}}),
     }
     assert list(cases) == list(RULES)
     for rule, (options, wanted) in cases.items():
@@ -161,7 +164,7 @@ def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_pa
         found = json.loads(klora("inspect", output, "--json").stdout)
         assert found["slots"]["content"]["derived"] == fusion.slots["content"].derived
         card = klora("card", output, "-o", "-").stdout
-        assert ("## Citation" in card) == (rule not in ("direct", "level", "phases"))
+        assert ("## Citation" in card) == (rule not in ("direct", "level", "phases", "groups"))
         assert ("2502.18461" in card) == (rule.endswith("klora") or rule == "soft")
 
 

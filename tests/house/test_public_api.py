@@ -46,6 +46,7 @@ PUBLIC: dict[str, list[str]] = {
     "klora_compile.rules": [
         "Direct",
         "Est",
+        "Groups",
         "Klora",
         "Level",
         "NpKlora",

@@ -42,6 +42,7 @@ TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
 RULES: dict[str, dict[str, Any]] = {
     "klora": {"bias": 0.1},
     "soft": {"sharpness": 2.0},
+    "groups": {"table": {"style *.to_k": "0:0.5,0.5:1"}},
     "est": {"d": 0.3},
     "np": {},
     "np+klora": {},

@@ -360,6 +360,7 @@ def test_switch_has_its_breakpoints_between_steps_and_says_that_it_stretches() -
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "klora": {"bias": 0.25, "pattern": "s*"},
+    "groups": {"table": {"style *.to_k": "0:0.5,0.5:1", "content *": "0:2"}},
     "soft": {"sharpness": 3.0, "parts": 5, "pattern": "s*"},
     "est": {"d": 1.0},
     "np": {"mu": 2.0},

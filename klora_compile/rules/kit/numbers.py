@@ -59,6 +59,8 @@ class LayerNumbers:
     """For a bias, the layer name of the weight that it is chosen with."""
     beside: Mapping[str, Side | None] = field(default_factory=dict)
     """The same for LoRAs that always act; no rule looks at them."""
+    name: str = ""
+    """Name of the layer."""
 
     @property
     def is_stepless(self) -> bool:
