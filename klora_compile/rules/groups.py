@@ -63,7 +63,8 @@ class Groups(Rule):
             "A JSON file: an object with rows such as "
             '{"style *.ff.*": "0:0.6", "content *mid_block.*": "0:1.5,0.5:1"}. A row names a role '
             "or a slot and a pattern of layers, and has weights from a progress on; rows that "
-            "match one layer are multiplied. Without a file: a table found for the U-Net of the demo.",
+            "match one layer are multiplied. Without a file, it is one that was found for the "
+            "U-Net of the demo.",
             Table(Text("POINTS", "progress:weight, such as 0:1,0.4:0.2"), "ROLE PATTERN"),
         ),
     )
