@@ -108,14 +108,21 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
         problems += [f"{shown(module.name)}: {problem}" for problem in described.problems]
     layers: dict[str, LayerFacts] = {}
     modules: dict[str, str] = {}
+    twice: list[str] = []
     for piece in pieces:
         for facts in piece.layers:
             if facts.name in layers:
-                problems.append(
+                twice.append(
                     f"{shown(piece.module.name)}: the file has {shown(facts.name)} twice, here and "
                     f"in {shown(modules[facts.name])}; keep one of them"
                 )
             layers[facts.name], modules[facts.name] = facts, piece.module.name
+    if twice and options.denoiser is not None:
+        twice = [
+            f"the file changes {options.denoiser} itself, so it needs neither --denoiser "
+            f"{options.denoiser} nor --both-denoisers; leave the option out"
+        ]
+    problems += twice
     problems += _without_layers(account)
     axis = file_axis(pieces)
     if isinstance(axis, str):

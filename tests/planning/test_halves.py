@@ -299,6 +299,17 @@ def test_a_lora_of_a_model_with_one_denoiser_is_not_for_both(tmp_path: Path) -> 
     assert "without --both-denoisers." in refused.stderr
 
 
+def test_a_file_of_both_denoisers_needs_no_option(
+    together: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = ("compile", *together, "-o", tmp_path / "x")
+    assert klora(*command).exit_code == 0
+    refused = klora(*command, "--both-denoisers", "--force")
+    assert refused.exit_code == 1
+    assert "nor --both-denoisers; leave the option out" in refused.stderr
+    assert "for 1 reason." in refused.stderr
+
+
 def test_a_lora_of_one_file_beside_halves_changes_the_first(
     halves: dict[str, Path], fusion: Fusion
 ) -> None:

@@ -214,11 +214,15 @@ class Stored:
 
     def __getattr__(self, name: str) -> Any:
         """Decode the delta of :meth:`packed`."""
-        if name != "delta" or "_decode" not in vars(self):
+        held = vars(self)
+        decode = held.get("_decode")
+        if name != "delta" or (decode is None and "delta" not in held):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        delta = vars(self)["_decode"]()
-        vars(self)["delta"] = delta
-        return delta
+        if decode is not None:  # else another thread has decoded it meanwhile
+            held["delta"] = decode()
+            for spent in ("_decode", "_data"):  # they hold the packed bytes
+                held.pop(spent, None)
+        return held["delta"]
 
     def __reduce__(self) -> Any:
         """Copy and pickle the decoded delta."""
@@ -226,8 +230,8 @@ class Stored:
 
     def sizes(self) -> Mapping[Hashable, int]:
         """Return address of each tensor's memory -> its bytes."""
-        if "delta" not in vars(self):
-            data = vars(self)["_data"]
+        data = vars(self).get("_data")
+        if data is not None:
             return {data.data_ptr(): data.nbytes}
         return {tensor.data_ptr(): tensor.nbytes for tensor in self.delta.tensors}
 
