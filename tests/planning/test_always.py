@@ -35,6 +35,8 @@ from klora_compile.settings.config import Config
 from klora_compile.sources import by_source
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.beside import beside
+from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.errors import ArtifactError
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 QUERY, KEY, OUT = (f"{BLOCK}.to_{name}" for name in ("q", "k", "out.0"))
@@ -327,3 +329,13 @@ def test_roles_that_names_do_not_say_are_refused(whole: Fusion) -> None:
 def test_a_rule_still_needs_its_loras(files: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="rule klora needs two LoRAs or more, found 1"):
         compile_fusion(files["content"], rule=Klora(), always={"turbo": files["turbo"]})
+
+
+def test_a_slot_that_always_acts_must_not_change(whole: Fusion, tmp_path: Path) -> None:
+    place, entry = next((i, e) for i, e in enumerate(whole.entries) if e.timeline.uses("turbo"))
+    coefficients = dict.fromkeys(entry.timeline.coefficients, (0.0, 0.0)) | {"turbo": (0.5, 0.25)}
+    changed = replace(entry, timeline=Timeline((0.0, 0.5), coefficients))
+    entries = (*whole.entries[:place], changed, *whole.entries[place + 1 :])
+    with pytest.raises(ArtifactError) as caught:
+        save_fusion(replace(whole, entries=entries), tmp_path / "x")
+    assert "turbo: always acts, so its coefficient must not change" in str(caught.value)

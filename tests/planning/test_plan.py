@@ -274,6 +274,13 @@ def test_a_bias_is_chosen_with_its_weight_and_not_counted() -> None:
         assert acts(planned(w=pair(ratio), b=bias("w")).layers["b"]) == {slot}
 
 
+def test_a_bias_whose_weight_only_a_lora_beside_changes_is_chosen_by_itself() -> None:
+    beside = LayerNumbers("unet", None, {"content": None, "style": None}, beside={"turbo": side()})
+    found = planned(w=beside, b=bias("w")).layers["b"]
+    assert rows(found) == rows(planned(b=bias("w")).layers["b"])
+    assert acts(found)
+
+
 def test_a_bias_of_one_lora_acts_while_that_has_its_weight() -> None:
     plan = planned(w=pair(1.25), b=numbers("unet", None, side(None), ABSENT, "w"))
     assert rows(plan.layers["b"]) == [
