@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.compiling import compiled, rescheduled
 from support.lora_files import peft_keys, random_pair, write_lora
 from support.other_device import OtherDevice
@@ -157,3 +158,17 @@ def test_a_device_gets_what_acts(
                     stored.delta.tensors, same.factors[slot].delta.tensors, strict=True
                 ):
                     assert torch.equal(one.to("cpu"), other)
+
+
+def test_equal_deltas_of_which_one_never_acts_are_packed_together(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A tensor is named by its bytes, so two packs of equal bytes would be one tensor."""
+    twin = write_lora(tmp_path / "twin.safetensors", load_file(str(pair[0])))
+    small = compress(compiled(pair[0], twin, gamma=1e-9), 0.01)
+    assert all(list(entry.acting) == ["content"] for entry in small.entries)
+    read = load_fusion(saved(small, tmp_path), check="full")
+    for one, other in zip(read.entries, small.entries, strict=True):
+        for slot, stored in other.factors.items():
+            pairs = zip(one.factors[slot].delta.tensors, stored.delta.tensors, strict=True)
+            assert all(torch.equal(*tensors) for tensors in pairs)

@@ -107,23 +107,28 @@ def _plain(slot: SlotInFile, tensors: Mapping[str, torch.Tensor]) -> Stored:
 def _packed(fusion: Fusion) -> dict[bool, torch.Tensor]:
     """Return the tensors that hold the compressed deltas: True -> of those that act, False -> rest.
 
-    So a reader need not decode what never acts.
+    So a reader need not decode what never acts. If both would hold equal bytes, they would have one
+    name; then one tensor holds all.
     """
-    compressed: dict[bool, list[Stored]] = {}
-    for entry in fusion.entries:
-        for name in sorted(entry.factors):
-            stored = entry.factors[name]
-            if stored.quantised is None:
-                continue
-            from klora_runtime.artifact.q.codec import check_shape  # plain fusions do not need it
-
-            check_shape(stored, entry.shape)
-            compressed.setdefault(entry.timeline.uses(name), []).append(stored)
+    compressed = [
+        (entry.factors[name], entry.shape, entry.timeline.uses(name))
+        for entry in fusion.entries
+        for name in sorted(entry.factors)
+        if entry.factors[name].quantised is not None
+    ]
     if not compressed:
         return {}
-    from klora_runtime.artifact.q.codec import pack_factors
+    from klora_runtime.artifact.q.codec import check_shape, pack_factors  # plain ones need none
 
-    return {acts: pack_factors(group) for acts, group in compressed.items()}
+    for stored, shape, _ in compressed:
+        check_shape(stored, shape)
+    packed = {
+        acts: pack_factors([stored for stored, _, own in compressed if own is acts])
+        for acts in {own for _, _, own in compressed}
+    }
+    if len(packed) == 2 and torch.equal(packed[True], packed[False]):
+        return dict.fromkeys(packed, pack_factors([stored for stored, _, _ in compressed]))
+    return packed
 
 
 def _as(kind: type[T], value: Any, **changed: Any) -> T:
