@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import slots_of
 
 if TYPE_CHECKING:
+    from klora_compile.reading.adapter import Adapter
     from klora_runtime.artifact.fusion import Fusion
 
 
@@ -131,11 +133,7 @@ def compile_command(
     )
     beside, factors = by_name(always, settings["weights"], halves, both=both_denoisers)
     settings["weights"] += tuple(factors.items())
-    named = [files_of(lora) for lora in (*contents, *styles, *beside.values())]
-    for one, other in ((a, b) for x, y in combinations(named, 2) for a, b in product(x, y)):
-        if one.samefile(other):
-            raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
-    files = [file for own in named for file in own]
+    files = _distinct([files_of(lora) for lora in (*contents, *styles, *beside.values())])
     base = () if reading.base is None else (reading.base,)
     check_output(output, force, inputs=(*files, *base))
 
@@ -158,16 +156,7 @@ def compile_command(
     cache = None if no_cache else _cache()
     with layer_bar("measuring") as on_layer:
         fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
-    if drop_unused:
-        from klora_compile.storing.dropping import drop_unused as without_unused
-
-        fusion = without_unused(fusion)
-    if compress is not None:
-        fusion = _compressed(fusion, compress)
-    if as_thin:
-        from klora_compile.storing.thin import thin
-
-        fusion = thin(fusion, adapters)
+    fusion = _as_stored(fusion, adapters, drop_unused, compress, as_thin)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
     compilation = Compilation(fusion, adapters, output, size, seconds, shift)
@@ -188,11 +177,28 @@ def _cache() -> Path | None:
     return file
 
 
-def _compressed(fusion: Fusion, tolerance: float) -> Fusion:
-    from klora_compile.storing.compress import compress
+def _as_stored(
+    fusion: Fusion,
+    adapters: Mapping[str, Adapter],
+    drop_unused: bool,
+    tolerance: float | None,
+    as_thin: bool,
+) -> Fusion:
+    """Return the fusion in the form in which the artifact holds it."""
+    if drop_unused:
+        from klora_compile.storing.dropping import drop_unused as without_unused
 
-    with layer_bar("compressing") as on_layer:
-        return compress(fusion, tolerance, on_layer=on_layer)
+        fusion = without_unused(fusion)
+    if tolerance is not None:
+        from klora_compile.storing.compress import compress
+
+        with layer_bar("compressing") as on_layer:
+            fusion = compress(fusion, tolerance, on_layer=on_layer)
+    if as_thin:
+        from klora_compile.storing.thin import thin
+
+        fusion = thin(fusion, adapters)
+    return fusion
 
 
 def _by_role(
@@ -209,6 +215,14 @@ def _by_role(
             "--content and --style."
         )
     return loras[:1], loras[1:]
+
+
+def _distinct(loras: Sequence[Files]) -> list[Path]:
+    """Return the files of all LoRAs; refuse a file that two of them have."""
+    for one, other in ((a, b) for x, y in combinations(loras, 2) for a, b in product(x, y)):
+        if one.samefile(other):
+            raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
+    return [file for own in loras for file in own]
 
 
 def _is_named(parameter: str) -> bool:

@@ -106,22 +106,7 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
         described = describer.describe(module)
         pieces += described.pieces
         problems += [f"{shown(module.name)}: {problem}" for problem in described.problems]
-    layers: dict[str, LayerFacts] = {}
-    modules: dict[str, str] = {}
-    twice: list[str] = []
-    for piece in pieces:
-        for facts in piece.layers:
-            if facts.name in layers:
-                twice.append(
-                    f"{shown(piece.module.name)}: the file has {shown(facts.name)} twice, here and "
-                    f"in {shown(modules[facts.name])}; keep one of them"
-                )
-            layers[facts.name], modules[facts.name] = facts, piece.module.name
-    if twice and options.denoiser is not None:
-        twice = [
-            f"the file changes {options.denoiser} itself, so it needs neither --denoiser "
-            f"{options.denoiser} nor --both-denoisers; leave the option out"
-        ]
+    layers, twice = _layers_of(pieces, options)
     problems += twice
     problems += _without_layers(account)
     axis = file_axis(pieces)
@@ -155,6 +140,29 @@ def survey_of(file: LoraFile, options: ReadOptions, base: BaseModel | None) -> S
         axis=None if isinstance(axis, str) else axis,
         problems=tuple(problems),
     )
+
+
+def _layers_of(
+    pieces: Sequence[Piece], options: ReadOptions
+) -> tuple[dict[str, LayerFacts], list[str]]:
+    """Return name -> layer, and one sentence for each layer that the file has twice."""
+    layers: dict[str, LayerFacts] = {}
+    modules: dict[str, str] = {}
+    twice: list[str] = []
+    for piece in pieces:
+        for facts in piece.layers:
+            if facts.name in layers:
+                twice.append(
+                    f"{shown(piece.module.name)}: the file has {shown(facts.name)} twice, here and "
+                    f"in {shown(modules[facts.name])}; keep one of them"
+                )
+            layers[facts.name], modules[facts.name] = facts, piece.module.name
+    if twice and options.denoiser is not None:
+        twice = [
+            f"the file changes {options.denoiser} itself, so it needs neither --denoiser "
+            f"{options.denoiser} nor --both-denoisers; leave the option out"
+        ]
+    return layers, twice
 
 
 def _by_trainer(families: tuple[str, ...], layout: str) -> tuple[str, ...]:

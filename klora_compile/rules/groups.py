@@ -25,7 +25,8 @@ from klora_compile.rules.rule import Rule
 from klora_compile.slots import role_of
 from klora_runtime.errors import ConfigError
 
-#: Found for the U-Net of the demo: 260 updates on true drawings of six fusions, averaged by group.
+#: Found for the U-Net of the demo: weights by layer, from 260 updates on the true drawings of six
+#: subjects in two styles, averaged by group.
 _FOUND = {
     "content *mid_block.*attn2*": "0:2.3,0.333:2,0.667:1.3",
     "style *mid_block.*attn2*": "0:1.5,0.667:1.7",
