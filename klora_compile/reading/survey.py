@@ -157,10 +157,11 @@ def _layers_of(
                     f"in {shown(modules[facts.name])}; keep one of them"
                 )
             layers[facts.name], modules[facts.name] = facts, piece.module.name
-    if twice and options.denoiser is not None:
+    named = options.denoiser
+    if twice and named and any(piece.module.name.startswith(f"{named}.") for piece in pieces):
         twice = [
-            f"the file changes {options.denoiser} itself, so it needs neither --denoiser "
-            f"{options.denoiser} nor --both-denoisers; leave the option out"
+            f"the file changes {named} itself, so it needs neither --denoiser {named} nor "
+            "--both-denoisers; leave the option out"
         ]
     return layers, twice
 

@@ -18,6 +18,7 @@ from klora_compile import (
     ConfigError,
     Fusion,
     Halves,
+    LoraError,
     PairingError,
     Settings,
     compile_fusion,
@@ -308,6 +309,20 @@ def test_a_file_of_both_denoisers_needs_no_option(
     assert refused.exit_code == 1
     assert "nor --both-denoisers; leave the option out" in refused.stderr
     assert "for 1 reason." in refused.stderr
+
+
+def test_a_layer_that_a_half_has_twice_is_named(halves: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(str(halves["content.low"]))
+    name = next(key for key in tensors if key.endswith("self_attn.q.lora_A.weight"))
+    stem = name.removesuffix(".lora_A.weight")
+    other = stem.replace("diffusion_model.", "transformer.").replace("self_attn.q", "attn1.to_q")
+    for side in "AB":
+        tensors[f"{other}.lora_{side}.weight"] = tensors[f"{stem}.lora_{side}.weight"].clone()
+    twice = tmp_path / "twice_low.safetensors"
+    save_file(tensors, str(twice))
+    with pytest.raises(LoraError) as caught:
+        compile_fusion(Halves(halves["content.high"], twice), pairs(halves)[1], device="cpu")
+    assert "twice, here and in" in caught.value.issues[0]
 
 
 def test_a_lora_of_one_file_beside_halves_changes_the_first(
