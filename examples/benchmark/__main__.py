@@ -10,6 +10,7 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 from benchmark import attach, measuring, reading, size
+from benchmark.before import command as before
 from benchmark.contestants import KINDS
 from benchmark.models import MODELS, default_model
 from benchmark.published import published_command
@@ -112,6 +113,7 @@ def race_command(
 
 
 main.add_command(attach.main, "attach")
+main.add_command(before.main, "before")
 main.add_command(measuring.main, "measuring")
 main.add_command(reading.main, "reading")
 main.add_command(size.main, "size")

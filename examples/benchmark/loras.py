@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from random_loras import random_lora
+from safetensors.torch import save_file
 from torch import nn
 
+from benchmark.measuring import layer_shapes, lora
+from benchmark.models import MODELS
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_runtime.artifact.delta import Stored
@@ -61,6 +64,26 @@ def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) ->
     artifact = folder / "fused.klora.safetensors"
     save_fusion(compile_fusion(content, style, device=str(device)), artifact)
     return Files(component, content, style, artifact)
+
+
+def write_pair(model: str, share: float, rank: int, folder: Path) -> list[Path]:
+    """Write a content and a style LoRA of random float16 numbers for a share of a model's layers.
+
+    Args:
+        model: ``sdxl`` or ``flux``.
+        share: share of the layers of each shape, above 0 to 1.
+        rank: of both LoRAs in every layer.
+        folder: folder for ``content.safetensors`` and ``style.safetensors``.
+    """
+    component, shapes = MODELS[model].component, layer_shapes(model, share)
+    paths = [folder / f"{name}.safetensors" for name in (CONTENT, STYLE)]
+    for seed, path in enumerate(paths):
+        tensors = {}
+        for layer in lora(shapes, rank, seed):
+            tensors[f"{component}.{layer.module}.lora_A.weight"] = layer.down
+            tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
+        save_file(tensors, str(path))
+    return paths
 
 
 def adapts(name: str) -> bool:

@@ -25,10 +25,9 @@ from unittest.mock import patch
 
 import click
 import torch
-from safetensors.torch import save_file
 
-from benchmark.measuring import layer_shapes, lora
-from benchmark.models import MODELS
+from benchmark.loras import write_pair
+from benchmark.measuring import layer_shapes
 from klora_compile.compiler import compile_fusion
 from klora_compile.reading.adapter import read_adapter
 from klora_compile.reading.files.lora_file import LoraFile
@@ -59,18 +58,10 @@ Steps = tuple[float, float, float]
 )
 def main(model: str, rank: int, rounds: int, share: float, disks: tuple[float, ...]) -> None:
     """Print seconds and shares."""
-    component = MODELS[model].component
-    shapes = layer_shapes(model, share)
     with tempfile.TemporaryDirectory() as name:
-        paths = [Path(name) / f"{seed}.safetensors" for seed in range(2)]
-        for seed, path in enumerate(paths):
-            tensors = {}
-            for layer in lora(shapes, rank, seed):
-                tensors[f"{component}.{layer.module}.lora_A.weight"] = layer.down
-                tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
-            save_file(tensors, str(path))
+        paths = write_pair(model, share, rank, Path(name))
         click.echo(
-            f"{model}: {len(shapes)} layers, rank {rank}, two files of "
+            f"{model}: {len(layer_shapes(model, share))} layers, rank {rank}, two files of "
             f"{paths[0].stat().st_size / 1e6:.0f} MB; CPU, {torch.get_num_threads()} threads"
         )
         runs: dict[float, list[Steps]] = {disk: [] for disk in (math.inf, *disks)}

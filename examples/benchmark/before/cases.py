@@ -1,0 +1,92 @@
+"""What is timed in both trees. A new case is a new row of :data:`CASES`.
+
+Snippets and commands see only what both trees have: the command line and the public names of
+``klora_compile`` and ``klora_runtime``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.loras import write_pair
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table. It has either ``timed`` or ``command``.
+
+    Snippets of Python see two paths, ``inputs`` (folder of :attr:`inputs`) and ``own`` (folder of
+    their tree, the same for all cases), and the names of earlier snippets of the case.
+    """
+
+    name: str
+    what: str
+    """Description for people."""
+    aim: float
+    """How many times faster than before it should be."""
+    inputs: Callable[[Path], object] = lambda folder: None
+    """Writes files into a folder, once for both trees; cases may share them."""
+    setup: str = ""
+    """Python that each tree runs once, untimed."""
+    timed: str = ""
+    """Python that each tree runs once a round, in the process of the setup."""
+    command: str = ""
+    """Arguments of ``klora`` that each tree runs once a round, in a process of its own.
+    ``{inputs}`` and ``{own}`` are replaced."""
+    facts: str = "{}"
+    """Python expression, after the last round: name -> number, printed beside the times."""
+
+
+def _sdxl_fifth(folder: Path) -> None:
+    """Write ``content.safetensors`` and ``style.safetensors``: 144 layers of SDXL, rank 32."""
+    if not (folder / "style.safetensors").exists():
+        write_pair("sdxl", 0.2, 32, folder)
+
+
+_COMPILED = """
+from klora_compile import compile_fusion, compress
+from klora_runtime import load_fusion, save_fusion
+plain, small = own / "sdxl-fifth.klora.safetensors", own / "sdxl-fifth-0.01.klora.safetensors"
+if not plain.exists():
+    pair = (inputs / "content.safetensors", inputs / "style.safetensors")
+    save_fusion(compile_fusion(*pair), plain)
+"""
+_COMPRESSED = """
+if not small.exists():
+    save_fusion(compress(load_fusion(plain), 0.01), small)
+"""
+_ERRORS = """{
+    "bytes": small.stat().st_size,
+    "largest error": max(
+        stored.quantised.error
+        for entry in load_fusion(small).entries
+        for stored in entry.factors.values()
+    ),
+}"""
+
+#: Name -> case, in the order of the table.
+CASES: Mapping[str, Case] = {
+    case.name: case
+    for case in (
+        Case(
+            "compress",
+            "compress a fifth of an SDXL pair, 0.01",
+            5.0,
+            inputs=_sdxl_fifth,
+            setup=_COMPILED + "fusion = load_fusion(plain)",
+            timed="save_fusion(compress(fusion, 0.01), small, overwrite=True)",
+            facts=_ERRORS,
+        ),
+        Case(
+            "load-compressed",
+            "load_fusion of its artifact",
+            10.0,
+            inputs=_sdxl_fifth,
+            setup=_COMPILED + _COMPRESSED,
+            timed="load_fusion(small)",
+            facts=_ERRORS,
+        ),
+    )
+}
