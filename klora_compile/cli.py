@@ -1,24 +1,34 @@
-"""The command line. Nothing here imports torch, so ``klora --help`` is fast."""
+"""The command line. A command's module is imported when the command is used or described.
+
+Nothing that is imported before a command runs imports torch, so ``klora --help`` is fast.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
-from klora_compile.commands.card import card_command
-from klora_compile.commands.compile import compile_command
-from klora_compile.commands.export import export_command
-from klora_compile.commands.inspect import inspect_command
-from klora_compile.commands.recompile import recompile_command
-from klora_compile.commands.sample import sample_command
-from klora_compile.commands.verify import verify_command
 from klora_runtime import __version__
 from klora_runtime.errors import ConfigError, KloraError
+
+#: The commands. Command NAME is ``NAME_command`` of ``commands.NAME``.
+COMMANDS = ("card", "compile", "export", "inspect", "recompile", "sample", "verify")
 
 
 class _Klora(click.Group):
     """A command group that prints klora's errors as one message and exits with 1 (usage: 2)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"klora_compile.commands.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,17 +44,6 @@ class _Klora(click.Group):
 def main() -> None:
     """Precompile LoRAs into one fused artifact, and look at what is inside."""
 
-
-for _command in (
-    compile_command,
-    recompile_command,
-    inspect_command,
-    verify_command,
-    sample_command,
-    card_command,
-    export_command,
-):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

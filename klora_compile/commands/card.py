@@ -65,12 +65,11 @@ def card_command(
             raise click.UsageError(f"-o and --map are both {output}; name two files.")
 
     from klora_compile.report.card import CardFacts, model_card
-    from klora_compile.report.plot import plot_schedule
-    from klora_runtime.artifact.file import load_fusion
+    from klora_runtime.artifact.document import load_whole_document
     from klora_runtime.artifact.replacing import replacing
     from klora_runtime.errors import shown
 
-    fusion = load_fusion(file, check="full")
+    fusion = load_whole_document(file)
     link = None
     if picture is not None:
         folder = Path() if output == _STDOUT else output.parent
@@ -78,6 +77,8 @@ def card_command(
     facts = CardFacts.of(file, base_model=base_model, licence=licence, picture=link)
     card = model_card(fusion, facts)
     if picture is not None:
+        from klora_compile.report.plot import plot_schedule  # it imports numpy
+
         plot_schedule(fusion, picture, overwrite=force)
         if not as_json:
             click.echo(f"wrote {shown(picture)}", err=output == _STDOUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from klora_compile.commands.parameters import LORA, shift_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import reading_options
 from klora_compile.settings.read_options import ReadOptions
+
+if TYPE_CHECKING:
+    from klora_runtime.artifact.fusion import Fusion
 
 
 @click.command("inspect")
@@ -23,36 +26,48 @@ from klora_compile.settings.read_options import ReadOptions
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
 @shift_option
+@click.option(
+    "--norms",
+    "numbers",
+    is_flag=True,
+    help="Read the numbers too, which takes longer. Of a LoRA: the norms, and whether the values "
+    "can be compiled. Of a compressed artifact: how much all deltas lost, and the bytes of each.",
+)
 @reading_options
 def inspect_command(
-    file: Path, as_json: bool, plot: Path | None, shift: float | None, reading: ReadOptions
+    file: Path,
+    as_json: bool,
+    plot: Path | None,
+    shift: float | None,
+    numbers: bool,
+    reading: ReadOptions,
 ) -> None:
     """Show the contents of FILE, an artifact or a LoRA.
 
     For an artifact: sources, rule, and each layer's schedule. For a LoRA (a file, or a folder that
     PEFT or diffusers saved): base model, layout, trainer, trigger words, forms, ranks, alphas and
-    their sources, norms, and keys that cannot be used. Exit status 1: the LoRA cannot be compiled.
+    their sources, and keys that cannot be used. Exit status 1: the LoRA cannot be compiled.
     """
     from klora_runtime.artifact.document import is_artifact
 
     if is_artifact(file):
-        _inspect_artifact(file, as_json, plot, shift)
+        _inspect_artifact(file, as_json, plot, shift, numbers)
     elif plot is not None:
         raise click.UsageError(f"{file} is not an artifact: --plot draws a schedule.")
     elif shift is not None:
         raise click.UsageError(f"{file} is not an artifact: --shift is of a schedule.")
     else:
-        _inspect_lora(file, as_json, reading)
+        _inspect_lora(file, as_json, numbers, reading)
 
 
-def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
+def _inspect_lora(file: Path, as_json: bool, numbers: bool, options: ReadOptions) -> None:
     from klora_compile.reading.adapter import look_into
     from klora_compile.report.lora import lora_json, lora_lines
     from klora_compile.report.summary import bytes_text
     from klora_compile.report.table import labelled
     from klora_runtime.errors import LoraError, shown
 
-    found, result = look_into(file, options)
+    found, result = look_into(file, options, values=numbers)
     adapter = None if isinstance(result, LoraError) else result
     if as_json:
         print_json("lora", lora_json(found, adapter))
@@ -65,15 +80,27 @@ def _inspect_lora(file: Path, as_json: bool, options: ReadOptions) -> None:
         raise result
 
 
-def _inspect_artifact(file: Path, as_json: bool, plot: Path | None, shift: float | None) -> None:
+def _inspect_artifact(
+    file: Path, as_json: bool, plot: Path | None, shift: float | None, numbers: bool
+) -> None:
     from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
     from klora_compile.report.summary import bytes_text, summarise, summary_lines
     from klora_compile.report.table import labelled
-    from klora_runtime.artifact.file import load_fusion
+    from klora_runtime.artifact.document import Document, load_document
     from klora_runtime.errors import shown
 
-    fusion = load_fusion(file)
+    document = load_document(file)
+    fusion: Document | Fusion = document
+    if numbers:
+        if not document.is_compressed:
+            raise click.UsageError(
+                f"{file} is an artifact that is not compressed, so --norms adds nothing; leave it "
+                "out."
+            )
+        from klora_runtime.artifact.file import load_fusion  # it imports torch
+
+        fusion = load_fusion(file)
     if plot is not None:
         from klora_compile.report.plot import plot_schedule
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 
 @contextmanager
 def layer_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Give a tqdm bar as the ``on_layer`` callback of a measurement."""
+    from tqdm import tqdm  # it takes as long to import as a short command takes
+
     with tqdm(desc=what, unit="layer", disable=None, leave=False) as bar:
 
         def on_layer(name: str, done: int, total: int) -> None:

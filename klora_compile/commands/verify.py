@@ -22,6 +22,7 @@ from klora_compile.halves import Halves
 from klora_compile.slots import in_order, slots_of
 
 if TYPE_CHECKING:
+    from klora_compile.report.verification import Verification
     from klora_runtime.artifact.fusion import Fusion
 
 
@@ -60,24 +61,19 @@ def verify_command(
         raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
 
     from klora_compile.report.verification import Verification
-    from klora_compile.verify import keeps_other_sums, verify_fusion
-    from klora_runtime.artifact.file import load_fusion
+    from klora_runtime.artifact.document import load_whole_document
     from klora_runtime.errors import ArtifactError
 
-    against_files = tuple(path for files in loras for path in files)
+    files = tuple(path for lora in loras for path in lora)
     try:
-        fusion = load_fusion(file, check="full")
+        if against:
+            verification = _compared(file, files, loras, halves, device, base)
+        else:
+            verification = Verification(file, files, load_whole_document(file))
     except ArtifactError as unreadable:
         if as_json:
-            print_json("verification", Verification(file, against_files).json(unreadable))
+            print_json("verification", Verification(file, files).json(unreadable))
         raise
-    found: list[str] = []
-    if against:
-        sources = _by_slot(file, fusion, loras, halves)
-        with layer_bar("comparing") as on_layer:
-            found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
-    other_sums = against and keeps_other_sums(fusion)
-    verification = Verification(file, against_files, fusion, tuple(found), other_sums)
     error = verification.error()
     if as_json:
         print_json("verification", verification.json(error))
@@ -85,6 +81,26 @@ def verify_command(
         raise error
     if not as_json:
         click.echo(verification.text())
+
+
+def _compared(
+    file: Path,
+    files: tuple[Path, ...],
+    loras: tuple[Files, ...],
+    halves: str | None,
+    device: str,
+    base: Path | None,
+) -> Verification:
+    """Compile the LoRAs again and compare."""
+    from klora_compile.report.verification import Verification
+    from klora_compile.verify import keeps_other_sums, verify_fusion
+    from klora_runtime.artifact.file import load_fusion
+
+    fusion = load_fusion(file, check="full")
+    sources = _by_slot(file, fusion, loras, halves)
+    with layer_bar("comparing") as on_layer:
+        found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
+    return Verification(file, files, fusion, tuple(found), keeps_other_sums(fusion))
 
 
 def _by_slot(

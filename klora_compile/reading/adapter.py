@@ -13,7 +13,8 @@ from pathlib import Path
 
 from klora_compile.reading.evaluating import evaluate
 from klora_compile.reading.files.base import BaseModel
-from klora_compile.reading.files.lora_file import LoraFile, named, open_lora
+from klora_compile.reading.files.lora_file import LoraFile, open_lora
+from klora_compile.reading.files.refusals import named
 from klora_compile.reading.layers import Layer
 from klora_compile.reading.pieces import peers
 from klora_compile.reading.survey import Survey, base_of, problematic, refusal, survey_of
@@ -81,12 +82,18 @@ def open_adapter(
 
 
 def look_into(
-    path: str | os.PathLike[str], options: ReadOptions | None = None
-) -> tuple[Survey, Adapter | LoraError]:
+    path: str | os.PathLike[str], options: ReadOptions | None = None, *, values: bool = True
+) -> tuple[Survey, Adapter | LoraError | None]:
     """Read a LoRA as far as possible.
 
+    Args:
+        path: see :func:`read_adapter`.
+        options: options of reading.
+        values: whether to read the values too, which needs torch.
+
     Returns:
-        The survey of its header, and the LoRA, or the reason why it cannot be compiled.
+        The survey of its header; and the LoRA, the reason why it cannot be compiled, or None if its
+        header is valid and its values were not read.
 
     Raises:
         LoraError: the file cannot be opened, or is not a LoRA.
@@ -95,7 +102,8 @@ def look_into(
     with open_lora(Path(path)) as file, base_of(options) as base:
         found = survey_of(file, options, base)
         try:
-            return found, _in_order(found, file, options, base).read()
+            opened = _in_order(found, file, options, base)
+            return found, opened.read() if values else None
         except LoraError as error:
             return found, error
 

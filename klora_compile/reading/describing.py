@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-import torch
-
 from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.checking import dtype_problems, form_problems, size_problems
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
@@ -31,6 +29,7 @@ from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Sca
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
+from klora_runtime.lazy_torch import torch
 
 #: The source of an alpha if no alpha acts.
 NO_ALPHA = "none"
@@ -41,6 +40,8 @@ class Tensors(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def number(self, name: str) -> float: ...
 
     def tensor(self, name: str) -> torch.Tensor: ...
 
@@ -242,7 +243,7 @@ class Describer:
             by_kohya=subject.module.key.layout == "kohya",
             whole=form.rank(subject.header) is None,
             root_is_folded=form.root_is_folded,
-            tensor=None if key is None else float(self._file.tensor(key)),
+            tensor=None if key is None else self._file.number(key),
         )
 
     @cached_property

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-import torch
-
 from klora_compile.reading.describing import Tensors
 from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
@@ -21,6 +19,7 @@ from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
 from klora_runtime.artifact.tensor_file import without_float8
 from klora_runtime.families.rows import Placement
+from klora_runtime.lazy_torch import torch
 
 
 class Weights(Protocol):

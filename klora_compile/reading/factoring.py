@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-
 from klora_runtime.artifact.delta import Delta, LowRank
+from klora_runtime.lazy_torch import torch
 
 #: A part of a matrix that is this much wider than the rank may prove that factors do not pay.
 _MARGIN = 1.25

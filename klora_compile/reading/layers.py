@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from klora_compile.reading.forms.parts import Shape
 from klora_runtime.artifact.delta import Delta, LowRank
+from klora_runtime.lazy_torch import torch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from klora_compile.families.stating import stated_family
 from klora_compile.reading.describing import Describer
 from klora_compile.reading.files.base import BaseModel
-from klora_compile.reading.files.lora_file import LoraFile, named
+from klora_compile.reading.files.lora_file import LoraFile
+from klora_compile.reading.files.refusals import named
 from klora_compile.reading.forms.catalogue import FORMS, form_of
 from klora_compile.reading.forms.dora import Axis
 from klora_compile.reading.layers import LayerFacts

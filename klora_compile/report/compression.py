@@ -1,4 +1,7 @@
-"""The loss of a compressed fusion, from the fusion alone."""
+"""The loss of a compressed fusion, from the fusion or its file alone.
+
+What needs the numbers themselves is known of a fusion in memory only, and None of a document.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from klora_runtime.artifact.delta import LowRank
+from klora_runtime.artifact.delta import Dense, Stored
+from klora_runtime.artifact.document import Document, SlotInFile
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.q.codec import stored_sizes
+from klora_runtime.artifact.q.form import matrices_of
+from klora_runtime.artifact.schedule import ScheduledEntry
 from klora_runtime.errors import shown
 
 
@@ -21,8 +26,8 @@ class Compression:
     """Number of compressed deltas."""
     of: int
     """Number of stored deltas."""
-    error: float
-    """Error of all stored deltas together, each with its scale."""
+    error: float | None
+    """Error of all stored deltas together, each with its scale; None for a document."""
     worst: float
     """Error of the delta that lost most."""
     layer: str
@@ -39,60 +44,63 @@ class Compression:
         return asdict(self)
 
 
-def compression_of(fusion: Fusion) -> Compression | None:
+def compression_of(fusion: Fusion | Document) -> Compression | None:
     """Return the result of compression; None if nothing is compressed."""
-    stored = [
+    stored: list[tuple[ScheduledEntry, str, Stored | SlotInFile]] = [
         (entry, slot, held) for entry in fusion.entries for slot, held in entry.factors.items()
     ]
     small = [(entry, slot, held.quantised) for entry, slot, held in stored if held.quantised]
     if not small:
         return None
     worst = max(small, key=lambda each: each[2].error)
-    lost = whole = 0.0
-    for _, _, held in stored:
-        energy = (held.scale * held.delta.norm()) ** 2
-        whole += energy
-        lost += energy * (0.0 if held.quantised is None else held.quantised.error) ** 2
-    sizes = _packed_sizes(fusion)
     numbers = sum(
-        tensor.numel() for _, _, held in stored if held.quantised for tensor in held.delta.tensors
+        rows * length
+        for entry, _, held in stored
+        if held.quantised
+        for rows, length in matrices_of(
+            entry.shape, len(held.quantised.levels), dense=_is_dense(held)
+        )
     )
     return Compression(
         slots=len(small),
         of=len(stored),
-        error=math.sqrt(lost / whole) if whole else 0.0,
+        error=_lost(fusion) if isinstance(fusion, Fusion) else None,
         worst=worst[2].error,
         layer=worst[0].layer,
         slot=worst[1],
         ranks=dict(_mean_ranks(fusion)),
-        bits=8 * sum(sizes.values()) / numbers,
+        bits=8 * _packed_bytes(fusion) / numbers,
     )
 
 
-def stored_json(fusion: Fusion) -> dict[str, dict[str, Any]]:
+def stored_json(fusion: Fusion | Document) -> dict[str, dict[str, Any]]:
     """Return path of a layer -> slot -> its storage, as JSON values."""
-    sizes = _packed_sizes(fusion)
+    sizes = _packed_sizes(fusion) if isinstance(fusion, Fusion) else {}
     held: dict[str, dict[str, Any]] = {}
     for entry in fusion.entries:
         own = held[entry.path] = {}
         for slot, stored in entry.factors.items():
             if stored.quantised is None:
-                own[slot] = {"encoding": "plain", "error": 0.0, "bytes": stored.delta.nbytes}
+                size = sum(stored.sizes().values())
+                own[slot] = {"encoding": "plain", "error": 0.0, "bytes": size}
             else:
-                size = round(sizes[entry.path, slot])
-                own[slot] = {"encoding": "q", "bytes": size} | asdict(stored.quantised)
+                share = sizes.get((entry.path, slot))
+                packed = None if share is None else round(share)
+                own[slot] = {"encoding": "q", "bytes": packed} | asdict(stored.quantised)
         for slot, reference in entry.references.items():
             own[slot] = {"encoding": "reference", "error": 0.0, "bytes": 0} | asdict(reference)
     return held
 
 
-def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
+def storage_lines(fusion: Fusion | Document) -> list[tuple[str, str]]:
     """Return rows of (label, text) for a terminal; empty if the factors are stored unchanged."""
     if fusion.is_thin:
         return [("thin", "the factors are in the sources; applying it needs them")]
     found = compression_of(fusion)
     if found is None:
         return []
+    worst = f"at most {found.worst:.2%} of one ({shown(found.layer)}, {shown(found.slot)})"
+    whole = "" if found.error is None else f"{found.error:.2%} of the deltas, "
     ranks = ", ".join(f"{shown(slot)} {rank:.1f}" for slot, rank in found.ranks.items())
     return [
         (
@@ -100,16 +108,43 @@ def storage_lines(fusion: Fusion) -> list[tuple[str, str]]:
             f"{found.slots} of {found.of} deltas, {found.bits:.1f} bits a number, mean rank "
             f"{ranks}",
         ),
-        (
-            "lost",
-            f"{found.error:.2%} of the deltas, at most {found.worst:.2%} of one "
-            f"({shown(found.layer)}, {shown(found.slot)})",
-        ),
+        ("lost", f"{whole}{worst}"),
     ]
+
+
+def _is_dense(held: Stored | SlotInFile) -> bool:
+    return held.kind == "dense" if isinstance(held, SlotInFile) else isinstance(held.delta, Dense)
+
+
+def _lost(fusion: Fusion) -> float:
+    """Return :attr:`Compression.error`."""
+    lost = whole = 0.0
+    for entry in fusion.entries:
+        for held in entry.factors.values():
+            energy = (held.scale * held.delta.norm()) ** 2
+            whole += energy
+            lost += energy * (0.0 if held.quantised is None else held.quantised.error) ** 2
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def _packed_bytes(fusion: Fusion | Document) -> float:
+    """Return the bytes of all compressed factors."""
+    if isinstance(fusion, Fusion):
+        return sum(_packed_sizes(fusion).values())
+    packed = {
+        tensor.name: tensor.nbytes
+        for entry in fusion.entries
+        for slot in entry.factors.values()
+        if slot.quantised is not None
+        for tensor in slot.tensors.values()
+    }
+    return sum(packed.values())
 
 
 def _packed_sizes(fusion: Fusion) -> dict[tuple[str, str], float]:
     """Return (path of a layer, slot) -> bytes of its compressed factors in the shared tensor."""
+    from klora_runtime.artifact.q.codec import stored_sizes  # it imports torch
+
     small = {
         (entry.path, slot): stored
         for entry in fusion.entries
@@ -119,14 +154,14 @@ def _packed_sizes(fusion: Fusion) -> dict[tuple[str, str], float]:
     return dict(zip(small, stored_sizes(list(small.values())), strict=True)) if small else {}
 
 
-def _mean_ranks(fusion: Fusion) -> Iterator[tuple[str, float]]:
+def _mean_ranks(fusion: Fusion | Document) -> Iterator[tuple[str, float]]:
     for slot in fusion.slots:
         ranks = [
-            stored.delta.rank
+            len(how.levels)
             for entry in fusion.entries
             if (stored := entry.factors.get(slot)) is not None
-            and isinstance(stored.delta, LowRank)
-            and stored.quantised
+            and (how := stored.quantised) is not None
+            and not _is_dense(stored)
         ]
         if ranks:
             yield slot, sum(ranks) / len(ranks)

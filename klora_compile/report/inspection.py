@@ -9,8 +9,9 @@ from klora_compile.report.compression import compression_of, stored_json
 from klora_compile.report.scores import number_of
 from klora_compile.report.summary import summarise
 from klora_runtime.artifact.checks import FORMAT_VERSION
-from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.artifact.schedule import Slot
+from klora_runtime.artifact.document import Document
+from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.schedule import Schedule, ScheduledEntry, Slot
 
 #: Fields of the summary that are here too.
 _SUMMARISED = (
@@ -22,11 +23,11 @@ _SUMMARISED = (
 _NUMBERS = (("topk", "top_k"), ("l1", "l1"), ("frobenius", "frobenius"), ("rank", "rank"))
 
 
-def inspection(fusion: Fusion, shift: float | None = None) -> dict[str, Any]:
+def inspection(fusion: Fusion | Document, shift: float | None = None) -> dict[str, Any]:
     """Return a fusion as JSON values, with numbers in full precision.
 
     Args:
-        fusion: the fusion.
+        fusion: the fusion, or its document; then what needs its numbers is null.
         shift: see :func:`~klora_compile.runs.runs_of`.
 
     In each layer, ``content_*`` and ``style_*`` (for more LoRAs ``content.1_*``, …) are null if
@@ -53,7 +54,7 @@ def _slot(slot: Slot) -> dict[str, Any]:
     return {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
 
 
-def _layer(fusion: Fusion, entry: Entry, stored: dict[str, Any]) -> dict[str, Any]:
+def _layer(fusion: Schedule, entry: ScheduledEntry, stored: dict[str, Any]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for slot in fusion.slots:
         for json_name, key in _NUMBERS:

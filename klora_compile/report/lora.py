@@ -22,7 +22,7 @@ def lora_json(survey: Survey, adapter: Adapter | None) -> dict[str, Any]:
 
     ``rank`` and ``alpha`` are null if the form of a layer has none, ``shape`` if only the base
     model shows it, ``family`` if layers and shapes do not identify exactly one of ``families``,
-    and ``norms`` (Frobenius norms of the scaled deltas by block) if they cannot be computed. Layers
+    and ``norms`` (Frobenius norms of the scaled deltas by block) if they were not computed. Layers
     are those of diffusers' model.
     """
     return {
@@ -57,7 +57,7 @@ def lora_lines(survey: Survey, adapter: Adapter | None) -> Iterator[tuple[str, s
     """Yield rows of (label, text) for a terminal.
 
     Args:
-        adapter: the adapter, for norms; None if they cannot be computed.
+        adapter: the adapter, for norms; None if its values were not read.
     """
     origin = survey.origin
     names = "" if survey.names == "diffusers" else f" in the names of {survey.names}"

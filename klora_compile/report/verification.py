@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from klora_runtime.artifact.document import Document
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import KloraError, shown
 
@@ -17,7 +18,7 @@ class Verification:
     file: Path
     against: tuple[Path, ...]
     """LoRAs; empty if the artifact was checked alone."""
-    fusion: Fusion | None = None
+    fusion: Fusion | Document | None = None
     """The fusion; None if the artifact cannot be read."""
     differences: tuple[str, ...] = ()
     """One sentence each; see :func:`klora_compile.verify.verify_fusion`."""

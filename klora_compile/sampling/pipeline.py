@@ -19,7 +19,7 @@ from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.artifact.schedule import STEPLESS
-from klora_runtime.artifact.tensor_file import TORCH_DTYPES
+from klora_runtime.artifact.tensor_file import torch_dtype
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, FileFormatError, KloraError, shown
@@ -200,7 +200,7 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
         except FileFormatError:
             continue  # diffusers reports the problem
     most = next((name for name, _ in stored.most_common(1)), None)
-    return TORCH_DTYPES[most] if most in REAL else torch.float32
+    return torch_dtype(most) if most in REAL else torch.float32
 
 
 def _variant(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from klora_runtime.artifact.document import (
     load_document,
 )
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.tensor_file import DTYPE_NAMES
+from klora_runtime.artifact.tensor_file import name_in_files
 from klora_runtime.artifact.timeline import CLOCKS
 from klora_runtime.errors import ArtifactError
 
@@ -64,7 +64,7 @@ def test_it_says_how_each_slot_is_stored(path: Path) -> None:
             if slot.encoding == "plain":
                 found = [(each.dtype, each.shape) for each in slot.tensors.values()]
                 tensors = stored.delta.tensors
-                assert found == [(DTYPE_NAMES[t.dtype], tuple(t.shape)) for t in tensors]
+                assert found == [(name_in_files(t.dtype), tuple(t.shape)) for t in tensors]
             else:
                 assert list(slot.tensors) == ["packed"]
 

@@ -15,12 +15,12 @@ from support.lora_files import GOLDEN, ROOT, run_python, write_raw
 from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
 from klora_runtime.artifact.tensor_file import (
-    DTYPE_NAMES,
-    TORCH_DTYPES,
     TensorFile,
     bytes_of,
     memory_of,
+    name_in_files,
     tensor_digest,
+    torch_dtype,
     write_tensors,
 )
 from klora_runtime.errors import FileFormatError
@@ -37,7 +37,7 @@ def every_dtype() -> dict[str, torch.Tensor]:
         )
         .view(dtype)
         .reshape(SHAPES[shape])
-        for name, dtype in reversed(TORCH_DTYPES.items())
+        for name, dtype in reversed([(name, torch_dtype(name)) for name in DTYPES])
         for shape in SHAPES
     }
 
@@ -157,10 +157,12 @@ def test_the_memory_of_a_tensor_is_its_own() -> None:
 
 
 def test_names_of_dtypes_are_torchs() -> None:
-    assert len(DTYPE_NAMES) == len(DTYPES)
-    for name, dtype in TORCH_DTYPES.items():
+    for name in DTYPES:
+        dtype = torch_dtype(name)
+        assert name_in_files(dtype) == name
         assert dtype.itemsize == DTYPES[name].nbytes
         assert str(dtype) == f"torch.{DTYPES[name].in_torch}"
+    assert name_in_files(torch.complex64) is None
 
 
 def test_there_is_one_table_of_dtypes() -> None:

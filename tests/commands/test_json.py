@@ -34,9 +34,10 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "fusion": [
         ("inspect", ARTIFACT),
         ("inspect", "small.klora.safetensors"),
+        ("inspect", "small.klora.safetensors", "--norms"),
         ("inspect", "thin.klora.safetensors"),
     ],
-    "lora": [("inspect", PAIR[0])],
+    "lora": [("inspect", PAIR[0]), ("inspect", PAIR[0], "--norms")],
     "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
     "export": [
         ("export", ARTIFACT, "--static", "-o", "lora.safetensors", "--rank", "2", *PEFT),

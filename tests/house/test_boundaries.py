@@ -100,8 +100,8 @@ def test_importing_is_cheap(code: str) -> None:
 
 #: Of the artifact's room: what needs no numbers, and so no torch.
 WITHOUT_NUMBERS = [
-    "blocks", "canonical", "checks", "digests", "document", "dtypes", "factors", "palette",
-    "q.form", "replacing", "safetensors_file", "schedule", "schedule_html", "timeline",
+    "blocks", "canonical", "checks", "digests", "document", "dtypes", "factors", "numbers",
+    "palette", "q.form", "replacing", "safetensors_file", "schedule", "schedule_html", "timeline",
 ]  # fmt: skip
 
 
@@ -110,10 +110,10 @@ def test_an_artifact_is_read_and_checked_where_there_is_no_torch() -> None:
         "import sys\n"
         "sys.modules |= dict.fromkeys(['torch', 'numpy', 'safetensors'])  # None: not there\n"
         "from importlib import import_module\n"
-        "from klora_runtime.artifact.document import document_text, load_document\n"
+        "from klora_runtime.artifact.document import document_text, load_whole_document\n"
         f"for name in {WITHOUT_NUMBERS}:\n"
         "    import_module(f'klora_runtime.artifact.{name}')\n"
-        "document = load_document(sys.argv[1])\n"
+        "document = load_whole_document(sys.argv[1])\n"
         "assert document_text(document)\n"
         "print(repr(document), document._repr_html_())\n"
     )
@@ -134,7 +134,7 @@ def test_no_package_of_the_name_runtime_is_importable() -> None:
 
 
 #: The one file that may load a pickle, as weights only.
-PICKLE_READER = ROOT / "klora_compile" / "reading" / "files" / "lora_file.py"
+PICKLE_READER = ROOT / "klora_compile" / "reading" / "files" / "torch_file.py"
 
 
 def risky_names(source: str) -> set[str]:

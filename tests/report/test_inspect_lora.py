@@ -46,8 +46,9 @@ def two_layers() -> dict[str, torch.Tensor]:
 
 def test_one_object_for_programs(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", two_layers(), trigger_word="sks", license="mit")
-    found = described(path)
+    found = described(path, "--norms")
     norms = found.pop("norms")
+    assert described(path) == {**found, "norms": None}
     assert found == {
         "schema": 1,
         "kind": "lora",
@@ -97,7 +98,8 @@ def test_lines_for_people(tmp_path: Path) -> None:
         ss_network_module="networks.lora",
         ss_tag_frequency=json.dumps({"10_fox": {"sks fox": 7, "forest": 3}}),
     )
-    text = inspect(path).output
+    text = inspect(path, "--norms").output
+    assert inspect(path).output == text.partition("  norms")[0]
     for line in (
         "base model     an unknown family",
         "layout         peft",
@@ -133,9 +135,11 @@ def test_what_cannot_be_compiled_is_shown_and_exits_with_1(as_json: bool, tmp_pa
         assert rf"unused: lora_unet_mystery.lora_up.weight\x1b[2J: {why}" in result.stdout
 
 
-def test_values_are_looked_at_too(tmp_path: Path) -> None:
+def test_values_are_looked_at_only_for_norms(tmp_path: Path) -> None:
     tensors = two_layers() | {f"{TO_Q}.lora_A.weight": torch.full((2, 4), torch.nan)}
-    result = inspect(write(tmp_path / "a.safetensors", tensors), "--json")
+    path = write(tmp_path / "a.safetensors", tensors)
+    assert described(path)["norms"] is None
+    result = inspect(path, "--json", "--norms")
     assert result.exit_code == 1
     assert "holds NaN or infinity" in result.stderr
     assert json.loads(result.stdout)["used"] == 5
@@ -158,7 +162,8 @@ def test_dora_is_shown_without_a_base_and_computed_with_one(tmp_path: Path) -> N
     assert (found["needs_base"], found["norms"]) == (True, None)
     assert [(layer["name"], layer["form"]) for layer in found["layers"]] == [(DORA_LAYER, "dora")]
     assert "needs          the base model's weights: --base PATH" in inspect(path).stdout
-    assert described(path, "--base", str(base))["norms"] is not None
+    assert described(path, "--base", str(base))["norms"] is None
+    assert described(path, "--base", str(base), "--norms")["norms"] is not None
 
 
 def test_what_is_wrong_is_in_the_object_too(tmp_path: Path) -> None:

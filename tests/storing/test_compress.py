@@ -322,15 +322,22 @@ def test_commands_tell_what_was_lost(few: tuple[Path, Path], tmp_path: Path) -> 
     assert "compressed 32 of 32 deltas, 5.8 bits a number, mean rank" in text
     assert "% of the deltas, at most 1.00% of one (unet." in text
     assert "compressed 32 of 32 deltas" in " ".join(run("inspect", out).split())
-    shown = json.loads(run("inspect", out, "--json"))
+    shown = json.loads(run("inspect", out, "--json", "--norms"))
     assert shown["compression"]["worst"] <= 0.01
+    quick = json.loads(run("inspect", out, "--json"))
+    assert quick["compression"]["bits"] == pytest.approx(shown["compression"]["bits"], rel=0.05)
+    unknown = {"error": None, "bits": quick["compression"]["bits"]}
+    assert quick["compression"] == shown["compression"] | unknown
+    assert {each["bytes"] for row in quick["layers"] for each in row["stored"].values()} == {None}
+    assert "lost           at most" in run("inspect", out)
+    assert "% of the deltas, at most" in run("inspect", out, "--norms")
     layers = [each for layer in shown["layers"] for each in layer["stored"].values()]
     assert max(each["error"] for each in layers) == shown["compression"]["worst"]
     assert {each["encoding"] for each in layers} == {"q"}
     assert sum(each["bytes"] for each in layers) == pytest.approx(out.stat().st_size, rel=0.05)
 
     told = json.loads(run("compile", *few, "-o", out, "--force", "--compress", "0.01", "--json"))
-    assert told["compression"] == json.loads(run("inspect", out, "--json"))["compression"]
+    assert told["compression"] == shown["compression"]
     assert "as near to its sources as it states" in run("verify", out, "--against", *few)
 
 

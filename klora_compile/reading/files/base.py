@@ -15,8 +15,6 @@ from math import prod
 from pathlib import Path
 from types import TracebackType
 
-import torch
-
 from klora_compile.families.tables import PARAMETERS
 from klora_compile.reading.names.placing import choose, component_of, placements
 from klora_compile.reading.names.table_index import Stem
@@ -24,6 +22,7 @@ from klora_runtime.artifact.dtypes import FLOAT8, REAL
 from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
 from klora_runtime.families.text_encoders import CLIP_PREFIX
+from klora_runtime.lazy_torch import torch
 
 _VARIANT = ".fp16"
 _FLOATS = ("F64", *REAL, *FLOAT8)

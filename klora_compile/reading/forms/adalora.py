@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.loha import with_kernel
 from klora_compile.reading.forms.parts import (
@@ -25,6 +23,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 A, B, E = Part("lora_A"), Part("lora_B"), Part("lora_E")
 

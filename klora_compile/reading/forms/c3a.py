@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import Form, Header, Part, Shape, Values
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 KERNEL = Part("c3a_kernel")
 

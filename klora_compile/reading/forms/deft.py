@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
@@ -23,6 +21,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 P, R = Part("deft_P"), Part("deft_R")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     Form,
@@ -21,6 +19,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 A, B = Part("delora_A"), Part("delora_B")
 STRENGTH, NORMS = Part("delora_lambda"), Part("delora_w_norm")

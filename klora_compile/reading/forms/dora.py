@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterable
 from enum import Enum
 
-import torch
-
 from klora_compile.reading.forms.parts import Part, Shape
+from klora_runtime.lazy_torch import torch
 
 #: One magnitude per row or per column of the weight.
 MAGNITUDE = Part("dora_scale")

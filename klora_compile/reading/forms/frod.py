@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -21,6 +19,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 DIAGONAL, SPARSE = Part("frod_lambda_l"), Part("frod_lambda_s_values")
 

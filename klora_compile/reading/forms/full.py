@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.lora import without_ones
 from klora_compile.reading.forms.parts import (
     Form,
@@ -23,6 +21,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 DIFF, DIFF_BIAS = Part("diff"), Part("diff_b")
 NORM_WEIGHT, NORM_BIAS = Part("w_norm"), Part("b_norm")

@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank, pays
 from klora_compile.reading.forms.parts import (
     Form,
@@ -30,6 +28,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.lazy_torch import torch
 
 A1, A2, B1, B2, BM = (Part(name, (f".{name}.weight",)) for name in ("a1", "a2", "b1", "b2", "bm"))
 

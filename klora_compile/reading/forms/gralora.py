@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     Form,
@@ -22,6 +20,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 A, B = Part("gralora_A"), Part("gralora_B")
 WHOLE_A = Part("gralora_A_general", (".gralora_A_general.weight",))

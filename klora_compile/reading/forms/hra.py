@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
@@ -22,6 +20,7 @@ from klora_compile.reading.forms.parts import (
     WrongValuesError,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 DIRECTIONS = Part("hra_u")
 

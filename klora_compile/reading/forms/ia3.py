@@ -11,8 +11,6 @@ import math
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -24,6 +22,7 @@ from klora_compile.reading.forms.parts import (
     missing,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 VECTOR = Part("weight", (".weight",), beside=".on_input")
 ON_INPUT = Part("on_input", whole_numbers=True)

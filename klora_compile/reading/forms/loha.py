@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank, pays
 from klora_compile.reading.forms.lora import without_ones
 from klora_compile.reading.forms.parts import (
@@ -27,6 +25,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.lazy_torch import torch
 
 W1_A, W1_B, W2_A, W2_B, T1, T2 = (
     Part(f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")

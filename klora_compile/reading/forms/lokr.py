@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import kronecker, low_rank, pays
 from klora_compile.reading.forms.loha import tucker, with_kernel
 from klora_compile.reading.forms.lora import without_ones
@@ -27,6 +25,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.lazy_torch import torch
 
 W1, W1_A, W1_B, W2, W2_A, W2_B, T2 = (
     Part(f"lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")

@@ -13,8 +13,6 @@ import math
 from dataclasses import replace
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     Form,
@@ -29,6 +27,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.lazy_torch import torch
 
 DOWN = Part(
     "down",

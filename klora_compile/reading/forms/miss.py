@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.lazy_torch import torch
 
 BLOCK = Part("miss_block")
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     ALPHA,
     Form,
@@ -28,6 +26,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 BLOCKS = Part("oft_blocks")
 SPANS = tuple(Part(f"oft_blocks.{i}") for i in range(4))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -21,6 +19,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 U, S, V = (Part(f"osf_svd_params.{name}_low") for name in "USV")
 

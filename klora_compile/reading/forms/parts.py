@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol
-
-import torch
+from typing import Any, Protocol, TypeAlias
 
 from klora_runtime.artifact.delta import Delta
+from klora_runtime.lazy_torch import torch
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ ALPHA = Part("alpha")
 
 Shape = tuple[int, ...]
 Shapes = Mapping[Part, Shape]
-Tensors = Mapping[Part, torch.Tensor]
+Tensors: TypeAlias = "Mapping[Part, torch.Tensor]"
 Settings = Mapping[str, Any]
 
 

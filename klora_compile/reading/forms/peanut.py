@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
@@ -26,6 +24,7 @@ from klora_compile.reading.forms.parts import (
 )
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.errors import shown
+from klora_runtime.lazy_torch import torch
 
 A, B = (Part(f"peanut_{side}", (f".peanut_{side}.weight",)) for side in "AB")
 
@@ -42,14 +41,14 @@ ENCODERS, DECODERS = _stages("encoders"), _stages("decoders")
 
 #: transformers' names of activation functions.
 _CURVES: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu,
-    "silu": torch.nn.functional.silu,
-    "swish": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "linear": torch.as_tensor,
+    "relu": lambda x: torch.relu(x),
+    "silu": lambda x: torch.nn.functional.silu(x),
+    "swish": lambda x: torch.nn.functional.silu(x),
+    "gelu": lambda x: torch.nn.functional.gelu(x),
+    "tanh": lambda x: torch.tanh(x),
+    "sigmoid": lambda x: torch.sigmoid(x),
+    "leaky_relu": lambda x: torch.nn.functional.leaky_relu(x),
+    "linear": lambda x: x,
 }
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values, missing
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 TRIANGLES = Part("oft_R", (".oft_R.weight",))
 BLOCKS, ROWS = Part("boft_R"), Part("boft_s")

@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -28,6 +26,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 LAMBDA, GAMMA = Part("randlora_lambda"), Part("randlora_gamma")
 A, B = Part("randlora_A"), Part("randlora_B")

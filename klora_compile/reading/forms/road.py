@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
     Form,
@@ -22,6 +20,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 ANGLES, LENGTHS = Part("road_theta"), Part("road_alpha")
 

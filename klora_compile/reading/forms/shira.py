@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     Form,
     Header,
@@ -16,6 +14,7 @@ from klora_compile.reading.forms.parts import (
     missing,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 NUMBERS, PLACES = Part("shira_weight"), Part("shira_indices", whole_numbers=True)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-from torch.nn.functional import conv_transpose2d, pad
-
 from klora_compile.reading.forms.parts import Form, Header, Need, Part, Values
 from klora_runtime.artifact.delta import Dense
 from klora_runtime.errors import shown
+from klora_runtime.lazy_torch import torch
 
 FREQUENCIES, WAVELETS = Part("fourierft_spectrum"), Part("waveft_spectrum")
 
@@ -123,11 +121,11 @@ def _inverse(spectrum: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     alternating = torch.tensor([1.0, -1.0], dtype=low.dtype).repeat(length // 2)
     high = alternating * low.flip(0)
     before, after = zip(*(_margins(size, length - 2) for size in spectrum.shape), strict=True)
-    padded = pad(spectrum, (before[1], after[1], before[0], after[0]))
+    padded = torch.nn.functional.pad(spectrum, (before[1], after[1], before[0], after[0]))
     quarters = [part for half in padded.chunk(2) for part in half.chunk(2, dim=1)]
     kernels = [torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)]
     kernels[1], kernels[2] = kernels[2], kernels[1]
-    whole = conv_transpose2d(
+    whole = torch.nn.functional.conv_transpose2d(
         torch.stack(quarters)[None], torch.stack(kernels)[:, None], stride=2, padding=length - 2
     )[0, 0]
     return whole[: spectrum.shape[0], : spectrum.shape[1]]

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
     Form,
@@ -23,6 +21,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.lazy_torch import torch
 
 NUMBERS, PLACES = Part("supertuning_values"), Part("supertuning_indices", whole_numbers=True)
 A, B = (Part(f"supertuning_lora_{side}", (f".supertuning_lora_{side}.weight",)) for side in "AB")

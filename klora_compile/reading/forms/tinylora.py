@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
@@ -27,6 +25,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 A, B, P = Part("tinylora_A"), Part("tinylora_B"), Part("tinylora_P")
 

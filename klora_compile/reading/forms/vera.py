@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
-
 from klora_compile.reading.factoring import low_rank
 from klora_compile.reading.forms.parts import (
     KEEP_CONFIG,
@@ -26,6 +24,7 @@ from klora_compile.reading.forms.parts import (
     missing,
 )
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.lazy_torch import torch
 
 _SEED = "projection_prng_key"
 

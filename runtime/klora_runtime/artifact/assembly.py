@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 
+from klora_runtime.artifact import numbers
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.document import Document, SlotInFile, StoredTensor
 from klora_runtime.artifact.factors import FORMS
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import EntryOf
-from klora_runtime.artifact.tensor_file import DTYPE_NAMES, tensor_digest
-
-_NAME_DIGITS = 32
+from klora_runtime.artifact.tensor_file import flat_bytes, memory_of, name_in_files
 
 T = TypeVar("T")
 
 
 def tensor_name(tensor: torch.Tensor) -> str:
     """Return a tensor's name in an artifact: a digest of dtype, shape and bytes, 32 hex digits."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    text = f"{dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+    dtype = name_in_files(tensor.dtype)
+    if dtype is None:
+        raise ValueError(f"a tensor is {tensor.dtype}, which files cannot hold")
+    data = flat_bytes(tensor)
+    return numbers.tensor_name(dtype, tuple(tensor.shape), memory_of(data))
 
 
 def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion:
@@ -69,11 +69,10 @@ def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
     tensors: dict[str, torch.Tensor] = {}
 
     def kept(tensor: torch.Tensor) -> StoredTensor:
-        name = tensor_name(tensor)
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ValueError(f"a tensor is {tensor.dtype}, which files cannot hold")
+        name, dtype = tensor_name(tensor), name_in_files(tensor.dtype)
+        assert dtype is not None  # it has a name
         tensors.setdefault(name, tensor)
-        return StoredTensor(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+        return StoredTensor(name, dtype, tuple(tensor.shape))
 
     packed = {acts: kept(tensor) for acts, tensor in _packed(fusion).items()}
 

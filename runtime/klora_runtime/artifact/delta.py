@@ -12,9 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from klora_runtime.devices.precision import home_of_float64
+from klora_runtime.lazy_torch import torch
 
 if TYPE_CHECKING:
     from klora_runtime.artifact.q.form import Quantised
@@ -82,9 +80,13 @@ class LowRank:
         """
         return self.flattened().to(device or _home(self)).to(dtype=torch.float64)
 
-    def matrix(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """Return the whole delta as (rows, all other dimensions); for its device see in_float64."""
-        exact = dtype == torch.float64
+    def matrix(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the whole delta as (rows, all other dimensions); for its device see in_float64.
+
+        Args:
+            dtype: dtype of the product; None for float64.
+        """
+        exact = dtype is None or dtype == torch.float64
         flat = self.in_float64() if exact else self.flattened().to(dtype=dtype)
         return flat.up @ flat.down
 
@@ -157,9 +159,9 @@ class Dense:
         """See :meth:`LowRank.in_float64`."""
         return self.flattened().to(device or _home(self)).to(dtype=torch.float64)
 
-    def matrix(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    def matrix(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """See :meth:`LowRank.matrix`."""
-        exact = dtype == torch.float64
+        exact = dtype is None or dtype == torch.float64
         return (self.in_float64() if exact else self.flattened().to(dtype=dtype)).values
 
     def norm(self) -> float:
@@ -285,6 +287,8 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def _home(delta: Delta) -> torch.device:
+    from klora_runtime.devices.precision import home_of_float64  # it imports torch
+
     return home_of_float64(delta.tensors[0].device)
 
 

@@ -14,14 +14,20 @@ from typing import Literal
 
 import torch
 
-from klora_runtime.artifact.assembly import document_of, fusion_of, tensor_name
-from klora_runtime.artifact.delta import is_finite
+from klora_runtime.artifact.assembly import document_of, fusion_of
 from klora_runtime.artifact.document import METADATA_KEY, Document, document_text, read_document
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.artifact.numbers import damage, refuse_damaged
 from klora_runtime.artifact.references import fill
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
-from klora_runtime.artifact.tensor_file import TensorFile, write_tensors
+from klora_runtime.artifact.tensor_file import (
+    TensorFile,
+    flat_bytes,
+    memory_of,
+    name_in_files,
+    write_tensors,
+)
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
 
@@ -66,7 +72,7 @@ def load_fusion(
     except FileFormatError as error:
         raise ArtifactError(str(error)) from error
     if check == "full":
-        _check_tensors(place, tensors)
+        refuse_damaged(place, (_damage(name, tensor) for name, tensor in tensors.items()))
     try:
         fusion = fusion_of(document, tensors)
         if check == "full":
@@ -129,16 +135,8 @@ def _decode(fusion: Fusion) -> None:
             assert stored.delta is not None
 
 
-def _check_tensors(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    issues = []
-    for name, tensor in tensors.items():
-        if tensor_name(tensor) != name:
-            issues.append(f"tensor {name}: its bytes do not match its digest")
-        elif not is_finite(tensor):
-            issues.append(f"tensor {name}: holds NaN or infinity")
-    if issues:
-        raise ArtifactError(
-            f"artifact {shown(place)}: {len(issues)} of {len(tensors)} tensors are damaged; "
-            "get the file again from its source.",
-            issues,
-        )
+def _damage(name: str, tensor: torch.Tensor) -> str | None:
+    """Return the damage of a loaded tensor; see :func:`damage`."""
+    dtype, data = name_in_files(tensor.dtype), flat_bytes(tensor)
+    assert dtype is not None  # it comes from a file
+    return damage(name, dtype, tuple(tensor.shape), memory_of(data))

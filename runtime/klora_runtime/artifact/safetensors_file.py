@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.artifact.dtypes import DTYPES
+from klora_runtime.artifact.numbers import number
 from klora_runtime.errors import FileFormatError, shown
 
 MAX_HEADER_BYTES = 32 * 2**20
@@ -111,6 +112,24 @@ class SafetensorsFile:
             raise self.error(f"its data cannot be read: {shown(error)}") from error
         if memory:
             raise self.error("its data cannot be read: the file became shorter. Get it again")
+
+    def data(self, name: str) -> bytearray:
+        """Return the bytes of a tensor.
+
+        Raises:
+            FileFormatError: see :meth:`read_into`; or they do not fit into memory.
+        """
+        info = self.tensors[name]
+        try:
+            found = bytearray(info.nbytes)
+        except MemoryError as error:
+            raise self.error(f"{info.nbytes} bytes of it do not fit into memory") from error
+        self.read_into(memoryview(found), info.start)
+        return found
+
+    def number(self, name: str) -> float:
+        """Return the value of a tensor of one number."""
+        return number(self.tensors[name].dtype, bytes(self.data(name)))
 
     def error(self, problem: str) -> FileFormatError:
         """Return an error about this file."""

@@ -13,27 +13,17 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-import torch
-
 from klora_runtime.artifact.canonical import canonical_json
-from klora_runtime.artifact.dtypes import DTYPES, FLOAT8, REAL
+from klora_runtime.artifact.dtypes import DTYPES, FLOAT8
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
-from klora_runtime.devices.names import HOST
+from klora_runtime.lazy_torch import torch
 
 _ALIGNMENT = 8
 _ORDER = {name: place for place, name in enumerate(DTYPES)}
 
-#: Name of a dtype in a file -> torch's dtype.
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    name: getattr(torch, dtype.in_torch) for name, dtype in DTYPES.items()
-}
-#: The inverse of :data:`TORCH_DTYPES`.
-DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-#: Torch's dtypes of :data:`~klora_runtime.artifact.dtypes.REAL`.
-REAL_DTYPES = tuple(TORCH_DTYPES[name] for name in REAL)
-
-_FLOAT8_DTYPES = tuple(TORCH_DTYPES[name] for name in FLOAT8)
+#: Name of a dtype in torch -> in a file.
+_IN_FILES = {dtype.in_torch: name for name, dtype in DTYPES.items()}
+_FLOAT8 = frozenset(DTYPES[name].in_torch for name in FLOAT8)
 
 
 class TensorFile(SafetensorsFile):
@@ -43,7 +33,7 @@ class TensorFile(SafetensorsFile):
         """Return the tensor called ``name``, on the CPU, in the dtype of the file."""
         info = self.tensors[name]
         data = self._data(info.start, info.stop)
-        return data.view(TORCH_DTYPES[info.dtype]).view(info.shape)
+        return data.view(torch_dtype(info.dtype)).view(info.shape)
 
     def block(
         self, device: torch.device, there: Collection[str] | None = None
@@ -54,6 +44,8 @@ class TensorFile(SafetensorsFile):
             there: names of the tensors that the device needs; the others are views of a block in
                 host memory. None for all of them.
         """
+        from klora_runtime.devices.names import HOST  # it imports torch
+
         end = max((info.stop for info in self.tensors.values()), default=0)
         data = self._data(0, end)
         if device.type == HOST.type or there is None or all(name in there for name in self.tensors):
@@ -74,6 +66,17 @@ class TensorFile(SafetensorsFile):
         return data
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype for its name in files."""
+    found: torch.dtype = getattr(torch, DTYPES[name].in_torch)
+    return found
+
+
+def name_in_files(dtype: torch.dtype) -> str | None:
+    """Return the name of a dtype in files; None if files cannot hold it."""
+    return _IN_FILES.get(_in_torch(dtype))
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
@@ -87,7 +90,7 @@ def write_tensors(
     Raises:
         OSError: the file cannot be written.
     """
-    dtypes = {name: DTYPE_NAMES[tensor.dtype] for name, tensor in tensors.items()}
+    dtypes = {name: _IN_FILES[_in_torch(tensor.dtype)] for name, tensor in tensors.items()}
     ordered = sorted(tensors.items(), key=lambda item: (_ORDER[dtypes[item[0]]], item[0]))
     facts, position = [f'"__metadata__":{canonical_json(dict(metadata))}'], 0
     for name, tensor in ordered:
@@ -103,24 +106,24 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for _, tensor in ordered:
-            data = _flat(tensor)
+            data = flat_bytes(tensor)
             file.write(memory_of(data))
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes in row-major order, 64 hexadecimal digits."""
-    data = _flat(tensor)
+    data = flat_bytes(tensor)
     return hashlib.sha256(memory_of(data)).hexdigest()
 
 
 def without_float8(tensor: torch.Tensor) -> torch.Tensor:
     """Return a float8 tensor in float16, which holds all its values, and any other unchanged."""
-    return tensor.half() if tensor.dtype in _FLOAT8_DTYPES else tensor
+    return tensor.half() if _in_torch(tensor.dtype) in _FLOAT8 else tensor
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """Return a copy of a tensor's bytes in row-major order."""
-    data = _flat(tensor)
+    data = flat_bytes(tensor)
     return bytes(memory_of(data))
 
 
@@ -134,7 +137,11 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
+def _in_torch(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes as a tensor on the CPU, in row-major order."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
@@ -166,7 +173,7 @@ def _views(data: torch.Tensor, tensors: Mapping[str, TensorInfo]) -> dict[str, t
         if infos[0].start % size:
             part = part.clone()
         sizes = [info.nbytes // size for info in infos]
-        values = torch.split_with_sizes(part.view(TORCH_DTYPES[dtype]), sizes)
+        values = torch.split_with_sizes(part.view(torch_dtype(dtype)), sizes)
         shaped = (value.view(info.shape) for value, info in zip(values, infos, strict=True))
         found.update(zip(names, shaped, strict=True))
     return found

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from klora_runtime.artifact.tensor_file import REAL_DTYPES
 from klora_runtime.devices.names import HOST
-from klora_runtime.layers.targets import Target
+from klora_runtime.layers.targets import REAL_DTYPES, Target
 
 #: Dtypes in which low-rank factors can be multiplied.
 COMPUTE_DTYPES = REAL_DTYPES

@@ -16,8 +16,9 @@ from torch import nn
 from torch.autograd.graph import increment_version
 
 from klora_runtime.artifact.delta import LowRank
+from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Entry, Fusion
-from klora_runtime.artifact.tensor_file import REAL_DTYPES
+from klora_runtime.artifact.tensor_file import torch_dtype
 from klora_runtime.errors import ConfigError, IncompatibleModelError, shown
 from klora_runtime.layers.additions import kind_of
 from klora_runtime.layers.host import PLAIN, Host
@@ -25,6 +26,9 @@ from klora_runtime.layers.packed import is_packed_linear, parameter_of
 
 #: Modules that can have a low-rank delta; any module with the parameter can have a dense one.
 _MODULE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
+#: Torch's dtypes of :data:`~klora_runtime.artifact.dtypes.REAL`.
+REAL_DTYPES = tuple(map(torch_dtype, REAL))
 
 
 @dataclass(frozen=True)
