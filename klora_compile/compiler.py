@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from klora_compile.measuring.cache import measure_once
-from klora_compile.measuring.measure import OnLayer, Statistics, measure
 from klora_compile.measuring.norms import frobenius_norms
+from klora_compile.measuring.statistics import OnLayer, Statistics
 from klora_compile.planning.deriving import layers_of_slots
 from klora_compile.planning.fates import fate_with
 from klora_compile.planning.plan import Plan, make_plan
@@ -31,8 +29,10 @@ from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.artifact.schedule import Slot, Source
-from klora_runtime.devices.names import as_device
+from klora_runtime.devices.build import has_no_gpus
+from klora_runtime.devices.device_types import AUTO, TYPES
 from klora_runtime.families.catalogue import family_of
+from klora_runtime.lazy_torch import torch
 
 #: Slot -> layer name -> layer.
 LayersOfSlots = Mapping[str, Mapping[str, Layer]]
@@ -81,7 +81,7 @@ def compile_fusion(
         PairingError: the LoRAs are for different models, or share no denoiser layer.
         ConfigError: the device is unknown, or the rule does not take these LoRAs.
     """
-    loras, where = by_source(content, style, always), as_device(device)
+    loras, where = by_source(content, style, always), place_of(device)
     config = Config.of(default_rule(slots_of(loras)) if rule is None else rule, settings)
     adapters = read_sources(loras, config, options)
     return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
@@ -96,7 +96,7 @@ def compile_sources(
     adapters: Mapping[str, Adapter],
     config: Config,
     *,
-    device: torch.device,
+    device: str | torch.device,
     cache: Path | None = None,
     on_layer: OnLayer | None = None,
 ) -> Fusion:
@@ -106,7 +106,7 @@ def compile_sources(
         adapters: source -> LoRA; :func:`~klora_compile.sources.read_sources` has checked that they
             match each other and the config.
         config: the rule and the shared settings.
-        device: where to measure.
+        device: where to measure, from :func:`place_of`.
         cache: see :func:`compile_fusion`.
         on_layer: see :func:`compile_fusion`.
 
@@ -124,6 +124,32 @@ def compile_sources(
     layers |= beside
     plan = make_plan(_numbers(layers, sides, ks, _norms(beside)), config)
     return _fusion(adapters, layers, plan, config)
+
+
+def place_of(device: str) -> str | torch.device:
+    """Return the device of this name; the host by its name, so that torch is not needed yet.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    host = next(name for name, known in TYPES.items() if known.is_host)
+    if device == host or (device == AUTO and has_no_gpus()):
+        return host
+    from klora_runtime.devices.names import as_device  # it imports torch
+
+    return as_device(device)
+
+
+def _measured(
+    layers: Collection[Layer],
+    sums: Mapping[str, Sequence[int]],
+    device: str | torch.device,
+    on_layer: OnLayer | None,
+) -> dict[str, Statistics]:
+    """Measure layers without a cache."""
+    from klora_compile.measuring.measure import measure  # it imports torch
+
+    return measure(layers, sums, device=torch.device(device), on_layer=on_layer)
 
 
 def _by_slot(adapters: Mapping[str, Adapter]) -> dict[str, Mapping[str, Layer]]:
@@ -150,7 +176,7 @@ def _sides(
     layers: LayersOfSlots,
     ks: Mapping[str, int],
     rule: Rule,
-    device: torch.device,
+    device: str | torch.device,
     cache: Path | None,
     on_layer: OnLayer | None,
 ) -> dict[str, dict[str, Side]]:
@@ -165,7 +191,7 @@ def _sides(
             sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
             continue
         if cache is None:
-            found = measure(values, sums, device=device, on_layer=shifted)
+            found = _measured(values, sums, device, shifted)
         else:
             found = measure_once(values, sums, device=device, file=cache, on_layer=shifted)
         sides[slot] = {

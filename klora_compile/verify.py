@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from klora_compile.compiler import compile_sources
-from klora_compile.measuring.measure import OnLayer
+from klora_compile.measuring.statistics import OnLayer
 from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.rules.lookup import RULES
 from klora_compile.settings.config import Config

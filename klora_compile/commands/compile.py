@@ -137,20 +137,19 @@ def compile_command(
     base = () if reading.base is None else (reading.base,)
     check_output(output, force, inputs=(*files, *base))
 
-    from klora_compile.compiler import compile_sources, default_rule
+    from klora_compile.compiler import compile_sources, default_rule, place_of
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
     from klora_compile.sources import by_source, read_sources
     from klora_runtime.artifact.file import save_fusion
-    from klora_runtime.devices.names import as_device
 
     sources = by_source(contents, styles, beside)
     if not _is_named("rule"):
         rule = default_rule(slots_of(sources)).name
     config = Config.named(rule, **given(settings))
     runs_of(config.settings.clock, shift)
-    where, begin = as_device(device), time.perf_counter()
+    where, begin = place_of(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(sources, config, reading, on_module=on_module)
     cache = None if no_cache else _cache()

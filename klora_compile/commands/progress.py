@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 @contextmanager
 def layer_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Give a tqdm bar as the ``on_layer`` callback of a measurement."""
+    if not sys.stderr.isatty():
+        yield lambda name, done, total: None
+        return
     from tqdm import tqdm  # it takes as long to import as a short command takes
 
-    with tqdm(desc=what, unit="layer", disable=None, leave=False) as bar:
+    with tqdm(desc=what, unit="layer", leave=False) as bar:
 
         def on_layer(name: str, done: int, total: int) -> None:
             bar.total = total

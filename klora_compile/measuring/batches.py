@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from klora_compile.measuring.courier import Courier
-from klora_compile.measuring.magnitudes import Statistics, sums_of_largest
+from klora_compile.measuring.magnitudes import sums_of_largest
+from klora_compile.measuring.statistics import Statistics
 from klora_runtime.artifact.delta import Delta, LowRank, inner_products
 
 #: Float32 values in a batch of deltas, or in a part of a larger delta: 128 MiB. Including factors

@@ -14,18 +14,17 @@ import logging
 import math
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from platformdirs import user_cache_path
 
-from klora_compile.measuring.measure import MEASURE_VERSION, OnLayer, Statistics, Task, measured
+from klora_compile.measuring.statistics import MEASURE_VERSION, OnLayer, Statistics
 from klora_compile.reading.layers import Layer
-from klora_runtime.artifact.tensor_file import tensor_digest
-from klora_runtime.devices.precision import home_of_float64
+from klora_runtime.artifact.tensor_file import identity
 from klora_runtime.errors import shown
+from klora_runtime.lazy_torch import torch
 
 #: Environment variable with the folder, instead of the system's cache folder.
 FOLDER_VARIABLE = "KLORA_CACHE"
@@ -66,13 +65,17 @@ def measure_once(
     layers: Collection[Layer],
     ks: Mapping[str, Sequence[int]],
     *,
-    device: torch.device,
+    device: str | torch.device,
     file: Path,
     on_layer: OnLayer | None = None,
 ) -> dict[str, Statistics]:
     """Do as :func:`~klora_compile.measuring.measure.measure`, but look up layers in the cache.
 
     Args:
+        layers: see there.
+        ks: see there.
+        device: see there; or the name of the host, which needs no torch if all layers are known.
+        on_layer: see there.
         file: the file of :func:`cache_file`; it is created if missing. A file that cannot be read
             or written is ignored.
     """
@@ -80,10 +83,10 @@ def measure_once(
     found: dict[str, Statistics] = {}
     new: dict[str, Statistics] = {}
 
-    def missing(store: _Store) -> Iterator[Task]:
+    def missing(store: _Store, kind: str) -> Iterator[tuple[Layer, tuple[int, ...]]]:
         for layer in layers:
             asked = ks.get(layer.name, ())
-            key = keys[layer.name] = _key(layer, device)
+            key = keys[layer.name] = _key(layer, kind)
             statistics = store.look_up(key)
             if statistics is None or not set(asked) <= set(statistics.top_k):
                 yield layer, _wanted(layer, asked)
@@ -95,7 +98,8 @@ def measure_once(
             on_layer(layer.name, len(found) + len(new), len(layers))
 
     with closing(_Store(file)) as store:
-        for layer, statistics in measured(missing(store), device):
+        tasks = list(missing(store, _kind_of(device)))
+        for layer, statistics in measured(tasks, torch.device(device)) if tasks else ():
             new[layer.name] = statistics
             report(layer)
         store.keep({keys[name]: statistics for name, statistics in new.items()})
@@ -109,13 +113,32 @@ def measure_once(
     return results
 
 
-def _key(layer: Layer, device: torch.device) -> str:
-    """Return a digest of all inputs of a measurement; CPU and GPU differ in the last bits."""
-    parts = [
-        f"{tensor.dtype} {list(tensor.shape)} {tensor_digest(tensor)}"
-        for tensor in layer.delta.tensors
-    ]
-    text = "\n".join([str(MEASURE_VERSION), home_of_float64(device).type, *parts])
+def measured(
+    tasks: Iterable[tuple[Layer, tuple[int, ...]]], device: torch.device
+) -> Iterator[tuple[Layer, Statistics]]:
+    """See :func:`~klora_compile.measuring.measure.measured`, which is imported when it is used."""
+    from klora_compile.measuring.measure import measured as yielded
+
+    yield from yielded(tasks, device)
+
+
+def _kind_of(device: str | torch.device) -> str:
+    """Return the type of the device that measures."""
+    if isinstance(device, str):
+        return device
+    from klora_runtime.devices.precision import home_of_float64
+
+    return home_of_float64(device).type
+
+
+def _key(layer: Layer, kind: str) -> str:
+    """Return a digest of all inputs of a measurement; CPU and GPU differ in the last bits.
+
+    Args:
+        kind: type of the device.
+    """
+    parts = [f"torch.{identity(part)}" for part in layer.delta.parts]
+    text = "\n".join([str(MEASURE_VERSION), kind, *parts])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,10 +1,9 @@
-"""Statistics of a layer's delta, and exact sums of its K largest values."""
+"""Exact sums of the K largest values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,6 @@ Flags = NDArray[np.bool_]
 _SLACK = 4
 #: float64 holds all whole numbers up to this one.
 _WHOLE = 2.0**53
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics of one layer's delta, without its scaling."""
-
-    l1: float
-    """Sum of all absolute values (float64)."""
-    top_k: Mapping[int, float]
-    """K -> sum of the K largest absolute values (float64, exact for the float32 products)."""
-    frobenius: float
-    """Square root of the sum of all squares."""
 
 
 class Largest:

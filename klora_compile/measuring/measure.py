@@ -21,13 +21,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import torch
 
 from klora_compile.measuring.batches import measure_batches
-from klora_compile.measuring.magnitudes import Statistics
+from klora_compile.measuring.statistics import OnLayer, Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_compile.reading.layers import Layer
 from klora_compile.threads import single_threads
@@ -36,15 +36,7 @@ from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.precision import full_float32, home_of_float64
 from klora_runtime.errors import LoraError, shown
 
-__all__ = ["MEASURE_VERSION", "OnLayer", "Statistics", "measure", "measured"]
-
-#: Increases when the same layer would get other numbers.
-MEASURE_VERSION = 1
-
 _MAX_WORKERS = 16
-
-#: Called after each layer with its name, the number of finished layers, and the total.
-OnLayer = Callable[[str, int, int], None]
 
 #: A layer, and every K of its Top-K sums, each in 1..numel.
 Task = tuple[Layer, tuple[int, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from klora_compile.measuring.measure import OnLayer
+from klora_compile.measuring.statistics import OnLayer
 from klora_compile.reading.layers import Layer
 from klora_compile.threads import single_thread
 from klora_runtime.errors import LoraError, shown
@@ -18,12 +18,14 @@ def frobenius_norms(
 
     Args:
         layers: layers of one LoRA.
-        on_layer: see :data:`~klora_compile.measuring.measure.OnLayer`.
+        on_layer: see :data:`~klora_compile.measuring.statistics.OnLayer`.
 
     Raises:
         LoraError: a norm overflows float64.
     """
     norms: dict[str, float] = {}
+    if not layers:
+        return norms
     with single_thread():
         for layer in layers:
             norms[layer.name] = layer.delta.norm()

@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from klora_compile.measuring.magnitudes import Flags, Largest, Statistics, sums_of_largest
+from klora_compile.measuring.magnitudes import Flags, Largest, sums_of_largest
+from klora_compile.measuring.statistics import Statistics
 from klora_runtime.artifact.delta import Delta, Dense, LowRank
 
 #: Float32 values in a tile: 1 MiB, which stays in the cache.

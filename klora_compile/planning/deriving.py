@@ -19,6 +19,8 @@ def layers_of_slots(
     a CPU the bits do not depend on the number of threads.
     """
     slots = dict(given)
+    if not rule.derives:
+        return slots
     with single_thread():
         for slot, origins in rule.derives.items():
             derived = dict(slots[slot])

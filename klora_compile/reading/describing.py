@@ -27,6 +27,7 @@ from klora_compile.reading.pieces import Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
 from klora_compile.reading.scale.scale import MIN_ALPHA, RECORD, LayerScale, Scales
 from klora_compile.settings.read_options import ReadOptions
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.families.rows import Placement
 from klora_runtime.lazy_torch import torch
@@ -42,6 +43,8 @@ class Tensors(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def number(self, name: str) -> float: ...
+
+    def stored(self, name: str) -> FileTensor | None: ...
 
     def tensor(self, name: str) -> torch.Tensor: ...
 

@@ -12,11 +12,13 @@ from klora_compile.reading.factoring import compact
 from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import Axis, dora_delta
 from klora_compile.reading.forms.full import Full
-from klora_compile.reading.forms.lora import DOWN, MID, REST, UP
+from klora_compile.reading.forms.lora import DOWN, MID, REST, UP, pair_of_file
 from klora_compile.reading.forms.parts import Need, Part, Peers, Shape, Values, WrongValuesError
 from klora_compile.reading.layers import Layer, LayerFacts, Pair, layer_name
 from klora_compile.reading.pieces import Piece
 from klora_runtime.artifact.delta import Delta, Dense, is_finite
+from klora_runtime.artifact.dtypes import REAL
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.tensor_file import without_float8
 from klora_runtime.families.rows import Placement
 from klora_runtime.lazy_torch import torch
@@ -45,6 +47,13 @@ def evaluate(
         max_error: see :class:`~klora_compile.settings.read_options.ReadOptions`.
         peers: the result of :func:`~klora_compile.reading.pieces.peers`.
     """
+    stored = _stored_pair(piece, file)
+    if stored is not None:
+        if not all(part.is_finite() for part in stored):
+            yield "holds NaN or infinity"
+            return
+        yield from _placed(piece, pair_of_file(*stored), 0.0, max_error)
+        return
     tensors = {part: without_float8(file.tensor(key)) for part, key in _numbers(piece)}
     if not all(map(is_finite, tensors.values())):
         yield "holds NaN or infinity"
@@ -62,6 +71,17 @@ def evaluate(
         yield "its delta overflows float32"
         return
     yield from _placed(piece, delta, lost, max_error)
+
+
+def _stored_pair(piece: Piece, file: Tensors) -> tuple[FileTensor, FileTensor] | None:
+    """Return down and up of a piece that are in a file as they are; None for any other piece."""
+    if piece.needs_base or not _is_pair(piece):
+        return None
+    keys = [piece.module.parts[part] for part in (DOWN, UP)]
+    if any(file.tensors[key].dtype not in REAL for key in keys):
+        return None
+    down, up = (file.stored(key) for key in keys)
+    return None if down is None or up is None else (down, up)
 
 
 def _lies_as_it_is(piece: Piece) -> bool:

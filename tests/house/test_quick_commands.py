@@ -69,6 +69,23 @@ def test_no_library_of_numbers_is_imported(
     assert not imported & HEAVY
 
 
+def test_compiling_a_measured_pair_imports_none_either(tmp_path: Path) -> None:
+    """Factors are copied as bytes, and the statistics are known."""
+    pair = [tmp_path / "content.safetensors", tmp_path / "style.safetensors"]
+    for seed, path in enumerate(pair):
+        save_file(peft_keys({TO_Q: random_pair(6, 4, 2, seed=seed)}), str(path))
+    arguments = ["compile", *pair, "--force", "--device", "cpu", "-o"]
+    imported, made = [], []
+    for name in ("first.klora.safetensors", "again.klora.safetensors"):
+        result = run_python(CODE, *arguments, tmp_path / name, KLORA_CACHE=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        imported.append({name.partition(".")[0] for name in result.stderr.split()} & HEAVY)
+        made.append((tmp_path / name).read_bytes())
+    assert "torch" in imported[0]
+    assert not imported[1]
+    assert made[0] == made[1]
+
+
 def test_a_command_imports_no_other_command() -> None:
     result = run_python(CODE, "inspect", GOLDEN)
     commands = {f"klora_compile.commands.{name}" for name in COMMANDS}

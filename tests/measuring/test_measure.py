@@ -19,7 +19,8 @@ from support.pairs import slow
 from klora_compile.measuring import magnitudes
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring import tiles as measure_tiles
-from klora_compile.measuring.measure import Statistics, measure
+from klora_compile.measuring.measure import measure
+from klora_compile.measuring.statistics import Statistics
 from klora_compile.reading.layers import Layer
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import LoraError

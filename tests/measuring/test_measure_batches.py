@@ -18,7 +18,7 @@ from klora_compile.measuring import batches as measure_batches
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.batches import Task, _largest
 from klora_compile.measuring.courier import Courier
-from klora_compile.measuring.magnitudes import Statistics
+from klora_compile.measuring.statistics import Statistics
 from klora_compile.measuring.tiles import Scratch, measure_layer
 from klora_runtime.artifact.delta import Dense, LowRank
 

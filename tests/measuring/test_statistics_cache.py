@@ -22,7 +22,8 @@ from klora_compile.compiler import compile_fusion
 from klora_compile.measuring import cache as statistics_cache
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.cache import cache_file, measure_once
-from klora_compile.measuring.measure import Statistics, Task, measure
+from klora_compile.measuring.measure import Task, measure
+from klora_compile.measuring.statistics import Statistics
 from klora_compile.reading.layers import Layer
 
 CPU = torch.device("cpu")

@@ -135,9 +135,7 @@ CHANGES: list[Change] = [drop, rename, reshape, retype, poison, restate, scribbl
 
 def held(adapter: Adapter) -> int:
     """Bytes of all values."""
-    return sum(
-        tensor.nbytes for layer in adapter.layers.values() for tensor in vars(layer.delta).values()
-    )
+    return sum(part.nbytes for layer in adapter.layers.values() for part in layer.delta.parts)
 
 
 def outcome(path: Path, options: ReadOptions) -> Adapter | str:

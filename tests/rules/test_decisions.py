@@ -14,7 +14,7 @@ from support.lora_files import SHARED_DATA, needs_decisions, needs_real_loras
 
 from klora_compile import Settings, compile_fusion, compiler, read_adapter
 from klora_compile.measuring import measure as measuring
-from klora_compile.measuring.measure import Statistics
+from klora_compile.measuring.statistics import Statistics
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.rules import Klora

@@ -45,6 +45,21 @@ def _sdxl_fifth(folder: Path) -> None:
         write_pair("sdxl", 0.2, 32, folder)
 
 
+def _small(folder: Path) -> None:
+    """Write a pair of rank 4 into the folder ``small``."""
+    if not (folder / "small").exists():
+        (folder / "small").mkdir()
+        write_pair("sdxl", 0.2, 4, folder / "small")
+
+
+_PAIR = "{inputs}/small/content.safetensors {inputs}/small/style.safetensors"
+_ARTIFACT = "{own}/small.klora.safetensors"
+_COMPILE = f"compile {_PAIR} --device cpu --force -o {_ARTIFACT}"
+_RUN_ONCE = f"""
+from klora_compile.cli import main
+main({_COMPILE!r}.format(inputs=inputs, own=own).split(), standalone_mode=False)
+"""
+
 _COMPILED = """
 from klora_compile import compile_fusion, compress
 from klora_runtime import load_fusion, save_fusion
@@ -87,6 +102,16 @@ CASES: Mapping[str, Case] = {
             setup=_COMPILED + _COMPRESSED,
             timed="load_fusion(small)",
             facts=_ERRORS,
+        ),
+        *(
+            Case(name, what, aim, inputs=_small, setup=_RUN_ONCE, command=command)
+            for name, what, aim, command in (
+                ("inspect", "klora inspect of an artifact", 5.0, f"inspect {_ARTIFACT}"),
+                ("inspect-lora", "klora inspect of a LoRA", 5.0, f"inspect {_PAIR.split()[0]}"),
+                ("verify", "klora verify of an artifact alone", 5.0, f"verify {_ARTIFACT}"),
+                ("card", "klora card", 5.0, f"card {_ARTIFACT} -o -"),
+                ("compile", "klora compile of a measured pair of rank 4", 2.0, _COMPILE),
+            )
         ),
     )
 }

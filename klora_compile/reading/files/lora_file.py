@@ -18,6 +18,7 @@ from klora_compile.reading.files.refusals import refused
 from klora_compile.reading.files.torch_file import TorchFile
 from klora_compile.reading.files.whole_models import full_model
 from klora_runtime.artifact.digests import file_digest
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.safetensors_file import TensorInfo
 from klora_runtime.artifact.tensor_file import TensorFile
 from klora_runtime.errors import FileFormatError, LoraError, shown
@@ -44,6 +45,8 @@ class _Tensors(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def number(self, name: str) -> float: ...
+
+    def stored(self, name: str) -> FileTensor | None: ...
 
     def tensor(self, name: str) -> torch.Tensor: ...
 
@@ -72,6 +75,10 @@ class LoraFile:
     def number(self, name: str) -> float:
         """Return the value of a tensor of one number; this needs no torch for safetensors."""
         return self._source.number(name)
+
+    def stored(self, name: str) -> FileTensor | None:
+        """Return one tensor as its bytes; None if torch has read it."""
+        return self._source.stored(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU, in the file's dtype and new memory."""

@@ -63,6 +63,9 @@ class TorchFile:
         """Return the value of a tensor of one number."""
         return float(self._values[name])
 
+    def stored(self, name: str) -> None:
+        """Return None: torch has read the tensors already."""
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor in new memory."""
         return self._values[name].detach().clone(memory_format=torch.contiguous_format)

@@ -27,6 +27,7 @@ from klora_compile.reading.forms.parts import (
     shapes_text,
 )
 from klora_runtime.artifact.delta import Dense, LowRank
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.lazy_torch import torch
 
 DOWN = Part(
@@ -128,6 +129,13 @@ class Lora(Form):
         if size.tolist() != expected or not inside:
             raise WrongValuesError(f"its sparse rest is outside of a weight of {expected}")
         return places
+
+
+def pair_of_file(down: FileTensor, up: FileTensor) -> LowRank:
+    """Return the delta of a pair that is in a file as it is; :meth:`Lora.delta` gives the same."""
+    if not without_ones(down.shape[2:]):
+        down, up = down.flattened(), up.flattened()
+    return LowRank.of_file(down, up)
 
 
 def without_ones(kernel: Shape) -> Shape:

@@ -6,26 +6,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import torch
-
 from klora_runtime.artifact import numbers
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.document import Document, SlotInFile, StoredTensor
 from klora_runtime.artifact.factors import FORMS
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import EntryOf
-from klora_runtime.artifact.tensor_file import flat_bytes, memory_of, name_in_files
+from klora_runtime.artifact.tensor_file import dtype_of, identity
+from klora_runtime.lazy_torch import torch
 
 T = TypeVar("T")
 
 
-def tensor_name(tensor: torch.Tensor) -> str:
+def tensor_name(tensor: torch.Tensor | FileTensor) -> str:
     """Return a tensor's name in an artifact: a digest of dtype, shape and bytes, 32 hex digits."""
-    dtype = name_in_files(tensor.dtype)
-    if dtype is None:
-        raise ValueError(f"a tensor is {tensor.dtype}, which files cannot hold")
-    data = flat_bytes(tensor)
-    return numbers.tensor_name(dtype, tuple(tensor.shape), memory_of(data))
+    return numbers.tensor_name(identity(tensor))
 
 
 def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion:
@@ -59,20 +55,19 @@ def fusion_of(document: Document, tensors: Mapping[str, torch.Tensor]) -> Fusion
     )
 
 
-def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
+def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor | FileTensor]]:
     """Return the document of a fusion and its tensors by name.
 
     Raises:
         ValueError: the numbers of a compressed delta do not fit its compression, or files cannot
             hold the dtype of a tensor.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor | FileTensor] = {}
 
-    def kept(tensor: torch.Tensor) -> StoredTensor:
-        name, dtype = tensor_name(tensor), name_in_files(tensor.dtype)
-        assert dtype is not None  # it has a name
+    def kept(tensor: torch.Tensor | FileTensor) -> StoredTensor:
+        name = tensor_name(tensor)
         tensors.setdefault(name, tensor)
-        return StoredTensor(name, dtype, tuple(tensor.shape))
+        return StoredTensor(name, dtype_of(tensor), tuple(tensor.shape))
 
     packed = {acts: kept(tensor) for acts, tensor in _packed(fusion).items()}
 
@@ -80,7 +75,7 @@ def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor]]:
         kind = "dense" if isinstance(stored.delta, Dense) else "lowrank"
         if stored.quantised is not None:
             return SlotInFile(kind, stored.scale, {"packed": packed[acts]}, stored.quantised)
-        parts = zip(FORMS[kind, "plain"].tensors, stored.delta.tensors, strict=True)
+        parts = zip(FORMS[kind, "plain"].tensors, stored.delta.parts, strict=True)
         return SlotInFile(kind, stored.scale, {part: kept(tensor) for part, tensor in parts})
 
     entries: list[EntryOf[SlotInFile]] = [

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -39,14 +40,35 @@ class LowRank:
     up: torch.Tensor
     """(out, rank), or (out, rank, 1, ...)."""
 
+    @classmethod
+    def of_file(cls, down: FileTensor, up: FileTensor) -> LowRank:
+        """Return a delta whose factors are read by torch when they are first needed."""
+        found = object.__new__(cls)
+        vars(found)["_stored"] = (down, up)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a factor of :meth:`of_file`."""
+        if name not in ("down", "up") or "_stored" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        down, up = vars(self)["_stored"]
+        return vars(self).setdefault(name, (down if name == "down" else up).loaded())
+
+    @property
+    def parts(self) -> tuple[torch.Tensor | FileTensor, ...]:
+        """The tensors that hold its numbers, as bytes if they come from a file."""
+        stored: tuple[torch.Tensor | FileTensor, ...] | None = vars(self).get("_stored")
+        return stored or (self.down, self.up)
+
     @property
     def rank(self) -> int:
-        return int(self.down.shape[0])
+        return int(self.parts[0].shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameter that it changes."""
-        return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
+        down, up = self.parts
+        return (int(up.shape[0]), *map(int, down.shape[1:]))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -55,7 +77,7 @@ class LowRank:
 
     @property
     def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
+        return sum(part.nbytes for part in self.parts)
 
     def rows(self, ranges: Sequence[range]) -> LowRank:
         """Return the delta of these rows of the parameter, in the given order."""
@@ -137,6 +159,11 @@ class Dense:
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """See :attr:`LowRank.tensors`."""
+        return (self.values,)
+
+    @property
+    def parts(self) -> tuple[torch.Tensor | FileTensor, ...]:
+        """See :attr:`LowRank.parts`."""
         return (self.values,)
 
     @property
@@ -235,7 +262,7 @@ class Stored:
         data = vars(self).get("_data")
         if data is not None:
             return {data.data_ptr(): data.nbytes}
-        return {tensor.data_ptr(): tensor.nbytes for tensor in self.delta.tensors}
+        return {_address(part): part.nbytes for part in self.delta.parts}
 
 
 def inner_products(one: LowRank, other: LowRank) -> torch.Tensor:
@@ -284,6 +311,11 @@ def is_finite(values: torch.Tensor) -> bool:
         return True
     least, most = torch.aminmax(values)
     return math.isfinite(least) and math.isfinite(most)
+
+
+def _address(part: torch.Tensor | FileTensor) -> Hashable:
+    """Return a key of the memory of a tensor."""
+    return ("bytes", id(part.data)) if isinstance(part, FileTensor) else part.data_ptr()
 
 
 def _home(delta: Delta) -> torch.device:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from klora_runtime.artifact.assembly import document_of, fusion_of
 from klora_runtime.artifact.document import METADATA_KEY, Document, document_text, read_document
 from klora_runtime.artifact.fusion import Fusion
@@ -28,8 +26,8 @@ from klora_runtime.artifact.tensor_file import (
     name_in_files,
     write_tensors,
 )
-from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
+from klora_runtime.lazy_torch import torch
 
 
 def load_fusion(
@@ -62,6 +60,8 @@ def load_fusion(
         ConfigError: ``sources`` names an unknown source, or the artifact is not thin; or there is
             no such device.
     """
+    from klora_runtime.devices.names import as_device  # it imports torch
+
     place, where = Path(path), as_device(device)
     try:
         with TensorFile(place, "artifact") as file:

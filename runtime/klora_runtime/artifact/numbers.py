@@ -18,22 +18,26 @@ _NAME_DIGITS = 32
 _CHUNK = 2**14
 
 
-def tensor_name(dtype: str, shape: Sequence[int], data: memoryview) -> str:
-    """Return a tensor's name in an artifact: a digest of dtype, shape and bytes, 32 hex digits.
+def identity(dtype: str, shape: Sequence[int], digest: str) -> str:
+    """Return what makes a tensor: its dtype in torch, its shape and its bytes.
 
     Args:
         dtype: a key of :data:`~klora_runtime.artifact.dtypes.DTYPES`.
         shape: its shape.
-        data: its bytes in row-major order.
+        digest: SHA-256 of its bytes in row-major order.
     """
-    digest = hashlib.sha256(data).hexdigest()
-    text = f"{DTYPES[dtype].in_torch} {list(shape)} {digest}"
-    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+    return f"{DTYPES[dtype].in_torch} {list(shape)} {digest}"
+
+
+def tensor_name(identity: str) -> str:
+    """Return a tensor's name in an artifact: a digest of its :func:`identity`, 32 hex digits."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:_NAME_DIGITS]
 
 
 def damage(name: str, dtype: str, shape: Sequence[int], data: memoryview) -> str | None:
     """Return the damage of a tensor of an artifact; None if its numbers are those of its name."""
-    if tensor_name(dtype, shape, data) != name:
+    digest = hashlib.sha256(data).hexdigest()
+    if tensor_name(identity(dtype, shape, digest)) != name:
         return f"tensor {name}: its bytes do not match its digest"
     if not all_finite(dtype, data):
         return f"tensor {name}: holds NaN or infinity"

@@ -12,8 +12,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.dtypes import FLOAT8, REAL
@@ -21,6 +19,7 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Reference
 from klora_runtime.artifact.tensor_file import TensorFile, without_float8
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
+from klora_runtime.lazy_torch import torch
 
 _READ = REAL + FLOAT8
 
@@ -28,7 +27,7 @@ _READ = REAL + FLOAT8
 def fill(
     fusion: Fusion,
     sources: Mapping[str, str | os.PathLike[str]],
-    device: torch.device = torch.device("cpu"),  # noqa: B008  # a value
+    device: torch.device | None = None,
 ) -> Fusion:
     """Return a thin fusion filled with its factors.
 
@@ -36,7 +35,7 @@ def fill(
         fusion: a thin fusion, as :func:`klora_runtime.load_fusion` returns it without sources.
         sources: source name -> the safetensors file that it was compiled from; the file's name
             does not matter.
-        device: where the factors are kept.
+        device: where the factors are kept; None for the host.
 
     Returns:
         The fusion that compiling without ``--thin`` gives.
@@ -162,7 +161,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
 
 
-def _filled(entry: Entry, files: Mapping[str, TensorFile], device: torch.device) -> Entry:
+def _filled(entry: Entry, files: Mapping[str, TensorFile], device: torch.device | None) -> Entry:
     read = {
         slot: _stored(entry, reference, files[reference.source], device)
         for slot, reference in entry.references.items()
@@ -170,9 +169,11 @@ def _filled(entry: Entry, files: Mapping[str, TensorFile], device: torch.device)
     return replace(entry, factors={**entry.factors, **read}, references={})
 
 
-def _stored(entry: Entry, reference: Reference, file: TensorFile, device: torch.device) -> Stored:
+def _stored(
+    entry: Entry, reference: Reference, file: TensorFile, device: torch.device | None
+) -> Stored:
     read = (file.tensor(key) for key in (reference.down, reference.up))
-    down, up = (without_float8(tensor).to(device) for tensor in read)
+    down, up = (without_float8(tensor).to(device=device) for tensor in read)
     if reference.rows is not None:
         up = torch.cat([up[begin:end] for begin, end in reference.rows])
     rank, shape = len(down), entry.shape

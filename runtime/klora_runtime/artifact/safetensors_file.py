@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.artifact.dtypes import DTYPES
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.numbers import number
 from klora_runtime.errors import FileFormatError, shown
 
@@ -126,6 +127,11 @@ class SafetensorsFile:
             raise self.error(f"{info.nbytes} bytes of it do not fit into memory") from error
         self.read_into(memoryview(found), info.start)
         return found
+
+    def stored(self, name: str) -> FileTensor:
+        """Return a tensor as its bytes."""
+        info = self.tensors[name]
+        return FileTensor(info.dtype, info.shape, self.data(name))
 
     def number(self, name: str) -> float:
         """Return the value of a tensor of one number."""

@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from klora_runtime.artifact import numbers
 from klora_runtime.artifact.canonical import canonical_json
 from klora_runtime.artifact.dtypes import DTYPES, FLOAT8
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
 from klora_runtime.lazy_torch import torch
 
@@ -77,8 +79,32 @@ def name_in_files(dtype: torch.dtype) -> str | None:
     return _IN_FILES.get(_in_torch(dtype))
 
 
+def dtype_of(tensor: torch.Tensor | FileTensor) -> str:
+    """Return the name of a tensor's dtype in files.
+
+    Raises:
+        ValueError: files cannot hold it.
+    """
+    if isinstance(tensor, FileTensor):
+        return tensor.dtype
+    name = name_in_files(tensor.dtype)
+    if name is None:
+        raise ValueError(f"a tensor is {tensor.dtype}, which files cannot hold")
+    return name
+
+
+def identity(tensor: torch.Tensor | FileTensor) -> str:
+    """Return what makes a tensor; see :func:`klora_runtime.artifact.numbers.identity`.
+
+    Raises:
+        ValueError: files cannot hold its dtype.
+    """
+    digest = tensor.digest if isinstance(tensor, FileTensor) else tensor_digest(tensor)
+    return numbers.identity(dtype_of(tensor), tuple(tensor.shape), digest)
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    path: Path, tensors: Mapping[str, torch.Tensor | FileTensor], metadata: Mapping[str, str]
 ) -> None:
     """Write tensors over an existing file; equal contents give equal bytes.
 
@@ -89,8 +115,9 @@ def write_tensors(
 
     Raises:
         OSError: the file cannot be written.
+        ValueError: files cannot hold the dtype of a tensor.
     """
-    dtypes = {name: _IN_FILES[_in_torch(tensor.dtype)] for name, tensor in tensors.items()}
+    dtypes = {name: dtype_of(tensor) for name, tensor in tensors.items()}
     ordered = sorted(tensors.items(), key=lambda item: (_ORDER[dtypes[item[0]]], item[0]))
     facts, position = [f'"__metadata__":{canonical_json(dict(metadata))}'], 0
     for name, tensor in ordered:
@@ -106,8 +133,11 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for _, tensor in ordered:
-            data = flat_bytes(tensor)
-            file.write(memory_of(data))
+            if isinstance(tensor, FileTensor):
+                file.write(tensor.data)
+            else:
+                data = flat_bytes(tensor)
+                file.write(memory_of(data))
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
