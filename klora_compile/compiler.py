@@ -49,11 +49,13 @@ def compile_fusion(
     device: str = "auto",
     cache: Path | None = None,
     on_layer: OnLayer | None = None,
+    weight_names: Mapping[str, str] | None = None,
 ) -> Fusion:
     """Compile LoRAs of subjects and LoRAs of styles into a fusion.
 
     Args:
-        content: the LoRA of a subject: a file, a folder or an adapter, or two of them as
+        content: the LoRA of a subject: a file, a folder, a name on the Hugging Face Hub (see
+            :func:`~klora_compile.reading.adapter.read_adapter`) or an adapter, or two of them as
             :class:`~klora_compile.halves.Halves`; or several LoRAs, for rules that take more than
             two.
         style: the LoRA of a style, or several; none for one LoRA alone, or beside those that
@@ -70,6 +72,8 @@ def compile_fusion(
             missing. By default nothing is kept.
         on_layer: called after each measured layer with its name, the number of measured layers and
             the total over all LoRAs.
+        weight_names: slot -> the file in a repository of the Hub that has several, such as
+            ``{"content": "fox.safetensors"}``.
 
     Returns:
         The fusion, with its factors on the CPU in the dtypes of the files. It holds each delta
@@ -79,11 +83,13 @@ def compile_fusion(
     Raises:
         LoraError: a file cannot be read completely.
         PairingError: the LoRAs are for different models, or share no denoiser layer.
-        ConfigError: the device is unknown, or the rule does not take these LoRAs.
+        ConfigError: the device is unknown, or the rule does not take these LoRAs; or a name on the
+            Hub means no file, or several.
+        KloraError: the Hub does not give a file.
     """
     loras, where = by_source(content, style, always), place_of(device)
     config = Config.of(default_rule(slots_of(loras)) if rule is None else rule, settings)
-    adapters = read_sources(loras, config, options)
+    adapters = read_sources(loras, config, options, weight_names=weight_names)
     return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
 
 

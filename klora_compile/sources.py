@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from klora_compile.halves import Halves
@@ -26,6 +25,8 @@ from klora_compile.slots import (
 from klora_runtime.artifact.checks import refuse_always_name
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, shown
+from klora_runtime.hub.choosing import LORA
+from klora_runtime.hub.fetching import located
 
 #: A LoRA in one file as a user gives it: a file, a folder, or an adapter.
 One = str | os.PathLike[str] | Adapter
@@ -76,6 +77,7 @@ def read_sources(
     options: ReadOptions | None = None,
     *,
     on_module: OnModule | None = None,
+    weight_names: Mapping[str, str] | None = None,
 ) -> dict[str, Adapter]:
     """Read LoRAs after checking that each is readable and that they match each other.
 
@@ -86,18 +88,21 @@ def read_sources(
         config: the rule and the shared settings.
         options: how to read files.
         on_module: called after each module.
+        weight_names: slot or source -> the file in a repository of the Hub that has several.
 
     Returns:
         Source -> adapter.
 
     Raises:
         ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`; or a denoiser is named
-            and every LoRA is in two files.
+            and every LoRA is in two files; or a name on the Hub means no file, or several.
+        KloraError: the Hub does not give a file.
         LoraError: a file cannot be read completely.
         PairingError: see :func:`~klora_compile.planning.pairing.check_loras`.
     """
     check_slots(slots_of(loras), config.rule, config.settings)
     _refuse_idle_denoiser(loras, options)
+    loras = located_loras(loras, weight_names)
     with ExitStack() as stack:
         opened = {
             source: lora
@@ -110,6 +115,25 @@ def read_sources(
             source: each if isinstance(each, Adapter) else each.read(on_module)
             for source, each in opened.items()
         }
+
+
+def located_loras(
+    loras: Mapping[str, One], weight_names: Mapping[str, str] | None = None
+) -> dict[str, One]:
+    """Return source -> LoRA, with the path of each that is named on the Hub; see `read_sources`."""
+    names = {} if weight_names is None else weight_names
+    known = dict.fromkeys([*slots_of(loras), *loras])
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise ConfigError(
+            f"weight_names: there is no LoRA {shown(strange[0])}; expected {', '.join(known)}."
+        )
+    return {
+        source: lora
+        if isinstance(lora, Adapter)
+        else located(lora, LORA, names.get(source, names.get(slot_of(source))))
+        for source, lora in loras.items()
+    }
 
 
 def _refuse_idle_denoiser(loras: Iterable[str], options: ReadOptions | None) -> None:
@@ -132,7 +156,7 @@ def _options_of(source: str, options: ReadOptions | None) -> ReadOptions | None:
 
 
 def read_again(
-    fusion: Fusion, loras: Mapping[str, Lora], base: Path | None = None
+    fusion: Fusion, loras: Mapping[str, Lora], base: str | os.PathLike[str] | None = None
 ) -> dict[str, Adapter]:
     """Read the LoRAs of a fusion with the options that it was compiled with.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def verify_fusion(
     fusion: Fusion,
     sources: Mapping[str, Lora],
     *,
-    base: Path | None = None,
+    base: str | os.PathLike[str] | None = None,
     device: str = "auto",
     on_layer: OnLayer | None = None,
 ) -> list[str]:

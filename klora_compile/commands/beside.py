@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from klora_compile.commands.lora_files import Files, lora_of, parts_of
-from klora_compile.commands.parameters import ARTIFACT, LORA
+from klora_compile.commands.names import FileName
 from klora_compile.halves import Halves
 
 
@@ -19,6 +19,7 @@ class Beside:
 
     name: str
     files: Files
+    """As they were named."""
     weights: tuple[float | None, ...]
     """Weight of each file, if one was given."""
 
@@ -30,7 +31,7 @@ class BesideLora(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     """
 
     name = "NAME=FILE[:WEIGHT]"
-    file: click.Path = LORA
+    file = FileName(folders=True)
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -41,7 +42,7 @@ class BesideLora(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         if not name or not sign or not text:
             self.fail(f"{value!r} is not {self.name}.", param, ctx)
         found = [_weighted(part) for part in parts_of(text)]
-        files = tuple(Path(str(self.file.convert(path, param, ctx))) for path, _ in found)
+        files = tuple(self.file.convert(path, param, ctx) for path, _ in found)
         return Beside(name, files, tuple(weight for _, weight in found))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -51,7 +52,7 @@ class BesideLora(click.ParamType):  # type: ignore[type-arg]  # generic from cli
 class BesideArtifact(BesideLora):
     """The same with artifacts, such as ``turbo=turbo.klora.safetensors:0.8``."""
 
-    file = ARTIFACT
+    file = FileName()
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -108,7 +109,7 @@ def by_name(
         slots = [name]
         if len(each.files) == 2 and isinstance(found, Halves):
             slots = [f"{name}.high", f"{name}.low"]
-            if found.high != each.files[0]:
+            if found.high != Path(each.files[0]):
                 slots.reverse()
         for slot, weight in zip(slots, each.weights, strict=True):
             if weight is None:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
+from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, HubId
+from klora_compile.commands.parameters import HubId
 from klora_compile.commands.result import json_option, print_json
 
 _STDOUT = Path("-")
 
 
 @click.command("card")
-@click.argument("file", type=ARTIFACT)
+@artifact_argument
 @click.option(
     "-o",
     "--output",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from klora_compile.commands.lora_files import (
     lora_of,
     refuse_idle_order,
 )
+from klora_compile.commands.names import located_files, weight_names_option
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
     Device,
@@ -34,7 +36,7 @@ from klora_compile.commands.setting_options import given, reading_options, share
 from klora_compile.halves import files_of
 from klora_compile.rules.lookup import DEFAULT_RULE
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import slots_of
+from klora_compile.slots import slot_names, slots_of
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 )
 @halves_order
 @both_denoisers
+@weight_names_option
 @artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options()
@@ -98,6 +101,7 @@ def compile_command(
     always: tuple[Beside, ...],
     halves: str | None,
     both_denoisers: bool,
+    weight_names: tuple[tuple[str | None, str], ...],
     output: Path,
     device: str,
     no_cache: bool,
@@ -113,7 +117,8 @@ def compile_command(
 ) -> None:
     """Fuse the LoRAs CONTENT (a subject) and STYLE into one artifact.
 
-    Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved.
+    Each LoRA is a file (.safetensors, .pt, .bin, .ckpt) or a folder that PEFT or diffusers saved,
+    or a name on the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FILE, hf://OWNER/NAME@REVISION/FILE.
     Name more than two LoRAs with --content and --style, once for each. One LoRA alone, or beside
     those of --always, acts at constant weight. For base models with two denoisers, name a
     LoRA's file for high noise and its file for low noise together, as HIGH,LOW.
@@ -128,13 +133,14 @@ def compile_command(
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
     roles = _by_role(loras, content, style)
     refuse_idle_order(halves, (*roles[0], *roles[1], *(each.files for each in always)))
+    roles, always = _located(roles, always, weight_names)
     contents, styles = (
         tuple(lora_of(files, halves, both=both_denoisers) for files in role) for role in roles
     )
     beside, factors = by_name(always, settings["weights"], halves, both=both_denoisers)
     settings["weights"] += tuple(factors.items())
     files = _distinct([files_of(lora) for lora in (*contents, *styles, *beside.values())])
-    base = () if reading.base is None else (reading.base,)
+    base = () if reading.base is None else (Path(reading.base),)
     check_output(output, force, inputs=(*files, *base))
 
     from klora_compile.compiler import compile_sources, default_rule, place_of
@@ -216,7 +222,22 @@ def _by_role(
     return loras[:1], loras[1:]
 
 
-def _distinct(loras: Sequence[Files]) -> list[Path]:
+def _located(
+    roles: tuple[tuple[Files, ...], tuple[Files, ...]],
+    always: tuple[Beside, ...],
+    weight_names: tuple[tuple[str | None, str], ...],
+) -> tuple[tuple[tuple[Files, ...], tuple[Files, ...]], tuple[Beside, ...]]:
+    """Return the LoRAs with the paths of their files; those on the Hub are downloaded."""
+    contents, styles = roles
+    slots = slot_names(len(contents), len(styles))
+    named = dict(zip(slots, [*contents, *styles], strict=True))
+    found = located_files({**named, **{each.name: each.files for each in always}}, weight_names)
+    paths = [found[slot] for slot in slots]
+    beside = tuple(replace(each, files=found[each.name]) for each in always)
+    return (tuple(paths[: len(contents)]), tuple(paths[len(contents) :])), beside
+
+
+def _distinct(loras: Sequence[tuple[Path, ...]]) -> list[Path]:
     """Return the files of all LoRAs; refuse a file that two of them have."""
     for one, other in ((a, b) for x, y in combinations(loras, 2) for a, b in product(x, y)):
         if one.samefile(other):

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
+from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, shift_option, source_option
+from klora_compile.commands.parameters import shift_option, source_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.export.schedule import is_export
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 
 
 @click.command("export")
-@click.argument("file", type=ARTIFACT)
+@artifact_argument
 @click.option("--static", is_flag=True, help="One LoRA: the average over all of the sampling.")
 @click.option(
     "--phases",

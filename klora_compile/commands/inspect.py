@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from klora_compile.commands.parameters import LORA, shift_option
+from klora_compile.commands.names import file_argument
+from klora_compile.commands.parameters import shift_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import reading_options
 from klora_compile.settings.read_options import ReadOptions
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("file", type=LORA)
+@file_argument
 @json_option
 @click.option(
     "--plot",

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from klora_compile.commands.parameters import LORA
+from klora_compile.commands.names import FileName, Named
 from klora_compile.halves import Halves, halves_of
 
 #: A LoRA's file, or its two files in the order in which they were named.
-Files = tuple[Path, ...]
+Files = tuple[Named, ...]
 
 _ORDERS = ("high,low", "low,high")
 
@@ -26,7 +26,8 @@ class LoraFiles(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     ) -> Files:
         if isinstance(value, tuple):
             return value
-        return tuple(Path(str(LORA.convert(part, param, ctx))) for part in parts_of(str(value)))
+        lora = FileName(folders=True)
+        return tuple(lora.convert(part, param, ctx) for part in parts_of(str(value)))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name
@@ -67,16 +68,16 @@ def lora_of(files: Files, halves: str | None, *, both: bool) -> Path | Halves[Pa
     """Return a LoRA as the compiler takes it.
 
     Args:
-        files: its file, or two.
+        files: the path of its file, or of its two.
         halves: the value of ``--halves``.
         both: whether a LoRA in one file changes both denoisers.
 
     Raises:
         ConfigError: see :func:`~klora_compile.halves.halves_of`.
     """
+    one, other = Path(files[0]), Path(files[-1])
     if len(files) == 1:
-        return Halves(files[0], files[0]) if both else files[0]
-    one, other = files
+        return Halves(one, one) if both else one
     if halves is None:
         return halves_of(one, other)
     first, second = halves.split(",")

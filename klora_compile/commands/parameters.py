@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 
+from klora_compile.commands.names import FileName
 from klora_runtime.devices.device_types import SPELLINGS
-
-ARTIFACT = click.Path(exists=True, dir_okay=False, path_type=Path)
-LORA = click.Path(exists=True, path_type=Path)
-
+from klora_runtime.hub.choosing import LORA
+from klora_runtime.hub.fetching import located
 
 #: The option ``-o`` of commands that write an artifact.
 artifact_output = click.option(
@@ -157,9 +156,9 @@ class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``NAME=PATH`` of an existing file, such as ``content=fox.safetensors``."""
+    """``NAME=FILE``, such as ``content=fox.safetensors``; a name on the Hub is downloaded."""
 
-    name = "NAME=PATH"
+    name = "NAME=FILE"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -169,10 +168,7 @@ class SourceFile(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         source, sign, path = str(value).partition("=")
         if not source or not sign:
             self.fail(f"{value!r} is not {self.name}.", param, ctx)
-        found: Path = click.Path(exists=True, dir_okay=False, path_type=Path).convert(
-            path, param, ctx
-        )
-        return source, found
+        return source, Path(located(FileName().convert(path, param, ctx), LORA))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name

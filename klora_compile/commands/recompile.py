@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
-    ARTIFACT,
     artifact_output,
     drop_unused_option,
     shift_option,
@@ -21,7 +21,7 @@ from klora_compile.commands.setting_options import given, shared_options
 
 
 @click.command("recompile", cls=AllRulesCommand)
-@click.argument("file", type=ARTIFACT)
+@artifact_argument
 @artifact_output
 @rule_option(None)
 @shared_options("as FILE")

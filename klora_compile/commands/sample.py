@@ -8,8 +8,9 @@ from typing import Any, Literal
 import click
 
 from klora_compile.commands.beside import Beside, BesideArtifact, by_name
+from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import ARTIFACT, Device, NumberOr, Weight, source_option
+from klora_compile.commands.parameters import Device, NumberOr, Weight, source_option
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.extras import missing_library
 
@@ -32,7 +33,7 @@ _SIZE = click.IntRange(1, 2**20)
 
 
 @click.command("sample")
-@click.argument("file", type=ARTIFACT)
+@artifact_argument
 @click.option(
     "--model",
     required=True,
@@ -47,7 +48,13 @@ _SIZE = click.IntRange(1, 2**20)
     help="What to show. Repeat it for a contact sheet with a row for each.",
 )
 @click.option("--negative-prompt", help="What not to show.")
-@click.option("--steps", type=click.IntRange(1, 10_000), help="Steps.  [default: the pipeline's]")
+@click.option(
+    "--steps",
+    "--num-inference-steps",
+    "steps",
+    type=click.IntRange(1, 10_000),
+    help="Steps.  [default: the pipeline's]",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, _LAST_SEED),
@@ -57,12 +64,20 @@ _SIZE = click.IntRange(1, 2**20)
 )
 @click.option(
     "--count",
+    "--num-images-per-prompt",
+    "count",
     type=click.IntRange(1, 10_000),
     default=1,
     show_default=True,
     help="Pictures for each prompt, a column for each.",
 )
-@click.option("--guidance", type=NumberOr(), help="Guidance scale.  [default: the pipeline's]")
+@click.option(
+    "--guidance",
+    "--guidance-scale",
+    "guidance",
+    type=NumberOr(),
+    help="Guidance scale.  [default: the pipeline's]",
+)
 @click.option("--height", type=_SIZE, help="Pixels.  [default: the pipeline's]")
 @click.option("--width", type=_SIZE, help="Pixels.  [default: the pipeline's]")
 @click.option(
@@ -114,6 +129,8 @@ _SIZE = click.IntRange(1, 2**20)
 )
 @click.option(
     "--dtype",
+    "--torch-dtype",
+    "dtype",
     type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     default="auto",
     show_default=True,
@@ -159,7 +176,8 @@ def sample_command(
         raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
     _, of_beside = by_name(always, weights)
     beside = {each.name: each.files[0] for each in always}
-    check_output(output, force, inputs=(file, *(path for _, path in sources), *beside.values()))
+    inputs = (file, *(path for _, path in sources), *map(Path, beside.values()))
+    check_output(output, force, inputs=inputs)
 
     try:
         from klora_compile.sampling.pictures import Request

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from klora_compile.commands.names import FileName
 from klora_compile.commands.parameters import NumberOr, SlotText, TableFile, Weight
 from klora_compile.fields import (
     BySlot,
@@ -139,7 +139,7 @@ def _type(setting: Setting) -> Any:
         case Table():
             return TableFile()
         case Place():
-            return click.Path(exists=True, path_type=Path)
+            return FileName(folders=True)
         case _:
             return str
 

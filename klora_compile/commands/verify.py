@@ -14,7 +14,8 @@ from klora_compile.commands.lora_files import (
     lora_of,
     refuse_idle_order,
 )
-from klora_compile.commands.parameters import ARTIFACT, Device
+from klora_compile.commands.names import Named, artifact_argument, located_files
+from klora_compile.commands.parameters import Device
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import base_option
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("file", type=ARTIFACT)
+@artifact_argument
 @click.argument("loras", nargs=-1, type=LoraFiles(), metavar="[CONTENT STYLE]")
 @click.option(
     "--against",
@@ -47,7 +48,7 @@ def verify_command(
     against: bool,
     halves: str | None,
     device: str,
-    base: Path | None,
+    base: Named | None,
     as_json: bool,
 ) -> None:
     """Check the artifact FILE: structure, digests, every tensor.
@@ -64,7 +65,9 @@ def verify_command(
     from klora_runtime.artifact.document import load_whole_document
     from klora_runtime.errors import ArtifactError
 
-    files = tuple(path for lora in loras for path in lora)
+    named = {str(place): given for place, given in enumerate(loras)}
+    loras = tuple(located_files(named, ()).values())
+    files = tuple(Path(path) for lora in loras for path in lora)
     try:
         if against:
             verification = _compared(file, files, loras, halves, device, base)
@@ -89,7 +92,7 @@ def _compared(
     loras: tuple[Files, ...],
     halves: str | None,
     device: str,
-    base: Path | None,
+    base: Named | None,
 ) -> Verification:
     """Compile the LoRAs again and compare."""
     from klora_compile.report.verification import Verification

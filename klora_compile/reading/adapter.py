@@ -21,6 +21,8 @@ from klora_compile.reading.survey import Survey, base_of, problematic, refusal, 
 from klora_compile.settings.read_options import MAX_ERROR, ReadOptions
 from klora_runtime.devices.host_memory import free_host_memory
 from klora_runtime.errors import LoraError, shown
+from klora_runtime.hub.choosing import LORA
+from klora_runtime.hub.fetching import located
 
 #: Share of the free host memory that dense deltas of one LoRA may take.
 _HOST_SHARE = 0.5
@@ -53,21 +55,27 @@ def read_adapter(
     options: ReadOptions | None = None,
     *,
     on_module: OnModule | None = None,
+    weight_name: str | None = None,
 ) -> Adapter:
     """Read a LoRA.
 
     Args:
         path: a ``.safetensors``, ``.pt``, ``.bin`` or ``.ckpt`` file, or a folder that PEFT or
-            diffusers saved; in any known layout and any form of ``forms``.
+            diffusers saved; in any known layout and any form of ``forms``. Or its name on the
+            Hugging Face Hub: ``OWNER/NAME``, ``OWNER/NAME/FILE``,
+            ``hf://OWNER/NAME@REVISION/FILE``, or its https address.
         options: options of reading.
         on_module: called after each module.
+        weight_name: the file in a repository of the Hub that has several.
 
     Raises:
         LoraError: the file cannot be read, a key has no known layout or form, half of a pair is
             missing, a shape, dtype or value is impossible, two sources state different alphas, or
             the base model is needed but not given. ``issues`` lists every problem.
+        ConfigError: the name on the Hub means no file, or several.
+        KloraError: the Hub does not give the file.
     """
-    with open_adapter(path, options) as opened:
+    with open_adapter(located(path, LORA, weight_name), options) as opened:
         return opened.read(on_module)
 
 
@@ -77,7 +85,7 @@ def open_adapter(
 ) -> Iterator[OpenAdapter]:
     """Open a LoRA and check its whole header; see :func:`read_adapter`."""
     options = options or ReadOptions()
-    with open_lora(Path(path)) as file, base_of(options) as base:
+    with open_lora(Path(located(path, LORA))) as file, base_of(options) as base:
         yield _in_order(survey_of(file, options, base), file, options, base)
 
 
@@ -99,7 +107,7 @@ def look_into(
         LoraError: the file cannot be opened, or is not a LoRA.
     """
     options = options or ReadOptions()
-    with open_lora(Path(path)) as file, base_of(options) as base:
+    with open_lora(Path(located(path, LORA))) as file, base_of(options) as base:
         found = survey_of(file, options, base)
         try:
             opened = _in_order(found, file, options, base)

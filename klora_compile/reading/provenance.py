@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from klora_compile.models import model_name
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.hub.fetching import origin_of
 
 #: Forms that are kept to the bit and so need no note.
 _PLAIN = {"lora": "lowrank"}
@@ -18,9 +20,13 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
 
     ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative Frobenius
     error of a converted layer, ``base`` the name of the base model if its weights were needed,
-    ``unused`` the keys that were left out. Options that differ from the defaults follow.
+    ``unused`` the keys that were left out, ``hub`` the repository, file and commit of a LoRA that
+    huggingface_hub downloaded. Options that differ from the defaults follow.
     """
     notes: dict[str, Any] = adapter.options.notes()
+    origin = origin_of(adapter.survey.path)
+    if origin is not None:
+        notes["hub"] = origin.notes()
     forms = slot_kinds(adapter)
     if forms != {name: {kind: len(adapter.layers)} for name, kind in _PLAIN.items()}:
         notes["forms"] = forms
@@ -28,7 +34,7 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     if error > 0.0:
         notes["error"] = error
     if adapter.survey.needs_base and adapter.options.base is not None:
-        notes["base"] = adapter.options.base.resolve().name
+        notes["base"] = model_name(adapter.options.base)
     unused = adapter.survey.unused
     if unused:
         notes["unused"] = [{"key": each.key, "why": each.why} for each in unused]

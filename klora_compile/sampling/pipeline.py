@@ -15,6 +15,7 @@ import diffusers
 import torch
 
 from klora_compile.extras import ADVICE
+from klora_compile.models import downloaded
 from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
@@ -23,6 +24,7 @@ from klora_runtime.artifact.tensor_file import torch_dtype
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, FileFormatError, KloraError, shown
+from klora_runtime.hub.address import address_of
 
 _INDEX = "model_index.json"
 _WEIGHTS = re.compile(
@@ -134,20 +136,17 @@ def _folder(model: str) -> Path:
             f"{shown(model)} is a file, expected a diffusers folder. Make one of a checkpoint: "
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    if folder.is_absolute() or model.count("/") != 1 or model.startswith("."):
+    address = address_of(model)
+    if address is None:
         raise KloraError(
             f"there is no folder {shown(model)}; expected a diffusers folder, or OWNER/NAME of a "
             "model on the Hub."
         )
-    try:
-        loader: Any = diffusers.DiffusionPipeline
-        return Path(loader.download(model))
-    except Exception as error:  # from the network, the Hub or the cache
-        root = error.__cause__ or error
+    if address.file is not None:
         raise KloraError(
-            f"there is no folder {shown(model)}, and the Hub gives no model of that name: "
-            f"{type(root).__name__}: {_reason(root)}"
-        ) from error
+            f"{shown(model)} names a file, expected a diffusers folder; name the repository alone."
+        )
+    return downloaded(address)
 
 
 def _require_libraries(folder: Path, model: str) -> None:

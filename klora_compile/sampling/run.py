@@ -30,7 +30,7 @@ class How:
     dtype: str = "auto"
     sources: Mapping[str, Path] = field(default_factory=dict)
     """LoRA files of a thin artifact by name."""
-    always: Mapping[str, Path] = field(default_factory=dict)
+    always: Mapping[str, str | Path] = field(default_factory=dict)
     """Artifacts of LoRAs that act beside the fusion, by name."""
     missing: Literal["error", "skip"] = "error"
     """What to do with layers that the model lacks."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from klora_compile.fields import Flag, Number, Place, Text, Word, check_settings, setting
@@ -26,11 +26,11 @@ class ReadOptions:
         ConfigError: a value is out of its range.
     """
 
-    base: Path | None = field(
+    base: str | os.PathLike[str] | None = field(
         default=None,
         metadata=setting(
-            "The base model, whose weights DoRA, OFT and other forms need: a folder of diffusers "
-            "or a safetensors file.",
+            "The base model, whose weights DoRA, OFT and other forms need: a folder of diffusers, "
+            "a safetensors file, or the name of either on the Hub.",
             Place(),
         ),
     )
@@ -86,7 +86,9 @@ class ReadOptions:
         return notes
 
     @classmethod
-    def from_notes(cls, notes: Mapping[str, Any], base: Path | None = None) -> ReadOptions:
+    def from_notes(
+        cls, notes: Mapping[str, Any], base: str | os.PathLike[str] | None = None
+    ) -> ReadOptions:
         """Return the options with which a source with these notes in an artifact was read.
 
         Raises:

@@ -372,7 +372,7 @@ def test_sample_takes_the_sources(
     assert "this fusion is thin" in text
     code, text = run("sample", path, *ask, "--source", "content", "-o", "c.png")
     assert code == 2
-    assert "'content' is not NAME=PATH." in text
+    assert "'content' is not NAME=FILE." in text
     code, text = run("card", path, "-o", "card.md")
     assert code == 0, text
     card = Path("card.md").read_text()

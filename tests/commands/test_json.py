@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from diffusers import DiffusionPipeline
+from support.hub import Hub
 from support.lora_files import ROOT
 from support.shipped import Shipped, klora
 from tiny_pipeline import tiny_lora
@@ -47,6 +48,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("sample", ARTIFACT, "--model", "model", "--prompt", "a", "--steps", "1", "-o", "a.png")
     ],
     "card": [("card", ARTIFACT, "-o", "README.md")],
+    "pull": [("pull", "me/fused", "-o", "pulled.klora.safetensors")],
 }
 #: Values whose inner names are the rule's or the file's.
 OPEN = {
@@ -128,9 +130,10 @@ def test_every_command_is_documented() -> None:
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_what_is_printed_is_what_is_documented(
-    kind: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, desk: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(desk)
+    hub.add("me/fused", {ARTIFACT: Path(ARTIFACT).read_bytes()})
     fields = documented(kind)
     assert len(fields) > 3
     met = set()

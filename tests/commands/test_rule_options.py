@@ -81,7 +81,7 @@ def test_settings_of_all_rules_and_of_reading_are_options(command: str, default:
     assert "--drop-unused Store only what this schedule uses." in text
     reading = "--max-error FLOAT" in text and "[range: 0 to 0.5; default: 1e-06]" in text
     assert reading == (command == "compile")
-    assert ("--base PATH The base model" in text) == (command == "compile")
+    assert ("--base FILE The base model" in text) == (command == "compile")
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -16,8 +16,9 @@ COMPILE, RUNTIME = ROOT / "klora_compile", ROOT / "runtime" / "klora_runtime"
 SOURCES = sorted([*COMPILE.rglob("*.py"), *RUNTIME.rglob("*.py")])
 #: What the runtime may import besides the standard library and itself.
 RUNTIME_NEEDS = {"torch", "safetensors"}
-#: What it asks where that is installed, and does without where it is not.
-OPTIONAL = {"psutil"}
+#: What it asks where that is installed, and does without where it is not; and what it asks for by
+#: name when a name on the Hub needs it.
+OPTIONAL = {"psutil", "huggingface_hub"}
 HEAVY = ["torch", "numpy", "safetensors", "diffusers", "transformers", "peft", "matplotlib"]
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from support.hub import Hub
 from support.lora_files import ROOT
 from support.shipped import Shipped, klora
 from tiny_pipeline import tiny_lora
@@ -49,8 +50,8 @@ def named(page: Path) -> str:
 
 
 @pytest.fixture
-def desk(shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the pages speak of."""
+def desk(shipped: Shipped, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages speak of, and a hub with their names."""
     for name in ("fox", "ink"):
         shutil.copy(shipped.artifact.with_name(f"{name}.safetensors"), tmp_path)
     pipe = DiffusionPipeline.from_pretrained(shipped.model)
@@ -61,6 +62,10 @@ def desk(shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     assert klora(*pair, ARTIFACT).exit_code == 0
     assert klora(*pair, "thin.klora.safetensors", "--thin").exit_code == 0
     assert klora("compile", lightning, "-o", "lightning.klora.safetensors").exit_code == 0
+    data = {name: Path(f"{name}.safetensors").read_bytes() for name in ("fox", "ink", "lightning")}
+    hub.add("OWNER/FOX", {"fox.safetensors": data["fox"]})
+    hub.add("OWNER/STYLES", {f"{name}.safetensors": data[name] for name in ("ink", "lightning")})
+    hub.add("OWNER/FUSED", {ARTIFACT: Path(ARTIFACT).read_bytes()})
     return tmp_path
 
 

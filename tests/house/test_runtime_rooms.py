@@ -13,7 +13,7 @@ RUNTIME = ROOT / "runtime" / "klora_runtime"
 #: Each may import those after it.
 ROOMS = ("pipeline", "layers", "artifact")
 #: Every room may import these. They may import one another, and no room.
-GROUND = ("families", "devices", "errors", "lazy_names", "lazy_torch", "__about__")
+GROUND = ("families", "devices", "hub", "errors", "lazy_names", "lazy_torch", "__about__")
 
 _ABOVE = r"diffusers|transformers|accelerate|peft|scheduler|\bpipe\b|pipeline"
 #: What layers know nothing of, and what the artifact knows nothing of, in names and texts of code.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from support.applying import Apply
 from support.copying import Copies
 from support.generation import TWO_STEPS, LoraPair, build, generate
+from support.hub import Hub, serving
 from support.shipped import Shipped
 from tiny_pipeline import Family, tiny_lora, tiny_pipeline
 
@@ -137,3 +138,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub, with an empty cache and no token."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        yield hub

@@ -7,6 +7,7 @@ gives each module of diffusers its rows of the fused tensors.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from klora_compile.families.tables import PARAMETERS
+from klora_compile.models import model_path
 from klora_compile.reading.names.placing import choose, component_of, placements
 from klora_compile.reading.names.table_index import Stem
 from klora_runtime.artifact.dtypes import FLOAT8, REAL
@@ -62,17 +64,26 @@ class BaseModel:
     """A base model that opens its files lazily. Use it as a context manager.
 
     Args:
-        path: a folder that diffusers' ``save_pretrained`` wrote, of a pipeline or a component; or a
-            safetensors file, in diffusers' names or the authors'.
+        name: a folder that diffusers' ``save_pretrained`` wrote, of a pipeline or a component; or a
+            safetensors file, in diffusers' names or the authors'; or the name on the Hugging Face
+            Hub of a pipeline or a file, which is downloaded when a weight is needed.
 
-    The methods raise a LoraError if the path is neither.
+    The methods raise a LoraError if it is none of these, and a KloraError if the Hub does not give
+    it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._where = f"base model {shown(path)}"
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        self._name = name
+        self._where = f"base model {shown(name)}"
         self._stack = ExitStack()
-        self._is_pipeline = (path / "model_index.json").is_file()
+
+    @cached_property
+    def _path(self) -> Path:
+        return model_path(self._name)
+
+    @cached_property
+    def _is_pipeline(self) -> bool:
+        return (self._path / "model_index.json").is_file()
 
     @cached_property
     def _components(self) -> dict[str, _Index]:

@@ -27,6 +27,8 @@ from klora_runtime.artifact.tensor_file import (
     write_tensors,
 )
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
+from klora_runtime.hub.choosing import ARTIFACT
+from klora_runtime.hub.fetching import located
 from klora_runtime.lazy_torch import torch
 
 
@@ -36,11 +38,13 @@ def load_fusion(
     check: Literal["structure", "full"] = "structure",
     device: str | torch.device = "cpu",
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
+    weight_name: str | None = None,
 ) -> Fusion:
     """Read an artifact, its data in one block, whatever the number of layers.
 
     Args:
-        path: a ``.klora.safetensors`` file.
+        path: a ``.klora.safetensors`` file, or its name on the Hugging Face Hub: ``OWNER/NAME``,
+            ``OWNER/NAME/FILE``, ``hf://OWNER/NAME@REVISION/FILE``, or its https address.
         check: ``structure`` checks the header, the JSON's digest and every reference, shape and
             range; ``full`` also compares every tensor with its digest, looks for NaN and infinity,
             and decodes compressed deltas that never act.
@@ -50,6 +54,7 @@ def load_fusion(
             in host memory.
         sources: for a thin artifact, source name -> the LoRA file that it was compiled from.
             Without them the fusion is read but cannot be applied (:attr:`Fusion.is_thin`).
+        weight_name: the file in a repository of the Hub that has several.
 
     Returns:
         The fusion. Factors have the dtypes of the file, or float32 if they are compressed.
@@ -58,11 +63,12 @@ def load_fusion(
         ArtifactError: the file breaks the format, or a source is not the file that it was compiled
             from; ``issues`` lists every problem found.
         ConfigError: ``sources`` names an unknown source, or the artifact is not thin; or there is
-            no such device.
+            no such device; or the name on the Hub means no file, or several.
+        KloraError: the Hub does not give the file.
     """
     from klora_runtime.devices.names import as_device  # it imports torch
 
-    place, where = Path(path), as_device(device)
+    place, where = Path(located(path, ARTIFACT, weight_name)), as_device(device)
     try:
         with TensorFile(place, "artifact") as file:
             document = read_document(file)

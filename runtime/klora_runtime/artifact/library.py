@@ -14,6 +14,9 @@ from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError
+from klora_runtime.hub.address import address_of
+from klora_runtime.hub.choosing import ARTIFACT
+from klora_runtime.hub.fetching import located
 
 #: A version of a file: its path, its size in bytes, and its time of modification.
 _Key = tuple[str, int, int]
@@ -36,6 +39,7 @@ class FusionLibrary:
             raise ConfigError(f"budget: expected a whole number of bytes, found {budget!r}.")
         self.budget = budget
         self.device = as_device(device)
+        self._paths: dict[tuple[str, str | None], Path] = {}  # of names on the Hub
         self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the most recently used one is last
         self._lock = Lock()
 
@@ -44,18 +48,23 @@ class FusionLibrary:
         path: str | os.PathLike[str],
         *,
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
+        weight_name: str | None = None,
     ) -> Fusion:
         """Return the fusion of an artifact; load it if it is not kept or its file has changed.
 
         Args:
-            path: a ``.klora.safetensors`` file.
+            path: a ``.klora.safetensors`` file, or its name on the Hub, which is looked up once:
+                later calls stay with that commit.
             sources: see :func:`klora_runtime.load_fusion`. Files are identified by their digests,
                 so a kept fusion is returned whatever their paths.
+            weight_name: see :func:`klora_runtime.load_fusion`.
 
         Raises:
             ArtifactError: see :func:`klora_runtime.load_fusion`; the file is not kept.
             ConfigError: ``sources`` names an unknown source, or the artifact is not thin.
+            KloraError: the Hub does not give a file.
         """
+        path = self._located(path, weight_name)
         key = _key(path)
         with self._lock:
             if key is not None and key in self._kept:
@@ -78,12 +87,25 @@ class FusionLibrary:
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         """Return whether the present version of an artifact is kept."""
-        return _key(path) in self._kept
+        known = [place for (name, _), place in self._paths.items() if name == os.fspath(path)]
+        return any(_key(place) in self._kept for place in (path, *known))
 
     def clear(self) -> None:
-        """Drop all kept fusions."""
+        """Drop all kept fusions; names on the Hub are looked up again."""
         with self._lock:
             self._kept.clear()
+            self._paths.clear()
+
+    def _located(
+        self, name: str | os.PathLike[str], weight_name: str | None
+    ) -> str | os.PathLike[str]:
+        """Return the path of a name; ask the Hub once."""
+        if weight_name is None and address_of(name) is None:
+            return name
+        asked = (os.fspath(name), weight_name)
+        if asked not in self._paths:
+            self._paths[asked] = Path(located(name, ARTIFACT, weight_name))
+        return self._paths[asked]
 
     def _keep(self, key: _Key, fusion: Fusion) -> None:
         with self._lock:

@@ -19,6 +19,8 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Reference
 from klora_runtime.artifact.tensor_file import TensorFile, without_float8
 from klora_runtime.errors import ArtifactError, ConfigError, FileFormatError, shown
+from klora_runtime.hub.choosing import LORA
+from klora_runtime.hub.fetching import Origin, located
 from klora_runtime.lazy_torch import torch
 
 _READ = REAL + FLOAT8
@@ -33,8 +35,8 @@ def fill(
 
     Args:
         fusion: a thin fusion, as :func:`klora_runtime.load_fusion` returns it without sources.
-        sources: source name -> the safetensors file that it was compiled from; the file's name
-            does not matter.
+        sources: source name -> the safetensors file that it was compiled from, or its name on the
+            Hub, see :func:`klora_runtime.load_fusion`; the file's name does not matter.
         device: where the factors are kept; None for the host.
 
     Returns:
@@ -44,6 +46,7 @@ def fill(
         ConfigError: ``sources`` names an unknown source, or the fusion is not thin.
         ArtifactError: a source is missing, cannot be read, or is another file; ``issues`` lists
             every such source.
+        KloraError: the Hub does not give a file.
     """
     if not isinstance(sources, Mapping):
         raise ConfigError(
@@ -61,11 +64,12 @@ def fill(
         )
     needed = sorted({ref.source for entry in fusion.entries for ref in entry.references.values()})
     _refuse_missing(fusion, [name for name in needed if name not in sources])
-    _refuse_other_files(fusion, {name: Path(sources[name]) for name in needed})
+    paths = {name: Path(located(sources[name], LORA)) for name in needed}
+    _refuse_other_files(fusion, paths)
     with ExitStack() as stack:
         files = {
-            name: stack.enter_context(_open(Path(sources[name]), f"source {shown(name)}"))
-            for name in needed
+            name: stack.enter_context(_open(path, f"source {shown(name)}"))
+            for name, path in paths.items()
         }
         issues = [issue for entry in fusion.entries for issue in _problems(entry, files)]
         if issues:
@@ -108,7 +112,9 @@ def _refuse_other_files(fusion: Fusion, files: Mapping[str, Path]) -> None:
 
 def _wanted(fusion: Fusion, name: str) -> str:
     source = fusion.sources[name]
-    return f"{shown(source.file)} of {source.bytes} bytes with sha256 {source.sha256}"
+    text = f"{shown(source.file)} of {source.bytes} bytes with sha256 {source.sha256}"
+    origin = Origin.of_notes(source.notes)
+    return text if origin is None else f"{text}, {shown(origin)}"
 
 
 def _digest(path: Path) -> str:

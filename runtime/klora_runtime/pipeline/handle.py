@@ -36,12 +36,14 @@ def apply_fusion(
     missing: Literal["error", "skip"] = "error",
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str | torch.device | None = None,
+    weight_name: str | None = None,
 ) -> FusionHandle:
     """Apply a fusion to a diffusers pipeline, which stays an ordinary pipeline.
 
     Args:
         pipe: any diffusers pipeline with a scheduler.
-        path_or_fusion: an artifact file, or a loaded or compiled fusion.
+        path_or_fusion: an artifact file or its name on the Hugging Face Hub, see
+            :func:`load_fusion`; or a loaded or compiled fusion.
         mode: ``merge`` writes base + delta into the live weights at each switch and costs nothing
             per step. ``branch`` leaves the weights of layers untouched and adds each delta's
             output to the layer's output, for weights that are quantised, offloaded, or too coarse
@@ -60,6 +62,7 @@ def apply_fusion(
             ``{"content": "fox.safetensors", "style": "ink.safetensors"}``.
         device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
             default. Leave it out if the fusion is loaded.
+        weight_name: the file in a repository of the Hub that has several artifacts.
 
     Returns:
         The handle, to remove, swap, set, enable and report. It is also a context manager.
@@ -71,12 +74,13 @@ def apply_fusion(
         IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
             hold it; nothing was changed.
         InUseError: the pipeline already carries a fusion, whose handle is the error's ``handle``.
+        KloraError: the Hub does not give a file.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     if missing not in MISSING:
         raise ConfigError(f"missing={missing!r}: expected {' or '.join(MISSING)}.")
-    fusion = _loaded(path_or_fusion, sources, device)
+    fusion = _loaded(path_or_fusion, sources, device, weight_name)
     others = {
         name: each if isinstance(each, Fusion) else load_fusion(each, device=_place(device))
         for name, each in _mapping("always", always).items()
@@ -157,6 +161,7 @@ class FusionHandle:
         *,
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
         device: str | torch.device | None = None,
+        weight_name: str | None = None,
     ) -> None:
         """Replace the fusion by another one; weights of slots with the same name stay.
 
@@ -168,6 +173,7 @@ class FusionHandle:
             path_or_fusion: the new fusion; see :func:`apply_fusion`.
             sources: see :func:`apply_fusion`.
             device: see :func:`apply_fusion`.
+            weight_name: see :func:`apply_fusion`.
 
         Raises:
             ArtifactError: see :func:`apply_fusion`.
@@ -176,9 +182,10 @@ class FusionHandle:
                 the layers' dtype cannot hold it.
             InUseError: another thread is generating, a layer is out of reach, or this fusion was
                 removed.
+            KloraError: the Hub does not give a file.
         """
         self._require_applied()
-        fusion = _loaded(path_or_fusion, sources, device)
+        fusion = _loaded(path_or_fusion, sources, device, weight_name)
         whole = beside(fusion, self._always)
         with self._attachment.change():
             found = self._attachment.fit(whole)
@@ -329,10 +336,18 @@ def _loaded(
     path_or_fusion: str | os.PathLike[str] | Fusion,
     sources: Mapping[str, str | os.PathLike[str]] | None,
     device: str | torch.device | None,
+    weight_name: str | None,
 ) -> Fusion:
     if not isinstance(path_or_fusion, Fusion):
-        read = load_fusion(path_or_fusion, device=_place(device), sources=sources)
+        read = load_fusion(
+            path_or_fusion, device=_place(device), sources=sources, weight_name=weight_name
+        )
         return complete(read)
+    if weight_name is not None:
+        raise ConfigError(
+            f"weight_name={weight_name!r} is for a name on the Hub, and this fusion is loaded "
+            "already; leave it out."
+        )
     if device is not None:
         raise ConfigError(
             f"device={str(device)!r} is for a path, and this fusion is loaded already; leave it "

@@ -1,0 +1,1 @@
+"""Files on the Hugging Face Hub: their names, the right one of a repository, the download."""
