@@ -69,6 +69,30 @@ def test_it_says_how_each_slot_is_stored(path: Path) -> None:
                 assert list(slot.tensors) == ["packed"]
 
 
+def test_records_that_are_made_at_once_have_all_their_fields(path: Path) -> None:
+    """And no others: they are those that their classes make."""
+    document, fusion = load_document(path), load_fusion(path)
+    slots = [slot for entry in document.entries for slot in entry.factors.values()]
+    stored = [each for entry in fusion.entries for each in entry.factors.values()]
+    timelines = [entry.timeline for entry in document.entries]
+    tensors = list(document.tensors.values())
+    for made in (document, fusion, *document.entries, *slots, *timelines, *tensors):
+        own = {field.name: getattr(made, field.name) for field in fields(made)}
+        assert type(made)(**own) == made
+        assert own.keys() <= vars(made).keys()
+    assert all({"scale", "quantised"} <= vars(each).keys() for each in stored)
+
+
+def test_a_note_that_holds_itself_is_not_written(tmp_path: Path) -> None:
+    fusion = golden_fusion()
+    note: dict[str, object] = {}
+    note["inner"] = note
+    source = replace(fusion.sources["content"], notes={"mine": note})
+    with pytest.raises(ArtifactError, match="the fusion cannot be written: "):
+        save_fusion(replace(fusion, sources={**fusion.sources, "content": source}), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_its_tensors_are_those_of_the_file(path: Path) -> None:
     document = load_document(path)
     header, data = read_raw(path)

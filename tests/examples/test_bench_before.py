@@ -58,6 +58,26 @@ def test_each_tree_runs_its_own_code_once_a_round(repository: Path) -> None:
     assert len(_git(repository, "worktree", "list").splitlines()) == 1
 
 
+def test_a_command_runs_in_its_own_tree_wherever_the_script_runs(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = repository / "klora_compile" / "__main__.py"
+    main.parent.mkdir()
+    main.with_name("__init__.py").touch()
+    code = "import sys, pathlib\npathlib.Path(sys.argv[1], 'made').write_text('{}')\n"
+    main.write_text(code.format(1))
+    _git(repository, "add", "klora_compile")
+    _git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
+    main.write_text(code.format(2))
+    facts = "{'made': int((own / 'made').read_text())}"
+    case = Case("command", "a command", 1.0, command="{own}", facts=facts)
+    monkeypatch.setattr("benchmark.before.command.CASES", {case.name: case})
+    monkeypatch.chdir(repository)
+    result = run("HEAD", "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    assert "* command, made: 1 before, 2 now" in result.output
+
+
 def test_an_unknown_commit_is_an_error(repository: Path) -> None:
     result = run("nowhere")
     assert result.exit_code == 2

@@ -56,8 +56,11 @@ _PAIR = "{inputs}/small/content.safetensors {inputs}/small/style.safetensors"
 _ARTIFACT = "{own}/small.klora.safetensors"
 _COMPILE = f"compile {_PAIR} --device cpu --force -o {_ARTIFACT}"
 _RUN_ONCE = f"""
+from contextlib import redirect_stdout
+from io import StringIO
 from klora_compile.cli import main
-main({_COMPILE!r}.format(inputs=inputs, own=own).split(), standalone_mode=False)
+with redirect_stdout(StringIO()):
+    main({_COMPILE!r}.format(inputs=inputs, own=own).split(), standalone_mode=False)
 """
 
 _COMPILED = """

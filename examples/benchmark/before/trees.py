@@ -103,7 +103,8 @@ class Running:
             wall, work = self._ask("time", self._case.timed)
             return wall, work
         filled = self._case.command.format(inputs=self._inputs, own=self._tree.own)
-        command = [sys.executable, "-m", "klora_compile", *shlex.split(filled)]
+        # -P: the folder that this runs in is a tree too, and would come before the environment's.
+        command = [sys.executable, "-P", "-m", "klora_compile", *shlex.split(filled)]
         begin, work = time.perf_counter(), _children_seconds()
         done = subprocess.run(command, env=self._tree.environment, capture_output=True, text=True)
         seconds = time.perf_counter() - begin, _children_seconds() - work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 from klora_runtime.artifact import numbers
@@ -12,6 +13,7 @@ from klora_runtime.artifact.document import Document, SlotInFile, StoredTensor
 from klora_runtime.artifact.factors import FORMS
 from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.making import made
 from klora_runtime.artifact.schedule import EntryOf
 from klora_runtime.artifact.tensor_file import dtype_of, identity
 from klora_runtime.lazy_torch import torch
@@ -95,7 +97,7 @@ def document_of(fusion: Fusion) -> tuple[Document, dict[str, torch.Tensor | File
 def _plain(slot: SlotInFile, tensors: Mapping[str, torch.Tensor]) -> Stored:
     form = Dense if slot.kind == "dense" else LowRank
     parts = (tensors[slot.tensors[part].name] for part in FORMS[slot.kind, "plain"].tensors)
-    return Stored(slot.scale, form(*parts))
+    return made(Stored, scale=slot.scale, delta=form(*parts), quantised=None)
 
 
 def _packed(fusion: Fusion) -> dict[bool, torch.Tensor]:
@@ -127,5 +129,10 @@ def _packed(fusion: Fusion) -> dict[bool, torch.Tensor]:
 
 def _as(kind: type[T], value: Any, **changed: Any) -> T:
     """Convert a value to another class with the same fields, some of them changed."""
-    stated = {field.name: getattr(value, field.name) for field in fields(value)}
-    return kind(**stated | changed)
+    own = vars(value)
+    return made(kind, **{name: own[name] for name in _names(type(value))} | changed)
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

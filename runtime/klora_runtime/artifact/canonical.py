@@ -7,6 +7,15 @@ from typing import Any
 
 from klora_runtime.errors import shown
 
+#: Without the search for circles, which is a good part of the time; a circle is too deep instead.
+_ENCODER = json.JSONEncoder(
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=True,
+    allow_nan=False,
+    check_circular=False,
+)
+
 
 def parse_json(raw: bytes | str, *, canonical: bool = False) -> Any:
     """Parse JSON and refuse what Python's parser accepts: duplicate keys, NaN and Infinity.
@@ -25,10 +34,13 @@ def parse_json(raw: bytes | str, *, canonical: bool = False) -> Any:
 
 
 def canonical_json(value: object) -> str:
-    """Write ``value`` canonically: sorted keys, no spaces, ASCII, shortest round-trip floats."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    """Write ``value`` canonically: sorted keys, no spaces, ASCII, shortest round-trip floats.
+
+    Raises:
+        TypeError, ValueError: JSON cannot hold a value.
+        RecursionError: the value is nested too deeply, or holds itself.
+    """
+    return _ENCODER.encode(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

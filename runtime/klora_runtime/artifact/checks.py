@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from klora_runtime.artifact.factors import (
     factors_problems,
@@ -109,6 +109,19 @@ def refuse_always_name(name: Any) -> None:
             f"always: {shown(name)} is no name for a LoRA that always acts. Take lower-case "
             f"letters, digits and underscores, such as turbo, and none of {', '.join(_TAKEN)}."
         )
+
+
+class _Known(NamedTuple):
+    """What the check of a timeline needs to know."""
+
+    keys: Set[str]
+    """Keys of a row."""
+    always: Set[str]
+    """Slots of role ``always``."""
+    stored: Set[str]
+    """Slots whose factors are stored."""
+    constant: bool
+    """Whether the component has no steps."""
 
 
 class _Check:
@@ -212,17 +225,15 @@ class _Check:
     ) -> set[str]:
         """Check the entries and return the names of the tensors that they use."""
         used: set[str] = set()
+        expected = {"from", *slots}
+        always = {name for name, slot in slots.items() if slot.get("role") == ALWAYS}
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_ENTRIES:
             self.say("entries", f"expected a list of 1 to {MAX_ENTRIES} entries")
             return used
         previous: tuple[str, ...] = ()
         for index, entry in enumerate(value):
             where = f"entries[{index}]"
-            if not self.keys(
-                entry,
-                where,
-                _ENTRY_KEYS,
-            ) or not self.target(entry, where):
+            if not self.keys(entry, where, _ENTRY_KEYS) or not self.target(entry, where):
                 continue
             place = (entry["component"], entry["module"], entry["parameter"])
             if place <= previous:
@@ -232,11 +243,12 @@ class _Check:
             stored = self.factors(entry, f"{where}.factors", slots, tensors)
             used |= {name for slot in stored for name in tensor_names(entry["factors"][slot])}
             constant = entry["component"] in STEPLESS
-            self.timeline(entry["timeline"], f"{where}.timeline", slots, stored, constant)
+            known = _Known(expected, always, stored, constant)
+            self.timeline(entry["timeline"], f"{where}.timeline", known)
             if entry["fate"] in SILENT_FATES and stored:
                 self.say(f"{where}.fate", f"{entry['fate']}, but {len(stored)} slots are stored")
             if not isinstance(entry["scores"], dict) or not all(
-                isinstance(scores, dict) and _is_shallow(scores, _is_number_or_null)
+                isinstance(scores, dict) and _are_numbers(scores)
                 for scores in entry["scores"].values()
             ):
                 self.say(f"{where}.scores", "expected rules with numbers, or objects of numbers")
@@ -282,19 +294,16 @@ class _Check:
                 self.say(f"{where}.{shown(slot)}{place}", problem)
         return set(value)
 
-    def timeline(
-        self, value: Any, where: str, slots: Mapping[str, Any], stored: set[str], constant: bool
-    ) -> None:
+    def timeline(self, value: Any, where: str, known: _Known) -> None:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_SEGMENTS:
             self.say(where, f"expected a list of 1 to {MAX_SEGMENTS} segments")
             return
-        if constant and len(value) > 1:
+        if known.constant and len(value) > 1:
             self.say(where, "the component has no steps: expected one segment")
         previous = -1.0
-        expected = {"from", *slots}
         for index, row in enumerate(value):
             here = f"{where}[{index}]"
-            if not self.keys(row, here, expected):
+            if not self.keys(row, here, known.keys):
                 return
             start = row["from"]
             if not is_number(start) or not 0.0 <= start < 1.0 or start <= previous:
@@ -303,12 +312,14 @@ class _Check:
             if index == 0 and start != 0.0:
                 self.say(f"{here}.from", f"the first segment must start at 0, found {start}")
             previous = start
-            for slot in slots:
-                if not is_number(row[slot]):
-                    self.say(f"{here}.{slot}", f"not a number: {shown(row[slot])}")
-                elif row[slot] != 0 and slot not in stored:
+            for slot, coefficient in row.items():
+                if slot == "from":
+                    continue
+                if not is_number(coefficient):
+                    self.say(f"{here}.{slot}", f"not a number: {shown(coefficient)}")
+                elif coefficient != 0 and slot not in known.stored:
                     self.say(f"{here}.{slot}", "acts, but its factors are not stored")
-                elif slots[slot].get("role") == ALWAYS and row[slot] != value[0][slot]:
+                elif slot in known.always and coefficient != value[0][slot]:
                     self.say(f"{here}.{slot}", "always acts, so its coefficient must not change")
 
     def tensors(self, tensors: Mapping[str, TensorInfo], used: set[str]) -> None:
@@ -349,6 +360,15 @@ def _is_shallow(value: Mapping[str, Any], test: Callable[[Any], bool]) -> bool:
         all(map(test, inner.values())) if isinstance(inner, dict) else test(inner)
         for inner in value.values()
     )
+
+
+def _are_numbers(scores: Mapping[str, Any]) -> bool:
+    """Return whether every value is a number or null, or an object of these."""
+    for value in scores.values():
+        for each in value.values() if type(value) is dict else (value,):
+            if each is not None and not is_number(each):
+                return False
+    return True
 
 
 def _is_scalar(value: Any) -> bool:

@@ -28,6 +28,7 @@ from klora_runtime.artifact.checks import (
 from klora_runtime.artifact.digests import text_digest
 from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.factors import FORMS
+from klora_runtime.artifact.making import made
 from klora_runtime.artifact.numbers import damage, refuse_damaged
 from klora_runtime.artifact.q.form import Quantised
 from klora_runtime.artifact.safetensors_file import (
@@ -348,15 +349,17 @@ def _entry(value: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Entry
     rows, factors = value["timeline"], value["factors"]
     slots = [key for key in rows[0] if key != "from"]
     references = {name for name, stored in factors.items() if stored["kind"] == "reference"}
-    return EntryOf(
+    return made(
+        EntryOf,
         component=value["component"],
         module=value["module"],
         parameter=value["parameter"],
         shape=tuple(value["shape"]),
         fate=value["fate"],
-        timeline=Timeline(
-            tuple(float(row["from"]) for row in rows),
-            {slot: tuple(float(row[slot]) for row in rows) for slot in slots},
+        timeline=made(
+            Timeline,
+            starts=tuple([float(row["from"]) for row in rows]),
+            coefficients={slot: tuple([float(row[slot]) for row in rows]) for slot in slots},
         ),
         factors={
             name: _slot_in_file(stored, tensors)
@@ -390,14 +393,16 @@ def _slot_in_file(value: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     if value["encoding"] == "q":
         levels = tuple(value["levels"])
         quantised = Quantised(float(value["step"]), levels, float(value["error"]))
-    return SlotInFile(
-        value["kind"],
-        float(value["scale"]),
-        {
-            part: StoredTensor(name, tensors[name].dtype, tensors[name].shape)
-            for part, name in named.items()
-        },
-        quantised,
+    parts = {}
+    for part, name in named.items():
+        info = tensors[name]
+        parts[part] = made(StoredTensor, name=name, dtype=info.dtype, shape=info.shape)
+    return made(
+        SlotInFile,
+        kind=value["kind"],
+        scale=float(value["scale"]),
+        tensors=parts,
+        quantised=quantised,
     )
 
 

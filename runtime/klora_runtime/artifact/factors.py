@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from klora_runtime.artifact.dtypes import REAL
@@ -34,7 +35,7 @@ class Form:
     others: tuple[str, ...] = ()
     """Further keys."""
 
-    @property
+    @cached_property
     def keys(self) -> frozenset[str]:
         """All keys."""
         return frozenset(("kind", "encoding", "scale", *self.tensors, *self.others))
@@ -51,12 +52,12 @@ FORMS: Mapping[tuple[str, str], Form] = {
     ("reference", "plain"): Form((), (), ("down", "rows", "source", "up")),
 }
 _KINDS = {kind for kind, _ in FORMS}
-_KEYS = {form: form.keys for form in FORMS.values()}
 
 
 def is_number(value: Any) -> bool:
     """Return whether a JSON value is a number within the format's range."""
-    return type(value) in (int, float) and abs(value) < 1e38  # false for NaN as well
+    kind = type(value)
+    return (kind is float or kind is int) and -1e38 < value < 1e38  # false for NaN as well
 
 
 def factors_problems(
@@ -73,9 +74,9 @@ def factors_problems(
     if isinstance(form, str):
         yield "", form
         return
-    if value.keys() != _KEYS[form]:
-        missing = sorted(_KEYS[form] - value.keys())
-        unknown = sorted(value.keys() - _KEYS[form])
+    if value.keys() != form.keys:
+        missing = sorted(form.keys - value.keys())
+        unknown = sorted(value.keys() - form.keys)
         if missing:
             yield "", f"lacks {', '.join(missing)}"
         if unknown:

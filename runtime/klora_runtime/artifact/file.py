@@ -110,7 +110,7 @@ def save_fusion(fusion: Fusion, path: str | os.PathLike[str], *, overwrite: bool
         try:
             document, tensors = document_of(fusion)
             metadata = {METADATA_KEY: document_text(document)}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(f"the fusion cannot be written: {shown(error)}.") from error
         write_tensors(new, tensors, metadata)
         try:

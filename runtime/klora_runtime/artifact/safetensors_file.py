@@ -13,12 +13,11 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from klora_runtime.artifact.canonical import parse_json
 from klora_runtime.artifact.dtypes import DTYPES
@@ -29,11 +28,11 @@ from klora_runtime.errors import FileFormatError, shown
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
+_MAX_COUNT = 2**48
 _INFO_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor as the header describes it."""
 
     dtype: str
@@ -208,7 +207,7 @@ class SafetensorsFile:
         if not isinstance(entry, dict) or entry.keys() != _INFO_KEYS:
             raise self._tensor_error(name, "needs exactly dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
+        if type(dtype) is not str or dtype not in DTYPES:
             raise self._tensor_error(name, f"has the unknown dtype {shown(dtype)}")
         if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
             raise self._tensor_error(name, f"has the invalid shape {shown(shape)}")
@@ -227,9 +226,12 @@ class SafetensorsFile:
 
 
 def _are_counts(values: object) -> bool:
-    if not isinstance(values, list) or not {*map(type, values)} <= {int}:
+    if type(values) is not list:
         return False
-    return not values or (min(values) >= 0 and max(values) < 2**48)
+    for value in values:  # noqa: SIM110  # they are few, so a loop is faster than a generator
+        if type(value) is not int or not 0 <= value < _MAX_COUNT:
+            return False
+    return True
 
 
 def _foreign(start: bytes, size: int) -> str:

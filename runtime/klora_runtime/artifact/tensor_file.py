@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -183,7 +182,7 @@ def _joined(
     moved, parts, position = {}, [], 0
     for name, info in sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)):
         parts.append(data[info.start : info.stop])
-        moved[name] = replace(info, start=position, stop=position + info.nbytes)
+        moved[name] = info._replace(start=position, stop=position + info.nbytes)
         position += info.nbytes
     block = torch.cat(parts) if parts else data.new_empty(0)
     return block.to(device), moved
