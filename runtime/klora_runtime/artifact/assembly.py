@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from functools import cache
 from typing import Any, TypeVar
 
 from klora_runtime.artifact import numbers
@@ -130,9 +128,4 @@ def _packed(fusion: Fusion) -> dict[bool, torch.Tensor]:
 def _as(kind: type[T], value: Any, **changed: Any) -> T:
     """Convert a value to another class with the same fields, some of them changed."""
     own = vars(value)
-    return made(kind, **{name: own[name] for name in _names(type(value))} | changed)
-
-
-@cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+    return made(kind, **{name: own[name] for name in value.__dataclass_fields__} | changed)
