@@ -106,6 +106,14 @@ CASES: Mapping[str, Case] = {
             timed="load_fusion(small)",
             facts=_ERRORS,
         ),
+        Case(
+            "load",
+            "load_fusion of an artifact of rank 4 that is not compressed",
+            2.7,
+            inputs=_small,
+            setup=_RUN_ONCE + "from klora_runtime import load_fusion",
+            timed=f"for _ in range(20): load_fusion({_ARTIFACT!r}.format(own=own))",
+        ),
         *(
             Case(name, what, aim, inputs=_small, setup=_RUN_ONCE, command=command)
             for name, what, aim, command in (
