@@ -9,7 +9,7 @@ from pathlib import Path
 from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.measuring.statistics import OnLayer, Statistics
-from klora_compile.planning.deriving import layers_of_slots
+from klora_compile.planning.deriving import MADE, derivations, derive, note_of
 from klora_compile.planning.fates import fate_with
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
@@ -70,8 +70,8 @@ def compile_fusion(
         device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
         cache: a file that keeps statistics, so that a LoRA is measured only once; it is created if
             missing. By default nothing is kept.
-        on_layer: called after each measured layer with its name, the number of measured layers and
-            the total over all LoRAs.
+        on_layer: called after each derived and each measured layer with its name, the number of
+            these so far and the total over all LoRAs.
         weight_names: slot -> the file in a repository of the Hub that has several, such as
             ``{"content": "fox.safetensors"}``.
 
@@ -124,12 +124,16 @@ def compile_sources(
     own = _by_slot(adapters)
     ruled = scheduled(own)
     beside = {slot: each for slot, each in own.items() if slot not in ruled}
-    layers = layers_of_slots({slot: own[slot] for slot in ruled}, rule)
+    given = {slot: own[slot] for slot in ruled}
+    jobs = derivations(given, config)
+    total = len(jobs) + sum(map(len, given.values()))
+    derived = derive(given, jobs, rule, on_layer=_shifted(on_layer, 0, total))
+    layers = {slot: derived[slot] for slot in ruled}
+    more = {slot: each for slot, each in derived.items() if slot not in ruled}
     ks = layer_ks(layers, rule)
-    sides = _sides(layers, ks, rule, device, cache, on_layer)
-    layers |= beside
-    plan = make_plan(_numbers(layers, sides, ks, _norms(beside)), config)
-    return _fusion(adapters, layers, plan, config)
+    sides = _sides(layers, ks, rule, device, cache, _shifted(on_layer, len(jobs), total))
+    numbers = _numbers({**layers, **beside}, sides, ks, _norms(more), _norms(beside))
+    return _fusion(adapters, {**layers, **more, **beside}, make_plan(numbers, config), config)
 
 
 def place_of(device: str) -> str | torch.device:
@@ -208,10 +212,15 @@ def _sides(
 
 
 def _norms(layers: LayersOfSlots) -> dict[str, dict[str, Side]]:
-    """Return slot -> layer name -> its numbers, for LoRAs that no rule sees."""
+    """Return slot -> layer name -> its numbers, for slots that no rule compares."""
     return {
         slot: {
-            name: Side(own[name].rank, own[name].scaling, abs(own[name].scaling) * norm)
+            name: Side(
+                own[name].rank,
+                own[name].scaling,
+                abs(own[name].scaling) * norm,
+                error=own[name].error if own[name].form == MADE else None,
+            )
             for name, norm in frobenius_norms(own.values()).items()
         }
         for slot, own in layers.items()
@@ -240,6 +249,7 @@ def _numbers(
     layers: LayersOfSlots,
     sides: Mapping[str, Mapping[str, Side]],
     ks: Mapping[str, int],
+    made: Mapping[str, Mapping[str, Side]],
     beside: Mapping[str, Mapping[str, Side]],
 ) -> dict[str, LayerNumbers]:
     numbers = {}
@@ -252,6 +262,7 @@ def _numbers(
             k=ks.get(layer.name),
             sides={slot: own.get(layer.name) for slot, own in sides.items()},
             weight=weight,
+            made={slot: own.get(layer.name) for slot, own in made.items()},
             beside={slot: own.get(layer.name) for slot, own in beside.items()},
             name=layer.name,
         )
@@ -272,10 +283,7 @@ def _fusion(
     families = _families(sources, every)
     return Fusion(
         sources={name: _source(adapter) for name, adapter in sources.items()},
-        slots={
-            slot: Slot(role_of(slot), _origins(slot, sources, rule), rule.derivation(slot))
-            for slot in slots_of(sources)
-        },
+        slots=_slots(sources, config),
         rule=StatedRule(rule.name, config.parameters(), plan.derived),
         family=families[0] if len(families) == 1 else None,
         entries=tuple(_entry(layer, layers, plan, rule) for layer in every),
@@ -285,10 +293,19 @@ def _fusion(
     )
 
 
-def _origins(slot: str, sources: Iterable[str], rule: Rule) -> tuple[str, ...]:
-    """Return the sources that a slot comes from: its own, or those that it is derived from."""
-    slots = rule.derives.get(slot, (slot,))
-    return tuple(source for each in slots for source in sources if slot_of(source) == each)
+def _slots(sources: Iterable[str], config: Config) -> dict[str, Slot]:
+    """Return all slots, each with the sources that it comes from: its own, or its origins'."""
+    given = slots_of(sources)
+    derived = config.rule.derives(scheduled(given))
+    origins: dict[str, tuple[str, ...]] = {**{slot: (slot,) for slot in given}, **derived}
+    return {
+        slot: Slot(
+            role_of(slot),
+            tuple(source for each in own for source in sources if slot_of(source) == each),
+            note_of(slot, own, config),
+        )
+        for slot, own in origins.items()
+    }
 
 
 def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from klora_compile.planning.deriving import note_of
 from klora_compile.planning.fates import fate_with
 from klora_compile.planning.pairing import check_slots
 from klora_compile.planning.plan import LayerPlan, make_plan
@@ -14,7 +15,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import in_order, role_of, scheduled
+from klora_compile.slots import in_order, made, role_of, scheduled
 from klora_runtime import __version__
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
@@ -51,8 +52,9 @@ def reschedule(
     )
     slots = in_order(fusion.slots)
     _refuse_other_roles(fusion)
-    check_slots(slots, config.rule, config.settings)
-    _refuse_other_factors(fusion, before.rule, config.rule)
+    check_slots(tuple(s for s in slots if s not in made(slots)), config.rule, config.settings)
+    _refuse_other_alphas(before.rule, config.rule)
+    _refuse_other_factors(fusion, slots, config)
     numbers = {entry.layer: _numbers(entry, slots, fusion.rule.name) for entry in fusion.entries}
     for entry in fusion.entries:
         _refuse_other_sums(entry, numbers[entry.layer], fusion.rule.name, config.rule)
@@ -83,23 +85,37 @@ def _refuse_other_roles(fusion: Fusion) -> None:
             )
 
 
-def _refuse_other_factors(fusion: Fusion, before: Rule, after: Rule) -> None:
-    """Refuse settings that would need other factors than the stored ones."""
+def _refuse_other_alphas(before: Rule, after: Rule) -> None:
+    """Refuse settings that would need the network alpha otherwise than it was measured."""
     if before.ignores_alpha != after.ignores_alpha:
         was, would = ("ignored", "applied") if before.ignores_alpha else ("applied", "ignored")
         raise ConfigError(
             f"these settings need the network alpha {would}; this artifact was measured with "
             f"it {was}. Compile its sources again."
         )
-    for name, slot in fusion.slots.items():
-        wanted = after.derivation(name)
-        if wanted != slot.derived:
-            stated = "is the LoRA as given" if slot.derived is None else f"is {shown(slot.derived)}"
-            other = "the LoRA as given" if wanted is None else wanted
-            raise ConfigError(
-                f"slot {name} {stated}, rule {after.name} with these settings needs {other}; "
-                "compile its sources again."
-            )
+
+
+def _refuse_other_factors(fusion: Fusion, slots: Sequence[str], config: Config) -> None:
+    """Refuse settings that would need other factors than the stored ones.
+
+    A made slot that the rule does not use stays, and is idle.
+    """
+    rule = config.rule
+    derived = rule.derives(scheduled(slots))
+    for name in dict.fromkeys((*slots, *derived)):
+        wanted = note_of(name, derived.get(name, (name,)), config)
+        if name in fusion.slots:
+            note = fusion.slots[name].derived
+            if wanted == note or (name in made(slots) and name not in derived):
+                continue
+            stated = "is the LoRA as given" if note is None else f"is {shown(note)}"
+        else:
+            stated = "is not in this artifact"
+        other = "the LoRA as given" if wanted is None else wanted
+        raise ConfigError(
+            f"slot {name} {stated}, rule {rule.name} with these settings needs {other}; compile "
+            "its sources again."
+        )
 
 
 def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
@@ -124,7 +140,8 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
         k=scores.get("k"),
         sides={slot: read[slot] for slot in ruled},
         weight=weight,
-        beside={slot: side for slot, side in read.items() if slot not in ruled},
+        made={slot: read[slot] for slot in made(slots)},
+        beside={s: side for s, side in read.items() if s not in ruled and s not in made(slots)},
         name=entry.layer,
     )
 

@@ -1,6 +1,7 @@
 """Names of slots: ``content`` and ``style``, or ``content.1``, ``content.2``, … for several.
 
-Any other name, such as ``turbo``, is that of a LoRA that always acts. A LoRA in two files, for
+``merged`` is what a rule merged them to. Any other name, such as ``turbo``, is that of a LoRA that
+always acts. A LoRA in two files, for
 models with a denoiser for high noise and one for low noise, has the sources ``content.high`` and
 ``content.low``; any other LoRA's source has the name of its slot.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from klora_runtime.artifact.schedule import ALWAYS, CONTENT, ROLES, STYLE
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, MERGED, ROLES, STYLE
 
 #: The roles that a rule schedules.
 SCHEDULED = (CONTENT, STYLE)
@@ -29,12 +30,17 @@ def slot_names(contents: int, styles: int) -> tuple[str, ...]:
 def role_of(slot: str) -> str:
     """Return the role of a slot, from its name."""
     stem = slot.partition(".")[0]
-    return stem if stem in SCHEDULED else ALWAYS
+    return stem if stem in (*SCHEDULED, MERGED) else ALWAYS
 
 
 def scheduled(slots: Iterable[str]) -> tuple[str, ...]:
-    """Return the slots that a rule schedules, in the given order."""
-    return tuple(slot for slot in slots if role_of(slot) != ALWAYS)
+    """Return the slots of LoRAs that a rule schedules, in the given order."""
+    return tuple(slot for slot in slots if role_of(slot) in SCHEDULED)
+
+
+def made(slots: Iterable[str]) -> tuple[str, ...]:
+    """Return the slots that a rule made beside those of LoRAs, in the given order."""
+    return tuple(slot for slot in slots if role_of(slot) == MERGED)
 
 
 def slot_of(source: str) -> str:

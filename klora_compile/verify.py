@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from klora_compile.compiler import compile_sources
 from klora_compile.measuring.statistics import OnLayer
 from klora_compile.planning.pairing import check_loras, check_slots
-from klora_compile.rules.lookup import RULES
+from klora_compile.rules.lookup import RULES, known_rule
 from klora_compile.settings.config import Config
-from klora_compile.slots import slots_of
+from klora_compile.slots import made, scheduled, slots_of
 from klora_compile.sources import Lora, other_sources, read_again
 from klora_compile.storing.dropping import holds_unused, without_unused
 from klora_compile.storing.loss import relative_error
 from klora_compile.storing.thin import thin
 from klora_runtime.artifact.delta import Delta
 from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, KloraError, shown
+
+T = TypeVar("T")
 
 #: Tolerance between two kinds of device: relative for scores, absolute for breakpoints.
 TOLERANCE = 1e-6
@@ -54,8 +58,8 @@ def verify_fusion(
         One sentence per difference; empty if the fusion is what its sources give. Scores may
         differ by 1e-6 of their size and breakpoints by 1e-6, as between a CPU and a GPU. Factors
         must be equal to the bit; the error of compressed ones must be the stated one. Scores of an
-        earlier rule that the present rule does not use are not compared. A layer may lack the slots
-        that never act.
+        earlier rule that the present rule does not use are not compared, nor is what that rule
+        merged. A layer may lack the slots that never act.
 
     Raises:
         LoraError: a file cannot be read completely.
@@ -79,7 +83,7 @@ def verify_fusion(
     again = compile_sources(adapters, config, device=where, on_layer=on_layer)
     if fusion.is_thin:
         again = thin(again, adapters)
-    return list(_compare(fusion, again))
+    return list(_compare(_without(fusion, other_merges(fusion)), again))
 
 
 def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
@@ -97,6 +101,44 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
         yield from (
             f"{name}: {what} differs" for what in _compare_entry(stated[name], computed[name], sums)
         )
+
+
+def not_compared(fusion: Fusion) -> tuple[str, ...]:
+    """Return in words what a fusion also holds, of earlier rules, and verification skips."""
+    skipped = {
+        "sums of an earlier rule": keeps_other_sums(fusion),
+        "what an earlier rule merged": bool(other_merges(fusion)),
+    }
+    return tuple(what for what, there in skipped.items() if there)
+
+
+def other_merges(fusion: Fusion) -> tuple[str, ...]:
+    """Return made slots of an earlier rule, which never act; verification skips them."""
+    rule = known_rule(fusion.rule.name, fusion.rule.parameters)
+    own = {} if rule is None else rule.derives(scheduled(fusion.slots))
+    idle = (slot for slot in made(fusion.slots) if slot not in own)
+    return tuple(s for s in idle if not any(e.timeline.uses(s) for e in fusion.entries))
+
+
+def _without(fusion: Fusion, slots: Sequence[str]) -> Fusion:
+    """Return a fusion without some slots that never act."""
+    if not slots:
+        return fusion
+
+    def less(numbers: Mapping[str, T]) -> dict[str, T]:
+        return {name: value for name, value in numbers.items() if name not in slots}
+
+    entries = tuple(
+        replace(
+            entry,
+            timeline=Timeline(entry.timeline.starts, less(entry.timeline.coefficients)),
+            factors=less(entry.factors),
+            references=less(entry.references),
+            scores={rule: less(scores) for rule, scores in entry.scores.items()},
+        )
+        for entry in fusion.entries
+    )
+    return replace(fusion, slots=less(fusion.slots), entries=entries)
 
 
 def keeps_other_sums(fusion: Fusion) -> bool:

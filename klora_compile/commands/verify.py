@@ -96,14 +96,14 @@ def _compared(
 ) -> Verification:
     """Compile the LoRAs again and compare."""
     from klora_compile.report.verification import Verification
-    from klora_compile.verify import keeps_other_sums, verify_fusion
+    from klora_compile.verify import not_compared, verify_fusion
     from klora_runtime.artifact.file import load_fusion
 
     fusion = load_fusion(file, check="full")
     sources = _by_slot(file, fusion, loras, halves)
     with layer_bar("comparing") as on_layer:
         found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
-    return Verification(file, files, fusion, tuple(found), keeps_other_sums(fusion))
+    return Verification(file, files, fusion, tuple(found), not_compared(fusion))
 
 
 def _by_slot(

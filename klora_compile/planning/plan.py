@@ -121,16 +121,17 @@ def _plan_layer(
         choice = _choose(layer, derived, config)
     else:
         choice = _follow(layer, _choose(weight, derived, config))
+    made = tuple(slot for slot, side in layer.made.items() if side and not side.is_zero)
     beside = tuple(slot for slot, side in layer.beside.items() if side and not side.is_zero)
     timeline = _timeline(layer, choice.segments, beside, config.settings)
     fate = choice.fate
     if beside and not any(row for _, row in choice.segments):
         fate = BESIDE
     scores: dict[str, Any] = {"k": layer.k, "ratio": choice.ratio}
-    sides = {**layer.sides, **layer.beside}
+    sides = {**layer.sides, **layer.made, **layer.beside}
     scores |= {slot: side and side.scores for slot, side in sides.items()}
     scales = {slot: side.scaling for slot, side in sides.items() if side is not None}
-    return LayerPlan(fate, timeline, (*layer.present, *beside), scales, scores)
+    return LayerPlan(fate, timeline, (*layer.present, *made, *beside), scales, scores)
 
 
 def _choose(layer: LayerNumbers, derived: Mapping[str, Any], config: Config) -> Choice:
@@ -175,7 +176,7 @@ def _timeline(
         acting = {slot: value for slot, value in row.items() if value} | dict.fromkeys(beside, 1.0)
         if not rows or rows[-1][1] != acting:
             rows.append((start, acting))
-    slots = (*layer.sides, *layer.beside)
+    slots = (*layer.sides, *layer.made, *layer.beside)
     weights = {slot: settings.weight(slot, layer.component) for slot in slots}
     return Timeline(
         tuple(start for start, _ in rows),

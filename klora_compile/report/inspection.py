@@ -16,7 +16,7 @@ from klora_runtime.artifact.schedule import Schedule, ScheduledEntry, Slot
 #: Fields of the summary that are here too.
 _SUMMARISED = (
     *("rule", "gamma", "derived", "family", "families"),
-    *("clock", "shifts", "few_steps", "near_ties"),
+    *("clock", "shifts", "few_steps", "truncations", "near_ties"),
 )
 
 #: Printed name of each number of a slot, and its key in the scores.

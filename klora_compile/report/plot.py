@@ -14,7 +14,15 @@ from klora_compile.report.scores import number_of
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.palette import CONTENT_RGB, STYLE_RGB, Rgb, colours, mixed, parts_of
+from klora_runtime.artifact.palette import (
+    CONTENT_RGB,
+    STYLE_RGB,
+    Rgb,
+    colours,
+    mixed,
+    parts_of,
+    shown_slots,
+)
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.schedule import Schedule, ScheduledEntry
 from klora_runtime.errors import KloraError, shown
@@ -76,7 +84,7 @@ def plot_schedule(
 
 def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
     """Draw layers over progress into matplotlib axes, one row each."""
-    palette = colours(fusion.slots)
+    palette = colours(shown_slots(fusion))
     progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
     image = np.empty((len(layers), _COLUMNS, 3), dtype=np.uint8)
     for row, entry in enumerate(layers):
@@ -168,12 +176,12 @@ def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block]) ->
     heat.legend(
         handles=[
             Patch(color=_rgb(colour), label=slot_label(fusion, slot))
-            for slot, colour in colours(fusion.slots).items()
+            for slot, colour in colours(shown_slots(fusion)).items()
         ],
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         borderaxespad=0.3,
-        ncols=len(fusion.slots),
+        ncols=len(shown_slots(fusion)),
         fontsize=9,
         frameon=False,
     )

@@ -9,7 +9,7 @@ import click
 
 from klora_compile.runs import Run, runs_of
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.palette import Rgb, colours, mixed
+from klora_runtime.artifact.palette import Rgb, colours, mixed, shown_slots
 from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.errors import shown
 
@@ -47,7 +47,7 @@ def text_map(fusion: Schedule, width: int, shift: float | None = None) -> str:
         return "no denoiser layers"
     names = [*(shown(block.name) for block in rows), *map(_run_label, runs)]
     label = max(map(len, names))
-    palette = colours(fusion.slots)
+    palette = colours(shown_slots(fusion))
     beside = [name for name, slot in fusion.slots.items() if slot.role == ALWAYS]
     lines = [_line(block, label, width, palette, beside) for block in rows]
     words = "progress by noise" if runs else "progress"

@@ -10,6 +10,7 @@ from typing import Any
 from klora_compile.report.fates import COMMON, QUIET
 from klora_compile.report.few_steps import FewSteps, few_steps
 from klora_compile.report.scores import number_of
+from klora_compile.report.truncation import Truncation, truncations
 from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
@@ -55,6 +56,8 @@ class Summary:
     few_steps: tuple[FewSteps, ...]
     always: Mapping[str, int]
     """Slot of a LoRA that always acts -> number of layers in which it does."""
+    truncations: tuple[Truncation, ...]
+    """What merged slots lost to their rank; empty without one."""
     near_ties: tuple[NearTie, ...]
     ranks: Mapping[str, tuple[int, ...]]
     """Source -> its distinct ranks."""
@@ -101,6 +104,7 @@ def summarise(fusion: Schedule, shift: float | None = None) -> Summary:
             for name, slot in fusion.slots.items()
             if slot.role == ALWAYS
         },
+        truncations=tuple(truncations(fusion)),
         near_ties=tuple(near_ties(fusion, runs)),
         ranks={name: source.ranks for name, source in fusion.sources.items()},
         bytes_in={name: source.bytes for name, source in fusion.sources.items()},
@@ -162,6 +166,7 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     rows.extend(("" if i else "few steps", few.text) for i, few in enumerate(summary.few_steps))
     for slot, count in summary.always.items():
         rows.append(("always", f"{shown(slot)} in {count} layers{_weight_of(summary, slot)}"))
+    rows.extend(("truncation", each.text) for each in summary.truncations)
     rows.append(("near ties", str(len(summary.near_ties))))
     rows.extend(("", f"{shown(tie.layer)}: {tie.why}") for tie in summary.near_ties[:3])
     if len(summary.near_ties) > 3:

@@ -22,8 +22,8 @@ class Verification:
     """The fusion; None if the artifact cannot be read."""
     differences: tuple[str, ...] = ()
     """One sentence each; see :func:`klora_compile.verify.verify_fusion`."""
-    other_sums: bool = False
-    """Whether the artifact holds sums of an earlier rule, which were not compared."""
+    skipped: tuple[str, ...] = ()
+    """What the artifact also holds, in words, and was not compared."""
 
     def error(self) -> KloraError | None:
         """Return the error that lists the differences; None if there are none."""
@@ -55,6 +55,7 @@ class Verification:
             entries = self.fusion.entries
             small = any(each.quantised for entry in entries for each in entry.factors.values())
             how = "as near to its sources as it states" if small else "equal to its sources"
-        if self.other_sums:
-            how += "; it also holds sums of an earlier rule, which were not compared"
+        if self.skipped:
+            were = "were" if self.skipped[0].startswith("sums") else "was"
+            how += f"; it also holds {' and '.join(self.skipped)}, which {were} not compared"
         return f"{shown(self.file)}: good ({len(self.fusion.entries)} layers, {how})"

@@ -15,3 +15,6 @@ from klora_compile.rules.level import Level as Level
 from klora_compile.rules.switch import Switch as Switch
 from klora_compile.rules.phases import Phases as Phases
 from klora_compile.rules.groups import Groups as Groups
+from klora_compile.rules.ties import Ties as Ties
+from klora_compile.rules.dare import Dare as Dare
+from klora_compile.rules.della import Della as Della

@@ -16,7 +16,7 @@ beside the unchanged style. Biases, norms and text encoders are unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ from klora_compile.fields import Number, setting
 from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import SUM, Choice, total
 from klora_compile.rules.kit.papers import Paper, preprint
-from klora_compile.rules.rule import LayerOfSlot, Rule
+from klora_compile.rules.rule import Derived, LayerOfSlot, Rule
 from klora_runtime.artifact.schedule import CONTENT, STEPLESS, STYLE
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class Projecting(Rule):
     """The base of rules that project the content slot off the style's input directions."""
 
     most: ClassVar[int | None] = 2
-    derives: ClassVar[Mapping[str, tuple[str, ...]]] = {CONTENT: (CONTENT, STYLE)}
 
     mu: float = field(
         default=0.5,
@@ -51,18 +50,21 @@ class Projecting(Rule):
         ),
     )
 
+    def derives(self, slots: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        return {CONTENT: (CONTENT, STYLE)}
+
     def derivation(self, slot: str) -> str | None:
         if slot != CONTENT:
             return None
         mu = float(self.mu)
         return f"denoiser projected off the style's input directions (NP-LoRA, mu = {mu!r})"
 
-    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
+    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Derived:
         content, style = layers[CONTENT], layers[STYLE]
         multiplies = content.parameter == "weight" and len(content.shape) > 1
         if not multiplies or content.component in STEPLESS or style.scaling == 0.0:
-            return content.delta
-        return project(content.delta, style.delta, self.mu)
+            return Derived(content.delta)
+        return Derived(project(content.delta, style.delta, self.mu))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,9 @@ class LayerOfSlot(Protocol):
     """One layer of one LoRA, with its values."""
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def component(self) -> str: ...
 
     @property
@@ -45,10 +48,22 @@ class LayerOfSlot(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     @property
+    def rank(self) -> int: ...
+
+    @property
     def delta(self) -> Delta: ...
 
     @property
     def scaling(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One layer of a derived slot."""
+
+    delta: Delta
+    error: float = 0.0
+    """Share of its Frobenius norm that was lost to its rank, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,6 @@ class Rule(ABC):
     """Formula of :attr:`Choice.ratio` in matplotlib's math notation."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Settings that the artifact states only if they differ from their default."""
-    derives: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Derived slot -> slots of the LoRAs that :meth:`derive` computes it from."""
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -179,16 +192,26 @@ class Rule(ABC):
         """Return the settings in a few words, for reports."""
         return ", ".join(f"{name} {value}" for name, value in self.parameters().items())
 
+    def derives(self, slots: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """Return derived slot -> slots of the LoRAs that :meth:`derive` computes it from.
+
+        A derived slot replaces the LoRA of its name, or is ``merged``, beside all LoRAs.
+        """
+        return {}
+
     def derivation(self, slot: str) -> str | None:
         """Return the artifact's note on how a slot is computed; None if it is a LoRA as given."""
         return None
 
-    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Delta:
-        """Compute the delta of one layer of a derived slot; the scaling is that of the slot's LoRA.
+    def derive(self, slot: str, layers: Mapping[str, LayerOfSlot]) -> Derived | None:
+        """Compute one layer of a derived slot; None if the slot shall not have the layer.
 
         Args:
-            slot: a key of :attr:`derives`.
-            layers: slot -> the layer in each LoRA that it is computed from.
+            slot: a key of :meth:`derives`.
+            layers: slot -> the layer in each LoRA that it is computed from. If the derived slot
+                replaces a LoRA, these are all of its origins, and the result has the scaling of
+                that LoRA. Otherwise they are two or more of them, the scaling of each includes the
+                weight of its LoRA, and the result has the scaling 1.
         """
         raise NotImplementedError(f"rule {self.name} derives no {slot}")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from klora_compile.fields import BySlot, Number, Word, check_settings, setting
 from klora_compile.slots import half_of, role_of
-from klora_runtime.artifact.schedule import ALWAYS, CONTENT, STYLE
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, MERGED, STYLE
 from klora_runtime.artifact.timeline import CLOCKS, ClockName
 from klora_runtime.errors import ConfigError
 
@@ -87,7 +87,7 @@ class Settings:
             component: such as ``transformer``; ``transformer_2`` is the half for low noise, which
                 may have a factor of its own (``content.low``).
         """
-        roles = {CONTENT: self.content_weight, STYLE: self.style_weight, ALWAYS: 1.0}
+        roles = {CONTENT: self.content_weight, STYLE: self.style_weight, MERGED: 1.0, ALWAYS: 1.0}
         half = self.weights.get(f"{slot}.{half_of(component)}", 1.0)
         return roles[role_of(slot)] * self.weights.get(slot, 1.0) * half
 

@@ -44,6 +44,8 @@ PUBLIC: dict[str, list[str]] = {
         "export_static",
     ],
     "klora_compile.rules": [
+        "Dare",
+        "Della",
         "Direct",
         "Est",
         "Groups",
@@ -55,6 +57,7 @@ PUBLIC: dict[str, list[str]] = {
         "Rule",
         "Soft",
         "Switch",
+        "Ties",
     ],
     "klora_runtime": [
         "ArtifactError",

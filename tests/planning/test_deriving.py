@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from support.lora_files import random_pair
 
-from klora_compile.planning.deriving import layers_of_slots
+from klora_compile.planning.deriving import Derivation, derive
 from klora_compile.reading.layers import Layer
+from klora_compile.rules.rule import Derived
 
 
 def test_a_rule_derives_on_one_thread() -> None:
@@ -17,15 +18,16 @@ def test_a_rule_derives_on_one_thread() -> None:
     layers = {layer.name: layer}
     threads = []
 
-    def derive(slot: str, layers: dict[str, Layer]) -> Any:
+    def one(slot: str, layers: dict[str, Layer]) -> Derived:
         threads.append((torch.get_num_threads(), torch.is_grad_enabled()))
-        return layers["content"].delta
+        return Derived(layers["content"].delta)
 
-    rule = SimpleNamespace(derives={"style": ("content", "style")}, derive=derive)
+    rule: Any = SimpleNamespace(derive=one)
+    job = Derivation("style", layer.name, {"content": layer, "style": layer})
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        layers_of_slots({"content": layers, "style": layers}, rule)
+        derive({"content": layers, "style": layers}, [job], rule)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -22,6 +22,8 @@ class Side:
     """Sum of absolute values of the scaled delta; None if the rule does not need it."""
     top_k: float | None = None
     """Sum of the K largest absolute values; None also if no other LoRA has the layer."""
+    error: float | None = None
+    """Share of a made delta's Frobenius norm that its rank lost, 0 to 1; None for a LoRA's own."""
 
     @property
     def is_zero(self) -> bool:
@@ -36,12 +38,14 @@ class Side:
             scores["frobenius"] = self.frobenius
         if self.l1 is not None:
             scores |= {"l1": self.l1, "top_k": self.top_k}
+        if self.error is not None:
+            scores["error"] = self.error
         return scores
 
     @classmethod
     def from_scores(cls, scores: Mapping[str, Any]) -> Side:
         """Return the side with these :attr:`scores`."""
-        names = ("rank", "scaling", "frobenius", "l1", "top_k")
+        names = ("rank", "scaling", "frobenius", "l1", "top_k", "error")
         return cls(**{name: scores[name] for name in names if name in scores})
 
 
@@ -57,6 +61,8 @@ class LayerNumbers:
     """Slot -> its numbers, in the order of the LoRAs; None if it does not adapt the layer."""
     weight: str | None = None
     """For a bias, the layer name of the weight that it is chosen with."""
+    made: Mapping[str, Side | None] = field(default_factory=dict)
+    """The same for slots that a rule made of several LoRAs, beside their own."""
     beside: Mapping[str, Side | None] = field(default_factory=dict)
     """The same for LoRAs that always act; no rule looks at them."""
     name: str = ""

@@ -1,19 +1,25 @@
-"""Colours of slots: blues for contents, oranges for styles, greys for the rest, dark to light."""
+"""Colours of slots: blues for contents, oranges for styles, dark to light; two for the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from klora_runtime.artifact.schedule import ALWAYS, CONTENT, ROLES, STYLE, Slot
+from klora_runtime.artifact.schedule import ALWAYS, CONTENT, MERGED, ROLES, STYLE, Schedule, Slot
 
 Rgb = tuple[int, int, int]
 
 #: The colours of the roles: a blue and an orange that differ in print and for colour-blind readers,
-#: and a grey for what acts beside them.
+#: a purple for what they were merged to, and a grey for what acts beside them.
 CONTENT_RGB: Rgb = (38, 103, 168)
 STYLE_RGB: Rgb = (232, 133, 44)
+MERGED_RGB: Rgb = (127, 90, 160)
 ALWAYS_RGB: Rgb = (110, 110, 110)
-_OF_ROLES = {CONTENT: CONTENT_RGB, STYLE: STYLE_RGB, ALWAYS: ALWAYS_RGB}
+_OF_ROLES = {
+    CONTENT: CONTENT_RGB,
+    STYLE: STYLE_RGB,
+    MERGED: MERGED_RGB,
+    ALWAYS: ALWAYS_RGB,
+}
 
 _WHITE: Rgb = (255, 255, 255)
 
@@ -31,6 +37,15 @@ def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
         share = _LIGHTEST * kin.index(name) / max(1, len(kin) - 1)
         found[name] = mixed([(_OF_ROLES[roles[name]], 1.0 - share), (_WHITE, share)])
     return found
+
+
+def shown_slots(fusion: Schedule) -> dict[str, Slot]:
+    """Return the slots that reports show: all but a merged one that acts nowhere."""
+    return {
+        name: slot
+        for name, slot in fusion.slots.items()
+        if slot.role != MERGED or any(entry.timeline.uses(name) for entry in fusion.entries)
+    }
 
 
 def mixed(parts: Sequence[tuple[Rgb, float]]) -> Rgb:

@@ -22,9 +22,10 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encod
 #: encoders, and what some models pass the encoded prompt through.
 STEPLESS = (*TEXT_ENCODERS, "connectors", "text_conditioner")
 
-#: Roles of slots. A rule schedules contents and styles; what is ``always`` acts beside them.
-CONTENT, STYLE, ALWAYS = "content", "style", "always"
-ROLES = (CONTENT, STYLE, ALWAYS)
+#: Roles of slots. A rule schedules contents, styles and what it merged them to; what is ``always``
+#: acts beside them.
+CONTENT, STYLE, MERGED, ALWAYS = "content", "style", "merged", "always"
+ROLES = (CONTENT, STYLE, MERGED, ALWAYS)
 
 #: Limits of ``repr``: names of files, and characters of a name.
 _NAMES, _NAME = 4, 40
@@ -38,8 +39,9 @@ class Slot:
     """One adapter of a fusion, given or derived."""
 
     role: str
-    """``content`` or ``style``: the rule schedules it. ``always``: it acts at constant weight at
-        every step, beside what the rule chooses, and no rule sees it."""
+    """``content`` or ``style``: the rule schedules it. ``merged``: a rule computed it from several
+        of these, to act instead of them. ``always``: it acts at constant weight at every step,
+        beside what the rule chooses, and no rule sees it."""
     sources: tuple[str, ...]
     """Its origins, as names in :attr:`Fusion.sources`."""
     derived: str | None = None

@@ -11,7 +11,7 @@ from html import escape
 from itertools import groupby, pairwise
 
 from klora_runtime.artifact.blocks import Block, blocks
-from klora_runtime.artifact.palette import Rgb, colours, mixed, parts_of
+from klora_runtime.artifact.palette import Rgb, colours, mixed, parts_of, shown_slots
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import shown
@@ -50,7 +50,7 @@ def schedule_html(
         weights: slot -> factor on its coefficients; a missing slot has 1.
         progress: a progress to mark in the map.
     """
-    palette = colours(fusion.slots)
+    palette = colours(shown_slots(fusion))
     acting = [block.acting() for block in blocks(fusion)]
     every = -(-sum(len(block.entries) for block in acting) // _MAX_ROWS)
     drawn = _thinned(acting, every)
