@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from klora_compile.measuring.cache import measure_once
-from klora_compile.measuring.norms import frobenius_norms
+from klora_compile.measuring.norms import Pair, frobenius_norms, inner_products
 from klora_compile.measuring.statistics import OnLayer, Statistics
 from klora_compile.planning.deriving import MADE, derivations, derive, note_of
 from klora_compile.planning.fates import fate_with
@@ -132,7 +132,8 @@ def compile_sources(
     more = {slot: each for slot, each in derived.items() if slot not in ruled}
     ks = layer_ks(layers, rule)
     sides = _sides(layers, ks, rule, device, cache, _shifted(on_layer, len(jobs), total))
-    numbers = _numbers({**layers, **beside}, sides, ks, _norms(more), _norms(beside))
+    products = _products(layers, sides) if rule.needs_products else {}
+    numbers = _numbers({**layers, **beside}, sides, ks, products, _norms(more), _norms(beside))
     return _fusion(adapters, {**layers, **more, **beside}, make_plan(numbers, config), config)
 
 
@@ -227,6 +228,19 @@ def _norms(layers: LayersOfSlots) -> dict[str, dict[str, Side]]:
     }
 
 
+def _products(
+    layers: LayersOfSlots, sides: Mapping[str, Mapping[str, Side]]
+) -> dict[str, dict[Pair, float]]:
+    """Return layer name -> two slots -> inner product of their scaled deltas."""
+    return {
+        name: {
+            (one, other): sides[one][name].scaling * sides[other][name].scaling * product
+            for (one, other), product in pairs.items()
+        }
+        for name, pairs in inner_products(layers).items()
+    }
+
+
 def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
     """Return a callback for one LoRA that reports to ``on_layer`` of all LoRAs."""
     if on_layer is None:
@@ -249,6 +263,7 @@ def _numbers(
     layers: LayersOfSlots,
     sides: Mapping[str, Mapping[str, Side]],
     ks: Mapping[str, int],
+    products: Mapping[str, Mapping[Pair, float]],
     made: Mapping[str, Mapping[str, Side]],
     beside: Mapping[str, Mapping[str, Side]],
 ) -> dict[str, LayerNumbers]:
@@ -265,6 +280,7 @@ def _numbers(
             made={slot: own.get(layer.name) for slot, own in made.items()},
             beside={slot: own.get(layer.name) for slot, own in beside.items()},
             name=layer.name,
+            products=products.get(layer.name),
         )
     return numbers
 

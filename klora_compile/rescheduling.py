@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from klora_compile.planning.deriving import note_of
 from klora_compile.planning.fates import fate_with
@@ -143,7 +144,21 @@ def _numbers(entry: Entry, slots: Sequence[str], rule: str) -> LayerNumbers:
         made={slot: read[slot] for slot in made(slots)},
         beside={s: side for s, side in read.items() if s not in ruled and s not in made(slots)},
         name=entry.layer,
+        products=_products(scores.get("products")),
     )
+
+
+def _products(stated: object) -> dict[tuple[str, str], float] | None:
+    """Return inner products from scores; None if there are none, or not by pairs of slots."""
+    if not isinstance(stated, Mapping):
+        return None
+    found = {}
+    for pair, value in stated.items():
+        one, space, other = pair.partition(" ")
+        if not space or not isinstance(value, int | float):
+            return None
+        found[one, other] = float(value)
+    return found
 
 
 def _is_side(value: object) -> bool:
@@ -168,12 +183,22 @@ def _refuse_other_sums(entry: Entry, layer: LayerNumbers, before: str, rule: Rul
             f"was compiled with rule {before}, which did not measure them. Compile the sources "
             f"with --rule {rule.name}."
         )
+    if rule.needs_products and not _has_products(layer):
+        raise ConfigError(
+            f"rule {rule.name} needs the inner products of the LoRAs, which rule {before} did not "
+            f"measure. Compile the sources with --rule {rule.name}."
+        )
     k = rule.count([side.rank for side in owners], math.prod(entry.shape))
     if k is not None and k != layer.k:
         raise ConfigError(
             f"top_k: {shown(entry.layer)} was measured over its {layer.k} largest weights; "
             f"these settings need {k}. Compile the sources again."
         )
+
+
+def _has_products(layer: LayerNumbers) -> bool:
+    known = layer.products or {}
+    return all(pair in known for pair in combinations(layer.owners, 2))
 
 
 def _missing(fusion: Fusion, layers: Mapping[str, LayerPlan]) -> Iterator[str]:

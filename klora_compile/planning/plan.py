@@ -128,6 +128,8 @@ def _plan_layer(
     if beside and not any(row for _, row in choice.segments):
         fate = BESIDE
     scores: dict[str, Any] = {"k": layer.k, "ratio": choice.ratio}
+    if layer.products is not None:
+        scores["products"] = {" ".join(pair): value for pair, value in layer.products.items()}
     sides = {**layer.sides, **layer.made, **layer.beside}
     scores |= {slot: side and side.scores for slot, side in sides.items()}
     scales = {slot: side.scaling for slot, side in sides.items() if side is not None}

@@ -12,6 +12,7 @@ from klora_compile.rules.np_klora import NpKlora as NpKlora
 from klora_compile.rules.soft import Soft as Soft
 from klora_compile.rules.direct import Direct as Direct
 from klora_compile.rules.level import Level as Level
+from klora_compile.rules.auto_strength import AutoStrength as AutoStrength
 from klora_compile.rules.switch import Switch as Switch
 from klora_compile.rules.phases import Phases as Phases
 from klora_compile.rules.groups import Groups as Groups

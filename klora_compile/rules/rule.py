@@ -90,6 +90,9 @@ class Rule(ABC):
         rules share are in :mod:`klora_compile.planning.fates`."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of :class:`~klora_compile.rules.kit.numbers.Side` that the rule compares."""
+    needs_products: ClassVar[bool] = False
+    """Whether the rule needs the inner products of the LoRAs' deltas
+        (:attr:`~klora_compile.rules.kit.numbers.LayerNumbers.products`)."""
     whole: ClassVar[bool] = False
     """Whether the rule schedules whole LoRAs: it compares nothing, and a layer of only one LoRA
         follows that LoRA's schedule."""

@@ -370,6 +370,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "della": {"epsilon": 0.5, "scale": 1.5},
     "direct": {"weights": {"style": 0.5}},
     "level": {"style_weight": 2.0},
+    "auto-strength": {"per": "layer"},
     "switch": {"steps": 30, "tau": 4},
     "phases": {"style_phases": "0:0,0.3:1", "slot_phases": {"content": "0:1,0.9:0"}},
 }

@@ -67,6 +67,9 @@ class LayerNumbers:
     """The same for LoRAs that always act; no rule looks at them."""
     name: str = ""
     """Name of the layer."""
+    products: Mapping[tuple[str, str], float] | None = None
+    """Two slots, in the order of the LoRAs -> the Frobenius inner product of their scaled deltas;
+        None if the rule does not need them."""
 
     @property
     def is_stepless(self) -> bool:
