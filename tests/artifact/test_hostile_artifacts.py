@@ -126,7 +126,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "slot name with path": (put("slots", "../x", {}), "slots.../x: not a slot name"),
     "role unknown": (
         put("slots", "style", "role", "mood"),
-        "slots.style.role: expected content, style or always, found mood",
+        "slots.style.role: expected content, style, merged or always, found mood",
     ),
     "slot without source": (put("slots", "style", "sources", []), "sources: names no known source"),
     "slot of no source": (
