@@ -30,13 +30,18 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "compilation": [
         ("compile", *PAIR, "-o", "whole.klora.safetensors", *BESIDE),
         ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1", *BESIDE),
+        ("compile", *PAIR, "-o", "one.klora.safetensors", "--rule", "ties", *BESIDE),
     ],
-    "recompilation": [("recompile", "fast.klora.safetensors", "-o", "other.klora.safetensors")],
+    "recompilation": [
+        ("recompile", "fast.klora.safetensors", "-o", "other.klora.safetensors"),
+        ("recompile", "merged.klora.safetensors", "-o", "sum.klora.safetensors"),
+    ],
     "fusion": [
         ("inspect", ARTIFACT),
         ("inspect", "small.klora.safetensors"),
         ("inspect", "small.klora.safetensors", "--norms"),
         ("inspect", "thin.klora.safetensors"),
+        ("inspect", "merged.klora.safetensors"),
     ],
     "lora": [("inspect", PAIR[0]), ("inspect", PAIR[0], "--norms")],
     "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
@@ -71,7 +76,7 @@ def documented(kind: str) -> set[str]:
     if kind == "fusion":
         shared = (
             *("rule", "gamma", "derived", "family", "families"),
-            *("clock", "shifts", "few_steps", "near_ties"),
+            *("clock", "shifts", "few_steps", "truncations", "near_ties"),
         )
         fields |= {each for each in documented("summary") if each.startswith(shared)}
         compiled = documented("compilation")
@@ -93,6 +98,8 @@ def paths(value: Any, path: str = "") -> Iterator[str]:
 
 def fits(field: str, path: str) -> bool:
     """Whether a path is of a documented field; of an empty list, or of what is open, in part."""
+    if field in OPEN and path == field.removesuffix(".{name}").replace(".", "\0"):
+        return True  # an empty object
     open_end = "(\0.*)?" if field in OPEN else ""
     shorter = [field[: end.end()] for end in re.finditer(r"\[\]", field)]
     return bool(re.fullmatch(shape(field) + open_end, path)) or (
@@ -118,6 +125,7 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("small", ("--compress", "0.1")),
         ("thin", ("--thin",)),
         ("fast", ("--always", f"turbo={turbo}")),
+        ("merged", ("--rule", "ties", "--always", f"turbo={turbo}")),
     ):
         made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
         assert made.exit_code == 0
