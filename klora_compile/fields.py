@@ -140,9 +140,14 @@ class Table:
     of: Text
     row: str
     """The notation of a row's name, for errors."""
+    names: tuple[str, ...] = ()
+    """Names of tables that come with the owner of the field, which may stand for one."""
 
     def check(self, name: str, value: object) -> None:
         """See :meth:`Number.check`; the owner of the field checks the names of rows."""
+        if self.names and isinstance(value, str):
+            Word(self.names).check(name, value)
+            return
         if not isinstance(value, Mapping) or not all(isinstance(row, str) for row in value):
             raise ConfigError(
                 f"{name}: expected rows {self.row} with {self.of.what} each, found {value!r}."

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from klora_compile.planning.deriving import note_of
 from klora_compile.planning.fates import fate_with
-from klora_compile.planning.pairing import check_slots
+from klora_compile.planning.pairing import check_slots, refuse_other_base
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
@@ -54,6 +54,7 @@ def reschedule(
     slots = in_order(fusion.slots)
     _refuse_other_roles(fusion)
     check_slots(tuple(s for s in slots if s not in made(slots)), config.rule, config.settings)
+    refuse_other_base(config.rule, fusion.candidates)
     _refuse_other_alphas(before.rule, config.rule)
     _refuse_other_factors(fusion, slots, config)
     numbers = {entry.layer: _numbers(entry, slots, fusion.rule.name) for entry in fusion.entries}

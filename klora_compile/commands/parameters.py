@@ -109,14 +109,22 @@ class Weight(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 
 
 class TableFile(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """A JSON file with one object."""
+    """A JSON file with one object, or the name of a table.
 
-    name = "FILE"
+    Args:
+        names: the known names; a file of such a name needs its folder before it (``./NAME``).
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.name = "|".join(("FILE", *names))
+        self._names = names
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, object]:
+    ) -> dict[str, object] | str:
         if isinstance(value, dict):
+            return value
+        if isinstance(value, str) and value in self._names:
             return value
         path = Path(str(click.Path(exists=True, dir_okay=False).convert(str(value), param, ctx)))
         try:

@@ -136,8 +136,8 @@ def _type(setting: Setting) -> Any:
             return SlotText(metavar)
         case BySlot():
             return Weight()
-        case Table():
-            return TableFile()
+        case Table(names=names):
+            return TableFile(*names)
         case Place():
             return FileName(folders=True)
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.survey import Survey
@@ -68,6 +68,7 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     Raises:
         PairingError: a layer has two shapes, no denoiser layer is common, families differ, or both
             halves of a LoRA change one layer.
+        ConfigError: the rule's settings are for another base model.
     """
     advice = _advice(loras)
     layers: dict[str, dict[str, LayerFacts]] = {slot: {} for slot in slots_of(loras)}
@@ -92,6 +93,7 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
     if issues:
         raise PairingError(f"{len(issues)} layers have two shapes. {advice}", issues)
     told = [may_be(lora) for lora in loras.values() if lora.families]
+    refuse_other_base(rule, set.intersection(*told) if told else set())
     ruled = scheduled(layers)
     # A common layer says more than a family.
     compared = not rule.whole and len(ruled) == len(layers)
@@ -108,6 +110,21 @@ def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
             f"the LoRAs have no denoiser layer in common. {advice}",
             [f"{slot} adapts {', '.join(names)}" for slot, names in components.items()],
         )
+
+
+def refuse_other_base(rule: Rule, families: Collection[str]) -> None:
+    """Refuse settings that are made for other base models.
+
+    Args:
+        rule: the rule with its settings.
+        families: the base models that the LoRAs may be for; none if that is unknown.
+
+    Raises:
+        ConfigError: the settings are for none of these.
+    """
+    misfit = rule.misfit_of_base(families)
+    if misfit is not None:
+        raise ConfigError(misfit)
 
 
 def may_be(lora: Survey) -> set[str]:

@@ -5,13 +5,22 @@ A row of the table names LoRAs and layers, and has a schedule as the rule of pha
     {"style *.ff.*": "0:0.6", "content *mid_block.*attn2*": "0:2.3,0.333:2,0.667:1.3"}
 
 The first word is a role or a slot (``content``, ``content.2``), the second one a pattern of layer
-names with ``*`` and ``?``. A LoRA acts in a layer with the product of all rows that match both, and
-with 1 if none does. So the order of rows does not matter.
+names with ``*``, ``?`` and ``[0-9]``. A LoRA acts in a layer with the product of all rows that
+match both, and with 1 if none does. So the order of rows does not matter.
+
+Two tables come with the rule, by name:
+
+* ``unet-demo``, the default: found for the U-Net of the demo;
+* ``flux-blocks``: a prior for FLUX.1. Source: Yang et al., "SplitFlux: Learning to Decouple Content
+  and Style from a Single Image", CVPR 2026, arXiv 2511.15258: of the 38 single-stream blocks, the
+  first 10 mainly control content and the other 28 style; the double-stream blocks hardly matter to
+  either. The paper trains LoRAs of some blocks only. Here each LoRA acts with 0.5 in the blocks of
+  the other role, which is klora's choice and was not judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -23,11 +32,12 @@ from klora_compile.rules.kit.outcomes import Choice
 from klora_compile.rules.phases import Points, points_of, points_text, weight_at
 from klora_compile.rules.rule import Rule
 from klora_compile.slots import role_of
-from klora_runtime.errors import ConfigError
+from klora_runtime.errors import ConfigError, shown
+from klora_runtime.families.catalogue import families_name
 
-#: Found for the U-Net of the demo: weights by layer, from 260 updates on the true drawings of six
-#: subjects in two styles, averaged by group.
-_FOUND = {
+#: Weights by layer, from 260 updates on the true drawings of six subjects in two styles, averaged
+#: by group.
+_UNET_DEMO = {
     "content *mid_block.*attn2*": "0:2.3,0.333:2,0.667:1.3",
     "style *mid_block.*attn2*": "0:1.5,0.667:1.7",
     "content *mid_block.*.ff.*": "0:1.7,0.333:1.5,0.667:0.8",
@@ -44,6 +54,18 @@ _FOUND = {
     "style *up_blocks.*.proj_*": "0:0.7,0.333:0.5,0.667:0.6",
 }
 
+_FLUX_BLOCKS = {
+    "style *.single_transformer_blocks.[0-9].*": "0:0.5",
+    "content *.single_transformer_blocks.[123][0-9].*": "0:0.5",
+}
+
+#: Name -> table.
+TABLES: Mapping[str, Mapping[str, str]] = {"unet-demo": _UNET_DEMO, "flux-blocks": _FLUX_BLOCKS}
+
+#: Name of a table -> base models that it is made for; others suit every model whose layers they
+#: match.
+_MADE_FOR = {"flux-blocks": ("flux.1",)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Groups(Rule):
@@ -58,15 +80,19 @@ class Groups(Rule):
     whole: ClassVar[bool] = True
     least: ClassVar[int] = 1
 
-    table: Mapping[str, str | Points] = field(
-        default_factory=lambda: dict(_FOUND),
+    table: Mapping[str, str | Points] | str = field(
+        default="unet-demo",
         metadata=setting(
             "A JSON file: an object with rows such as "
             '{"style *.ff.*": "0:0.6", "content *mid_block.*": "0:1.5,0.5:1"}. A row names a role '
             "or a slot and a pattern of layers, and has weights from a progress on; rows that "
-            "match one layer are multiplied. Without a file, it is one that was found for the "
-            "U-Net of the demo.",
-            Table(Text("POINTS", "progress:weight, such as 0:1,0.4:0.2"), "ROLE PATTERN"),
+            "match one layer are multiplied. Or a table by name: one that was found for the "
+            "U-Net of the demo, or SplitFlux's blocks of content and style for FLUX.1.",
+            Table(
+                Text("POINTS", "progress:weight, such as 0:1,0.4:0.2"),
+                "ROLE PATTERN",
+                tuple(TABLES),
+            ),
         ),
     )
 
@@ -74,7 +100,8 @@ class Groups(Rule):
         """Check the rows and parse their schedules."""
         super().__post_init__()
         rows = {}
-        for row, points in self.table.items():
+        table = TABLES[self.table] if isinstance(self.table, str) else self.table
+        for row, points in table.items():
             who, space, pattern = row.partition(" ")
             if not who or not space or not pattern or " " in pattern:
                 raise ConfigError(
@@ -85,17 +112,43 @@ class Groups(Rule):
         object.__setattr__(self, "table", rows)
 
     def parameters(self) -> dict[str, Any]:
-        return {"table": {row: points_text(points) for row, points in self.table.items()}}
+        return {"table": {row: points_text(points) for row, points in self._rows.items()}}
 
     def misfit(self, slots: Sequence[str]) -> str | None:
         known = {*slots, *map(role_of, slots)}
-        strange = [who for row in self.table if (who := row.partition(" ")[0]) not in known]
-        if self.table == type(self)().table or not strange:
+        strange = [who for row in self._rows if (who := row.partition(" ")[0]) not in known]
+        if self._shipped is not None or not strange:
             return None
         return f"table: there is no LoRA {strange[0]!r}; name one of {', '.join(sorted(known))}."
 
+    def misfit_of_base(self, families: Collection[str]) -> str | None:
+        made_for = _MADE_FOR.get(self._shipped or "")
+        if made_for is None or not {*families}.isdisjoint(made_for):
+            return None
+        return (
+            f"table: {self._shipped} is for {families_name(made_for)}, and these LoRAs are for "
+            f"{families_name(families)}. Write a table with patterns of their layers, or take "
+            "another rule."
+        )
+
+    def weigh(self, layers: Mapping[str, LayerNumbers]) -> dict[str, Any]:
+        """Return the number of rows that match no layer, unless all match.
+
+        Raises:
+            ConfigError: no row matches a layer.
+        """
+        named = [each for each in layers.values() if not each.is_stepless]
+        idle = [row for row in self._rows if not any(_matches(row, each) for each in named)]
+        if named and self._rows and len(idle) == len(self._rows):
+            which = "" if self._shipped is None else f" {self._shipped}"
+            raise ConfigError(
+                f"table: no row of the table{which} matches a layer of these LoRAs, such as "
+                f"{shown(named[0].name)}. Write a table with patterns of their layers."
+            )
+        return {"idle_rows": len(idle)} if idle else {}
+
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
-        rows = {slot: list(self._rows(slot, layer.name)) for slot in layer.present}
+        rows = {slot: list(self._points(slot, layer)) for slot in layer.present}
         starts = {0.0, *(start for own in rows.values() for row in own for start, _ in row)}
         segments = []
         for start in sorted(starts):
@@ -104,12 +157,25 @@ class Groups(Rule):
         return Choice("by its group", tuple(segments))
 
     def text(self) -> str:
-        return f"{len(self.table)} rows"
+        return f"{len(self._rows)} rows" if self._shipped is None else self._shipped
 
-    def _rows(self, slot: str, layer: str) -> Iterator[Points]:
+    @property
+    def _rows(self) -> Mapping[str, Points]:
+        """The rows as the constructor parsed them."""
+        return self.table  # type: ignore[return-value]
+
+    @property
+    def _shipped(self) -> str | None:
+        """The name of the table; None for one of the user's own."""
+        texts = self.parameters()["table"]
+        return next((name for name, rows in TABLES.items() if rows == texts), None)
+
+    def _points(self, slot: str, layer: LayerNumbers) -> Iterator[Points]:
         """Yield the schedules of all rows that match a slot and a layer."""
-        for row, points in self.table.items():
-            who, _, pattern = row.partition(" ")
-            if who in (slot, role_of(slot)) and fnmatchcase(layer, pattern):
-                assert not isinstance(points, str)  # the constructor parsed it
+        for row, points in self._rows.items():
+            if row.partition(" ")[0] in (slot, role_of(slot)) and _matches(row, layer):
                 yield points
+
+
+def _matches(row: str, layer: LayerNumbers) -> bool:
+    return fnmatchcase(layer.name, row.partition(" ")[2])

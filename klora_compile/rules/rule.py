@@ -8,7 +8,7 @@ layers of one LoRA, text encoders, and weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -163,6 +163,14 @@ class Rule(ABC):
 
     def misfit(self, slots: Sequence[str]) -> str | None:
         """Return why the settings do not fit these LoRAs, as one sentence; None if they do."""
+        return None
+
+    def misfit_of_base(self, families: Collection[str]) -> str | None:
+        """Return why the settings do not fit LoRAs of a base model, as :meth:`misfit` does.
+
+        Args:
+            families: keys of the base models that the LoRAs may be for; none if that is unknown.
+        """
         return None
 
     def count(self, ranks: Sequence[int], numel: int) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.compiling import compiled, rescheduled
+from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import error_of, klora
 
 from klora_compile import ConfigError
@@ -73,6 +75,71 @@ def test_rows_of_other_loras_are_refused() -> None:
     assert "there is no LoRA 'styles'; name one of content, style" in str(
         Groups(table={"styles *": "0:1"}).misfit(["content", "style"])
     )
+
+
+FLUX = {
+    "transformer.single_transformer_blocks.0.attn.to_q": (1.0, 0.5),
+    "transformer.single_transformer_blocks.9.proj_out": (1.0, 0.5),
+    "transformer.single_transformer_blocks.10.attn.to_q": (0.5, 1.0),
+    "transformer.single_transformer_blocks.37.proj_mlp": (0.5, 1.0),
+    "transformer.transformer_blocks.18.attn.to_q": (1.0, 1.0),
+}
+
+
+def test_the_blocks_of_flux_are_those_of_the_paper() -> None:
+    """SplitFlux: of the single-stream blocks the first ten are the content's, the rest style's."""
+    rule = Groups(table="flux-blocks")
+    for name, (content, style) in FLUX.items():
+        found = rule.choose(layer(name), {}).segments
+        assert found == ((0.0, {"content": content, "style": style}),)
+    assert rule.text() == "flux-blocks"
+    assert Groups.from_parameters(rule.parameters()).text() == "flux-blocks"
+    assert Groups(table={"style *": "0:2"}).text() == "1 rows"
+
+
+def test_a_table_of_one_base_model_is_refused_for_others(tmp_path: Path) -> None:
+    rule = Groups(table="flux-blocks")
+    assert rule.misfit_of_base({"flux.1", "chroma"}) is None
+    assert rule.misfit_of_base(()) == (
+        "table: flux-blocks is for FLUX.1, and these LoRAs are for an unknown family. Write a "
+        "table with patterns of their layers, or take another rule."
+    )
+    assert Groups().misfit_of_base({"sdxl"}) is None
+    names = [f"unet.{MID.removeprefix('unet.')}.attn2.to_{part}" for part in "kv"]
+    for seed, each in enumerate(("content", "style")):
+        pairs = {name: random_pair(320, 1024, 2, seed=seed) for name in names}
+        write_lora(tmp_path / each, peft_keys(pairs))
+    loras = (tmp_path / "content", tmp_path / "style")
+    with pytest.raises(
+        ConfigError, match=r"table: flux-blocks is for FLUX\.1, and these LoRAs are"
+    ):
+        compiled(*loras, "groups", table="flux-blocks")
+    own = compiled(*loras, "groups")
+    with pytest.raises(
+        ConfigError, match=r"table: flux-blocks is for FLUX\.1, and these LoRAs are"
+    ):
+        rescheduled(own, None, table="flux-blocks")
+
+
+def test_rows_that_match_no_layer_are_counted_and_a_table_of_such_rows_is_refused() -> None:
+    layers = {name: layer(name) for name in FLUX}
+    some = Groups(table={"style *.attn.*": "0:2", "style *.ff.*": "0:3", "content *conv*": "0:1"})
+    assert some.weigh(layers) == {"idle_rows": 2}
+    assert Groups(table={"style *.attn.*": "0:2"}).weigh(layers) == {}
+    assert Groups(table={}).weigh(layers) == {}
+    with pytest.raises(ConfigError) as caught:
+        Groups().weigh(layers)
+    assert str(caught.value) == (
+        "table: no row of the table unet-demo matches a layer of these LoRAs, such as "
+        "transformer.single_transformer_blocks.0.attn.to_q. Write a table with patterns of their "
+        "layers."
+    )
+
+
+@pytest.mark.parametrize("table", ["flux-block", 3])
+def test_a_table_that_is_not_known_by_name_is_refused(table: object) -> None:
+    with pytest.raises(ConfigError, match="table: expected "):
+        Groups(table=table)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_no_table_is_one_error(tmp_path: Path) -> None:
