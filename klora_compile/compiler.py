@@ -11,6 +11,7 @@ from klora_compile.measuring.norms import Pair, frobenius_norms, inner_products
 from klora_compile.measuring.statistics import OnLayer, Statistics
 from klora_compile.planning.deriving import MADE, derivations, derive, note_of
 from klora_compile.planning.fates import fate_with
+from klora_compile.planning.picking import settled
 from klora_compile.planning.plan import Plan, make_plan
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
@@ -120,11 +121,12 @@ def compile_sources(
         LoraError: the values of a layer cannot be measured.
         PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
-    rule = config.rule
     own = _by_slot(adapters)
     ruled = scheduled(own)
     beside = {slot: each for slot, each in own.items() if slot not in ruled}
     given = {slot: own[slot] for slot in ruled}
+    config = settled(config, given)
+    rule = config.rule
     jobs = derivations(given, config)
     total = len(jobs) + sum(map(len, given.values()))
     derived = derive(given, jobs, rule, on_layer=_shifted(on_layer, 0, total))

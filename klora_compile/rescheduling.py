@@ -13,6 +13,7 @@ from klora_compile.planning.pairing import check_slots, refuse_other_base
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.rules.kit.picking import Picking
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
@@ -48,9 +49,17 @@ def reschedule(
         KloraError: the fusion lacks slots that the new schedule uses; ``issues`` names them.
     """
     before = Config.of_fusion(fusion)
+    same = rule is None or rule == before.rule
     config = Config(
-        before.rule if rule is None else rule, before.settings if settings is None else settings
+        before.rule if rule is None else rule,
+        before.settings if settings is None else settings,
+        before.picked if same else None,
     )
+    if isinstance(config.rule, Picking):
+        raise ConfigError(
+            f"rule {config.rule.name} measures the LoRAs together, which an artifact does not "
+            f"hold; compile its sources with --rule {config.rule.name}."
+        )
     slots = in_order(fusion.slots)
     _refuse_other_roles(fusion)
     check_slots(tuple(s for s in slots if s not in made(slots)), config.rule, config.settings)

@@ -90,6 +90,9 @@ def _compare(fusion: Fusion, again: Fusion) -> Iterator[str]:
     for part in ("sources", "slots", "family", "families", "clock"):
         if getattr(fusion, part) != getattr(again, part):
             yield f"{part}: stated {getattr(fusion, part)}, computed {getattr(again, part)}"
+    if fusion.rule.name != again.rule.name:
+        yield f"rule: stated {shown(fusion.rule.name)}, picked {again.rule.name}"
+        return
     for part in ("parameters", "derived"):
         if not _close(getattr(fusion.rule, part), getattr(again.rule, part)):
             yield f"rule.{part}: stated and computed values differ"

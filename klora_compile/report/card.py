@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -256,6 +256,8 @@ def _schedule(fusion: Schedule, facts: CardFacts) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return gamma_text(value)
     return "not set" if value is None else str(value)
 
 

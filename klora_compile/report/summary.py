@@ -15,6 +15,7 @@ from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_compile.runs import Run, runs_of
+from klora_compile.settings.config import PICKED, Picked
 from klora_compile.slots import HALVES
 from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.artifact.timeline import ClockName
@@ -156,6 +157,9 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     """Return the summary as rows of (label, text) for a terminal."""
     words = ", ".join(filter(None, (summary.rule, summary.rule_text)))
     rows = [("base model", _base_model(summary)), ("rule", shown(words))]
+    picked = Picked.from_parameters(summary.settings.get(PICKED))
+    if picked is not None:
+        rows.append(("picked", shown(f"by rule {picked.by}: {picked.why}")))
     rows.append(("clock", _clock_text(summary)))
     for name, value in summary.derived.items():
         rows.append((shown(name), gamma_text(summary.gamma if name == "gamma" else value)))

@@ -19,3 +19,4 @@ from klora_compile.rules.groups import Groups as Groups
 from klora_compile.rules.ties import Ties as Ties
 from klora_compile.rules.dare import Dare as Dare
 from klora_compile.rules.della import Della as Della
+from klora_compile.rules.auto import Auto as Auto

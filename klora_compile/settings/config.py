@@ -6,11 +6,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+from klora_compile.fields import BySlot, settings_of
+from klora_compile.rules.kit.picking import Picking
 from klora_compile.rules.lookup import DEFAULT_RULE, rule_class
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import ConfigError
+
+#: Key of a :class:`Picked` among the parameters of an artifact's rule.
+PICKED = "picked"
+
+
+@dataclass(frozen=True)
+class Picked:
+    """How the rule was picked."""
+
+    by: str
+    """Name of the rule that picked it."""
+    why: str
+    """The reason, as a part of a sentence."""
+    numbers: Mapping[str, float]
+    """What was measured of the LoRAs."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return this as the artifact records it."""
+        return {"by": self.by, "why": self.why, **self.numbers}
+
+    @classmethod
+    def from_parameters(cls, stated: Any) -> Self | None:
+        """Return what :meth:`parameters` gave; None if an artifact states nothing like it."""
+        if not isinstance(stated, Mapping):
+            return None
+        by, why = stated.get("by"), stated.get("why")
+        if not isinstance(by, str) or not isinstance(why, str):
+            return None
+        return cls(by, why, {n: v for n, v in stated.items() if n not in ("by", "why")})
 
 
 @dataclass(frozen=True)
@@ -20,14 +51,18 @@ class Config:
     rule: Rule = field(default_factory=rule_class(DEFAULT_RULE))
     """A rule of :mod:`klora_compile.rules`, whose fields are its own settings."""
     settings: Settings = field(default_factory=Settings)
+    picked: Picked | None = None
+    """How the rule was picked; None if it was named."""
 
     def __post_init__(self) -> None:
-        """Check that both are objects, and that the rule can go by the clock."""
+        """Check the kinds of both, what picked the rule, and that it can go by the clock."""
         if not isinstance(self.rule, Rule):
             example = rule_class(DEFAULT_RULE).__name__
             raise ConfigError(f"rule: expected a rule such as {example}(), found {self.rule!r}.")
         if not isinstance(self.settings, Settings):
             raise ConfigError(f"settings: expected Settings(...), found {self.settings!r}.")
+        if self.picked is not None and not issubclass(rule_class(self.picked.by), Picking):
+            raise ConfigError(f"picked: rule {self.picked.by} picks no other rule.")
         if self.rule.made_for_steps is not None and self.settings.clock != "step":
             raise ConfigError(
                 f"clock: rule {self.rule.name} counts steps, which a clock that follows the noise "
@@ -75,7 +110,9 @@ class Config:
             ConfigError: the rule is unknown, or a value is missing or out of range.
         """
         return cls(
-            rule_class(rule).from_parameters(parameters), Settings.from_parameters(parameters)
+            rule_class(rule).from_parameters(parameters),
+            Settings.from_parameters(parameters),
+            Picked.from_parameters(parameters.get(PICKED)),
         )
 
     @classmethod
@@ -86,11 +123,12 @@ class Config:
             ConfigError: the rule is unknown, or a value is missing or out of range.
         """
         found = cls.from_parameters(fusion.rule.name, fusion.rule.parameters)
-        return cls(found.rule, replace(found.settings, clock=fusion.clock))
+        return replace(found, settings=replace(found.settings, clock=fusion.clock))
 
     def parameters(self) -> dict[str, Any]:
         """Return every setting with its default filled in, as the artifact records it."""
-        return self.rule.parameters() | self.settings.parameters()
+        own = self.rule.parameters() | self.settings.parameters()
+        return own if self.picked is None else own | {PICKED: self.picked.parameters()}
 
     def changed(self, rule: str | None = None, /, **changes: Any) -> Self:
         """Return a config with some settings changed; a new rule starts with its own defaults.
@@ -103,8 +141,9 @@ class Config:
         kept = {name: getattr(self.settings, name) for name in _names(Settings)}
         if rule is None or rule == self.rule.name:
             kept |= {name: getattr(self.rule, name) for name in _names(type(self.rule))}
+        kinds = {**settings_of(Settings), **settings_of(type(self.rule))}
         for name, before in kept.items():
-            if isinstance(before, Mapping) and isinstance(changes.get(name), Mapping):
+            if isinstance(kinds[name].kind, BySlot) and name in changes:
                 changes[name] = {**before, **changes[name]}
         return self.named(rule or self.rule.name, **(kept | changes))
 

@@ -33,6 +33,20 @@ HOMONYMS = {
         "artifact/document.py",
     },
     "phases": {"export/writing.py", "export/schedule.py"},  # the files that klora export writes
+    "auto": {  # the device, the mode, the measure of K-LoRA's sums, the size of a picture's axis
+        "commands/compile.py",
+        "commands/sample.py",
+        "commands/verify.py",
+        "klora_compile/compiler.py",
+        "klora_compile/verify.py",
+        "report/plot.py",
+        "rules/klora.py",
+        "sampling/pipeline.py",
+        "sampling/run.py",
+        "devices/device_types.py",
+        "layers/choice.py",
+        "pipeline/handle.py",
+    },
 }
 
 

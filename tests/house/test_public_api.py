@@ -44,6 +44,7 @@ PUBLIC: dict[str, list[str]] = {
         "export_static",
     ],
     "klora_compile.rules": [
+        "Auto",
         "AutoStrength",
         "Dare",
         "Della",

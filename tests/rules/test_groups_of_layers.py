@@ -12,6 +12,7 @@ from support.shipped import error_of, klora
 from klora_compile import ConfigError
 from klora_compile.rules import Groups
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
+from klora_compile.settings.config import Config
 
 MID = "unet.mid_block.attentions.0.transformer_blocks.0"
 
@@ -148,3 +149,10 @@ def test_a_file_that_is_no_table_is_one_error(tmp_path: Path) -> None:
         path.write_text(text)
         refused = klora("compile", path, path, "-o", path, "--rule", "groups", "--table", path)
         assert said in error_of(refused, 2)
+
+
+def test_another_table_takes_the_place_of_the_first() -> None:
+    before = Config.named("groups", table={"style *": "0:2"}, weights={"style": 0.5})
+    after = before.changed(None, table={"content *": "0:3"}, weights={"content": 2.0})
+    assert after.rule.parameters() == {"table": {"content *": "0:3"}}
+    assert after.settings.weights == {"style": 0.5, "content": 2.0}

@@ -373,6 +373,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "auto-strength": {"per": "layer"},
     "switch": {"steps": 30, "tau": 4},
     "phases": {"style_phases": "0:0,0.3:1", "slot_phases": {"content": "0:1,0.9:0"}},
+    "auto": {"style_weight": 0.5},
 }
 
 
@@ -382,7 +383,11 @@ def test_parameters_in_the_artifact_are_enough_to_compile_again(files: Files, ru
     again = Config.from_parameters(fusion.rule.name, fusion.rule.parameters)
     assert again.parameters() == fusion.rule.parameters
     other = compile_fusion(files.content, files.style, again.rule, again.settings, device="cpu")
-    assert other.rule == fusion.rule
+    # that auto picked the rule is no setting of the rule
+    assert other.rule.parameters == {
+        name: value for name, value in fusion.rule.parameters.items() if name != "picked"
+    }
+    assert (other.rule.name, other.rule.derived) == (fusion.rule.name, fusion.rule.derived)
     assert [e.timeline for e in other.entries] == [e.timeline for e in fusion.entries]
     assert known_rule(fusion.rule.name, fusion.rule.parameters) == again.rule
 
