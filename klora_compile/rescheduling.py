@@ -23,6 +23,9 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.errors import ConfigError, KloraError, shown
 
+#: Greatest norm, and inner product, that scores may state; its square is a float64 too.
+_MOST = 1e100
+
 
 def reschedule(
     fusion: Fusion, rule: Rule | None = None, settings: Settings | None = None
@@ -165,7 +168,7 @@ def _products(stated: object) -> dict[tuple[str, str], float] | None:
     found = {}
     for pair, value in stated.items():
         one, space, other = pair.partition(" ")
-        if not space or not isinstance(value, int | float):
+        if not space or not isinstance(value, int | float) or abs(value) > _MOST:
             return None
         found[one, other] = float(value)
     return found
@@ -178,7 +181,7 @@ def _is_side(value: object) -> bool:
     if not all(isinstance(value.get(name), int | float) for name in ("rank", "scaling")):
         return False
     norms = [value[name] for name in ("l1", "top_k", "frobenius") if value.get(name) is not None]
-    usable = all(isinstance(norm, int | float) and norm >= 0 for norm in norms)
+    usable = all(isinstance(norm, int | float) and 0 <= norm <= _MOST for norm in norms)
     return usable and (all(norms) or not any(norms))
 
 

@@ -11,6 +11,9 @@ from klora_compile.slots import made
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import shown
 
+#: Greatest norm that is taken seriously, in scores that any tool may have written.
+_MOST = 1e100
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -36,19 +39,19 @@ class Truncation:
 
 
 def truncations(fusion: Schedule) -> Iterator[Truncation]:
-    """Yield what each merged slot lost; nothing for one whose losses are not recorded."""
+    """Yield what each merged slot lost; nothing for one without plausible scores."""
     for slot in made(fusion.slots):
         losses = {}
         squares, lost = [], []
         for entry in fusion.entries:
             error = number_of(fusion, entry, slot, "error")
             kept = number_of(fusion, entry, slot, "frobenius")
-            if error is None or kept is None:
+            if error is None or kept is None or not 0.0 <= error <= 1.0 or not 0.0 <= kept <= _MOST:
                 continue
             losses[entry.layer] = error
-            whole = kept**2 / (1.0 - error**2) if error < 1.0 else 0.0
+            whole = kept * kept / (1.0 - error * error) if error < 1.0 else 0.0
             squares.append(whole)
-            lost.append(whole * error**2)
+            lost.append(whole * error * error)
         if losses:
             worst = max(losses, key=losses.__getitem__)
             total = math.fsum(squares)

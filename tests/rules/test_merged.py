@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,24 @@ def test_a_schedule_survives_other_rules_and_back(
     assert "also holds what an earlier rule merged, which was not compared" in told.stdout
 
 
+def test_scores_that_are_not_plausible_make_no_report_fail(loras: dict[str, Path]) -> None:
+    """Any tool may have written them."""
+    fusion = compiled(loras["content"], loras["style"], "ties")
+    for part in ({"error": -3.0}, {"error": 7}, {"frobenius": 1e300}, {"frobenius": -1.0}):
+        entries = []
+        for entry in fusion.entries:
+            scores = entry.scores["ties"]
+            if scores.get("merged"):
+                scores = {**scores, "merged": {**scores["merged"], **part}}
+            entries.append(replace(entry, scores={"ties": scores}))
+        assert summarise(replace(fusion, entries=tuple(entries))).truncations == ()
+
+
 def test_another_slot_is_noticed(loras: dict[str, Path]) -> None:
     fusion = compiled(loras["content"], loras["style"], "dare")
     other = compiled(loras["content"], loras["style"], "dare", seed=1)
     found = verify_fusion(
-        Fusion(**{**vars(fusion), "entries": other.entries}),
+        replace(fusion, entries=other.entries),
         by_source(loras["content"], loras["style"]),
     )
     assert f"{QUERY}.weight: factors of merged differs" in found

@@ -1,8 +1,8 @@
 """Rules that merge LoRAs number by number to one slot, ``merged``, which acts instead of them.
 
 The merged delta of a layer has no low rank. It is cut to the sum of the ranks of its LoRAs, or to
-another rank; the artifact records what that loses. Where only one LoRA has a layer, and in biases,
-norms and text encoders, all act as in the direct sum.
+another rank, and the artifact records what that loses. Where only one LoRA has a layer, and in
+biases, norms and text encoders, all act as in the direct sum.
 """
 
 from __future__ import annotations
