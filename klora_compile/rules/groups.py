@@ -8,14 +8,9 @@ The first word is a role or a slot (``content``, ``content.2``), the second one 
 names with ``*``, ``?`` and ``[0-9]``. A LoRA acts in a layer with the product of all rows that
 match both, and with 1 if none does. So the order of rows does not matter.
 
-Two tables come with the rule, by name:
-
-* ``unet-demo``, the default: found for the U-Net of the demo;
-* ``flux-blocks``: a prior for FLUX.1. Source: Yang et al., "SplitFlux: Learning to Decouple Content
-  and Style from a Single Image", CVPR 2026, arXiv 2511.15258: of the 38 single-stream blocks, the
-  first 10 mainly control content and the other 28 style; the double-stream blocks hardly matter to
-  either. The paper trains LoRAs of some blocks only. Here each LoRA acts with 0.5 in the blocks of
-  the other role, which is klora's choice and was not judged.
+Tables come by name too: ``unet-demo``, the default, was found for the U-Net of the demo; and base
+models have tables of their own (:attr:`~klora_runtime.families.family.Family.block_weights`), which
+are refused for others.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ from klora_compile.rules.phases import Points, points_of, points_text, weight_at
 from klora_compile.rules.rule import Rule
 from klora_compile.slots import role_of
 from klora_runtime.errors import ConfigError, shown
-from klora_runtime.families.catalogue import families_name
+from klora_runtime.families.catalogue import FAMILIES, families_name
 
 #: Weights by layer, from 260 updates on the true drawings of six subjects in two styles, averaged
 #: by group.
@@ -54,17 +49,18 @@ _UNET_DEMO = {
     "style *up_blocks.*.proj_*": "0:0.7,0.333:0.5,0.667:0.6",
 }
 
-_FLUX_BLOCKS = {
-    "style *.single_transformer_blocks.[0-9].*": "0:0.5",
-    "content *.single_transformer_blocks.[123][0-9].*": "0:0.5",
-}
-
-#: Name -> table.
-TABLES: Mapping[str, Mapping[str, str]] = {"unet-demo": _UNET_DEMO, "flux-blocks": _FLUX_BLOCKS}
-
 #: Name of a table -> base models that it is made for; others suit every model whose layers they
 #: match.
-_MADE_FOR = {"flux-blocks": ("flux.1",)}
+_MADE_FOR: dict[str, list[str]] = {}
+for _family in FAMILIES.values():
+    for _name in _family.block_weights:
+        _MADE_FOR.setdefault(_name, []).append(_family.key)
+
+#: Name -> table.
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "unet-demo": _UNET_DEMO,
+    **{name: FAMILIES[made_for[0]].block_weights[name] for name, made_for in _MADE_FOR.items()},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,7 @@ class Groups(Rule):
             '{"style *.ff.*": "0:0.6", "content *mid_block.*": "0:1.5,0.5:1"}. A row names a role '
             "or a slot and a pattern of layers, and has weights from a progress on; rows that "
             "match one layer are multiplied. Or a table by name: one that was found for the "
-            "U-Net of the demo, or SplitFlux's blocks of content and style for FLUX.1.",
+            "U-Net of the demo, or one that a base model has.",
             Table(
                 Text("POINTS", "progress:weight, such as 0:1,0.4:0.2"),
                 "ROLE PATTERN",

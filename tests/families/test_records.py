@@ -32,6 +32,7 @@ EXPLAINED = ("marks", "stated", "tag", "script", "kohya", "text_encoders")
 MAY_BE_EMPTY = (
     "named_after",
     "shares_marks_of",
+    "block_weights",
     "smaller",
     "widths",
     "kernels",

@@ -126,6 +126,9 @@ class Family:
     script: Script | None = None
     kohya: Kohya | None = None
     text_encoders: tuple[TextEncoder, ...] = ()
+    block_weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Name of a table of weights by blocks -> its rows, as klora's compiler reads them: a role and
+        a pattern of layers -> progress:weight."""
     named_after: Family | None = None
     """The family whose block names some tool uses for this one. A file that adapts only such blocks
         counts as that family's, unless widths or the number of blocks show otherwise."""

@@ -109,6 +109,16 @@ XLABS = Layout(
     spelling="xlabs",
 )
 
+#: SplitFlux (Yang et al., "SplitFlux: Learning to Decouple Content and Style from a Single Image",
+#: CVPR 2026, arXiv 2511.15258) finds that the first 10 single-stream blocks mainly control content
+#: and the other 28 style, and that the double-stream blocks hardly matter to either. It trains
+#: LoRAs of some blocks only. Here each LoRA acts with 0.5 in the blocks of the other role; that
+#: weight is klora's choice and was not judged.
+_SPLIT = {
+    "style *.single_transformer_blocks.[0-9].*": "0:0.5",
+    "content *.single_transformer_blocks.[123][0-9].*": "0:0.5",
+}
+
 FAMILY = Family(
     key="flux.1",
     title="FLUX.1",
@@ -131,4 +141,5 @@ FAMILY = Family(
         TextEncoder("text_encoder", CLIP, kohya="lora_te1_", comfy="clip_l"),
         TextEncoder("text_encoder_2", T5, kohya="lora_te3_", others=("lora_te2_",), comfy="t5xxl"),
     ),
+    block_weights={"flux-blocks": _SPLIT},
 )
