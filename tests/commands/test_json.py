@@ -31,10 +31,12 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("compile", *PAIR, "-o", "whole.klora.safetensors", *BESIDE),
         ("compile", *PAIR, "-o", "tiny.klora.safetensors", "--compress", "0.1", *BESIDE),
         ("compile", *PAIR, "-o", "one.klora.safetensors", "--rule", "ties", *BESIDE),
+        ("compile", *PAIR, "-o", "same.klora.safetensors", "--rule", "auto", *BESIDE),
     ],
     "recompilation": [
         ("recompile", "fast.klora.safetensors", "-o", "other.klora.safetensors"),
         ("recompile", "merged.klora.safetensors", "-o", "sum.klora.safetensors"),
+        ("recompile", "picked.klora.safetensors", "-o", "again.klora.safetensors"),
     ],
     "fusion": [
         ("inspect", ARTIFACT),
@@ -42,6 +44,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("inspect", "small.klora.safetensors", "--norms"),
         ("inspect", "thin.klora.safetensors"),
         ("inspect", "merged.klora.safetensors"),
+        ("inspect", "picked.klora.safetensors"),
     ],
     "lora": [("inspect", PAIR[0]), ("inspect", PAIR[0], "--norms")],
     "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
@@ -126,6 +129,7 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("thin", ("--thin",)),
         ("fast", ("--always", f"turbo={turbo}")),
         ("merged", ("--rule", "ties", "--always", f"turbo={turbo}")),
+        ("picked", ("--rule", "auto", "--always", f"turbo={turbo}")),
     ):
         made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
         assert made.exit_code == 0

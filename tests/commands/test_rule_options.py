@@ -140,31 +140,39 @@ def test_options_of_each_rule_reach_the_artifact(pair: tuple[Path, Path], tmp_pa
         "soft": (["--sharpness", "2", "--parts", "4"], {"sharpness": 2.0, "parts": 4}),
         "direct": (["--weight", "style=0.5"], {"weights": {"style": 0.5}}),
         "level": (["--style-weight", "0.5"], {"style_weight": 0.5}),
+        "auto-strength": (["--per", "layer"], {"per": "layer"}),
         "switch": (["--steps", "20", "--tau", "4"], {"steps": 20, "tau": 4}),
         "phases": (
             ["--content-phases", "0:1,0.4:0.2", "--phases", "style=0:0.5"],
             {"content_phases": "0:1,0.4:0.2", "slot_phases": {"style": "0:0.5"}},
         ),
         "groups": (["--table", str(table)], {"table": {"style *.to_q": "0:0.5"}}),
+        "ties": (["--density", "0.25", "--rank", "2"], {"density": 0.25, "rank": 2}),
+        "dare": (["--drop", "0.25", "--seed", "7"], {"drop": 0.25, "seed": 7, "rank": None}),
+        "della": (["--epsilon", "0.5", "--scale", "2"], {"epsilon": 0.5, "scale": 2.0}),
+        "auto": (["--style-weight", "0.5"], {"style_weight": 0.5}),
     }
-    assert list(cases) == list(RULES)
+    assert sorted(cases) == sorted(RULES)
+    uncited = ("direct", "level", "auto-strength", "phases", "groups", "auto")
     for rule, (options, wanted) in cases.items():
         output = tmp_path / f"{rule}.klora.safetensors"
         result = klora("compile", *pair, "-o", output, "--rule", rule, *options)
         assert result.exit_code == 0, result.stderr
         fusion = load_fusion(output)
-        assert fusion.rule.name == rule
+        picked = fusion.rule.name if rule == "auto" else rule
+        assert fusion.rule.name == picked
+        assert ("picked" in fusion.rule.parameters) == (rule == "auto")
         assert fusion.rule.parameters.items() >= wanted.items()
         assert klora("verify", output, "--against", *pair).exit_code == 0
         text = klora("inspect", output).stdout
-        assert re.search(rf"^  rule +{re.escape(rule)}, ", text, re.MULTILINE)
+        assert re.search(rf"^  rule +{re.escape(picked)}, ", text, re.MULTILINE)
         assert ("another number of steps" in text) == (rule == "switch")
         assert ("content (derived)" in text) == rule.startswith("np")
         assert klora("inspect", output, "--plot", tmp_path / f"{rule}.png").exit_code == 0
         found = json.loads(klora("inspect", output, "--json").stdout)
         assert found["slots"]["content"]["derived"] == fusion.slots["content"].derived
         card = klora("card", output, "-o", "-").stdout
-        assert ("## Citation" in card) == (rule not in ("direct", "level", "phases", "groups"))
+        assert ("## Citation" in card) == (rule not in uncited)
         assert ("2502.18461" in card) == (rule.endswith("klora") or rule == "soft")
 
 
