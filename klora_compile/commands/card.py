@@ -9,7 +9,7 @@ import click
 
 from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import HubId
+from klora_compile.commands.parameters import HubId, samples_option
 from klora_compile.commands.result import json_option, print_json
 
 _STDOUT = Path("-")
@@ -38,6 +38,7 @@ _STDOUT = Path("-")
     metavar="PICTURE.png",
     help="Draw the schedule as a heat map into this file too, and show it in the card.",
 )
+@samples_option
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
 def card_command(
@@ -46,6 +47,7 @@ def card_command(
     base_model: str | None,
     licence: str | None,
     picture: Path | None,
+    samples: tuple[tuple[Path, str], ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -65,17 +67,25 @@ def card_command(
         if output.absolute() == picture.absolute():
             raise click.UsageError(f"-o and --map are both {output}; name two files.")
 
-    from klora_compile.report.card import CardFacts, model_card
+    from klora_compile.report.card import model_card
+    from klora_compile.report.card_facts import CardFacts, Sample
     from klora_runtime.artifact.document import load_whole_document
     from klora_runtime.artifact.replacing import replacing
     from klora_runtime.errors import shown
 
     fusion = load_whole_document(file)
-    link = None
-    if picture is not None:
-        folder = Path() if output == _STDOUT else output.parent
-        link = Path(os.path.relpath(picture, folder)).as_posix()
-    facts = CardFacts.of(file, base_model=base_model, licence=licence, picture=link)
+    folder = Path() if output == _STDOUT else output.parent
+
+    def link(place: Path) -> str:
+        return Path(os.path.relpath(place, folder)).as_posix()
+
+    facts = CardFacts.of(
+        file,
+        base_model=base_model,
+        licence=licence,
+        picture=None if picture is None else link(picture),
+        samples=tuple(Sample(link(place), prompt) for place, prompt in samples),
+    )
     card = model_card(fusion, facts)
     if picture is not None:
         from klora_compile.report.plot import plot_schedule  # it imports numpy

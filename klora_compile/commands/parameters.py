@@ -192,17 +192,36 @@ source_option = click.option(
 )
 
 
+#: The option ``--picture`` of commands that write a card.
+samples_option = click.option(
+    "--picture",
+    "samples",
+    type=(click.Path(exists=True, dir_okay=False, path_type=Path), str),
+    multiple=True,
+    metavar="FILE PROMPT",
+    help="A picture made with the artifact, and its prompt. Repeat it for several.",
+)
+
+
 class HubId(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub."""
+    """``OWNER/NAME`` or ``NAME`` of a repository on the Hugging Face Hub.
+
+    Args:
+        owned: whether the owner must be named.
+    """
 
     name = "OWNER/NAME"
+
+    def __init__(self, *, owned: bool = False) -> None:
+        self._owned = owned
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         text = str(value)
         part = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
-        if not re.fullmatch(rf"{part}(?:/{part})?", text, re.ASCII):
+        owner = "" if self._owned else "?"
+        if not re.fullmatch(rf"(?:{part}/){owner}{part}", text, re.ASCII):
             self.fail(f"{text!r} is not an id on the Hub, {self.name}.", param, ctx)
         return text
 

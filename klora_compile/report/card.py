@@ -6,34 +6,32 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Mapping
 from urllib.parse import quote
 
 import click
 
+from klora_compile.report.card_facts import CardFacts
 from klora_compile.report.fates import MEANINGS
-from klora_compile.report.licences import licence_fields
-from klora_compile.report.markdown import fenced, plain, printable, yaml_string
+from klora_compile.report.front_matter import (
+    families_of,
+    front_matter,
+    task_of,
+    trigger_words,
+)
+from klora_compile.report.licences import licence_sentences
+from klora_compile.report.markdown import fenced, plain, printable
 from klora_compile.report.schedule_map import text_map
 from klora_compile.report.summary import bytes_text, gamma_text, ranks_text, rule_of, summarise
 from klora_compile.report.table import markdown_table
 from klora_compile.rules.lookup import RULES
-from klora_runtime.__about__ import INSTALL, REPOSITORY
+from klora_runtime.__about__ import INSTALL, INSTALL_RUNTIME, REPOSITORY
 from klora_runtime.artifact.checks import FORMAT_NAME, FORMAT_VERSION
-from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.schedule import ALWAYS, Schedule, Source
 from klora_runtime.families.catalogue import FAMILIES, families_name
-from klora_runtime.families.family import Family, Task
-
-T = TypeVar("T")
 
 _MAP_WIDTH = 60
 
-#: The task in a card if the family is unknown.
-_ANY_TASK: Task = "text-to-image"
 _ANY_PIPELINE = "DiffusionPipeline"
 _BASE_MODEL = "BASE-MODEL"
 
@@ -47,38 +45,18 @@ _OUTPUTS = {
 _ANY_OUTPUT = ("result", "")
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """Facts for a card that are not in the artifact."""
-
-    name: str
-    """File name of the artifact."""
-    nbytes: int
-    sha256: str
-    base_model: str | None = None
-    """Id of the base model on the Hub."""
-    licence: str | None = None
-    """Licence of the artifact."""
-    picture: str | None = None
-    """Path of the schedule's heat map, relative to the card."""
-
-    @classmethod
-    def of(cls, file: Path, **given: str | None) -> CardFacts:
-        """Return the facts about an artifact on disk; ``given`` are the other fields."""
-        return cls(file.name, file.stat().st_size, file_digest(file), **given)
-
-
 def model_card(fusion: Schedule, facts: CardFacts) -> str:
     """Return the card as Markdown after a YAML header; text from the artifact is no markup."""
     parts = [
-        _front_matter(fusion, facts),
+        front_matter(fusion, facts),
         f"# {plain(_title(facts.name))}",
         _introduction(fusion),
+        *_samples(facts),
         "## Base model",
         _base_model(fusion, facts),
         "## Sources",
         _sources(fusion),
-        _licence(facts),
+        *(plain(sentence) for sentence in licence_sentences(facts.licence, fusion.sources)),
         "## Schedule",
         _schedule(fusion, facts),
         "## How to load",
@@ -92,39 +70,6 @@ def model_card(fusion: Schedule, facts: CardFacts) -> str:
 
 def _title(name: str) -> str:
     return name.removesuffix(".safetensors").removesuffix(".klora") or name
-
-
-def _families(fusion: Schedule) -> list[Family]:
-    """Return the known base models that the fusion may be for."""
-    return [FAMILIES[key] for key in fusion.candidates if key in FAMILIES]
-
-
-def _only(values: Iterable[T]) -> T | None:
-    """Return the value that all of these are; None if there is none, or more than one."""
-    distinct = set(values)
-    return distinct.pop() if len(distinct) == 1 else None
-
-
-def _task(fusion: Schedule) -> Task | None:
-    """Return the task in a card; None if the base models that it may be for have several."""
-    families = _families(fusion)
-    return _only(family.task for family in families) if families else _ANY_TASK
-
-
-def _front_matter(fusion: Schedule, facts: CardFacts) -> str:
-    task, tag = _task(fusion), _only(family.tag for family in _families(fusion))
-    tags = filter(None, ("lora", "klora", "diffusers", task, tag))
-    lines = ["---", "library_name: diffusers", *([f"pipeline_tag: {task}"] if task else [])]
-    lines += ["tags:", *(f"- {tag}" for tag in tags)]
-    if facts.base_model is not None:
-        lines += [f"base_model: {yaml_string(facts.base_model)}", "base_model_relation: adapter"]
-    words = _trigger_words(fusion)
-    if words:
-        lines.append(f"instance_prompt: {yaml_string(words)}")
-    licences = [source.license for source in fusion.sources.values()]
-    fields = licence_fields(facts.licence, licences)
-    lines += [f"{key}: {yaml_string(value)}" for key, value in fields.items()]
-    return "\n".join([*lines, "---"])
 
 
 def _introduction(fusion: Schedule) -> str:
@@ -175,6 +120,17 @@ def _citation(fusion: Schedule) -> list[str]:
     return ["## Citation", fenced("\n\n".join(paper.bibtex for paper in kind.papers), "bibtex")]
 
 
+def _samples(facts: CardFacts) -> list[str]:
+    """Return the pictures, each with its prompt below."""
+    if not facts.samples:
+        return []
+    parts = ["## Pictures"]
+    for sample in facts.samples:
+        parts.append(f"![{plain(sample.prompt)}]({quote(os.fsencode(sample.picture))})")
+        parts.append(plain(sample.prompt))
+    return parts
+
+
 def _base_model(fusion: Schedule, facts: CardFacts) -> str:
     family = plain(families_name(fusion.candidates)) if fusion.candidates else ""
     components = ", ".join(f"`{name}`" for name in fusion.components)
@@ -209,15 +165,6 @@ def _source_row(fusion: Schedule, name: str, source: Source) -> list[str]:
         plain(", ".join(filter(None, source.trigger_words))) or "none stated",
         f"`{source.sha256}`",
     ]
-
-
-def _licence(facts: CardFacts) -> str:
-    if facts.licence is not None:
-        return f"Licence of the fused file: {plain(facts.licence)}."
-    return (
-        "No licence of its own is stated for the fused file. It holds weights of its sources, and "
-        "theirs are as their files state them."
-    )
 
 
 def _schedule(fusion: Schedule, facts: CardFacts) -> str:
@@ -262,7 +209,7 @@ def _value(value: object) -> str:
 
 
 def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
-    families = _families(fusion)
+    families = families_of(fusion)
     where = "" if REPOSITORY is None else f" ([repository]({REPOSITORY}))"
     hint = ""
     if facts.base_model is None:
@@ -272,18 +219,19 @@ def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
     command = _command(fusion, facts)
     return "\n\n".join(
         [
-            f"Install klora, in its source folder{where}:",
-            fenced(INSTALL, "sh"),
-            f"Then use Python{' or the command line' if command else ''}.{hint}",
+            f"klora's runtime and diffusers are enough. In klora's source folder{where}:",
+            fenced(INSTALL_RUNTIME, "sh"),
+            f"Then, in Python:{hint}",
             fenced(_python(fusion, facts), "python"),
-            *([fenced(command, "sh")] if command else []),
+            *(["The whole of klora has a command for it:"] if command else []),
+            *([fenced(INSTALL, "sh"), fenced(command, "sh")] if command else []),
         ]
     )
 
 
 def _python(fusion: Schedule, facts: CardFacts) -> str:
     """Return Python lines that load the base model, apply the artifact and sample."""
-    family, task = FAMILIES.get(fusion.family or ""), _task(fusion) or ""
+    family, task = FAMILIES.get(fusion.family or ""), task_of(fusion) or ""
     pipeline = _ANY_PIPELINE if family is None else family.pipeline
     one, attribute = _OUTPUTS.get(task.rpartition("-")[2], _ANY_OUTPUT)
     model = f"pipe = {pipeline}.from_pretrained({_literal(facts.base_model or _BASE_MODEL)})"
@@ -298,21 +246,26 @@ def _python(fusion: Schedule, facts: CardFacts) -> str:
         f"from diffusers import {pipeline}\n{imports}"
         "from klora_runtime import apply_fusion\n\n"
         f'{model}  # .to("cuda")\n'
-        f"handle = apply_fusion(pipe, {_literal(printable(facts.name))}{sources})\n"
+        f"handle = apply_fusion(pipe, {_literal(printable(_place(facts)))}{sources})\n"
         f"{one} = pipe(prompt={_literal(_prompt(fusion))}, {given}num_inference_steps=30)"
         f"{attribute}[0]\n"
         "handle.remove()  # every weight back to the bit"
     )
 
 
+def _place(facts: CardFacts) -> str:
+    """Return how the artifact is named: by its file, or on the Hub."""
+    return facts.name if facts.repo is None else f"{facts.repo}/{facts.name}"
+
+
 def _command(fusion: Schedule, facts: CardFacts) -> str | None:
     """Return the same as a command; None if a command cannot do it."""
-    task = _task(fusion)
+    task = task_of(fusion)
     if task is None or task.startswith("image") or task.endswith("audio"):
         return None
-    if any(family.is_modular for family in _families(fusion)):
+    if any(family.is_modular for family in families_of(fusion)):
         return None
-    name = printable(facts.name)
+    name = printable(_place(facts))
     words = ["klora", "sample", f"./{name}" if name.startswith("-") else name]
     words += ["--model", facts.base_model or _BASE_MODEL, "--prompt", _prompt(fusion)]
     words += ["-o", "video.gif" if task.endswith("video") else "picture.png"]
@@ -321,7 +274,7 @@ def _command(fusion: Schedule, facts: CardFacts) -> str | None:
 
 
 def _prompt(fusion: Schedule) -> str:
-    return _trigger_words(fusion) or "a prompt"
+    return trigger_words(fusion) or "a prompt"
 
 
 def _sources_needed(fusion: Schedule) -> dict[str, str]:
@@ -340,11 +293,6 @@ def _file(fusion: Schedule, facts: CardFacts) -> str:
         ["Written by", plain(fusion.tool)],
     ]
     return markdown_table(["Property", "Value"], rows)
-
-
-def _trigger_words(fusion: Schedule) -> str:
-    words = [word.strip() for source in fusion.sources.values() for word in source.trigger_words]
-    return printable(", ".join(dict.fromkeys(filter(None, words))))
 
 
 def _literal(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from klora_runtime.artifact.schedule import Source
 
 #: Identifiers that the Hub knows; every other licence is ``other`` with a name.
 _HUB = frozenset(
@@ -44,3 +46,32 @@ def _fields(licences: Iterable[str]) -> dict[str, str]:
     slugs = [re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") for name in names]
     name = "-and-".join(filter(None, slugs))[:_NAME_LENGTH].strip("-.")
     return {"license": "other"} | ({"license_name": name} if name else {})
+
+
+def licence_sentences(given: str | None, sources: Mapping[str, Source]) -> list[str]:
+    """Return what may be done with a fused file, a sentence per fact.
+
+    Args:
+        given: the licence of the fused file, if a user stated it.
+        sources: the sources by name, with their licences.
+    """
+    sentences = [
+        "No licence of its own is stated for the fused file. It holds weights of its sources, and "
+        "theirs are as their files state them."
+        if given is None
+        else f"Licence of the fused file: {given}."
+    ]
+    for source in sources.values():
+        words = set(re.split(r"[^a-z]+", (source.license or "").lower()))
+        if not source.license:
+            sentences.append(
+                f"{source.file} states no licence: ask its author before you pass this file on."
+            )
+        if words & {"nd", "noderivatives", "noderivs"}:
+            sentences.append(
+                f"The licence of {source.file} forbids changed versions, and a fused file is one: "
+                "ask its author before you pass this file on."
+            )
+        if words & {"nc", "noncommercial"}:
+            sentences.append(f"The licence of {source.file} forbids commercial use.")
+    return sentences

@@ -21,3 +21,6 @@ def install_command(*extras: str) -> str:
 
 #: The command that errors, cards and documents advise; klora is on no package index.
 INSTALL = install_command("plot", "sample")
+
+#: The command that installs what a recipient of an artifact needs, and diffusers.
+INSTALL_RUNTIME = "pip install './runtime[hub]' diffusers transformers accelerate"

@@ -56,6 +56,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("sample", ARTIFACT, "--model", "model", "--prompt", "a", "--steps", "1", "-o", "a.png")
     ],
     "card": [("card", ARTIFACT, "-o", "README.md")],
+    "push": [("push", ARTIFACT, "me/new", "--dry-run")],
     "pull": [("pull", "me/fused", "-o", "pulled.klora.safetensors")],
 }
 #: Values whose inner names are the rule's or the file's.

@@ -31,6 +31,8 @@ def test_every_advice_installs_both_distributions() -> None:
     found = [(file, command) for file in _FILES for command in advices(file.read_text("utf-8"))]
     assert len(found) > 2
     for file, command in found:
+        if command.startswith("pip install './runtime[hub]'"):
+            continue  # what the recipient of an artifact needs
         match = re.match(r"pip install \./runtime '\.\[([a-z,]+)\]'", command)
         assert match, f"{file}: {command}"
         extras = match[1].split(",")

@@ -16,9 +16,11 @@ import pytest
 from support.cards import card_of, rows, section, split, tokens
 from support.shipped import Shipped, error_of, klora, pixels
 
-from klora_compile.report.card import CardFacts, model_card
-from klora_compile.report.licences import licence_fields
+from klora_compile.report.card import model_card
+from klora_compile.report.card_facts import CardFacts
+from klora_compile.report.licences import licence_fields, licence_sentences
 from klora_runtime import load_fusion, save_fusion
+from klora_runtime.__about__ import INSTALL, INSTALL_RUNTIME
 from klora_runtime.families.catalogue import FAMILIES, family_name
 
 BASE = "stabilityai/stable-diffusion-2-1"
@@ -27,7 +29,7 @@ BASE = "stabilityai/stable-diffusion-2-1"
 def test_front_matter_with_everything(stated_artifact: Path) -> None:
     front, _ = split(card_of(stated_artifact, "--base-model", BASE, "--license", "Fox & Ink 2"))
     assert front == {
-        "library_name": "diffusers",
+        "library_name": "klora",
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "klora", "diffusers", "text-to-image"],
         "base_model": BASE,
@@ -41,7 +43,7 @@ def test_front_matter_with_everything(stated_artifact: Path) -> None:
 def test_front_matter_says_only_what_was_given(shipped: Shipped) -> None:
     front, body = split(card_of(shipped.artifact))
     assert front == {
-        "library_name": "diffusers",
+        "library_name": "klora",
         "pipeline_tag": "text-to-image",
         "tags": ["lora", "klora", "diffusers", "text-to-image"],
     }
@@ -53,7 +55,7 @@ def test_the_hub_reads_the_front_matter(stated_artifact: Path) -> None:
     from huggingface_hub import ModelCard
 
     data = ModelCard(card_of(stated_artifact, "--base-model", BASE, "--license", "mit")).data
-    assert data.library_name == "diffusers"
+    assert data.library_name == "klora"
     assert data.base_model == BASE
     assert data.license == "mit"
     assert data.to_dict()["instance_prompt"] == "sks fox, in ink_wash style"
@@ -79,6 +81,33 @@ def test_licences(
     given: str | None, sources: tuple[str | None, ...], fields: dict[str, str]
 ) -> None:
     assert licence_fields(given, sources) == fields
+
+
+@pytest.mark.parametrize(
+    ("licence", "told"),
+    [
+        ("mit", []),
+        ("Fox Terms (notebooks, and more)", []),
+        (None, ["fox.safetensors states no licence: ask its author before you pass this file on."]),
+        ("cc-by-nc-4.0", ["The licence of fox.safetensors forbids commercial use."]),
+        ("CC BY-ND 4.0", ["The licence of fox.safetensors forbids changed versions, and a fused"]),
+        (
+            "cc-by-nc-nd-4.0",
+            [
+                "The licence of fox.safetensors forbids changed",
+                "The licence of fox.safetensors for",
+            ],
+        ),
+    ],
+)
+def test_a_card_says_what_licences_forbid(
+    shipped: Shipped, licence: str | None, told: list[str]
+) -> None:
+    source = replace(load_fusion(shipped.artifact).sources["content"], license=licence)
+    first, *sentences = licence_sentences("mit", {"content": source})
+    assert first == "Licence of the fused file: mit."
+    assert len(sentences) == len(told)
+    assert all(map(str.startswith, sentences, told))
 
 
 #: Family -> class of diffusers that samples with it, what of what, tag on the Hub.
@@ -235,6 +264,7 @@ def test_sources_with_digests_licences_and_trigger_words(stated_artifact: Path) 
         ],
     ]
     assert "No licence of its own is stated for the fused file." in section(body, "Sources")
+    assert "ink.safetensors states no licence&#58; ask its author" in section(body, "Sources")
     _, body = split(card_of(stated_artifact, "--license", "Ours *alone*"))
     assert "Licence of the fused file: Ours &#42;alone&#42;." in section(body, "Sources")
 
@@ -275,6 +305,8 @@ def test_what_the_card_says_of_loading_works(
     (tmp_path / stated_artifact.name).write_bytes(stated_artifact.read_bytes())
     (tmp_path / "model").symlink_to(shipped.model)
     monkeypatch.chdir(tmp_path)
+    install = [t.content for t in tokens(split(card_of(stated_artifact))[1]) if t.info == "sh"]
+    assert install[:2] == [f"{INSTALL_RUNTIME}\n", f"{INSTALL}\n"]
     blocks = {
         token.info: token.content
         for token in tokens(split(card_of(stated_artifact, "--base-model", "model"))[1])

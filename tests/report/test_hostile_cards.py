@@ -12,7 +12,7 @@ from support.cards import card_of, rows, section, split, tokens
 from support.lora_files import Artifact
 
 from klora_compile.report.markdown import fenced, plain, printable
-from klora_runtime.__about__ import INSTALL, REPOSITORY
+from klora_runtime.__about__ import INSTALL, INSTALL_RUNTIME, REPOSITORY
 
 HOSTILE = (
     "| a |\n---\nlicense: mit\n# Owned\n\x1b[31m`code` ```\n<script>alert(1)</script> "
@@ -63,7 +63,7 @@ def test_hostile_text_is_only_text(stated_artifact: Path, tmp_path: Path) -> Non
         *("Base model", "Sources", "Schedule", "How to load", "File", "Citation")
     ]
     assert [token.info for token in seen if token.type == "fence"] == [
-        *("text", "sh", "python", "sh", "bibtex")
+        *("text", "sh", "python", "sh", "sh", "bibtex")
     ]
     sources = rows(section(body, "Sources"))
     assert [len(line) for line in sources] == [8, 8, 8]
@@ -73,8 +73,8 @@ def test_hostile_text_is_only_text(stated_artifact: Path, tmp_path: Path) -> Non
     (code,) = [token.content for token in seen if token.info == "python"]
     strings = [n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)]
     assert {hostile.name, printable(HOSTILE)} <= set(strings)
-    install, line = [token.content for token in seen if token.info == "sh"]
-    assert install == f"{INSTALL}\n"
+    runtime, install, line = [token.content for token in seen if token.info == "sh"]
+    assert (runtime, install) == (f"{INSTALL_RUNTIME}\n", f"{INSTALL}\n")
     assert shlex.split(line)[:3] == ["klora", "sample", hostile.name]
     assert len(shlex.split(line)) == 9
 

@@ -1,7 +1,8 @@
-"""A server on this machine that speaks the part of the Hub's API that downloads use."""
+"""A server on this machine that speaks the part of the Hub's API that klora uses."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -59,6 +60,8 @@ class Hub:
         if repository.error is not None:
             return _refusal(403, repository.error)
         commit = repository.revisions.get(parts[3] if len(parts) > 3 else "main")
+        if commit is None and is_api and len(parts) < 4:
+            return _found({"id": name, "sha": None, "siblings": []})  # it is empty
         if commit is None:
             return _refusal(404, "RevisionNotFound")
         files = repository.commits[commit]
@@ -72,6 +75,42 @@ class Hub:
             data = files[file]
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         return 200, {"ETag": etag, "X-Repo-Commit": commit}, data
+
+    def take(self, path: str, body: bytes, *, told: bool) -> tuple[int, dict[str, str], bytes]:
+        """Return the same for a POST: a new repository, a check of a card, or an upload."""
+        if not told:
+            return _refusal(401, "Unauthorized")
+        lines = [json.loads(line) for line in body.splitlines()]
+        if path == "/api/validate-yaml":
+            return _found({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            name = f"{lines[0]['organization']}/{lines[0]['name']}"
+            self.repositories[name] = Repository(
+                is_private=lines[0].get("visibility") == "private" or bool(lines[0].get("private"))
+            )
+            return _found({"url": f"{self.address}/{name}"})
+        name, action = "/".join(path.split("/")[3:5]), path.split("/")[5]
+        if action == "preupload":
+            files = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in lines[0]["files"]
+            ]
+            return _found({"files": files})
+        assert action == "commit"
+        repository = self.repositories[name]
+        present = repository.commits.get(repository.revisions.get("main", ""), {})
+        new = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"])
+            for line in lines
+            if line["key"] == "file"
+        }
+        commit = repository.commit({**present, **new})
+        where = f"{self.address}/{name}/commit/{commit}"
+        return _found({"commitUrl": where, "commitOid": commit})
+
+
+def _found(facts: object) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(facts).encode()
 
 
 def _refusal(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
@@ -89,13 +128,21 @@ def serving() -> Iterator[Hub]:
         def do_HEAD(self) -> None:
             self._answer(with_body=False)
 
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(with_body=True, posted=body)
+
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def _answer(self, *, with_body: bool) -> None:
+        def _answer(self, *, with_body: bool, posted: bytes | None = None) -> None:
             hub.requests.append(f"{self.command} {self.path}")
             told = self.headers.get("authorization") == f"Bearer {TOKEN}"
-            status, headers, data = hub.answer(unquote(self.path.partition("?")[0]), told=told)
+            path = unquote(self.path.partition("?")[0])
+            if posted is None:
+                status, headers, data = hub.answer(path, told=told)
+            else:
+                status, headers, data = hub.take(path, posted, told=told)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)

@@ -106,7 +106,7 @@ def fetch(address: Address, kind: Kind) -> Path:
         ConfigError: the repository has no such file, or several that may be meant.
         KloraError: see :func:`located`.
     """
-    hub = _library(str(address))
+    hub = library(str(address))
     repository = _look_up(hub, address)
     file = address.file or choose(address.repo, repository.files, kind)
     if repository.is_online and file not in repository.files:
@@ -132,7 +132,8 @@ def origin_of(path: Path) -> Origin | None:
     return Origin(f"{found['owner']}/{found['name']}", found["file"], found["commit"])
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Return huggingface_hub, or say that a name needs it."""
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
@@ -150,7 +151,7 @@ def _look_up(hub: Any, address: Address) -> _Repository:
         return _Repository(info.sha, sorted(each.rfilename for each in info.siblings), True)
     except Exception as error:  # from the network, in the types of several libraries
         if _is_answer(hub, error):
-            raise _sentence(hub, address, error) from error
+            raise sentence(hub, address, error) from error
         try:
             folder = Path(
                 hub.snapshot_download(
@@ -158,7 +159,7 @@ def _look_up(hub: Any, address: Address) -> _Repository:
                 )
             )
         except Exception:  # the cache lacks it
-            raise _sentence(hub, address, error) from error
+            raise sentence(hub, address, error) from error
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return _Repository(folder.name, files, False)
 
@@ -179,7 +180,7 @@ def _download(hub: Any, address: Address, repository: _Repository, file: str) ->
         path = at(address.revision)  # so the cache knows the branch's commit, for use offline
         return path if repository.commit in path.parts else at(repository.commit)
     except Exception as error:  # from the network, the disk, or the Hub
-        raise _sentence(hub, replace(address, file=file), error) from error
+        raise sentence(hub, replace(address, file=file), error) from error
 
 
 def _is_answer(hub: Any, error: Exception) -> bool:
@@ -194,7 +195,7 @@ def _is_answer(hub: Any, error: Exception) -> bool:
     return isinstance(error, refusals)
 
 
-def _sentence(hub: Any, address: Address, error: Exception) -> KloraError:
+def sentence(hub: Any, address: Address, error: Exception) -> KloraError:
     """Return one sentence for an error of huggingface_hub; it repeats no text of the error."""
     errors, repo = hub.errors, address.repo
     if isinstance(error, errors.GatedRepoError):
