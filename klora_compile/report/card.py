@@ -56,7 +56,7 @@ def model_card(fusion: Schedule, facts: CardFacts) -> str:
         _base_model(fusion, facts),
         "## Sources",
         _sources(fusion),
-        *(plain(sentence) for sentence in licence_sentences(facts.licence, fusion.sources)),
+        *licence_sentences(facts.licence, fusion.sources),
         "## Schedule",
         _schedule(fusion, facts),
         "## How to load",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from klora_compile.report.markdown import plain
 from klora_runtime.artifact.schedule import Source
 
 #: Identifiers that the Hub knows; every other licence is ``other`` with a name.
@@ -49,7 +50,7 @@ def _fields(licences: Iterable[str]) -> dict[str, str]:
 
 
 def licence_sentences(given: str | None, sources: Mapping[str, Source]) -> list[str]:
-    """Return what may be done with a fused file, a sentence per fact.
+    """Return what may be done with a fused file, a sentence per fact, as Markdown.
 
     Args:
         given: the licence of the fused file, if a user stated it.
@@ -59,19 +60,20 @@ def licence_sentences(given: str | None, sources: Mapping[str, Source]) -> list[
         "No licence of its own is stated for the fused file. It holds weights of its sources, and "
         "theirs are as their files state them."
         if given is None
-        else f"Licence of the fused file: {given}."
+        else f"Licence of the fused file: {plain(given)}."
     ]
     for source in sources.values():
+        file = plain(source.file)
         words = set(re.split(r"[^a-z]+", (source.license or "").lower()))
         if not source.license:
             sentences.append(
-                f"{source.file} states no licence: ask its author before you pass this file on."
+                f"{file} states no licence: ask its author before you pass this file on."
             )
         if words & {"nd", "noderivatives", "noderivs"}:
             sentences.append(
-                f"The licence of {source.file} forbids changed versions, and a fused file is one: "
+                f"The licence of {file} forbids changed versions, and a fused file is one: "
                 "ask its author before you pass this file on."
             )
         if words & {"nc", "noncommercial"}:
-            sentences.append(f"The licence of {source.file} forbids commercial use.")
+            sentences.append(f"The licence of {file} forbids commercial use.")
     return sentences

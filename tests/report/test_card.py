@@ -264,7 +264,7 @@ def test_sources_with_digests_licences_and_trigger_words(stated_artifact: Path) 
         ],
     ]
     assert "No licence of its own is stated for the fused file." in section(body, "Sources")
-    assert "ink.safetensors states no licence&#58; ask its author" in section(body, "Sources")
+    assert "ink.safetensors states no licence: ask its author" in section(body, "Sources")
     _, body = split(card_of(stated_artifact, "--license", "Ours *alone*"))
     assert "Licence of the fused file: Ours &#42;alone&#42;." in section(body, "Sources")
 
