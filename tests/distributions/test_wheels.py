@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -17,8 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
-from support import runtime_alone
+from support import recipient, runtime_alone
+from support.hub import TOKEN, Hub
 from support.lora_files import GOLDEN, ROOT
+from support.shipped import Shipped, klora
 
 from klora_runtime import __version__
 from klora_runtime.__about__ import REPOSITORY
@@ -139,6 +142,24 @@ def test_the_runtime_alone_applies_an_artifact(built: Path, tmp_path: Path) -> N
     imported = set(environment.python(runtime_alone.__file__, GOLDEN).split())
     assert {"torch", "klora_runtime"} <= imported
     assert not imported & runtime_alone.BLOCKED
+
+
+def test_a_recipient_needs_the_runtime_and_diffusers_alone(
+    built: Path,
+    tmp_path: Path,
+    shipped: Shipped,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guide on shipping an artifact: pushed, named on the Hub, applied, removed."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert klora("push", shipped.artifact, "me/fox-in-ink", "--private").exit_code == 0
+    environment = Environment(tmp_path / "venv")
+    environment.install(wheel(built, "klora_runtime"))
+    printed = environment.python(recipient.__file__, "me/fox-in-ink", shipped.model)
+    picture = shipped.picture()
+    assert printed.split()[-1] == hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 @pytest.mark.slow
