@@ -29,6 +29,7 @@ HOMONYMS = {
         "cli.py",
         "measuring/cache.py",
         "report/card.py",
+        "report/front_matter.py",
         "export/ordinary.py",
         "artifact/document.py",
     },
