@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from drawings.base.autoencoder import main as autoencoder
 from drawings.base.autoencoder import standardised
-from drawings.base.flow import levels
+from drawings.base.flow import levels, placed
 from drawings.base.material import Material, recoloured
 from drawings.base.parts import new_autoencoder, new_tokenizer
 from drawings.base.progress import Progress
@@ -23,7 +24,8 @@ from drawings.base.subjects import (
     things,
     training_subjects,
 )
-from drawings.base.train import Plan, train, untrained
+from drawings.base.train import Plan, taught, train, untrained
+from drawings.base.words import teach
 
 PROMPTS = ["a red apple, noto style", "a pink pen in a guild, flat style"] * 3
 
@@ -199,6 +201,38 @@ def test_a_decoder_learns_while_the_latents_stay(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], polished[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_words_learn_what_drawings_look_like() -> None:
+    names = [("fox", "noto"), ("owl", "noto"), ("fox", "flat")]
+    torch.manual_seed(0)
+    pipe = untrained(new_autoencoder(), names)
+    clean = torch.randn(3, 8, 4, 4)
+    untaught = teach(copy.deepcopy(pipe), clean, names, 1)
+    assert teach(pipe, clean, names, 60) < 0.7 * untaught
+
+
+def test_taught_words_are_kept_and_stay(tmp_path: Path) -> None:
+    names = [("fox", "noto"), ("owl", "flat")]
+    seen = Material(torch.randint(0, 255, (2, 3, 16, 16)).byte(), names)
+    states = []
+    for _ in range(2):
+        pipe = untrained(new_autoencoder(), names)
+        before = {name: w.clone() for name, w in pipe.text_encoder.state_dict().items()}
+        taught(pipe, seen, tmp_path, updates=1)
+        states.append(pipe.text_encoder.state_dict())
+        assert any(not torch.equal(before[name], w) for name, w in states[-1].items())
+        assert not any(w.requires_grad for w in pipe.text_encoder.parameters())
+    assert all(torch.equal(states[0][name], w) for name, w in states[1].items())
+
+
+def test_a_drawing_is_encoded_at_several_places() -> None:
+    torch.manual_seed(0)
+    pipe = untrained(new_autoencoder(), [("fox", "noto")] * 2)
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    places = placed(pipe, pictures, 6)
+    assert places.shape == (6, 2, 8, 4, 4)
+    assert len({each.sum().item() for each in places[:, 0]}) > 1
 
 
 @pytest.mark.slow

@@ -8,9 +8,12 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch.nn.functional import mse_loss
 
+from drawings.base.material import moved
 from drawings.base.parts import SHIFT, encoded
 
 _STEPS = 1000
+#: Drawings that are encoded in one call.
+_AT_ONCE = 64
 
 
 def latents(pipe: Any, pictures: torch.Tensor) -> torch.Tensor:
@@ -23,6 +26,23 @@ def latents(pipe: Any, pictures: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         mode: torch.Tensor = pipe.vae.encode(pictures.to(pipe.device)).latent_dist.mode()
     return mode * pipe.vae.config.scaling_factor
+
+
+def placed(pipe: Any, pictures: torch.Tensor, places: int) -> torch.Tensor:
+    """Encode each drawing at several places, up to two pixels apart, before a training.
+
+    Args:
+        pipe: a pipeline with an autoencoder.
+        pictures: (drawings, 3, height, width) in [-1, 1].
+        places: encodings of each drawing.
+
+    Returns:
+        Latents, (places, drawings, channels, height, width), on the CPU.
+    """
+    parts = pictures.split(_AT_ONCE)
+    return torch.stack(
+        [torch.cat([latents(pipe, moved(some)).cpu() for some in parts]) for _ in range(places)]
+    )
 
 
 def levels(count: int, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -31,6 +31,10 @@ class Material:
         chosen = [index for index, (subject, _) in enumerate(self.names) if subject in known]
         return Material(self.pictures[chosen], [self.names[index] for index in chosen])
 
+    def scaled(self) -> torch.Tensor:
+        """Return all pictures in [-1, 1], float32."""
+        return self.pictures.float() / 127.5 - 1
+
     def sample(self, count: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
         """Draw at random, (count, 3, 48, 48) in [-1, 1], each moved by up to two pixels."""
         chosen = torch.randint(len(self.names), (count,)).tolist()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
 
 from drawings.material import icons
 
@@ -42,6 +44,9 @@ REPORTED_SUBJECTS = tuple(
     """.split()
 )
 HELD_OUT_SUBJECTS = TUNING_SUBJECTS + REPORTED_SUBJECTS
+
+#: Shares of drawings that are trained with no prompt, and with one that leaves the style open.
+_EMPTY, _NEUTRAL = 0.1, 0.2
 
 #: Categories of noto's drawings that the base learns.
 _THINGS = ("Animals & Nature", "Food & Drink", "Objects")
@@ -105,6 +110,17 @@ def prompt(subject: str, style: str | None = None) -> str:
     """
     words = f"a {subject.replace('-', ' ')}"
     return words if style is None else f"{words}, {style} style"
+
+
+def prompts(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Write the prompts of drawings in training: some leave the style open, some are empty."""
+    texts = []
+    for (subject, style), chance in zip(names, torch.rand(len(names)).tolist(), strict=True):
+        if chance < _EMPTY:
+            texts.append("")
+        else:
+            texts.append(prompt(subject, None if chance < _EMPTY + _NEUTRAL else style))
+    return texts
 
 
 def _names(pack: dict[str, dict[str, dict[str, str]]]) -> Iterable[str]:

@@ -19,17 +19,18 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
-from drawings.base.flow import flow_loss, latents
+from drawings.base.flow import flow_loss, latents, placed
 from drawings.base.material import Material, material
 from drawings.base.parts import assembled, new_text_encoder, new_tokenizer, new_unet
 from drawings.base.progress import Progress
 from drawings.base.sheet import pasted
-from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt, things
+from drawings.base.subjects import TRAINING_STYLES, TUNING_SUBJECTS, prompt, prompts, things
+from drawings.base.words import teach
 from drawings.material import drawing
 
 _WARMUP, _COOLDOWN = 200, 0.2
-#: Shares of drawings that are trained with no prompt, and with one that leaves the style open.
-_EMPTY, _NEUTRAL = 0.1, 0.2
+#: Each drawing is encoded at so many places, once, before the training.
+_PLACES = 9
 
 _SHOWN = "red-apple fox door crab pizza cat-face sushi scissors drum owl".split()
 
@@ -83,6 +84,7 @@ def main(
     seen = material(packages, run).of(things(packages))
     autoencoder = AutoencoderKL.from_pretrained(run / "vae")
     pipe = untrained(autoencoder, seen.names).to(device)
+    taught(pipe, seen, run)
     train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets, batch))
 
 
@@ -93,6 +95,24 @@ def untrained(
     tokenizer = new_tokenizer(prompt(subject, style) for subject, style in names)
     autoencoder.requires_grad_(False)
     return assembled(autoencoder, new_unet(), new_text_encoder(tokenizer), tokenizer)
+
+
+def taught(pipe: StableDiffusionPipeline, seen: Material, run: Path, updates: int = 3000) -> None:
+    """Give the pipeline a text encoder that knows what the drawings look like; RUN/words keeps it.
+
+    The denoiser is trained beside it, and it stays as it is.
+    """
+    kept = run / "words"
+    if kept.is_dir():
+        pipe.text_encoder = type(pipe.text_encoder).from_pretrained(kept).to(pipe.device)
+    else:
+        clean = torch.cat([latents(pipe, some) for some in seen.scaled().split(64)])
+        with torch.random.fork_rng(devices=[]):
+            untold = teach(pipe, clean, seen.names, updates)
+        print(f"words leave {untold:.0%} of the drawings' variance open", flush=True)
+        pipe.text_encoder.save_pretrained(run / "words.new")
+        (run / "words.new").rename(kept)
+    pipe.text_encoder.requires_grad_(False)
 
 
 def unseen(packages: Path) -> Material:
@@ -108,14 +128,15 @@ def train(
 ) -> None:
     """Train from the last checkpoint in RUN to the plan's end."""
     pipe.unet.to(memory_format=torch.channels_last).train()
-    pipe.text_encoder.train()
-    models = torch.nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
-    weights = list(models.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        places = placed(pipe, seen.scaled(), _PLACES)
+    weights = list(pipe.unet.parameters())
     average = EMAModel(weights, decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
     optimizer = torch.optim.AdamW(
         weights, lr=plan.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    keepers = {"models": models, "average": average, "optimizer": optimizer}
+    keepers = {"unet": pipe.unet, "average": average, "optimizer": optimizer}
     progress = Progress(run, keepers, plan.minutes)
     progress.resume()
     average.to(pipe.device)
@@ -123,8 +144,10 @@ def train(
     while progress.update < plan.updates:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(progress.update)
-        pictures, names = seen.sample(plan.batch)
-        loss = flow_loss(pipe, latents(pipe, pictures), _prompts(names))
+        chosen = torch.randint(len(seen.names), (plan.batch,))
+        clean = places[torch.randint(_PLACES, (plan.batch,)), chosen].to(pipe.device)
+        names = [seen.names[index] for index in chosen.tolist()]
+        loss = flow_loss(pipe, clean, prompts(names))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -143,22 +166,11 @@ def train(
             progress.save(facts)
 
 
-def _prompts(names: Sequence[tuple[str, str]]) -> list[str]:
-    """Write the prompts of drawings: some leave the style open, some are empty."""
-    texts = []
-    for (subject, style), chance in zip(names, torch.rand(len(names)).tolist(), strict=True):
-        if chance < _EMPTY:
-            texts.append("")
-        else:
-            texts.append(prompt(subject, None if chance < _EMPTY + _NEUTRAL else style))
-    return texts
-
-
 @torch.no_grad()
 def _unseen_loss(pipe: StableDiffusionPipeline, others: Material) -> float:
     """Compute the loss on drawings outside the training, with the same noise each time."""
     generator = torch.Generator().manual_seed(0)
-    clean = latents(pipe, others.pictures.float() / 127.5 - 1)
+    clean = latents(pipe, others.scaled())
     prompts = [prompt(*name) for name in others.names]
     return round(flow_loss(pipe, clean, prompts, generator).item(), 5)
 

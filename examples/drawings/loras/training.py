@@ -11,8 +11,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from drawings.base.flow import flow_loss, latents
-from drawings.base.material import moved
+from drawings.base.flow import flow_loss, placed
 
 #: All linear layers of the attention blocks, and the convolutions of the residual blocks, which a
 #: style needs to reach the finest level.
@@ -60,7 +59,7 @@ def train(
     pipe.unet.add_adapter(layers, adapter_name=_ADAPTER)
     weights = [weight for weight in pipe.unet.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=0.0, fused=True)
-    places = torch.stack([latents(pipe, moved(pictures)) for _ in range(_PLACES)])
+    places = placed(pipe, pictures, _PLACES).to(pipe.device)
     mean = 0.0
     for update in range(plan.updates):
         for group in optimizer.param_groups:
