@@ -15,6 +15,7 @@ from drawings.base.flow import levels, placed
 from drawings.base.material import Material, recoloured
 from drawings.base.parts import new_autoencoder, new_tokenizer
 from drawings.base.progress import Progress
+from drawings.base.publish import main as publish
 from drawings.base.subjects import (
     HELD_OUT_STYLES,
     REPORTED_SUBJECTS,
@@ -24,8 +25,9 @@ from drawings.base.subjects import (
     things,
     training_subjects,
 )
-from drawings.base.train import Plan, taught, train, untrained
+from drawings.base.train import Plan, taught, train, trained, untrained
 from drawings.base.words import teach
+from safetensors.torch import load_file
 
 PROMPTS = ["a red apple, noto style", "a pink pen in a guild, flat style"] * 3
 
@@ -233,6 +235,23 @@ def test_a_drawing_is_encoded_at_several_places() -> None:
     places = placed(pipe, pictures, 6)
     assert places.shape == (6, 2, 8, 4, 4)
     assert len({each.sum().item() for each in places[:, 0]}) > 1
+
+
+@pytest.mark.slow
+def test_a_published_base_is_small_and_can_be_trained_further(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    untrained(new_autoencoder(), [("fox", "noto")] * 2).save_pretrained(tmp_path / "run" / "base")
+    for _ in range(2):  # an earlier one is replaced
+        publish([str(tmp_path / "run"), str(tmp_path / "kept")], standalone_mode=False)
+    weights = list((tmp_path / "kept").rglob("*.safetensors"))
+    assert len(weights) == 3
+    for path in weights:
+        assert {str(tensor.dtype) for tensor in load_file(path).values()} == {"torch.float16"}
+    assert not any("_name_or_path" in p.read_text() for p in (tmp_path / "kept").rglob("*.json"))
+    pipe = trained(tmp_path / "kept")
+    assert {w.dtype for w in pipe.unet.parameters()} == {torch.float32}
+    assert all(w.requires_grad for w in pipe.unet.parameters())
+    assert not any(w.requires_grad for w in pipe.text_encoder.parameters())
 
 
 @pytest.mark.slow

@@ -58,6 +58,11 @@ class Plan:
 @click.command()
 @click.argument("packages", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A trained base to begin from, such as base/weights; else RUN/vae and untrained models.",
+)
 @click.option("--updates", default=40_000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True, help="Highest learning rate.")
 @click.option("--minutes", default=10.0, show_default=True, help="Between checkpoints.")
@@ -69,6 +74,7 @@ class Plan:
 def main(
     packages: Path,
     run: Path,
+    start: Path | None,
     updates: int,
     rate: float,
     minutes: float,
@@ -78,13 +84,15 @@ def main(
     threads: int,
     seed: int,
 ) -> None:
-    """Train the base on the drawings in PACKAGES, with the autoencoder RUN/vae."""
+    """Train the base on the drawings in PACKAGES."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     seen = material(packages, run).of(things(packages))
-    autoencoder = AutoencoderKL.from_pretrained(run / "vae")
-    pipe = untrained(autoencoder, seen.names).to(device)
-    taught(pipe, seen, run)
+    if start is None:
+        pipe = untrained(AutoencoderKL.from_pretrained(run / "vae"), seen.names).to(device)
+        taught(pipe, seen, run)
+    else:
+        pipe = trained(start).to(device)
     train(pipe, seen, unseen(packages), run, Plan(updates, rate, minutes, sheets, batch))
 
 
@@ -95,6 +103,15 @@ def untrained(
     tokenizer = new_tokenizer(prompt(subject, style) for subject, style in names)
     autoencoder.requires_grad_(False)
     return assembled(autoencoder, new_unet(), new_text_encoder(tokenizer), tokenizer)
+
+
+def trained(folder: Path) -> StableDiffusionPipeline:
+    """Return a trained pipeline in float32, of which the denoiser is trained further."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    return pipe
 
 
 def taught(pipe: StableDiffusionPipeline, seen: Material, run: Path, updates: int = 3000) -> None:
