@@ -29,6 +29,7 @@ from drawings.base.train import Plan, taught, train, trained, untrained
 from drawings.base.words import teach
 from safetensors.torch import load_file
 
+WEIGHTS = Path(__file__).parents[2] / "examples" / "drawings" / "base" / "weights"
 PROMPTS = ["a red apple, noto style", "a pink pen in a guild, flat style"] * 3
 
 
@@ -148,6 +149,22 @@ def test_a_folder_loads_without_code_of_ours(tmp_path: Path) -> None:
     )
     assert torch.equal(first, second)
     assert first.shape == (1, 3, 48, 48)
+
+
+def test_the_kept_base_is_small_loads_and_tells_words_apart() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 27e6
+    assert not any("_name_or_path" in p.read_text() for p in files if p.suffix == ".json")
+    pipe = trained(WEIGHTS)
+    pictures = pipe(
+        ["a red apple, noto style", "a door, noto style"],
+        4,
+        generator=[torch.Generator().manual_seed(0) for _ in range(2)],
+        output_type="pt",
+    ).images
+    red, _, blue = pictures[0, :, 16:32, 16:32].mean((1, 2))
+    assert red - blue > 0.4
+    assert pictures[1, 0, 16:32, 16:32].mean() < red
 
 
 # Its training.
