@@ -46,8 +46,11 @@ LAYERS: Mapping[str, tuple[int, ...]] = {
 }
 WORDS = "content style weight bias lowrank dense rows plain q unet zero switching"
 STRINGS = (*WORDS.split(), "", "0" * 32, "..", "/etc/passwd", "\x1b[2J\u202e", "\ud800", "9" * 400)
-#: What rules have no default for.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"switch": {"steps": 20}}
+#: What rules have no default for that fits these layers.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "switch": {"steps": 20},
+    "groups": {"table": {"style *.to_k": "0:0.5,0.5:1"}},
+}
 NUMBERS = (0, 1, -1, 2, 0.5, -0.0, 1e-320, 1e308, -1e308, 2**31, 2**53, 2**63, 2**64, 10**30)
 
 
