@@ -48,5 +48,5 @@ def downloaded(address: Address) -> Path:
         text = shown(" ".join(str(root).split()) or type(root).__name__, limit=500)
         raise KloraError(
             f"there is no folder {shown(address.repo)}, and the Hub gives no model of that name: "
-            f"{type(root).__name__}: {text}"
+            f"{type(root).__name__}: {text if text.endswith(('.', '…')) else f'{text}.'}"
         ) from error

@@ -16,6 +16,7 @@ from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.files.lora_file import LoraFile
 from klora_compile.rules.lookup import RULES
 from klora_runtime import save_fusion
+from klora_runtime.artifact.file_tensor import FileTensor
 from klora_runtime.errors import LoraError, PairingError
 
 MODULES = [f"unet.down_blocks.0.attentions.{i}.proj_in" for i in range(4)]
@@ -49,15 +50,22 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """File and key of each tensor that was read."""
+    """File and key of each tensor that was read, by torch or as bytes."""
     seen: list[tuple[str, str]] = []
-    tensor = LoraFile.tensor
+    tensor, stored = LoraFile.tensor, LoraFile.stored
 
-    def spy(file: LoraFile, key: str) -> torch.Tensor:
+    def by_torch(file: LoraFile, key: str) -> torch.Tensor:
         seen.append((file.path.stem, key))
         return tensor(file, key)
 
-    monkeypatch.setattr(LoraFile, "tensor", spy)
+    def as_bytes(file: LoraFile, key: str) -> FileTensor | None:
+        found = stored(file, key)
+        if found is not None:
+            seen.append((file.path.stem, key))
+        return found
+
+    monkeypatch.setattr(LoraFile, "tensor", by_torch)
+    monkeypatch.setattr(LoraFile, "stored", as_bytes)
     return seen
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.lora_files import SHARED_DATA, needs_decisions, needs_real_loras
 
-from klora_compile import Settings, compile_fusion, compiler, read_adapter
+from klora_compile import Settings, compile_fusion, read_adapter
 from klora_compile.measuring import measure as measuring
 from klora_compile.measuring.statistics import Statistics
 from klora_compile.reading.adapter import Adapter
@@ -46,15 +46,16 @@ def adapter(file: str) -> Adapter:
 def measured_once() -> Iterator[None]:
     """The statistics of a pair are the same under every setting; only the first one measures."""
     store: dict[tuple[int, ...], dict[str, Statistics]] = {}
+    really = measuring.measure
 
     def measure(layers: Sequence[Layer], ks: Any, **rest: Any) -> dict[str, Statistics]:
         key = (*map(id, layers), *(k for each in ks.values() for k in each))
         if key not in store:
-            store[key] = measuring.measure(layers, ks, **rest)
+            store[key] = really(layers, ks, **rest)
         return store[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "measure", measure)
+        patch.setattr(measuring, "measure", measure)
         yield
 
 

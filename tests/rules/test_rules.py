@@ -133,7 +133,7 @@ def test_est_goes_with_the_square_of_a_loras_scale(ratio: float, scale: float) -
 
 
 def test_est_measures_no_largest_weights(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("klora_compile.compiler.measure", None)
+    monkeypatch.setattr("klora_compile.measuring.measure.measure", None)
     scores = entries(fused(files, "est"))[QUERY].scores["est"]
     assert set(scores["content"]) == {"rank", "scaling", "frobenius"}
     norm = float(files.deltas["content"][QUERY].norm())

@@ -59,8 +59,8 @@ def test_a_checkpoint_file_is_no_model(shipped: Shipped, tmp_path: Path) -> None
 def test_a_model_that_the_hub_does_not_give(
     shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(name: str) -> str:
-        assert name == "owner/name"
+    def download(name: str, revision: str | None) -> str:
+        assert (name, revision) == ("owner/name", None)
         raise OSError("see the stacktrace above") from ConnectionError("no\nroute to host")
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
@@ -73,9 +73,16 @@ def test_a_model_that_the_hub_does_not_give(
 def test_a_model_from_the_hub(
     shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DiffusionPipeline, "download", lambda name: str(shipped.model))
+    asked = []
+
+    def download(name: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        return str(shipped.model)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
     output = tmp_path / "fox.png"
-    assert sampled(shipped, output, model="owner/name").exit_code == 0
+    assert sampled(shipped, output, model="owner/name@v2").exit_code == 0
+    assert asked == [("owner/name", "v2")]
     assert pixels(output) == pixels(shipped.picture())
 
 
