@@ -37,6 +37,7 @@ from klora_compile.halves import files_of
 from klora_compile.rules.lookup import DEFAULT_RULE
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import slot_names, slots_of
+from klora_runtime.artifact.checks import refuse_always_name
 
 if TYPE_CHECKING:
     from klora_compile.reading.adapter import Adapter
@@ -229,6 +230,8 @@ def _located(
 ) -> tuple[tuple[tuple[Files, ...], tuple[Files, ...]], tuple[Beside, ...]]:
     """Return the LoRAs with the paths of their files; those on the Hub are downloaded."""
     contents, styles = roles
+    for each in always:
+        refuse_always_name(each.name)
     slots = slot_names(len(contents), len(styles))
     named = dict(zip(slots, [*contents, *styles], strict=True))
     found = located_files({**named, **{each.name: each.files for each in always}}, weight_names)
