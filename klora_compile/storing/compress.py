@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from klora_compile.storing.step_search import StepSearch
-from klora_compile.storing.trellis import nearest
+from klora_compile.storing.trellis import Trellis
 from klora_compile.threads import single_thread
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
@@ -59,9 +59,10 @@ def compress(fusion: Fusion, tolerance: float, *, on_layer: OnLayer | None = Non
             "compressed. Compile its sources again."
         )
     small = list[Entry]()
+    trellis = Trellis()
     with single_thread():
         for entries in _batches(fusion.entries):
-            for entry in _smallest(entries, tolerance):
+            for entry in _smallest(entries, tolerance, trellis):
                 small.append(entry)
                 if on_layer is not None:
                     on_layer(entry.layer, len(small), len(fusion.entries))
@@ -83,13 +84,13 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _smallest(entries: Sequence[Entry], tolerance: float) -> Iterator[Entry]:
+def _smallest(entries: Sequence[Entry], tolerance: float, trellis: Trellis) -> Iterator[Entry]:
     """Yield the entries with compressed factors, or unchanged ones if those are smaller."""
     searches = [
         {slot: StepSearch(each, entry.shape, tolerance) for slot, each in _here(entry).items()}
         for entry in entries
     ]
-    _settle([search for slots in searches for search in slots.values()])
+    _settle([search for slots in searches for search in slots.values()], trellis)
     for entry, slots in zip(entries, searches, strict=True):
         results: dict[str, Stored] = {slot: own.result for slot, own in slots.items()}
         yield replace(entry, factors=results)
@@ -105,16 +106,17 @@ def _here(entry: Entry) -> dict[str, Stored]:
     }
 
 
-def _settle(searches: Sequence[StepSearch]) -> None:
+def _settle(searches: Sequence[StepSearch], trellis: Trellis) -> None:
     """Run all searches to the end; each round handles all rows of one length at once."""
     while wanted := [(search, targets) for search in searches if (targets := search.targets)]:
-        alike: dict[int, list[torch.Tensor]] = defaultdict(list)
+        alike: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
         for _, targets in wanted:
-            for rows in targets:
-                alike[rows.shape[1]].append(rows)
-        chosen = {
-            length: iter(torch.split(nearest(torch.cat(group)), [len(rows) for rows in group]))
-            for length, group in alike.items()
-        }
+            for target in targets:
+                alike[target[0].shape[1]].append(target)
+        chosen = {}
+        for length, group in alike.items():
+            rows = torch.cat([own for own, _ in group])
+            points = trellis.nearest(rows, torch.cat([large for _, large in group]))
+            chosen[length] = iter(torch.split(points, [len(own) for own, _ in group]))
         for search, targets in wanted:
-            search.settle([next(chosen[rows.shape[1]]) for rows in targets])
+            search.settle([next(chosen[rows.shape[1]]) for rows, _ in targets])

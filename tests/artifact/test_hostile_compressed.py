@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "factors of one size": (one_size, "content: factors do not make [70]"),
     "step a word": (put("content", "step", "1"), "content.step: not a number of 1e-28 to 1e28: 1"),
     "numbers without end": (
-        put("content", "levels", [9] * 999), " bytes cannot hold the ",
+        put("content", "levels", [9] * 1999), " bytes cannot hold the ",
     ),
     "error negative": (put("content", "error", -0.1), "content.error: not a share of 0 to 1: -0.1"),
     "error above 1": (put("content", "error", 1.5), "content.error: not a share of 0 to 1: 1.5"),
@@ -190,7 +190,7 @@ def test_slots_are_packed_by_their_names(tmp_path: Path) -> None:
     "change",
     [
         lambda down, up: (down, 1.01 * up),
-        lambda down, up: (64 * down, 64 * up),  # on the grids, and beyond the bytes of their class
+        lambda down, up: (2**17 * down, 2**17 * up),  # on the grids, and beyond the format
         lambda down, up: (down[:2], up[:, :2]),
         lambda down, up: (down, up[:50]),
         lambda down, up: (down.half(), up.half()),

@@ -232,9 +232,14 @@ def test_rows_whose_level_the_format_lacks_stay_as_they_are(
     save_fusion(small, tmp_path / "x.klora.safetensors")
 
 
-def test_a_number_too_large_for_its_class_leaves_a_delta_as_it_is() -> None:
-    spike = Stored(1.0, Dense(torch.eye(1, 4000)[0]))
-    assert stored(compress(one_layer(spike, (4000,)), 0.01)) is spike
+def test_a_number_too_large_for_its_code_is_stored_beside_it(tmp_path: Path) -> None:
+    spike = one_layer(Stored(1.0, Dense(torch.eye(1, 4000)[0])), (4000,))
+    small = compress(spike, 0.01)
+    assert stored(small).quantised is not None
+    save_fusion(small, tmp_path / "x.klora.safetensors")
+    again = load_fusion(tmp_path / "x.klora.safetensors")
+    assert torch.equal(stored(again).delta.tensors[0], stored(small).delta.tensors[0])
+    assert max(exact_errors(spike, again).values()) <= 0.01
 
 
 def test_thirteen_bits_are_fewer_than_sixteen() -> None:

@@ -17,6 +17,7 @@ from klora_runtime.artifact.q.form import (
     MAX_CLASS,
     MAX_LEVEL,
     MOST_STEP,
+    NUMBERS_PER_BYTE,
     class_offset,
     matrices_of,
 )
@@ -110,7 +111,7 @@ def packed_problems(
 ) -> Iterator[tuple[str, str]]:
     """Yield the packed tensors that are too small for their slots: the name, and the problem.
 
-    A number takes at least one bit, so a small file cannot claim a huge amount of numbers.
+    Two numbers take at least one bit, so a small file cannot claim a huge amount of numbers.
 
     Args:
         entries: entries whose factors have no problem.
@@ -124,7 +125,7 @@ def packed_problems(
                 numbers[value["packed"]] += sum(rows * length for rows, length in matrices)
     for name, count in numbers.items():
         (size,) = tensors[name].shape
-        if count > 8 * size:
+        if count > NUMBERS_PER_BYTE * size:
             yield f"tensor {name}", f"{size} bytes cannot hold the {count} numbers of its slots"
 
 
@@ -171,7 +172,8 @@ def _packed_problems(
     if (
         not isinstance(levels, list)
         or not levels
-        or not all(type(level) is int and 0 <= level <= MAX_LEVEL for level in levels)
+        or set(map(type, levels)) != {int}
+        or not 0 <= min(levels) <= max(levels) <= MAX_LEVEL
         or levels != sorted(levels, reverse=True)
     ):
         yield ".levels", f"not levels of 0 to {MAX_LEVEL}, descending: {shown(levels)}"

@@ -16,6 +16,7 @@ from klora_runtime.artifact import numbers
 from klora_runtime.artifact.canonical import canonical_json
 from klora_runtime.artifact.dtypes import DTYPES, FLOAT8
 from klora_runtime.artifact.file_tensor import FileTensor
+from klora_runtime.artifact.memory import empty
 from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
 from klora_runtime.lazy_torch import torch
 
@@ -60,7 +61,7 @@ class TensorFile(SafetensorsFile):
     def _data(self, start: int, stop: int) -> torch.Tensor:
         """Return a range of the data as (bytes,) uint8."""
         try:
-            data = torch.empty(stop - start, dtype=torch.uint8)
+            data = empty(stop - start, torch.uint8)
         except RuntimeError as error:  # torch's error for lack of memory
             raise self.error(f"{stop - start} bytes of it do not fit into memory") from error
         self.read_into(memory_of(data), start)

@@ -7,18 +7,20 @@ together. This module is the room's entry; artifacts without compressed slots do
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from threading import Lock
 
 import torch
 
 from klora_runtime.artifact.delta import Delta, Dense, LowRank, Stored
 from klora_runtime.artifact.document import Document
+from klora_runtime.artifact.memory import empty
 from klora_runtime.artifact.q.bitstream import Rows, pack, sizes, unpack
 from klora_runtime.artifact.q.form import Quantised, matrices_of
-from klora_runtime.artifact.q.values import CHANGED, indices_of, steps_of, values_of
+from klora_runtime.artifact.q.values import CHANGED, indices_of, steps_of
 from klora_runtime.errors import ArtifactError
 
 
@@ -147,28 +149,51 @@ def unpack_factors(packed: torch.Tensor, slots: Sequence[PackedSlot]) -> list[St
     Raises:
         ValueError: the bytes do not encode such numbers.
     """
-    levels, steps = _Groups(), _Groups()
+    levels, steps = defaultdict[int, list[int]](list), defaultdict[int, list[float]](list)
     for slot in slots:
+        own, step = slot.quantised.levels, slot.quantised.step
         for rows, length in slot.matrices:
-            own, step = _of_rows(slot.quantised, rows)
-            levels.add(length, own)
-            steps.add(length, step)
-    groups = levels.rows()
-    numbers = unpack(packed.cpu(), groups)
-    values = {
-        rows.length: values_of(own, step)
-        for rows, own, step in zip(groups, numbers, steps.joined(), strict=True)
-    }
-    return _laid_out(values, slots, packed.device)
+            levels[length] += own * (rows // len(own))
+            steps[length] += [step] * rows
+    groups = [Rows(length, torch.tensor(levels[length])) for length in sorted(levels)]
+    halves = [
+        steps_of(torch.tensor(steps[rows.length], dtype=torch.float64), rows.levels) / 2
+        for rows in groups
+    ]
+    counts = [len(rows.levels) * rows.length for rows in groups]
+    flat = empty(sum(counts), torch.float32)
+    values = [
+        part.view(-1, rows.length)
+        for part, rows in zip(torch.split(flat, counts), groups, strict=True)
+    ]
+
+    def use(group: int, rows: torch.Tensor, points: torch.Tensor) -> None:
+        begin = 0
+        for first, count in _runs(rows):
+            own = slice(begin, begin + count)
+            half = halves[group][first : first + count]
+            torch.mul(points[own], half, out=values[group][first : first + count])
+            begin += count
+
+    unpack(packed.cpu(), groups, use)
+    there = torch.split(flat.to(packed.device), counts)
+    by_length = {rows.length: part for rows, part in zip(groups, there, strict=True)}
+    return _laid_out(by_length, slots)
+
+
+def _runs(rows: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of each run of neighbours in ascending row numbers."""
+    ends = (rows.diff() != 1).nonzero().flatten() + 1
+    bounds = [0, *ends.tolist(), len(rows)]
+    firsts = rows[bounds[:-1]].tolist()
+    for first, (begin, end) in zip(firsts, pairwise(bounds), strict=True):
+        yield first, end - begin
 
 
 def stored_sizes(stored: Sequence[Stored]) -> list[float]:
     """Return the bytes that each delta takes in the result of :func:`pack_factors`."""
     groups, indices = _grouped(stored)
-    bits = {
-        rows.length: size * rows.length
-        for rows, size in zip(groups, sizes(groups, indices), strict=True)
-    }
+    bits = {rows.length: size for rows, size in zip(groups, sizes(groups, indices), strict=True)}
     begins: dict[int, int] = defaultdict(int)
     found = []
     for each in stored:
@@ -206,8 +231,9 @@ def _grouped(stored: Sequence[Stored]) -> tuple[list[Rows], list[torch.Tensor]]:
         assert each.quantised is not None
         for matrix in matrices(each.delta):
             own, steps = _of_rows(each.quantised, len(matrix))
-            numbers = indices_of(matrix, steps)
-            if not Rows(matrix.shape[1], own).hold(numbers):
+            rows = Rows(matrix.shape[1], own)
+            numbers = indices_of(matrix, steps, rows.large)
+            if not rows.hold(numbers):
                 raise ValueError(CHANGED)
             levels.add(matrix.shape[1], own)
             indices.add(matrix.shape[1], numbers)
@@ -229,34 +255,26 @@ def matrices(delta: Delta) -> list[torch.Tensor]:
     return [delta.down.cpu().flatten(1), delta.up.cpu().flatten(1).T.contiguous()]
 
 
-def _laid_out(
-    values: Mapping[int, torch.Tensor], slots: Sequence[PackedSlot], device: torch.device
-) -> list[Stored]:
-    """Return the delta of each slot from rows in the order of the slots."""
-    flat = torch.empty(sum(matrix.numel() for matrix in values.values()))
+def _laid_out(values: Mapping[int, torch.Tensor], slots: Sequence[PackedSlot]) -> list[Stored]:
+    """Return the delta of each slot as views of the rows, which are in the order of the slots.
+
+    Args:
+        values: length of rows -> the numbers of all such rows.
+    """
     begins: dict[int, int] = defaultdict(int)
-    place = 0
-    places = []
+
+    def rows_of(count: int, length: int) -> torch.Tensor:
+        begin = begins[length]
+        begins[length] += count * length
+        return values[length][begin : begins[length]].view(count, length)
+
+    found = list[Stored]()
     for slot in slots:
-        for turned, (count, length) in enumerate(slot.matrices):
-            rows = values[length][begins[length] : begins[length] + count]
-            begins[length] += count
-            size = count * length
-            own = flat[place : place + size]
-            if turned:
-                own.view(length, count).copy_(rows.T)
-            else:
-                own.view(count, length).copy_(rows)
-            places.append(slice(place, place + size))
-            place += size
-    flat, found, at = flat.to(device), list[Stored](), iter(places)
-    for slot in slots:
+        parts = [rows_of(*matrix) for matrix in slot.matrices]
         if slot.dense:
-            dense = Dense(flat[next(at)].view(slot.shape))
-            found.append(Stored(slot.scale, dense, slot.quantised))
+            found.append(Stored(slot.scale, Dense(parts[0].view(slot.shape)), slot.quantised))
             continue
         rank, (out, *inner) = len(slot.quantised.levels), slot.shape
-        down = flat[next(at)].view(rank, *inner)
-        up = flat[next(at)].view(out, rank, *(1 for _ in inner[1:]))
-        found.append(Stored(slot.scale, LowRank(down, up), slot.quantised))
+        up = parts[1].T.view(out, rank, *(1 for _ in inner[1:]))
+        found.append(Stored(slot.scale, LowRank(parts[0].view(rank, *inner), up), slot.quantised))
     return found

@@ -16,14 +16,20 @@ MAX_LEVEL = 255
 #: float32.
 LEAST_STEP, MOST_STEP = 1e-28, 1e28
 
-#: The highest class whose numbers (about 4 in root mean square) are coded with all their bits.
-TOP_CLASS = 8
+#: The highest class whose numbers (about 2 in root mean square) are coded with all their bits.
+TOP_CLASS = 4
 
 #: The greatest number of lowest bits that are stored uncoded.
-MOST_BITS = 15
+MOST_BITS = 16
 
 #: The highest class.
 MAX_CLASS = TOP_CLASS + 4 * MOST_BITS
+
+#: Numbers are within ±this.
+MOST = 2**22
+
+#: A tensor of 1 byte holds at most this many numbers: two share a code of one bit or more.
+NUMBERS_PER_BYTE = 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Quantised:
     """One level per rank, 0 to 255, in descending order; a dense delta has a single one."""
     error: float
     """Relative Frobenius error of the delta, 0 to 1, as the compiler measured it."""
+
+
+def width_of(number: int) -> int:
+    """Return how many lowest bits of the numbers of a class are stored uncoded."""
+    return max(0, (number - TOP_CLASS + 3) // 4)
 
 
 def class_offset(length: int) -> int:
