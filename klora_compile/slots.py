@@ -1,9 +1,9 @@
 """Names of slots: ``content`` and ``style``, or ``content.1``, ``content.2``, … for several.
 
 ``merged`` is what a rule merged them to. Any other name, such as ``turbo``, is that of a LoRA that
-always acts. A LoRA in two files, for
-models with a denoiser for high noise and one for low noise, has the sources ``content.high`` and
-``content.low``; any other LoRA's source has the name of its slot.
+always acts. A LoRA in two files, for models with a denoiser for high noise and one for low noise,
+has the sources ``content.high`` and ``content.low``; any other LoRA's source has the name of its
+slot.
 """
 
 from __future__ import annotations

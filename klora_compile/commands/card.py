@@ -58,19 +58,12 @@ def card_command(
     """
     if output == _STDOUT and as_json:
         raise click.UsageError("-o - prints the card, so --json has no place; name a file.")
-    if output != _STDOUT:
-        check_output(output, force, inputs=(file,))
-    if picture is not None:
-        if picture.suffix.lower() != ".png":
-            raise click.UsageError(f"--map {picture}: expected a name that ends in .png.")
-        check_output(picture, force, inputs=(file,))
-        if output.absolute() == picture.absolute():
-            raise click.UsageError(f"-o and --map are both {output}; name two files.")
+    _check_places(file, output, picture, force)
 
     from klora_compile.report.card import model_card
     from klora_compile.report.card_facts import CardFacts, Sample
-    from klora_runtime.artifact.document import load_whole_document
     from klora_runtime.artifact.replacing import replacing
+    from klora_runtime.artifact.whole_document import load_whole_document
     from klora_runtime.errors import shown
 
     fusion = load_whole_document(file)
@@ -103,3 +96,16 @@ def card_command(
         print_json("card", {"output": str(output), "bytes_out": len(card.encode()), "map": drawn})
         return
     click.echo(f"wrote {shown(output)}")
+
+
+def _check_places(file: Path, output: Path, picture: Path | None, force: bool) -> None:
+    """Check, before the work, that the card and the map can be written."""
+    if output != _STDOUT:
+        check_output(output, force, inputs=(file,))
+    if picture is None:
+        return
+    if picture.suffix.lower() != ".png":
+        raise click.UsageError(f"--map {picture}: expected a name that ends in .png.")
+    check_output(picture, force, inputs=(file,))
+    if output.absolute() == picture.absolute():
+        raise click.UsageError(f"-o and --map are both {output}; name two files.")

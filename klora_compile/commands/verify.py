@@ -62,7 +62,7 @@ def verify_command(
         raise click.UsageError("name the artifact's LoRAs after FILE together with --against.")
 
     from klora_compile.report.verification import Verification
-    from klora_runtime.artifact.document import load_whole_document
+    from klora_runtime.artifact.whole_document import load_whole_document
     from klora_runtime.errors import ArtifactError
 
     named = {str(place): given for place, given in enumerate(loras)}

@@ -106,8 +106,9 @@ def note_of(slot: str, origins: Sequence[str], config: Config) -> str | None:
     note = config.rule.derivation(slot)
     if note is None or slot in origins:
         return note
-    parts = {n: v for n, v in config.settings.weights.items() if n != slot_of(n) in origins}
-    whole = {n: v for n, v in config.settings.weights.items() if n not in parts}
+    stated_weights = config.settings.weights
+    parts = {n: v for n, v in stated_weights.items() if n != slot_of(n) and slot_of(n) in origins}
+    whole = {n: v for n, v in stated_weights.items() if n not in parts}
     settings = replace(config.settings, weights=whole)
     weights = {origin: settings.weight(origin, "") for origin in origins} | parts
     stated = [f"{name} {float(value)!r}" for name, value in weights.items() if value != 1.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from klora_compile.models import model_name
+from klora_compile.base_models import model_name
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense

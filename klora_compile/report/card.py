@@ -221,9 +221,9 @@ def _how_to_load(fusion: Schedule, facts: CardFacts) -> str:
         [
             f"klora's runtime and diffusers are enough. In klora's source folder{where}:",
             fenced(INSTALL_RUNTIME, "sh"),
-            f"Then, in Python:{hint}",
+            f"Then use Python.{hint}",
             fenced(_python(fusion, facts), "python"),
-            *(["The whole of klora has a command for it:"] if command else []),
+            *(["With all of klora, a command does the same:"] if command else []),
             *([fenced(INSTALL, "sh"), fenced(command, "sh")] if command else []),
         ]
     )

@@ -14,8 +14,8 @@ from typing import Any
 import diffusers
 import torch
 
+from klora_compile.base_models import downloaded
 from klora_compile.extras import ADVICE
-from klora_compile.models import downloaded
 from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile

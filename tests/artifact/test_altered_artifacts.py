@@ -18,7 +18,7 @@ from tiny_pipeline import parameters, tiny_pipeline
 
 from klora_runtime import load_fusion, save_fusion
 from klora_runtime.artifact.assembly import tensor_name
-from klora_runtime.artifact.document import load_whole_document
+from klora_runtime.artifact.whole_document import load_whole_document
 from klora_runtime.errors import ArtifactError
 
 NAME = "x.klora.safetensors"

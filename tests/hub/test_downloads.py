@@ -120,7 +120,7 @@ def test_what_a_repository_lacks_is_named(hub: Hub) -> None:
     hub.add("fox/ink", FILES)
     with pytest.raises(KloraError, match=r"fox/ink has no revision v9\. Name a branch"):
         located("fox/ink@v9", LORA)
-    with pytest.raises(ConfigError, match=r"has no file ink\.safetensors; its files are README"):
+    with pytest.raises(ConfigError, match=r"has no file ink\.safetensors; found README"):
         located("fox/ink/ink.safetensors", LORA)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.compiling import compiled, rescheduled
+from support.few_layers import CONV, KEY, QUERY, SHAPES, TEXT, VALUE
 from support.lora_files import peft_keys, random_pair, write_lora
 
 from klora_compile import verify_fusion
@@ -17,17 +18,6 @@ from klora_compile.sources import by_source
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError
 
-BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-QUERY, KEY, VALUE = (f"{BLOCK}.to_{name}" for name in ("q", "k", "v"))
-CONV = "unet.down_blocks.0.resnets.0.conv1"
-TEXT = "text_encoder.encoder.layers.0.mlp.fc1"
-SHAPES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    QUERY: (8, 12, ()),
-    KEY: (8, 10, ()),
-    VALUE: (6, 10, ()),
-    CONV: (6, 4, (3, 3)),
-    TEXT: (5, 7, ()),
-}
 NAMES = ("content", "style", "third")
 
 

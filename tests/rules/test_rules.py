@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.compiling import compiled
+from support.few_layers import CONV, KEY, QUERY, SHAPES, TEXT, VALUE
 from support.lora_files import peft_keys, random_pair, write_lora
 
 from klora_compile import compile_fusion
@@ -30,18 +31,6 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import progress_of_step
 from klora_runtime.errors import ConfigError
 
-BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-QUERY, KEY, VALUE, OUT = (f"{BLOCK}.to_{name}" for name in ("q", "k", "v", "out.0"))
-CONV = "unet.down_blocks.0.resnets.0.conv1"
-TEXT = "text_encoder.encoder.layers.0.mlp.fc1"
-#: Layer -> (out, in, kernel).
-SHAPES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    QUERY: (8, 12, ()),
-    KEY: (8, 10, ()),
-    VALUE: (6, 10, ()),
-    CONV: (4, 3, (3, 3)),
-    TEXT: (5, 7, ()),
-}
 ALL_STEPS = [progress_of_step(i, n) for n in range(1, 61) for i in range(n)]
 
 

@@ -16,8 +16,8 @@ from math import prod
 from pathlib import Path
 from types import TracebackType
 
+from klora_compile.base_models import model_path
 from klora_compile.families.tables import PARAMETERS
-from klora_compile.models import model_path
 from klora_compile.reading.names.placing import choose, component_of, placements
 from klora_compile.reading.names.table_index import Stem
 from klora_runtime.artifact.dtypes import FLOAT8, REAL

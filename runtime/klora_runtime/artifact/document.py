@@ -29,7 +29,6 @@ from klora_runtime.artifact.digests import text_digest
 from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.factors import FORMS
 from klora_runtime.artifact.making import made
-from klora_runtime.artifact.numbers import damage, refuse_damaged
 from klora_runtime.artifact.q.form import Quantised
 from klora_runtime.artifact.safetensors_file import (
     MAX_HEADER_BYTES,
@@ -135,32 +134,6 @@ def load_document(path: str | os.PathLike[str]) -> Document:
         raise ArtifactError(str(error)) from error
 
 
-def load_whole_document(path: str | os.PathLike[str]) -> Document:
-    """Read an artifact and check all of it: its document, and its numbers without keeping them.
-
-    A compressed artifact is decoded, which needs torch.
-
-    Raises:
-        ArtifactError: the file breaks the format, or tensors are damaged; ``issues`` lists every
-            problem found.
-    """
-    place = Path(path)
-    try:
-        with SafetensorsFile(place, "artifact") as file:
-            document = read_document(file)
-            if not document.is_compressed:
-                refuse_damaged(place, (_damage(file, name) for name in file.tensors))
-    except ArtifactError:
-        raise
-    except FileFormatError as error:
-        raise ArtifactError(str(error)) from error
-    if document.is_compressed:
-        from klora_runtime.artifact.file import load_fusion  # it imports torch
-
-        load_fusion(place, check="full")
-    return document
-
-
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """Return whether a file claims to be an artifact; it may still be broken."""
     try:
@@ -227,12 +200,6 @@ def document_text(document: Document) -> str:
     if not _is_large(document):
         return text
     return _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def _damage(file: SafetensorsFile, name: str) -> str | None:
-    """Return the damage of a tensor of an open file; see :func:`damage`."""
-    info = file.tensors[name]
-    return damage(name, info.dtype, info.shape, memoryview(file.data(name)))
 
 
 def _fits_json(document: Document) -> dict[str, Any]:

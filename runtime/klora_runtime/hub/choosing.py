@@ -37,7 +37,9 @@ LORA = Kind(
 )
 #: An artifact of klora.
 ARTIFACT = Kind("artifact", (ARTIFACT_SUFFIX, ".safetensors"))
-#: Either of them.
+#: The file of a base model, which its name always says.
+MODEL = Kind("base model", (".safetensors",))
+#: An artifact or a LoRA.
 EITHER = Kind("artifact or LoRA", (ARTIFACT_SUFFIX, *LORA.usual), LORA.beside)
 
 
@@ -59,15 +61,16 @@ def choose(repo: str, files: Sequence[str], kind: Kind) -> str:
             return (outermost or found)[0]
         if found:
             raise ConfigError(
-                f"{repo} has {len(found)} files that may be the {kind.noun}: {_listing(found)}. "
+                f"{repo} has {len(found)} files that may be the {kind.noun}: {listed(found)}. "
                 "Name one with --weight-name (weight_name= in Python)."
             )
-    raise ConfigError(
-        f"{repo} has no {kind.noun}; found {_listing(files) or 'no file'}. Name another repository."
-    )
+    raise ConfigError(f"{repo} has no {kind.noun}; found {listed(files)}. Name another repository.")
 
 
-def _listing(files: Sequence[str]) -> str:
+def listed(files: Sequence[str]) -> str:
+    """Return the files of a repository in words, the first ones if they are many."""
+    if not files:
+        return "no file"
     text = ", ".join(shown(file) for file in files[:_LISTED])
     more = len(files) - _LISTED
     return f"{text} and {more} more" if more > 0 else text

@@ -11,7 +11,7 @@ from typing import Any
 
 from klora_runtime.errors import ConfigError, KloraError, shown
 from klora_runtime.hub.address import Address, address_of, endpoint
-from klora_runtime.hub.choosing import Kind, choose
+from klora_runtime.hub.choosing import Kind, choose, listed
 
 #: Where huggingface_hub keeps a file: models--OWNER--NAME/snapshots/COMMIT/FILE.
 _KEPT = re.compile(
@@ -111,8 +111,8 @@ def fetch(address: Address, kind: Kind) -> Path:
     file = address.file or choose(address.repo, repository.files, kind)
     if repository.is_online and file not in repository.files:
         raise ConfigError(
-            f"{address.repo} has no file {shown(file)}; its files are "
-            f"{', '.join(map(shown, repository.files[:12]))}. Name one of them."
+            f"{address.repo} has no file {shown(file)}; found {listed(repository.files)}. Name "
+            "another file."
         )
     folder = file.rpartition("/")[0]
     wanted = [file, *(f"{folder}/{each}".lstrip("/") for each in kind.beside)]

@@ -9,7 +9,7 @@ from typing import Any
 from klora_compile.extras import missing_library
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.hub.address import Address, address_of
-from klora_runtime.hub.choosing import LORA
+from klora_runtime.hub.choosing import MODEL
 from klora_runtime.hub.fetching import fetch
 
 
@@ -25,7 +25,7 @@ def model_path(name: str | os.PathLike[str]) -> Path:
     address = address_of(name)
     if address is None:
         return Path(name)
-    return downloaded(address) if address.file is None else fetch(address, LORA)
+    return downloaded(address) if address.file is None else fetch(address, MODEL)
 
 
 def model_name(name: str | os.PathLike[str]) -> str:
