@@ -134,7 +134,7 @@ def compile_command(
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
     roles = _by_role(loras, content, style)
     refuse_idle_order(halves, (*roles[0], *roles[1], *(each.files for each in always)))
-    roles, always = _located(roles, always, weight_names)
+    roles, always = _located(roles, always, weight_names, output, force)
     contents, styles = (
         tuple(lora_of(files, halves, both=both_denoisers) for files in role) for role in roles
     )
@@ -227,14 +227,22 @@ def _located(
     roles: tuple[tuple[Files, ...], tuple[Files, ...]],
     always: tuple[Beside, ...],
     weight_names: tuple[tuple[str | None, str], ...],
+    output: Path,
+    force: bool,
 ) -> tuple[tuple[tuple[Files, ...], tuple[Files, ...]], tuple[Beside, ...]]:
-    """Return the LoRAs with the paths of their files; those on the Hub are downloaded."""
+    """Return the LoRAs with the paths of their files.
+
+    Those on the Hub are downloaded, unless the output cannot be written.
+    """
     contents, styles = roles
     for each in always:
         refuse_always_name(each.name)
     slots = slot_names(len(contents), len(styles))
     named = dict(zip(slots, [*contents, *styles], strict=True))
-    found = located_files({**named, **{each.name: each.files for each in always}}, weight_names)
+    named |= {each.name: each.files for each in always}
+    if any(isinstance(file, str) for files in named.values() for file in files):
+        check_output(output, force, inputs=())
+    found = located_files(named, weight_names)
     paths = [found[slot] for slot in slots]
     beside = tuple(replace(each, files=found[each.name]) for each in always)
     return (tuple(paths[: len(contents)]), tuple(paths[len(contents) :])), beside

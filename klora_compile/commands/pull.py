@@ -60,8 +60,8 @@ def pull_command(
     of the Hub are understood too.
     """
     from klora_runtime.artifact.digests import file_digest
-    from klora_runtime.artifact.file import load_fusion
     from klora_runtime.artifact.replacing import replacing
+    from klora_runtime.artifact.whole_document import load_whole_document
     from klora_runtime.errors import ArtifactError, shown
     from klora_runtime.hub.address import address_of
     from klora_runtime.hub.choosing import ARTIFACT
@@ -69,10 +69,12 @@ def pull_command(
 
     if address_of(name) is None:
         raise click.UsageError(f"{name} is not a name on the Hub; write OWNER/NAME.")
+    if output is not None:
+        check_output(output, force, inputs=())  # before the download
     kept = Path(located(name, ARTIFACT, weight_name))
     place = Path(kept.name) if output is None else output
     check_output(place, force, inputs=(kept,))
-    load_fusion(kept, check="full")
+    load_whole_document(kept)
     with replacing(place, overwrite=force) as new:
         shutil.copyfile(kept, new)
         found = file_digest(new)

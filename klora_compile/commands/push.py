@@ -9,6 +9,7 @@ import click
 
 from klora_compile.commands.parameters import HubId, samples_option
 from klora_compile.commands.result import json_option, print_json
+from klora_runtime.hub.address import Address, address_of
 
 _MAP = "schedule.png"
 
@@ -49,10 +50,11 @@ def push_command(
     from klora_compile.hub_upload import CARD, Upload, upload
     from klora_compile.report.card import model_card
     from klora_compile.report.card_facts import CardFacts, Sample
-    from klora_runtime.artifact.file import load_fusion
+    from klora_runtime.artifact.whole_document import load_whole_document
 
+    _refuse_odd_name(repo, file.name)
     places = _places([picture for picture, _ in samples])
-    fusion = load_fusion(file, check="full")
+    fusion = load_whole_document(file)
     prompts = [prompt for _, prompt in samples]
     facts = CardFacts.of(
         file,
@@ -81,6 +83,19 @@ def push_command(
     for name, size in sizes.items():
         click.echo(f"{name}, {size:,} bytes")
     click.echo("nothing was uploaded" if url is None else f"uploaded: {url}")
+
+
+def _refuse_odd_name(repo: str, name: str) -> None:
+    """Refuse a file that nobody could name on the Hub.
+
+    Raises:
+        click.UsageError: the name is none that klora takes.
+    """
+    if address_of(f"{repo}/{name}") != Address(repo, name) or not name.endswith(".safetensors"):
+        raise click.UsageError(
+            f"{name} is no name for an artifact on the Hub; rename it to NAME.klora.safetensors, "
+            "without '@'."
+        )
 
 
 def _places(pictures: list[Path]) -> dict[str, Path]:

@@ -66,7 +66,7 @@ class Della(Dropping):
         if least < 0.0 or most >= 1.0:
             raise ConfigError(
                 f"epsilon: with drop {self.drop:g}, numbers would be dropped with probabilities "
-                f"from {least:g} to {most:g}; set epsilon below "
+                f"from {least:g} to {most:g}; set epsilon to 0, or below "
                 f"{2 * min(self.drop, 1 - self.drop):g}."
             )
 

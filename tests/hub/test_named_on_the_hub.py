@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from support.form_files import DORA_LAYER, small_dora
 from support.hub import Hub
 from support.shipped import Shipped
 from tiny_pipeline import tiny_pipeline
 
-from klora_compile import compile_fusion, read_adapter, thin
+from klora_compile import ReadOptions, compile_fusion, read_adapter, thin
 from klora_compile.cli import main
 from klora_runtime import (
     ArtifactError,
@@ -139,6 +143,57 @@ def test_a_thin_artifact_takes_names(
         apply_fusion(tiny_pipeline("sd1"), path)
     commit = hub.repositories["me/fox"].revisions["main"]
     assert f", hf://me/fox@{commit}/fox.safetensors" in str(error.value)
+
+
+def test_a_base_is_downloaded_when_a_weight_is_needed(
+    tmp_path: Path, hub: Hub, loras: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        return str(base)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    path, base = small_dora(tmp_path)
+    options = ReadOptions(base="me/base@v2")
+    read_adapter("me/fox", options)
+    assert asked == []
+    adapter = read_adapter(path, options)
+    assert asked == [("me/base", "v2")]
+    expected = read_adapter(path, ReadOptions(base=base)).layers[DORA_LAYER].delta
+    for mine, theirs in zip(
+        adapter.layers[DORA_LAYER].delta.tensors, expected.tensors, strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    fusion = compile_fusion(adapter, adapter, device="cpu")
+    assert fusion.sources["content"].notes["base"] == "hf://me/base@v2"
+
+
+def test_a_base_in_one_file(tmp_path: Path, hub: Hub) -> None:
+    path, base = small_dora(tmp_path)
+    (weight,) = load_file(base / "unet" / "model.safetensors").values()
+    single = tmp_path / "single.safetensors"
+    block = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0"
+    save_file({f"{block}.attn1.to_q.weight": weight}, str(single))
+    hub.add("me/base", {"single.safetensors": single.read_bytes()})
+    named = read_adapter(path, ReadOptions(base="me/base/single.safetensors"))
+    expected = read_adapter(path, ReadOptions(base=base)).layers[DORA_LAYER].delta
+    for mine, theirs in zip(named.layers[DORA_LAYER].delta.tensors, expected.tensors, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_nothing_is_downloaded_for_an_output_that_exists(
+    tmp_path: Path, hub: Hub, loras: dict[str, bytes]
+) -> None:
+    hub.add("me/fused", {"a.klora.safetensors": b""})
+    output = tmp_path / "there.klora.safetensors"
+    output.touch()
+    for arguments in (("compile", "me/fox", "me/ink"), ("pull", "me/fused")):
+        result = run(*arguments, "-o", output)
+        assert result.exit_code == 1
+        assert "exists" in result.output
+    assert hub.requests == []
 
 
 def test_a_pipeline_takes_the_name_of_an_artifact(shipped: Shipped, hub: Hub) -> None:

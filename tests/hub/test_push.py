@@ -117,6 +117,12 @@ def test_without_a_token(hub: Hub, shipped: Shipped) -> None:
 
 
 def test_wrong_usage(shipped: Shipped, picture: Path, tmp_path: Path) -> None:
+    for name in ("fused.bin", "a@b.safetensors"):
+        odd = tmp_path / name
+        odd.write_bytes(shipped.artifact.read_bytes())
+        result = klora("push", odd, REPO, "--dry-run")
+        assert result.exit_code == 2
+        assert f"{name} is no name for an artifact on the Hub; rename it" in result.stderr
     assert "is not an id on the Hub, OWNER/NAME" in klora("push", shipped.artifact, "name").stderr
     (tmp_path / "b").mkdir()
     twin = tmp_path / "b" / picture.name

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.applying import Apply
 from support.compiling import compiled, rescheduled
+from support.few_layers import CONV, KEY, QUERY, SHAPES, TEXT, VALUE
 from support.generation import Case, build, generate
 from support.lora_files import peft_keys, random_pair, write_lora
 from support.shipped import klora
@@ -29,17 +30,6 @@ from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.errors import ConfigError, KloraError
 
-BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-QUERY, KEY, VALUE = (f"{BLOCK}.to_{name}" for name in ("q", "k", "v"))
-CONV = "unet.down_blocks.0.resnets.0.conv1"
-TEXT = "text_encoder.encoder.layers.0.mlp.fc1"
-SHAPES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    QUERY: (8, 12, ()),
-    KEY: (8, 10, ()),
-    VALUE: (6, 10, ()),
-    CONV: (6, 4, (3, 3)),
-    TEXT: (5, 7, ()),
-}
 RULES = ("ties", "dare", "della")
 CASE = Case(4)
 #: A rank at which a slot is stored whole.
@@ -333,7 +323,7 @@ def test_pictures_are_those_of_the_merged_delta(tmp_path: Path, apply: Apply) ->
         ("dare", {"drop": 1.0}, "drop: expected a number from 0 to 0.999, found 1.0"),
         ("dare", {"seed": -1}, "seed: expected a whole number from 0"),
         ("della", {"drop": 0.05}, "epsilon: with drop 0.05, numbers would be dropped with prob"),
-        ("della", {"drop": 0.95}, "set epsilon below 0.1"),
+        ("della", {"drop": 0.95}, "set epsilon to 0, or below 0.1"),
     ],
 )
 def test_settings_out_of_range_are_named(rule: str, options: dict[str, Any], message: str) -> None:
