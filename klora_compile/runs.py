@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from klora_compile.rules.kit.breakpoints import NEAR
 from klora_runtime.artifact.timeline import ClockName, progress_between, progress_of_step
 from klora_runtime.errors import ConfigError
+from klora_runtime.linking.breakpoints import NEAR
 
 #: Shifts that a report assumes if none is named.
 SHIFTS = (1.0, 3.0)

@@ -11,7 +11,6 @@ from klora_compile.report.fates import COMMON, QUIET
 from klora_compile.report.few_steps import FewSteps, few_steps
 from klora_compile.report.scores import number_of
 from klora_compile.report.truncation import Truncation, truncations
-from klora_compile.rules.kit.breakpoints import near_range_end
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_compile.runs import Run, runs_of
@@ -21,6 +20,7 @@ from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.artifact.timeline import ClockName
 from klora_runtime.errors import shown
 from klora_runtime.families.catalogue import families_name, family_name
+from klora_runtime.linking.breakpoints import near_range_end
 
 
 @dataclass(frozen=True)

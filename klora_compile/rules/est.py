@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from klora_compile.fields import Number, setting
-from klora_compile.rules.kit.breakpoints import switches
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.kit.outcomes import DUEL, Choice, duel
 from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import EVERY_LAYER, Rule
 from klora_runtime.artifact.schedule import CONTENT, STYLE
+from klora_runtime.linking.inequality import Inequality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +48,18 @@ class Est(Rule):
     """One minus a cosine. The paper measures it on sample pictures, which a compiler does not have.
         With the default, the threshold goes from 0.5 to 2, like K-LoRA's S."""
 
-    def threshold(self, t: float) -> float:
-        """Return the ratio E_c / E_s that the content needs at progress t in [0, 1)."""
-        return self.alpha * t + 1.0 - self.d
+    def inequality(self) -> Inequality:
+        """Return the inequality of energies with the constants of these settings."""
+        return Inequality("s", self.alpha, 1.0, "content", less=self.d)
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
         present = layer.present
         e_c, e_s = _energy(present[CONTENT]), _energy(present[STYLE])
-        choices = switches(lambda t: e_c >= self.threshold(t) * e_s)
+        choices = self.inequality().timeline(e_c, e_s, 1.0)
         return duel(CONTENT, STYLE, choices, e_c / e_s if e_s else None)
 
     def range(self) -> tuple[float, float] | None:
-        ends = 1.0 - self.d, self.alpha + 1.0 - self.d
-        return min(ends), max(ends)
+        return self.inequality().range()
 
     def text(self) -> str:
         return f"alpha {self.alpha:g}, d {self.d:g}"

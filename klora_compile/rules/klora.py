@@ -24,11 +24,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from klora_compile.fields import Number, Whole, Word, setting
-from klora_compile.rules.kit.breakpoints import LAST_PROGRESS, WHOLE, first_where, switches
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.kit.outcomes import DUEL, Choice, duel
 from klora_compile.rules.kit.papers import Paper
@@ -36,14 +34,11 @@ from klora_compile.rules.rule import EVERY_LAYER, Rule
 from klora_compile.slots import role_of
 from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.errors import PairingError
+from klora_runtime.linking.gamma import gamma_of_ratios, gamma_of_sums
+from klora_runtime.linking.inequality import Inequality, Pattern, Tie
 
-Pattern = Literal["s", "s*"]
-Tie = Literal["content", "style"]
 Semantics = Literal["paper", "authors"]
 GammaRule = Literal["paper", "code"]
-
-#: The authors' code excludes layers from gamma whose ratio is at least this many times the mean.
-_OUTLIER = 3.0
 
 #: beta of pattern ``s*`` in the authors' code, as a share of alpha; the paper states 1.3.
 _AUTHORS_WRAPPED_SHARE = 0.85
@@ -53,93 +48,6 @@ _BIAS_BASE = 4.0
 
 #: Prefix of a component's name in an artifact: the L1 sums of more than two LoRAs.
 _L1 = "l1."
-
-
-@dataclass(frozen=True)
-class Inequality:
-    """The inequality with its constants."""
-
-    pattern: Pattern = "s"
-    alpha: float = 1.5
-    """Slope of S over progress; for ``s*`` also the modulus, which must be above 0."""
-    beta: float = 0.5
-    """S at progress 0."""
-    tie: Tie = "content"
-    """The choice if both sides of the inequality are equal."""
-
-    def scale(self, t: float) -> float:
-        """Return S(t) or S*(t), the factor on the style's sum at progress t in [0, 1)."""
-        line = self.alpha * t + self.beta
-        return line % self.alpha if self.pattern == "s*" else line
-
-    def chooses_content(self, s_c: float, s_s: float, gamma: float, t: float) -> bool:
-        """Return the literal choice at progress t: eq. 6 with S_s scaled by eq. 8 and 10."""
-        scaled = gamma * self.scale(t) * s_s
-        return s_c >= scaled if self.tie == "content" else s_c > scaled
-
-    def timeline(self, s_c: float, s_s: float, gamma: float) -> list[tuple[float, bool]]:
-        """Return each segment as (start, whether content acts); the first start is 0."""
-
-        def content(t: float) -> bool:
-            return self.chooses_content(s_c, s_s, gamma, t)
-
-        return switches(content, self._monotone_pieces())
-
-    def range(self) -> tuple[float, float]:
-        """Return infimum and supremum of S over progress."""
-        if self.pattern == "s*":
-            return 0.0, self.alpha
-        ends = self.beta, self.alpha + self.beta
-        return min(ends), max(ends)
-
-    def _monotone_pieces(self) -> Sequence[tuple[float, float]]:
-        """Return first and last progress of each piece of [0, 1) in which S is monotone."""
-        if self.pattern == "s":
-            return WHOLE
-
-        def turns(t: float) -> int:
-            line = self.alpha * t + self.beta
-            return round((line - line % self.alpha) / self.alpha)
-
-        def turned(before: int, t: float) -> bool:
-            return turns(t) != before
-
-        pieces, start = [], 0.0
-        while turns(start) != turns(LAST_PROGRESS):
-            here = turns(start)
-            wrap = first_where(partial(turned, here), start, LAST_PROGRESS)
-            pieces.append((start, math.nextafter(wrap, 0.0)))
-            start = wrap
-        pieces.append((start, LAST_PROGRESS))
-        return pieces
-
-
-def gamma_of_sums(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | None:
-    """Return gamma as in the paper (eq. 9): the ratio of the sums of L1 norms.
-
-    Args:
-        l1_c: L1 norm of each content delta, over the layers that both LoRAs adapt.
-        l1_s: L1 norm of each style delta, over the same layers.
-
-    Returns:
-        gamma; None if there are no layers or all style deltas are zero.
-    """
-    style = math.fsum(l1_s)
-    return math.fsum(l1_c) / style if style > 0 else None
-
-
-def gamma_of_ratios(l1_c: Sequence[float], l1_s: Sequence[float]) -> float | None:
-    """Return gamma as in the authors' code: the mean of per-layer ratios without large ones.
-
-    Layers with a zero style delta have no ratio. Ratios of at least three times the mean are
-    dropped, then the mean is computed again.
-    """
-    ratios = [c / s for c, s in zip(l1_c, l1_s, strict=True) if s > 0]
-    if not ratios:
-        return None
-    mean = math.fsum(ratios) / len(ratios)
-    kept = [ratio for ratio in ratios if ratio < _OUTLIER * mean] or ratios
-    return math.fsum(kept) / len(kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from klora_compile import compile_fusion, read_adapter
 from klora_compile.measuring.norms import frobenius_norms
 from klora_compile.reading.layers import Layer
 from klora_compile.rules import Klora
-from klora_compile.rules.klora import Inequality
 from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion, save_fusion
+from klora_runtime.linking.inequality import Inequality
 
 COMPILE = """
 import sys, torch

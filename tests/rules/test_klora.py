@@ -11,9 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from klora_compile.rules.kit.breakpoints import first_where, near_range_end
-from klora_compile.rules.klora import Inequality, gamma_of_ratios, gamma_of_sums
 from klora_runtime.artifact.timeline import Timeline, progress_of_step
+from klora_runtime.linking.breakpoints import first_where, near_range_end
+from klora_runtime.linking.gamma import gamma_of_ratios, gamma_of_sums
+from klora_runtime.linking.inequality import Inequality
 
 Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]

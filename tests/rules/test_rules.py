@@ -116,7 +116,8 @@ def test_est_goes_with_the_square_of_a_loras_scale(ratio: float, scale: float) -
         (_, first), (start, second) = choice.segments
         assert (dict(first), dict(second)) == ({"content": 1.0}, {"style": 1.0})
         assert start == pytest.approx(switch, rel=1e-9, abs=1e-12)
-        before, at = rule.threshold(math.nextafter(start, 0.0)), rule.threshold(start)
+        needed = rule.inequality().scale
+        before, at = needed(math.nextafter(start, 0.0)), needed(start)
         e_c = math.sqrt(scale * scale * ratio) ** 2
         assert before * 1.0 <= e_c < at * 1.0  # the smallest float64 where the inequality fails
 

@@ -40,7 +40,7 @@ def duel(
     Args:
         content: the slot that acts in segments whose choice is true.
         style: the slot that acts in the other segments.
-        choices: segments from :func:`klora_compile.rules.kit.breakpoints.switches`.
+        choices: segments from :func:`klora_runtime.linking.breakpoints.switches`.
         ratio: see :class:`Choice`.
     """
     fate = "switching"

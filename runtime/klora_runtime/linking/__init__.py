@@ -1,0 +1,1 @@
+"""From the numbers of two LoRAs to timelines; without files, and without the compiler."""
