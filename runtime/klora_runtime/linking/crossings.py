@@ -61,7 +61,8 @@ def choices(
         s_s: sizes of the style's deltas, float64 above 0, of that shape.
         gamma: balance of the LoRAs, float64 above 0, of that shape or broadcast to it.
     """
-    s_c, s_s, gamma = torch.broadcast_tensors(s_c, s_s, gamma)
+    shape = (s_c + s_s + gamma).shape
+    s_c, s_s, gamma = (each.expand(shape) for each in (s_c, s_s, gamma))
     pieces = _pieces(inequality)
     columns: list[torch.Tensor] = []
     first = before = torch.empty(0)
