@@ -14,7 +14,10 @@ from klora_runtime import __version__
 from klora_runtime.errors import ConfigError, KloraError
 
 #: The commands. Command NAME is ``NAME_command`` of ``commands.NAME``.
-COMMANDS = ("card", "compile", "export", "inspect", "pull", "push", "recompile", "sample", "verify")
+COMMANDS = (
+    *("card", "compile", "export", "inspect", "pull", "push", "recompile", "sample", "sign"),
+    "verify",
+)
 
 
 class _Klora(click.Group):

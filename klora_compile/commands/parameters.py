@@ -191,6 +191,14 @@ source_option = click.option(
     help="A LoRA that a thin artifact was compiled from. Repeat it for the others.",
 )
 
+#: The option ``--signed-by`` of commands that open an artifact.
+signed_by_option = click.option(
+    "--signed-by",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="KEY",
+    help="The author's public key or certificate, a PEM file. FILE.sig must be a signature of FILE "
+    "by it.",
+)
 
 #: The option ``--picture`` of commands that write a card.
 samples_option = click.option(

@@ -10,6 +10,7 @@ import click
 
 from klora_compile.commands.names import weight_name_option
 from klora_compile.commands.output import check_output
+from klora_compile.commands.parameters import signed_by_option
 from klora_compile.commands.result import json_option, print_json
 
 
@@ -44,17 +45,21 @@ class Digest(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
     type=Digest(),
     help="The digest that the file must have, as its author states it elsewhere.",
 )
-@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@signed_by_option
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
 def pull_command(
     name: str,
     weight_name: str | None,
     output: Path | None,
     sha256: str | None,
+    signed_by: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Get an artifact from the Hugging Face Hub, check every digest in it, and write it here.
+
+    If the repository has its signature, FILE.sig, this is written beside it.
 
     OWNER/NAME is a repository; OWNER/NAME/FILE, hf://OWNER/NAME@REVISION/FILE and an https address
     of the Hub are understood too.
@@ -66,6 +71,7 @@ def pull_command(
     from klora_runtime.hub.address import address_of
     from klora_runtime.hub.choosing import ARTIFACT
     from klora_runtime.hub.fetching import located, origin_of
+    from klora_runtime.signature import signature_of, signed_digest
 
     if address_of(name) is None:
         raise click.UsageError(f"{name} is not a name on the Hub; write OWNER/NAME.")
@@ -74,6 +80,10 @@ def pull_command(
     kept = Path(located(name, ARTIFACT, weight_name))
     place = Path(kept.name) if output is None else output
     check_output(place, force, inputs=(kept,))
+    signature = signature_of(kept)
+    if signature.is_file():
+        check_output(signature_of(place), force, inputs=(signature,))
+    signed = None if signed_by is None else signed_digest(kept, signed_by)
     load_whole_document(kept)
     with replacing(place, overwrite=force) as new:
         shutil.copyfile(kept, new)
@@ -83,6 +93,11 @@ def pull_command(
                 f"{shown(name)}: expected the SHA-256 {sha256}, found {found}. Ask its author "
                 "which one is right."
             )
+        if signed is not None and found != signed:
+            raise ArtifactError(f"{shown(kept)} changed while it was copied. Pull it again.")
+    if signature.is_file():
+        with replacing(signature_of(place), overwrite=force) as new:
+            shutil.copyfile(signature, new)
     origin = origin_of(kept)
     size = place.stat().st_size
     if as_json:

@@ -10,6 +10,7 @@ import click
 from klora_compile.commands.parameters import HubId, samples_option
 from klora_compile.commands.result import json_option, print_json
 from klora_runtime.hub.address import Address, address_of
+from klora_runtime.signature import signature_of
 
 _MAP = "schedule.png"
 
@@ -45,7 +46,8 @@ def push_command(
     """Upload the artifact FILE to OWNER/NAME on the Hugging Face Hub, in one commit.
 
     The card says how to load the file, where its LoRAs come from and what their licences say. A
-    repository that is missing is made. Log in with 'hf auth login', or set HF_TOKEN.
+    repository that is missing is made. A signature beside FILE goes with it. Log in with 'hf auth
+    login', or set HF_TOKEN.
     """
     from klora_compile.hub_upload import CARD, Upload, upload
     from klora_compile.report.card import model_card
@@ -67,6 +69,8 @@ def push_command(
     card = model_card(fusion, facts)
     with TemporaryDirectory() as folder:
         files: dict[str, Path | bytes] = {file.name: file, CARD: card.encode(), **places}
+        if (signature := signature_of(file)).is_file():
+            files[signature.name] = signature
         if with_map:
             from klora_compile.report.plot import plot_schedule
 

@@ -10,7 +10,13 @@ import click
 from klora_compile.commands.beside import Beside, BesideArtifact, by_name
 from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
-from klora_compile.commands.parameters import Device, NumberOr, Weight, source_option
+from klora_compile.commands.parameters import (
+    Device,
+    NumberOr,
+    Weight,
+    signed_by_option,
+    source_option,
+)
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.extras import missing_library
 
@@ -145,6 +151,7 @@ _SIZE = click.IntRange(1, 2**20)
     help="The picture to write: .png, .jpg, .webp; for one video also .gif.",
 )
 @source_option
+@signed_by_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def sample_command(
@@ -163,6 +170,7 @@ def sample_command(
     dtype: str,
     output: Path,
     sources: tuple[tuple[str, Path], ...],
+    signed_by: Path | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -196,6 +204,7 @@ def sample_command(
         sources=dict(sources),
         always=beside,
         missing=missing,
+        signed_by=signed_by,
         overwrite=force,
     )
     made = sample_to_file(file, model, request, output, how)

@@ -15,7 +15,7 @@ from klora_compile.commands.lora_files import (
     refuse_idle_order,
 )
 from klora_compile.commands.names import Named, artifact_argument, located_files
-from klora_compile.commands.parameters import Device
+from klora_compile.commands.parameters import Device, signed_by_option
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import base_option
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @halves_order
 @base_option
+@signed_by_option
 @json_option
 def verify_command(
     file: Path,
@@ -49,9 +50,10 @@ def verify_command(
     halves: str | None,
     device: str,
     base: Named | None,
+    signed_by: Path | None,
     as_json: bool,
 ) -> None:
-    """Check the artifact FILE: structure, digests, every tensor.
+    """Check the artifact FILE: structure, digests, every tensor; with --signed-by its signature.
 
     With --against CONTENT STYLE, also compile these LoRAs and compare; name more than two in the
     order in which they were compiled, and after them those that always act, by name.
@@ -70,9 +72,10 @@ def verify_command(
     files = tuple(Path(path) for lora in loras for path in lora)
     try:
         if against:
-            verification = _compared(file, files, loras, halves, device, base)
+            verification = _compared(file, files, loras, halves, device, base, signed_by)
         else:
-            verification = Verification(file, files, load_whole_document(file))
+            document = load_whole_document(file, signed_by)
+            verification = Verification(file, files, document, signed_by=signed_by)
     except ArtifactError as unreadable:
         if as_json:
             print_json("verification", Verification(file, files).json(unreadable))
@@ -93,17 +96,18 @@ def _compared(
     halves: str | None,
     device: str,
     base: Named | None,
+    signed_by: Path | None,
 ) -> Verification:
     """Compile the LoRAs again and compare."""
     from klora_compile.report.verification import Verification
     from klora_compile.verify import not_compared, verify_fusion
     from klora_runtime.artifact.file import load_fusion
 
-    fusion = load_fusion(file, check="full")
+    fusion = load_fusion(file, check="full", signed_by=signed_by)
     sources = _by_slot(file, fusion, loras, halves)
     with layer_bar("comparing") as on_layer:
         found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
-    return Verification(file, files, fusion, tuple(found), not_compared(fusion))
+    return Verification(file, files, fusion, tuple(found), not_compared(fusion), signed_by)
 
 
 def _by_slot(

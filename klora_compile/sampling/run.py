@@ -34,6 +34,8 @@ class How:
     """Artifacts of LoRAs that act beside the fusion, by name."""
     missing: Literal["error", "skip"] = "error"
     """What to do with layers that the model lacks."""
+    signed_by: Path | None = None
+    """The key that every artifact must be signed by; None for any."""
     overwrite: bool = False
     """Whether to replace an existing picture."""
 
@@ -87,7 +89,8 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
         KloraError: a step failed; ``output`` is unchanged.
     """
     check_ending(output, total=request.total, videos=True)
-    fusion = complete(load_fusion(file), how.sources)
+    fusion = complete(load_fusion(file, signed_by=how.signed_by), how.sources)
+    always = {n: load_fusion(path, signed_by=how.signed_by) for n, path in how.always.items()}
     pipe = load_pipeline(model, fusion, device=how.device, dtype=how.dtype)
     if how.scheduler is not None:
         use_scheduler(pipe, how.scheduler)
@@ -99,7 +102,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
             fusion,
             mode=how.mode,
             weights=how.weights,
-            always=how.always,
+            always=always,
             missing=how.missing,
         )
     except IncompatibleModelError as error:

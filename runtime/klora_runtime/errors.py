@@ -34,7 +34,7 @@ class LoraError(FileFormatError):
 
 
 class ArtifactError(FileFormatError):
-    """A ``.klora.safetensors`` file breaks its format, or its digests do not match."""
+    """A ``.klora.safetensors`` file breaks its format, or its digests or signature do not match."""
 
 
 class ConfigError(KloraError, ValueError):

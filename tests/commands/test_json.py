@@ -48,6 +48,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     ],
     "lora": [("inspect", PAIR[0]), ("inspect", PAIR[0], "--norms")],
     "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
+    "signature": [("sign", ARTIFACT, "--key", "author.pem", "--force")],
     "export": [
         ("export", ARTIFACT, "--static", "-o", "lora.safetensors", "--rank", "2", *PEFT),
         ("export", ARTIFACT, "--phases", "2", "-o", "phases", *PEFT),
@@ -146,6 +147,11 @@ def test_what_is_printed_is_what_is_documented(
     kind: str, desk: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(desk)
+    if kind == "signature":
+        pytest.importorskip("model_signing", reason="model-signing is not installed (extra sign)")
+        from support.keys import Signer
+
+        Signer.into(desk, "author")
     hub.add("me/fused", {ARTIFACT: Path(ARTIFACT).read_bytes()})
     fields = documented(kind)
     assert len(fields) > 3

@@ -18,7 +18,7 @@ SOURCES = sorted([*COMPILE.rglob("*.py"), *RUNTIME.rglob("*.py")])
 RUNTIME_NEEDS = {"torch", "safetensors"}
 #: What it asks where that is installed, and does without where it is not; and what it asks for by
 #: name when a name on the Hub needs it.
-OPTIONAL = {"psutil", "huggingface_hub"}
+OPTIONAL = {"psutil", "huggingface_hub", "model_signing"}
 HEAVY = ["torch", "numpy", "safetensors", "diffusers", "transformers", "peft", "matplotlib"]
 
 

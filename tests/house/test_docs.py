@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def skip_without_its_library(page: Path) -> None:
+    if page.stem == "sign":
+        pytest.importorskip("model_signing", reason="model-signing is not installed (extra sign)")
+
+
 @pytest.fixture
 def desk(shipped: Shipped, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of, and a hub with their names."""
@@ -66,7 +72,17 @@ def desk(shipped: Shipped, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyP
     hub.add("OWNER/FOX", {"fox.safetensors": data["fox"]})
     hub.add("OWNER/STYLES", {f"{name}.safetensors": data[name] for name in ("ink", "lightning")})
     hub.add("OWNER/FUSED", {ARTIFACT: Path(ARTIFACT).read_bytes()})
+    if find_spec("model_signing") is not None:
+        _sign(tmp_path)
     return tmp_path
+
+
+def _sign(folder: Path) -> None:
+    """Write an author's key and certificate, and what the key signed."""
+    from support.keys import Signer
+
+    author = Signer.into(folder, "author")
+    assert klora("sign", ARTIFACT, "--key", author.key).exit_code == 0
 
 
 def test_the_readme_fits_on_a_page() -> None:
@@ -88,6 +104,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if blocks(p, "python")], ids=named)
 def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
+    skip_without_its_library(page)
     pipe = DiffusionPipeline.from_pretrained("FOLDER")
     pipe.set_progress_bar_config(disable=True)
     before = {name: value.clone() for name, value in pipe.unet.named_parameters()}
@@ -109,9 +126,12 @@ def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if commands(p)], ids=named)
 def test_commands_run_as_printed(page: Path, desk: Path) -> None:
+    skip_without_its_library(page)
     for arguments in commands(page):
         if arguments[0] == "compile":
             (desk / arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)
+        if arguments[0] == "sign":
+            (desk / f"{ARTIFACT}.sig").unlink(missing_ok=True)
         result = klora(*arguments, *FOR_A_TINY_MODEL.get(arguments[0], ()))
         assert result.exit_code == 0, (arguments, result.output)
 

@@ -12,8 +12,9 @@ from support.lora_files import ROOT
 RUNTIME = ROOT / "runtime" / "klora_runtime"
 #: Each may import those after it.
 ROOMS = ("pipeline", "layers", "linking", "artifact")
+_FILES = ("signature", "errors", "lazy_names", "lazy_torch", "__about__")
 #: Every room may import these. They may import one another, and no room.
-GROUND = ("families", "devices", "hub", "errors", "lazy_names", "lazy_torch", "__about__")
+GROUND = ("families", "devices", "hub", *_FILES)
 
 _ABOVE = r"diffusers|transformers|accelerate|peft|scheduler|\bpipe\b|pipeline"
 #: What layers know nothing of, and what the artifact knows nothing of, in names and texts of code.

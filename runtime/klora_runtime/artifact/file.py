@@ -30,6 +30,7 @@ from klora_runtime.errors import ArtifactError, FileFormatError, shown
 from klora_runtime.hub.choosing import ARTIFACT
 from klora_runtime.hub.fetching import located
 from klora_runtime.lazy_torch import torch
+from klora_runtime.signature import signed_digest
 
 
 def load_fusion(
@@ -39,6 +40,7 @@ def load_fusion(
     device: str | torch.device = "cpu",
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     weight_name: str | None = None,
+    signed_by: str | os.PathLike[str] | None = None,
 ) -> Fusion:
     """Read an artifact, its data in one block, whatever the number of layers.
 
@@ -55,24 +57,30 @@ def load_fusion(
         sources: for a thin artifact, source name -> the LoRA file that it was compiled from.
             Without them the fusion is read but cannot be applied (:attr:`Fusion.is_thin`).
         weight_name: the file in a repository of the Hub that has several.
+        signed_by: a public key or a certificate, a PEM file. The signature beside the artifact
+            (``FILE.sig``, from ``klora sign``) must be of it; this is checked before anything is
+            read, and needs ``model-signing``. None accepts a file that nobody signed.
 
     Returns:
         The fusion. Factors have the dtypes of the file, or float32 if they are compressed.
 
     Raises:
-        ArtifactError: the file breaks the format, or a source is not the file that it was compiled
-            from; ``issues`` lists every problem found.
+        ArtifactError: the file breaks the format, a source is not the file that it was compiled
+            from, or the file is not signed as ``signed_by`` asks; ``issues`` lists every problem
+            found.
         ConfigError: ``sources`` names an unknown source, or the artifact is not thin; or there is
-            no such device; or the name on the Hub means no file, or several.
-        KloraError: the Hub does not give the file.
+            no such device; or ``signed_by`` is no key; or the name on the Hub means no file, or
+            several.
+        KloraError: the Hub does not give the file, or model-signing is not installed.
     """
     from klora_runtime.devices.names import as_device  # it imports torch
 
     place, where = Path(located(path, ARTIFACT, weight_name)), as_device(device)
+    sha256 = None if signed_by is None else signed_digest(place, signed_by)
     try:
         with TensorFile(place, "artifact") as file:
             document = read_document(file)
-            tensors = file.block(where, _needed(document))
+            tensors = file.block(where, _needed(document), sha256)
     except ArtifactError:
         raise
     except FileFormatError as error:

@@ -29,16 +29,25 @@ class FusionLibrary:
         budget: bytes of factors that may stay loaded, 0 or more. A larger fusion is returned but
             not kept.
         device: where the factors are kept; on the pipelines' device, a swap does not send them.
+        signed_by: the key that every artifact must be signed by, see
+            :func:`klora_runtime.load_fusion`.
 
     Raises:
         ConfigError: the budget is not a whole number >= 0, or there is no such device.
     """
 
-    def __init__(self, budget: int, *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        budget: int,
+        *,
+        device: str | torch.device = "cpu",
+        signed_by: str | os.PathLike[str] | None = None,
+    ) -> None:
         if type(budget) is not int or budget < 0:
             raise ConfigError(f"budget: expected a whole number of bytes, found {budget!r}.")
         self.budget = budget
         self.device = as_device(device)
+        self.signed_by = signed_by
         self._paths: dict[tuple[str, str | None], Path] = {}  # of names on the Hub
         self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the most recently used one is last
         self._lock = Lock()
@@ -70,7 +79,7 @@ class FusionLibrary:
             if key is not None and key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        fusion = load_fusion(path, device=self.device, sources=sources)
+        fusion = load_fusion(path, device=self.device, sources=sources, signed_by=self.signed_by)
         if not fusion.is_thin and key is not None and key == _key(path):  # the file did not change
             self._keep(key, fusion)
         return fusion

@@ -74,7 +74,8 @@ def fill(
         issues = [issue for entry in fusion.entries for issue in _problems(entry, files)]
         if issues:
             raise ArtifactError("the sources lack tensors that the fusion names:", issues)
-        entries = tuple(_filled(entry, files, device) for entry in fusion.entries)
+        tensors = {name: _read(file, fusion.sources[name].sha256) for name, file in files.items()}
+        entries = tuple(_filled(entry, tensors, device) for entry in fusion.entries)
         return replace(fusion, entries=entries)
 
 
@@ -167,18 +168,33 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
 
 
-def _filled(entry: Entry, files: Mapping[str, TensorFile], device: torch.device | None) -> Entry:
+def _read(file: TensorFile, sha256: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, whose digest is compared again: it may have changed."""
+    from klora_runtime.devices.names import HOST  # it imports torch
+
+    try:
+        return file.block(HOST, sha256=sha256)
+    except FileFormatError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _filled(
+    entry: Entry, tensors: Mapping[str, Mapping[str, torch.Tensor]], device: torch.device | None
+) -> Entry:
     read = {
-        slot: _stored(entry, reference, files[reference.source], device)
+        slot: _stored(entry, reference, tensors[reference.source], device)
         for slot, reference in entry.references.items()
     }
     return replace(entry, factors={**entry.factors, **read}, references={})
 
 
 def _stored(
-    entry: Entry, reference: Reference, file: TensorFile, device: torch.device | None
+    entry: Entry,
+    reference: Reference,
+    tensors: Mapping[str, torch.Tensor],
+    device: torch.device | None,
 ) -> Stored:
-    read = (file.tensor(key) for key in (reference.down, reference.up))
+    read = (tensors[key] for key in (reference.down, reference.up))
     down, up = (without_float8(tensor).to(device=device) for tensor in read)
     if reference.rows is not None:
         up = torch.cat([up[begin:end] for begin, end in reference.rows])

@@ -7,6 +7,7 @@ opens them. Nothing here needs torch; `tensor_file` turns the bytes into tensors
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -80,7 +81,8 @@ class SafetensorsFile:
             ):
                 raise self.error("`__metadata__` must be an object of strings")
             self.metadata: Mapping[str, str] = MappingProxyType(metadata)
-            self._begin = 8 + len(raw)
+            self._head = len(raw).to_bytes(8, "little") + raw
+            self._begin = len(self._head)
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
                 self._tensor_infos(header, data_bytes=self.size - self._begin)
             )
@@ -131,6 +133,19 @@ class SafetensorsFile:
         """Return a tensor as its bytes."""
         info = self.tensors[name]
         return FileTensor(info.dtype, info.shape, self.data(name))
+
+    def begun_digest(self) -> hashlib._Hash:
+        """Return the SHA-256 of all before the data, as it was read; the data is to follow."""
+        return hashlib.sha256(self._head)
+
+    def require_digest(self, sha256: str, found: hashlib._Hash) -> None:
+        """Compare the digest of the bytes that were read with the file's known one.
+
+        Raises:
+            FileFormatError: they differ.
+        """
+        if found.hexdigest() != sha256:
+            raise self.error("it changed while it was read. Read it again")
 
     def number(self, name: str) -> float:
         """Return the value of a tensor of one number."""

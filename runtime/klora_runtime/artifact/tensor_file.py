@@ -38,18 +38,29 @@ class TensorFile(SafetensorsFile):
         return data.view(torch_dtype(info.dtype)).view(info.shape)
 
     def block(
-        self, device: torch.device, there: Collection[str] | None = None
+        self,
+        device: torch.device,
+        there: Collection[str] | None = None,
+        sha256: str | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return all tensors by name, as views of one block of memory on a device.
 
         Args:
             there: names of the tensors that the device needs; the others are views of a block in
                 host memory. None for all of them.
+            sha256: the digest that the bytes of the whole file must have; None for any.
+
+        Raises:
+            FileFormatError: the bytes cannot be read, or their digest is another one.
         """
         from klora_runtime.devices.names import HOST  # it imports torch
 
         end = max((info.stop for info in self.tensors.values()), default=0)
         data = self._data(0, end)
+        if sha256 is not None:
+            digest = self.begun_digest()
+            digest.update(memory_of(data))
+            self.require_digest(sha256, digest)
         if device.type == HOST.type or there is None or all(name in there for name in self.tensors):
             return _views(data.to(device), self.tensors)
         found: dict[str, torch.Tensor] = {}

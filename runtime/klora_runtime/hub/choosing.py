@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from klora_runtime.errors import ConfigError, shown
 from klora_runtime.hub.address import SUFFIXES
+from klora_runtime.signature import SUFFIX as SIGNATURE_SUFFIX
 
 ARTIFACT_SUFFIX = ".klora.safetensors"
 
 _LISTED = 12
+_SIGNATURE = f"*{SIGNATURE_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Kind:
     usual: tuple[str, ...]
     """Ends of the names that such files usually have; the first one that a file has decides."""
     beside: tuple[str, ...] = ()
-    """Names of files that are read together with it, from the same folder."""
+    """Names of files that are read together with it, from the same folder; ``*`` is its own."""
 
     def may_be(self, file: str) -> bool:
         """Return whether a file with a usual name may be meant: an artifact is no LoRA."""
@@ -36,11 +38,11 @@ LORA = Kind(
     ("adapter_config.json",),
 )
 #: An artifact of klora.
-ARTIFACT = Kind("artifact", (ARTIFACT_SUFFIX, ".safetensors"))
+ARTIFACT = Kind("artifact", (ARTIFACT_SUFFIX, ".safetensors"), (_SIGNATURE,))
 #: The file of a base model, which its name always says.
 MODEL = Kind("base model", (".safetensors",))
 #: An artifact or a LoRA.
-EITHER = Kind("artifact or LoRA", (ARTIFACT_SUFFIX, *LORA.usual), LORA.beside)
+EITHER = Kind("artifact or LoRA", (ARTIFACT_SUFFIX, *LORA.usual), (*LORA.beside, _SIGNATURE))
 
 
 def choose(repo: str, files: Sequence[str], kind: Kind) -> str:

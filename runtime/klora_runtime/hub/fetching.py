@@ -114,8 +114,8 @@ def fetch(address: Address, kind: Kind) -> Path:
             f"{address.repo} has no file {shown(file)}; found {listed(repository.files)}. Name "
             "another file."
         )
-    folder = file.rpartition("/")[0]
-    wanted = [file, *(f"{folder}/{each}".lstrip("/") for each in kind.beside)]
+    folder, slash, own = file.rpartition("/")
+    wanted = [file, *(f"{folder}{slash}{each.replace('*', own)}" for each in kind.beside)]
     paths = [
         _download(hub, address, repository, each)
         for each in wanted

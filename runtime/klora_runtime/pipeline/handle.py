@@ -37,6 +37,7 @@ def apply_fusion(
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     device: str | torch.device | None = None,
     weight_name: str | None = None,
+    signed_by: str | os.PathLike[str] | None = None,
 ) -> FusionHandle:
     """Apply a fusion to a diffusers pipeline, which stays an ordinary pipeline.
 
@@ -63,12 +64,15 @@ def apply_fusion(
         device: where the factors of a path are kept, see :func:`load_fusion`; host memory by
             default. Leave it out if the fusion is loaded.
         weight_name: the file in a repository of the Hub that has several artifacts.
+        signed_by: the key that every file of this call must be signed by, see
+            :func:`load_fusion`. Leave it out if the fusion is loaded.
 
     Returns:
         The handle, to remove, swap, set, enable and report. It is also a context manager.
 
     Raises:
-        ArtifactError: the file breaks the format, or a source is missing or is another file.
+        ArtifactError: the file breaks the format, a source is missing or is another file, or a file
+            is not signed as ``signed_by`` asks; nothing was changed.
         ConfigError: an unknown mode, component, slot, source or device, a weight out of range, or
             something of ``always`` that is not one LoRA at constant weight.
         IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
@@ -80,9 +84,11 @@ def apply_fusion(
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     if missing not in MISSING:
         raise ConfigError(f"missing={missing!r}: expected {' or '.join(MISSING)}.")
-    fusion = _loaded(path_or_fusion, sources, device, weight_name)
+    fusion = _loaded(path_or_fusion, sources, device, weight_name, signed_by)
     others = {
-        name: each if isinstance(each, Fusion) else load_fusion(each, device=_place(device))
+        name: each
+        if isinstance(each, Fusion)
+        else load_fusion(each, device=_place(device), signed_by=signed_by)
         for name, each in _mapping("always", always).items()
     }
     factors = {} if weights is None else weights
@@ -162,6 +168,7 @@ class FusionHandle:
         sources: Mapping[str, str | os.PathLike[str]] | None = None,
         device: str | torch.device | None = None,
         weight_name: str | None = None,
+        signed_by: str | os.PathLike[str] | None = None,
     ) -> None:
         """Replace the fusion by another one; weights of slots with the same name stay.
 
@@ -174,6 +181,7 @@ class FusionHandle:
             sources: see :func:`apply_fusion`.
             device: see :func:`apply_fusion`.
             weight_name: see :func:`apply_fusion`.
+            signed_by: see :func:`apply_fusion`.
 
         Raises:
             ArtifactError: see :func:`apply_fusion`.
@@ -185,7 +193,7 @@ class FusionHandle:
             KloraError: the Hub does not give a file.
         """
         self._require_applied()
-        fusion = _loaded(path_or_fusion, sources, device, weight_name)
+        fusion = _loaded(path_or_fusion, sources, device, weight_name, signed_by)
         whole = beside(fusion, self._always)
         with self._attachment.change():
             found = self._attachment.fit(whole)
@@ -337,10 +345,15 @@ def _loaded(
     sources: Mapping[str, str | os.PathLike[str]] | None,
     device: str | torch.device | None,
     weight_name: str | None,
+    signed_by: str | os.PathLike[str] | None,
 ) -> Fusion:
     if not isinstance(path_or_fusion, Fusion):
         read = load_fusion(
-            path_or_fusion, device=_place(device), sources=sources, weight_name=weight_name
+            path_or_fusion,
+            device=_place(device),
+            sources=sources,
+            weight_name=weight_name,
+            signed_by=signed_by,
         )
         return complete(read)
     if weight_name is not None:
@@ -349,8 +362,14 @@ def _loaded(
             "already; leave it out."
         )
     if device is not None:
-        raise ConfigError(
-            f"device={str(device)!r} is for a path, and this fusion is loaded already; leave it "
-            "out, or load the file with load_fusion(path, device=...)."
-        )
+        raise _for_a_path("device", device)
+    if signed_by is not None:
+        raise _for_a_path("signed_by", signed_by)
     return complete(path_or_fusion, sources)
+
+
+def _for_a_path(name: str, value: object) -> ConfigError:
+    return ConfigError(
+        f"{name}={str(value)!r} is for a path, and this fusion is loaded already; leave it out, or "
+        f"load the file with load_fusion(path, {name}=...)."
+    )
