@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmark.memory import Peak
 from benchmark.models import MODELS
 from benchmark.timing import seconds_of
 from klora_compile.measuring.batches import ELEMENTS
@@ -114,29 +115,25 @@ def compare_ways(layers: list[Layer], rank: int, rounds: int, device: torch.devi
         for way in ways.values():  # lets a GPU set up
             way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
     with full_float32(), torch.inference_mode():
         for _ in tqdm(range(rounds), desc="rounds"):
             for name, way in ways.items():
-                forget_peak(device)
+                peak = None if known.is_host else Peak(device, emptied=False)
                 seconds[name].append(seconds_of(way, device))
-                peaks[name] = 0 if known.is_host else known.module.max_memory_allocated(device)
+                peaks[name] = None if peak is None else peak.nbytes()
     products = [times for name, times in seconds.items() if name.startswith("products,")]
     fastest = [min(times) for times in zip(*products, strict=True)]
     rows = []
     for name, times in seconds.items():
         ratio = statistics.median(one / base for one, base in zip(times, fastest, strict=True))
         rows.append([name, f"{statistics.median(times):.2f}", f"{ratio:.2f}"])
-        rows[-1] += [] if known.is_host else [f"{peaks[name] / 2**20:.0f}"]
+        peak_bytes = peaks[name]
+        told = "?" if peak_bytes is None else f"{peak_bytes / 2**20:.0f}"
+        rows[-1] += [] if known.is_host else [told]
     heads = ["one LoRA", "seconds", "ratio", *([] if known.is_host else ["MiB on the device"])]
     click.echo(text_table(rows, heads=heads, numbers=True))
     click.echo(bounds(layers, rank, device))
-
-
-def forget_peak(device: torch.device) -> None:
-    """Reset the peak memory of a GPU; its cache stays."""
-    if not type_of(device).is_host:
-        type_of(device).module.reset_peak_memory_stats(device)
 
 
 def factors(layers: Sequence[Layer]) -> list[tuple[torch.Tensor, torch.Tensor]]:

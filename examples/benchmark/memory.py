@@ -23,12 +23,16 @@ class Peak:
 
     Args:
         device: the device to watch.
+        emptied: whether memory that torch keeps for later is given back first.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, emptied: bool = True) -> None:
         self._device = device
         gc.collect()
-        self._before = _reset_resident() if type_of(device).is_host else _reset_allocated(device)
+        if type_of(device).is_host:
+            self._before = _reset_resident()
+        else:
+            self._before = _reset_allocated(device, emptied)
 
     def nbytes(self) -> int | None:
         """Return the bytes; None if the system does not report them."""
@@ -40,12 +44,13 @@ class Peak:
         return int(known.module.max_memory_allocated(self._device)) - self._before
 
 
-def _reset_allocated(device: torch.device) -> int | None:
+def _reset_allocated(device: torch.device, emptied: bool) -> int | None:
     """Reset the peak of torch's allocated memory on a GPU; return the present value."""
     counter = type_of(device).module
     if not hasattr(counter, "reset_peak_memory_stats"):
         return None
-    counter.empty_cache()
+    if emptied:
+        counter.empty_cache()
     counter.reset_peak_memory_stats(device)
     return int(counter.memory_allocated(device))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from klora_compile.commands.names import FileName
-from klora_runtime.devices.device_types import SPELLINGS
+from klora_runtime.devices.device_types import NAME, SPELLINGS
 from klora_runtime.hub.choosing import LORA
 from klora_runtime.hub.fetching import located
 
@@ -72,16 +72,15 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """A device name that klora knows; whether the machine has the device is checked on use."""
+    """The name of a device of torch; whether the machine has the device is checked on use."""
 
-    name = "|".join(SPELLINGS)
-    _pattern = "|".join(spelling.replace("[:N]", r"(:\d{1,3})?") for spelling in SPELLINGS)
+    name = "|".join((*SPELLINGS, "NAME[:N]"))
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         text = str(value)
-        if not re.fullmatch(self._pattern, text):
+        if not re.fullmatch(NAME, text):
             self.fail(f"{text!r} is not {self.name}.", param, ctx)
         return text
 

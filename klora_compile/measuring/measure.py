@@ -34,7 +34,7 @@ from klora_compile.threads import single_threads
 from klora_runtime.artifact.delta import Delta
 from klora_runtime.devices.device_types import type_of
 from klora_runtime.devices.precision import full_float32, home_of_float64
-from klora_runtime.errors import LoraError, shown
+from klora_runtime.errors import ConfigError, LoraError, shown
 
 _MAX_WORKERS = 16
 
@@ -64,6 +64,7 @@ def measure(
 
     Raises:
         LoraError: a product overflows float32.
+        ConfigError: torch lacks an operation on the device.
     """
     tasks = ((layer, tuple(ks.get(layer.name, ()))) for layer in layers)
     results: dict[str, Statistics] = {}
@@ -79,10 +80,16 @@ def measured(tasks: Iterable[Task], device: torch.device) -> Iterator[tuple[Laye
     place = home_of_float64(device)
     run = _tile_by_tile if type_of(place).is_host else _shape_by_shape
     with full_float32(), torch.inference_mode():
-        for layer, statistics in run(tasks, place):
-            if not math.isfinite(statistics.l1):
-                raise LoraError(f"{shown(layer.name)}: its delta overflows float32.")
-            yield layer, statistics
+        try:
+            for layer, statistics in run(tasks, place):
+                if not math.isfinite(statistics.l1):
+                    raise LoraError(f"{shown(layer.name)}: its delta overflows float32.")
+                yield layer, statistics
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"device {place}: torch cannot measure there: {shown(error)}. Choose another "
+                "device, such as cpu."
+            ) from error
 
 
 def _tile_by_tile(tasks: Iterable[Task], _: torch.device) -> Iterator[tuple[Layer, Statistics]]:

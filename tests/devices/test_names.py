@@ -5,13 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import click
 import pytest
 import torch
 from support.lora_files import run_python
+from support.other_device import OtherDevice
 
 from klora_compile.commands.parameters import Device
 from klora_runtime.devices import names
-from klora_runtime.devices.device_types import SPELLINGS, TYPES, DeviceType, type_of
+from klora_runtime.devices.device_types import (
+    SPELLINGS,
+    TYPES,
+    DeviceType,
+    adds_in_float64,
+    type_of,
+)
 from klora_runtime.devices.names import as_device, indexed
 from klora_runtime.errors import ConfigError
 
@@ -84,13 +92,16 @@ def test_a_device_is_named_as_tensors_on_it_name_it() -> None:
     assert indexed("cuda:3") == torch.device("cuda", 3)
 
 
-def test_the_command_line_takes_the_types_that_are_known() -> None:
+def test_the_command_line_takes_every_name() -> None:
+    """Torch knows which there are, its plug-ins' too; a command that needs one asks torch."""
     kind = Device()
-    for spelling in SPELLINGS:
-        name = spelling.removesuffix("[:N]")
+    for name in (*SPELLINGS, "npu", "hpu", "mtia", "privateuseone"):
+        name = name.removesuffix("[:N]")
         assert kind.convert(name, None, None) == name
-        if name != spelling:
-            assert kind.convert(f"{name}:12", None, None) == f"{name}:12"
+        assert kind.convert(f"{name}:12", None, None) == f"{name}:12"
+    for name in ("", "CUDA", "cuda:", "cuda:x", "cuda:1234", "a b", "/dev/dri"):
+        with pytest.raises(click.BadParameter, match=r"is not auto\|cpu\|cuda"):
+            kind.convert(name, None, None)
     assert set(TYPES) < {spelling.removesuffix("[:N]") for spelling in SPELLINGS}
 
 
@@ -98,6 +109,7 @@ def test_a_type_that_is_not_known_is_spared_what_it_may_not_have() -> None:
     device = torch.device("hpu", 0)
     other = type_of(device)
     assert type(other) is DeviceType
+    adds_in_float64.cache_clear()
     assert (other.title, other.module, other.count()) == ("HPU", None, None)
     assert not other.has_float64(device)
     assert other.free_memory(device) == 0
@@ -110,3 +122,25 @@ def test_what_runs_before_a_command_imports_no_torch() -> None:
     """The names of devices are part of ``--help``."""
     code = "import sys, klora_runtime.devices.device_types; print('torch' in sys.modules)"
     assert run_python(code).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_type_that_is_not_known_is_asked_for_float64(has: bool) -> None:
+    with OtherDevice("hpu:0", float64=has) as other:
+        assert type_of(other.device).has_float64(other.device) == has
+
+
+def test_float64_that_is_computed_in_float32_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add = torch.Tensor.__add__
+
+    def added(one: torch.Tensor, other: float) -> torch.Tensor:
+        return add(one.float(), other).double()
+
+    monkeypatch.setattr(torch.Tensor, "__add__", added)
+    adds_in_float64.cache_clear()
+    assert not adds_in_float64(CPU)
+    monkeypatch.undo()
+    adds_in_float64.cache_clear()
+    assert adds_in_float64(CPU)

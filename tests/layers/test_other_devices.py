@@ -6,84 +6,22 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.golden_fusion import golden_fusion
-from support.handmade import hand_entry, hand_fusion
 from support.other_device import OtherDevice
-from tiny_pipeline import relative_difference
-from torch import nn
+from support.small_pipe import Pipe, a_fusion, a_net, assert_same, two_steps
 
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_static
 from klora_compile.storing.compress import compress
 from klora_runtime import apply_fusion, load_fusion, save_fusion
-from klora_runtime.artifact.fusion import Entry, Fusion
+from klora_runtime.artifact.fusion import Entry
 from klora_runtime.devices.device_types import TYPES
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-class Net(nn.Module):
-    """Layers of one shape, which are written together where a device groups, and a convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 24)
-        self.conv = nn.Conv2d(2, 3, 3, padding=1)
-
-    def forward(self, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        rows = self.second(self.first(tokens)).flatten()
-        return torch.cat([rows, self.conv(image).flatten()])
-
-
-class Scheduler:
-    order, timesteps = 1, torch.empty(0)
-
-    def set_timesteps(self, number: int) -> None:
-        self.timesteps = torch.arange(number)
-
-    def step(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-        return output
-
-
-class Pipe:
-    """All that a pipeline needs."""
-
-    def __init__(self, model: Net) -> None:
-        self.unet, self.scheduler = model, Scheduler()
-
-
-def a_fusion() -> Fusion:
-    shapes = {"first": (24, 24), "second": (24, 24), "conv": (3, 2, 3, 3)}
-    entries = (
-        hand_entry(f"unet.{name}", shape, seed=seed, size=1.0)
-        for seed, (name, shape) in enumerate(shapes.items())
-    )
-    return hand_fusion(*entries)
-
-
-def a_net(dtype: torch.dtype) -> Net:
-    torch.manual_seed(0)
-    return Net().to(dtype).requires_grad_(False)
-
-
-def two_steps(pipe: Pipe, device: torch.device) -> Iterator[torch.Tensor]:
-    """What the model gives in the two steps of a run, before and after the switch."""
-    generator = torch.Generator().manual_seed(1)
-    dtype = pipe.unet.first.weight.dtype
-    inputs = [
-        torch.randn(shape, generator=generator).to(dtype).to(device)
-        for shape in ((5, 24), (1, 2, 6, 6))
-    ]
-    pipe.scheduler.set_timesteps(2)
-    for step in range(2):
-        output = pipe.unet(*inputs)
-        pipe.scheduler.step(output, step, output)
-        yield output.cpu()
 
 
 @pytest.fixture(params=["mps:0", "hpu:0"])
@@ -205,12 +143,6 @@ def test_a_fusion_that_is_kept_there(
         assert_same(list(two_steps(there, other.device)), list(two_steps(here, CPU)))
         assert save_fusion(fusion, tmp_path / "b.klora.safetensors") == path.stat().st_size
     assert (tmp_path / "b.klora.safetensors").read_bytes() == path.read_bytes()
-
-
-def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    """Within the rounding of the dtype: a base that comes from the host is added after the rest."""
-    for one, other in zip(found, expected, strict=True):
-        assert relative_difference(one, other) <= 4 * torch.finfo(one.dtype).eps
 
 
 def test_a_fusion_that_is_kept_there_is_compressed_and_exported_on_the_host(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from support.lora_files import peft_keys, random_pair, write_lora
 from support.other_device import OtherDevice
 
+from klora_compile import compile_fusion
 from klora_compile.measuring.batches import measure_batches
 from klora_compile.measuring.courier import Courier
 from klora_compile.measuring.measure import measure
 from klora_compile.reading.layers import Layer
 from klora_runtime.devices.device_types import TYPES, DeviceType
+from klora_runtime.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -113,6 +117,36 @@ def test_layers_are_measured_on_a_device_that_has_float64() -> None:
         assert statistics.l1 == pytest.approx(expected[layer.name].l1, rel=1e-6)
         assert statistics.top_k == pytest.approx(expected[layer.name].top_k, rel=1e-6)
     assert {"bmm", "topk"} <= other.seen
+
+
+def test_a_lack_of_an_operation_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("Could not run 'aten::topk' with arguments from the backend.")
+
+    monkeypatch.setattr(torch.Tensor, "topk", missing)
+    with (
+        OtherDevice("hpu:0", float64=True) as other,
+        pytest.raises(
+            ConfigError, match=r"^device hpu:0: torch cannot measure there: Could not run"
+        ),
+    ):
+        measure(layers(), {"unet.0": (1,)}, device=other.device)
+
+
+@pytest.mark.parametrize("float64", [True, False])
+def test_a_pair_is_compiled_there(float64: bool, tmp_path: Path) -> None:
+    """On the device itself where it has float64."""
+    files = []
+    for seed in range(2):
+        pairs = {f"unet.{i}": random_pair(24, 20, 3, seed=10 * seed + i) for i in range(3)}
+        files.append(write_lora(tmp_path / f"{seed}.safetensors", peft_keys(pairs)))
+    here = compile_fusion(*files, device="cpu")
+    with OtherDevice("hpu:0", float64=float64) as other:
+        there = compile_fusion(*files, device="hpu:0")
+    assert ("bmm" in other.seen) == float64
+    for one, same in zip(there.entries, here.entries, strict=True):
+        assert one.timeline == same.timeline or float64
+        assert all(one.timeline.at(t / 100) == same.timeline.at(t / 100) for t in range(100))
 
 
 def test_layers_are_measured_on_the_cpu_for_a_device_without_float64() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from klora_runtime.devices.device_types import adds_in_float64
+
 _DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 #: May read from one place and write to the other.
@@ -38,6 +40,10 @@ class OtherDevice(TorchFunctionMode):
         self._memories: dict[int, torch.UntypedStorage] = {}  # kept, so that no number comes again
         self.seen: set[str] = set()
         """Names of the operations that ran there."""
+
+    def __enter__(self) -> OtherDevice:
+        adds_in_float64.cache_clear()  # another device of the name may have been asked
+        return super().__enter__()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is there."""

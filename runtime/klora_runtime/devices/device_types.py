@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from klora_runtime.devices.host_memory import free_host_memory
@@ -59,8 +60,8 @@ class DeviceType:
         return None if count is None else int(count())
 
     def has_float64(self, device: torch.device) -> bool:
-        """Return whether a device computes in float64; False if that is unknown."""
-        return False
+        """Return whether a device computes in float64; a device of this type is tried."""
+        return adds_in_float64(device)
 
     def free_memory(self, device: torch.device) -> float:
         """Return the free bytes of a device now.
@@ -146,6 +147,9 @@ class Mps(DeviceType):
 
     single = True
 
+    def has_float64(self, device: torch.device) -> bool:
+        return False
+
     def free_memory(self, device: torch.device) -> float:
         metal = self.module
         own = metal.recommended_max_memory() - metal.driver_allocated_memory()
@@ -163,11 +167,31 @@ TYPES: Mapping[str, DeviceType] = {
 #: The name that selects the best device.
 AUTO = "auto"
 
-#: The spellings of device names in help and errors; types not listed are spelled the same way.
+#: The spellings of device names in help and errors; other types are spelled the same way.
 SPELLINGS = (
     AUTO,
     *(known.name if known.single else f"{known.name}[:N]" for known in TYPES.values()),
 )
+
+
+#: What a device name may look like: torch knows the types, among them those of its plug-ins.
+NAME = r"[a-z][a-z0-9_]*(:\d{1,3})?"
+
+
+@cache
+def adds_in_float64(device: torch.device) -> bool:
+    """Return whether a device finds the last digit of a sum in float64. Torch is asked once.
+
+    Some devices have the dtype and compute in float32, without an error.
+    """
+    import torch
+
+    last = torch.finfo(torch.float64).eps
+    try:
+        one = torch.ones(1, dtype=torch.float64).to(device)
+        return float((one + last - one).cpu()) == last
+    except (RuntimeError, TypeError, ImportError, AssertionError):
+        return False
 
 
 def type_of(device: torch.device) -> DeviceType:

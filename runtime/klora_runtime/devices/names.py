@@ -54,5 +54,5 @@ def _best() -> str:
 
 
 def _refusal(name: object, why: str) -> ConfigError:
-    *others, last = SPELLINGS
-    return ConfigError(f"device {shown(name)}: {why}; expected {', '.join(others)} or {last}.")
+    known = ", ".join(SPELLINGS)
+    return ConfigError(f"device {shown(name)}: {why}; expected {known} or another of torch's.")
