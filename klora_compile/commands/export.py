@@ -10,7 +10,7 @@ from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import shift_option, source_option
 from klora_compile.commands.result import json_option, print_json
-from klora_compile.export.schedule import is_export
+from klora_compile.export.schedule import MAX_STEPS, STEPS, is_export
 from klora_compile.export.settings import ExportSettings, Keys, Precision
 
 
@@ -35,8 +35,8 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
     type=click.Choice(["kohya", "peft"]),
     default="kohya",
     show_default=True,
-    help="kohya: the names that ComfyUI, A1111 and Forge read. peft: the names that diffusers "
-    "reads.",
+    help="kohya: the names that ComfyUI, A1111 and Forge read. peft: the names of diffusers, which "
+    "no other tool reads whole.",
 )
 @click.option(
     "--rank",
@@ -57,6 +57,13 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
     help="Type of the tensors.  [default: the widest type of the sources; float16 if they are "
     "compressed]",
 )
+@click.option(
+    "--steps",
+    type=click.IntRange(1, MAX_STEPS),
+    multiple=True,
+    help="A number of steps for which schedule.json states the steps of each phase. Repeat it for "
+    f"several.  [default: {', '.join(map(str, STEPS))}]",
+)
 @source_option
 @shift_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file, or an earlier export.")
@@ -70,6 +77,7 @@ def export_command(
     rank: int | None,
     gain: float,
     dtype: Precision | None,
+    steps: tuple[int, ...],
     sources: tuple[tuple[str, Path], ...],
     shift: float | None,
     force: bool,
@@ -80,16 +88,19 @@ def export_command(
     Ordinary LoRAs hold no schedule: every layer gets the average of its schedule. The output states
     how far the schedule is from the average; more phases lose less.
 
-    With --phases, schedule.json says when each LoRA acts, as a fraction of the steps and as a
-    percentage of the timesteps (ComfyUI's start_percent). These two are equal only if the sampler's
-    timesteps are spaced linearly. If the schedule follows the noise, it says so by noise level, and
-    for the shifts that it assumes (--shift).
+    With --phases, schedule.json says when each LoRA acts: as steps for one KSamplerAdvanced of
+    ComfyUI per phase, as a fraction of the steps, and as a percentage of the timesteps (ComfyUI's
+    start_percent). The last two are equal only if the sampler's timesteps are spaced linearly. If
+    the schedule follows the noise, it says so by noise level, and for the shifts that it assumes
+    (--shift).
     """
     settings = ExportSettings(keys=keys, rank=rank, gain=gain, dtype=dtype)
     if static == (phases is not None):
         raise click.UsageError("name one of --static and --phases N.")
     if static and shift is not None:
         raise click.UsageError("--shift is for schedule.json, which --phases writes.")
+    if static and steps:
+        raise click.UsageError("--steps is for schedule.json, which --phases writes.")
     inputs = (file, *(path for _, path in sources))
     check_output(output, force, inputs, folder_of=None if phases is None else is_export)
 
@@ -105,7 +116,12 @@ def export_command(
         lora = export_static(fusion, output, settings, overwrite=force)
         facts, rows = lora.json(), static_lines(lora)
     else:
-        folder = export_phases(fusion, output, phases, settings, overwrite=force, shift=shift)
+        folder = export_phases(
+            *(fusion, output, phases, settings),
+            overwrite=force,
+            shift=shift,
+            steps=steps or STEPS,
+        )
         facts, rows = folder.json(), phase_lines(folder)
     if as_json:
         print_json("export", {"output": str(output), **facts})

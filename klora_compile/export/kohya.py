@@ -3,7 +3,8 @@
 sd-scripts and musubi-tuner write each family in one set of names, which its record has: diffusers'
 names, or its authors', which join query, key and value. ComfyUI, Forge and A1111 read these files.
 diffusers 0.42 reads them in part: it ignores CLIP's attention if a file also has CLIP's
-feed-forward layers. Families whose files of this spelling no known tool reads are refused. Deltas
+feed-forward layers. Families whose files of this spelling no known tool reads are refused; some
+are read by ComfyUI alone, which takes its own names of any model under this prefix. Deltas
 without factors are written as ``diff`` and ``diff_b``, as ComfyUI reads them. Parameters that are
 no layer's weight or bias have ComfyUI's full name, the only one under which it reads them
 (``model_lora_keys_unet`` in its comfy/lora.py).
@@ -137,8 +138,9 @@ def _family_of(fusion: Fusion) -> tuple[Family, Kohya]:
             "state it. Compile it again with --family KEY, or use --keys peft."
         )
     raise KloraError(
-        f"no tool reads kohya-style keys for {shown(families_name(fusion.candidates))}; supported: "
-        f"{known}. Use --keys peft."
+        f"klora knows no kohya-style keys that tools read for "
+        f"{shown(families_name(fusion.candidates))}; supported: {known}. Use --keys peft for "
+        "diffusers."
     )
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from klora_compile.export.averaging import WHOLE, Loss, ScheduleError, Window, phases
 from klora_compile.export.ordinary import OrdinaryLora, ordinary_lora, spelling_of
-from klora_compile.export.schedule import SCHEDULE_FILE, is_export, phase_file, schedule_json
-from klora_compile.export.settings import ExportSettings
+from klora_compile.export.schedule import (
+    SCHEDULE_FILE,
+    STEPS,
+    check_steps,
+    is_export,
+    phase_file,
+    schedule_json,
+)
+from klora_compile.export.settings import ExportSettings, Keys
 from klora_compile.runs import runs_of
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.replacing import replacing
@@ -33,6 +41,7 @@ class Exported:
     rank: int
     """Rank of every low-rank layer."""
     dtype: str
+    keys: Keys
     schedule: Loss
     """Distance of the schedule from the average, before a smaller rank."""
     truncation: Loss | None
@@ -48,6 +57,7 @@ class Exported:
             "layers": self.layers,
             "rank": self.rank,
             "dtype": self.dtype,
+            "keys": self.keys,
             **{f"{name}_error": loss and vars(loss) for name, loss in lost.items()},
         }
 
@@ -92,7 +102,7 @@ def export_static(
         lora = ordinary_lora(fusion, spelling_of(fusion, settings), WHOLE, settings)
         write_tensors(temporary, lora.tensors, lora.metadata)
     lost = ScheduleError(fusion.entries).over(WHOLE, gain=settings.gain)
-    return _exported(lora, place, WHOLE, lost)
+    return _exported(lora, place, WHOLE, settings.keys, lost)
 
 
 def export_phases(
@@ -103,6 +113,7 @@ def export_phases(
     *,
     overwrite: bool = False,
     shift: float | None = None,
+    steps: Sequence[int] = STEPS,
 ) -> ExportedPhases:
     """Write the averages over equal phases of the sampling as ordinary LoRAs, with a schedule.
 
@@ -114,10 +125,12 @@ def export_phases(
         overwrite: replace an existing folder, unless it has files that are not of an export.
         shift: for a fusion by the clock of the noise, the shift that ``schedule.json`` assumes,
             0.01 to 1000; by default 1 and 3, side by side.
+        steps: the numbers of steps for which ``schedule.json`` states the steps of each phase, 1 to
+            10000.
 
     Raises:
-        ConfigError: ``count`` or ``shift`` is out of range, or the clock follows the steps and a
-            shift is named.
+        ConfigError: ``count``, ``shift`` or ``steps`` is out of range, or the clock follows the
+            steps and a shift is named.
         KloraError: see :func:`export_static`; an old folder is unchanged.
     """
     if not (type(count) is int and 2 <= count <= MAX_PHASES):
@@ -125,6 +138,7 @@ def export_phases(
             f"phases: expected a whole number from 2 to {MAX_PHASES}, found {count!r}."
         )
     runs_of(fusion.clock, shift)
+    check_steps(steps)
     settings, place = settings or ExportSettings(), Path(folder)
     spelling = spelling_of(fusion, settings)
     written = []
@@ -135,15 +149,15 @@ def export_phases(
             file = temporary / phase_file(index, count)
             write_tensors(file, lora.tensors, lora.metadata)
             lost = errors.over(window, gain=settings.gain)
-            written.append(_exported(lora, file, window, lost))
+            written.append(_exported(lora, file, window, settings.keys, lost))
         told = {each.file: (each.window, each.schedule.total) for each in written}
-        text = schedule_json(told, fusion.clock, shift)
+        text = schedule_json(told, fusion.clock, shift, steps)
         (temporary / SCHEDULE_FILE).write_text(text, encoding="ascii")
         together = errors.over(*phases(count), gain=settings.gain)
     return ExportedPhases(tuple(written), together)
 
 
-def _exported(lora: OrdinaryLora, file: Path, window: Window, lost: Loss) -> Exported:
+def _exported(lora: OrdinaryLora, file: Path, window: Window, keys: Keys, lost: Loss) -> Exported:
     return Exported(
         file=file.name,
         window=window,
@@ -151,6 +165,7 @@ def _exported(lora: OrdinaryLora, file: Path, window: Window, lost: Loss) -> Exp
         layers=lora.layers,
         rank=lora.rank,
         dtype=str(lora.dtype).removeprefix("torch."),
+        keys=keys,
         schedule=lost,
         truncation=lora.truncation,
     )

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from klora_compile.export.averaging import Loss
+from klora_compile.export.settings import Keys
 from klora_compile.export.writing import Exported, ExportedPhases
 from klora_compile.report.summary import bytes_text
 from klora_runtime.errors import shown
+
+#: Keys -> who reads them. ComfyUI 0.28 took 234 of 794 layers of SDXL in PEFT's keys, of Wan none.
+_READERS: dict[Keys, str] = {
+    "kohya": "kohya's, for ComfyUI; for Forge and A1111 where they know the base model",
+    "peft": "PEFT's, for diffusers alone; ComfyUI, Forge and A1111 leave out many layers or all",
+}
+_WHEN = (
+    "schedule.json: in ComfyUI take its ksampler_advanced; start_percent is a step late under "
+    "sgm_uniform on flow models, and wrong under beta and karras"
+)
 
 
 def static_lines(lora: Exported) -> list[tuple[str, str]]:
@@ -16,7 +27,7 @@ def static_lines(lora: Exported) -> list[tuple[str, str]]:
     )
     if lora.truncation is not None:
         rows.append(("rank", f"the cut loses {loss_text(lora.truncation)}"))
-    return [*rows, ("bytes", bytes_text(lora.nbytes))]
+    return [*rows, _readers(lora), ("bytes", bytes_text(lora.nbytes))]
 
 
 def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
@@ -32,7 +43,13 @@ def phase_lines(phases: ExportedPhases) -> list[tuple[str, str]]:
         if lora.truncation is not None:
             text += f"; cut off: {lora.truncation.total:.2%}"
         rows.append(("progress" if position == 0 else "", text))
-    return [*rows, ("bytes", bytes_text(sum(lora.nbytes for lora in phases.loras)))]
+    nbytes = sum(lora.nbytes for lora in phases.loras)
+    return [*rows, _readers(first), ("when", _WHEN), ("bytes", bytes_text(nbytes))]
+
+
+def _readers(lora: Exported) -> tuple[str, str]:
+    """Return the row that says which tools read the keys."""
+    return ("keys", _READERS[lora.keys])
 
 
 def loss_text(loss: Loss) -> str:

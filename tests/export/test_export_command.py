@@ -55,6 +55,7 @@ def test_one_lora(artifact: Path, tmp_path: Path) -> None:
         f"{schedule['worst']:.2%}, in {layer})",
         f"rank the cut loses {truncation['total']:.2%} (most, {truncation['worst']:.2%}, in "
         f"{flat})",
+        "keys kohya's, for ComfyUI; for Forge and A1111 where they know the base model",
         f"bytes {out.stat().st_size / 1000:.1f} kB",
     ]
     assert facts["output"] == str(out)
@@ -82,6 +83,24 @@ def test_phases(artifact: Path, tmp_path: Path) -> None:
         f"{BLOCK}.attn1.to_q); cut off: 0.00%",
         "0.5 to 1: differs by 0.00%; cut off: 0.00%",
     ]
+    assert rows(result.stdout)[5:7] == [
+        "keys PEFT's, for diffusers alone; ComfyUI, Forge and A1111 leave out many layers or all",
+        "when schedule.json: in ComfyUI take its ksampler_advanced; start_percent is a step late "
+        "under sgm_uniform on flow models, and wrong under beta and karras",
+    ]
+
+
+def test_steps_are_of_the_schedule(artifact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fox"
+    words = ("export", artifact, "--phases", 2, "-o", out)
+    assert klora(*words, "--steps", 6, "--steps", 12).exit_code == 0
+    told = json.loads((out / "schedule.json").read_text())["phases"][1]["ksampler_advanced"]
+    assert told == [
+        {"steps": 6, "start_at_step": 3, "end_at_step": 6},
+        {"steps": 12, "start_at_step": 6, "end_at_step": 12},
+    ]
+    words = ("export", artifact, "--static", "-o", out, "--steps", 6)
+    assert "--steps is for schedule.json" in error_of(klora(*words), 2)
 
 
 def test_refusals_before_any_work(artifact: Path, tmp_path: Path) -> None:
@@ -160,7 +179,7 @@ def test_a_family_without_kohyas_names(artifact: Path, tmp_path: Path) -> None:
 
 def test_the_help_says_that_fractions_of_steps_and_timesteps_differ() -> None:
     text = " ".join(klora("export", "--help").stdout.split())
-    assert "These two are equal only if the sampler's timesteps are spaced linearly." in text
+    assert "The last two are equal only if the sampler's timesteps are spaced linearly." in text
 
 
 def test_the_help_imports_no_torch() -> None:

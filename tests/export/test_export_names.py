@@ -154,6 +154,8 @@ _T5_LAYER = "encoder.block.0.layer.0.SelfAttention.q"
          "text_encoder_2.text_projection"),
         ("flux.1", f"text_encoder_2.{_T5_LAYER}",
          "lora_te3_encoder_block_0_layer_0_SelfAttention_q", f"text_encoder_2.{_T5_LAYER}"),
+        ("chroma", f"text_encoder.{_T5_LAYER}",
+         "lora_te1_encoder_block_0_layer_0_SelfAttention_q", f"text_encoder.{_T5_LAYER}"),
     ],
 )  # fmt: skip
 def test_text_encoders_have_the_prefixes_that_tools_expect(
@@ -164,6 +166,30 @@ def test_text_encoders_have_the_prefixes_that_tools_expect(
     assert stems == {peft}
     stems = {key.partition(".")[0] for key in load_file(written(fusion, tmp_path))}
     assert stems == {kohya}
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "comfy"),
+    [
+        ("ltx", "transformer.transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_q"),
+        ("ltx", "transformer.proj_in", "patchify_proj"),
+        ("sdxl-refiner", "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+         "input_blocks.4.1.transformer_blocks.0.attn2.to_k"),
+        ("hunyuan-video", "transformer.transformer_blocks.0.ff.net.0.proj",
+         "double_blocks.0.img_mlp.0"),
+        ("hunyuan-video", "transformer.transformer_blocks.0.attn.to_out.0",
+         "double_blocks.0.img_attn.proj"),
+        ("auraflow", "transformer.joint_transformer_blocks.0.attn.to_q",
+         "double_layers.0.attn.w2q"),
+    ],
+)  # fmt: skip
+def test_models_that_comfyui_alone_reads_have_its_own_names(
+    family: str, layer: str, comfy: str, tmp_path: Path
+) -> None:
+    """It takes every layer of its model under ``lora_unet_`` and the layer's path there."""
+    path = written(hand_fusion(hand_entry(layer, (4, 4), switch=None), family=family), tmp_path)
+    stems = {key.partition(".")[0] for key in load_file(path)}
+    assert stems == {f"lora_unet_{comfy.replace('.', '_')}"}
 
 
 def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,14 +204,15 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
 def test_families_without_kohyas_names_are_refused_by_name(tmp_path: Path) -> None:
     entry = hand_entry(f"transformer.{_BLOCK}.attn.to_q", (4, 4))
     known = (
-        "Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diffusion XL, Stable Diffusion 3, "
-        "FLUX.1, Chroma, FLUX.2, Qwen-Image, Z-Image, Wan, Lumina 2, Anima. Use --keys peft."
+        "Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diffusion XL, Stable Diffusion XL "
+        "refiner, Stable Diffusion 3, FLUX.1, Chroma, FLUX.2, Qwen-Image, Z-Image, Wan, "
+        "HunyuanVideo, LTX-Video 2B, Lumina 2, Anima, AuraFlow. Use --keys peft for diffusers."
     )
-    for family, name in (("ltx", "LTX-Video 2B"), ("a\n", "a\\n")):
+    for family, name in (("krea-2", "Krea 2"), ("a\n", "a\\n")):
         with pytest.raises(KloraError) as refusal:
             written(hand_fusion(entry, family=family), tmp_path)
         assert str(refusal.value) == (
-            f"no tool reads kohya-style keys for {name}; supported: {known}"
+            f"klora knows no kohya-style keys that tools read for {name}; supported: {known}"
         )
         written(hand_fusion(entry, family=family), tmp_path, "peft")
     with pytest.raises(KloraError) as refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from support.exports import (
 from support.handmade import hand_entry, hand_fusion
 
 from klora_compile.export.averaging import WHOLE, Loss, Window, mean_coefficients, phases
+from klora_compile.export.schedule import KSAMPLER_NOTE
 from klora_compile.export.settings import ExportSettings
 from klora_compile.export.writing import export_phases, export_static
 from klora_runtime.artifact.delta import Dense, Stored
@@ -125,31 +127,67 @@ def test_one_segment_keeps_its_coefficients_to_the_bit() -> None:
 
 
 def test_the_schedule_says_when_each_file_acts(tmp_path: Path) -> None:
-    loras = export_phases(aligned(0.25), tmp_path / "out", 2).loras
+    loras = export_phases(aligned(0.25), tmp_path / "out", 2, steps=[5, 1]).loras
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["phase-1-of-2.safetensors", "phase-2-of-2.safetensors", "schedule.json"]
     schedule = json.loads((tmp_path / "out" / "schedule.json").read_text())
+    assert schedule.pop("note_on_ksampler_advanced") == KSAMPLER_NOTE
+    assert schedule.pop("note_on_percent") == (
+        "start_percent and end_percent are compared with the noise before a step. Under "
+        "sgm_uniform, with models of flow matching (FLUX.1, SD3), each phase begins one step late. "
+        "Under beta and karras a fifth of the steps or more get the LoRA of another phase."
+    )
     assert schedule == {
         "note": "step_fraction is exact for every sampler: of N steps, a LoRA acts in step i (from "
         "0) where from <= (i + 1/2) / N < to. timestep_percent, the start_percent and end_percent "
-        "of ComfyUI, counts timesteps and not steps: it is equal to the step fraction only where "
-        "the sampler's timesteps are spaced linearly over its steps (schedulers such as normal, "
-        "simple and ddim_uniform, not karras or exponential).",
+        "of ComfyUI, counts timesteps and not steps: it is equal to the step fraction, to within a "
+        "step, only where the sampler's timesteps are spaced linearly over its steps (schedulers "
+        "normal, simple and ddim_uniform).",
         "phases": [
             {
                 "file": "phase-1-of-2.safetensors",
                 "step_fraction": [0.0, 0.5],
                 "timestep_percent": [0.0, 0.5],
+                "ksampler_advanced": [{"steps": 5, "start_at_step": 0, "end_at_step": 2}],
                 "error": float(f"{loras[0].schedule.total:.6g}"),
             },
             {
                 "file": "phase-2-of-2.safetensors",
                 "step_fraction": [0.5, 1.0],
                 "timestep_percent": [0.5, 1.0],
+                "ksampler_advanced": [
+                    {"steps": 1, "start_at_step": 0, "end_at_step": 1},
+                    {"steps": 5, "start_at_step": 2, "end_at_step": 5},
+                ],
                 "error": 0.0,
             },
         ],
     }
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_step_ranges_are_those_that_the_runtime_would_play(count: int, tmp_path: Path) -> None:
+    """Each step is in the range of one phase, by the literal formula of the note."""
+    export_phases(aligned(0.25, 0.5, 0.75), tmp_path / "out", count, steps=range(1, 60))
+    told = json.loads((tmp_path / "out" / "schedule.json").read_text())["phases"]
+    for steps in range(1, 60):
+        covered = []
+        for phase in told:
+            start, end = (math.ceil(steps * edge - 0.5) for edge in phase["step_fraction"])
+            (one,) = [e for e in phase["ksampler_advanced"] if e["steps"] == steps] or [None]
+            if one is None:
+                assert start == end
+                continue
+            assert (one["start_at_step"], one["end_at_step"]) == (start, end)
+            covered += range(start, end)
+        assert covered == list(range(steps))
+
+
+@pytest.mark.parametrize("steps", [0, 10_001, 2.0, True])
+def test_a_number_of_steps_out_of_range(steps: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="steps: expected whole numbers from 1 to 10000"):
+        export_phases(aligned(0.5), tmp_path / "out", 2, steps=[steps])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_phase_in_which_nothing_acts_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

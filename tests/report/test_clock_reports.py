@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +264,23 @@ def test_phases_by_noise_are_told_by_noise(tmp_path: Path) -> None:
     assert [each["shift"] for each in told["phases"][0]["at_shift"]] == [5.0]
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_step_ranges_by_noise_follow_the_middle_of_each_step(shift: float, tmp_path: Path) -> None:
+    export_phases(by_noise(switching(0.5)), tmp_path / "out", 4, shift=shift, steps=[9])
+    told = json.loads((tmp_path / "out" / "schedule.json").read_text())["phases"]
+    left = [1 - i / 9 for i in range(10)]
+    levels = [shift * u / (1 + (shift - 1) * u) for u in left]
+    middles = [(before + after) / 2 for before, after in pairwise(levels)]
+    for phase in told:
+        most, least = phase["noise_level"]
+        steps = [i for i, level in enumerate(middles) if least < level <= most]
+        found = phase["at_shift"][0]["ksampler_advanced"]
+        expected = [{"steps": 9, "start_at_step": steps[0], "end_at_step": steps[-1] + 1}]
+        assert found == (expected if steps else [])
+
+
 def test_phases_by_steps_are_told_as_before(tmp_path: Path) -> None:
     export_phases(switching(0.5), tmp_path / "out", 2)
     told = json.loads((tmp_path / "out" / "schedule.json").read_text())
-    assert (told["note"], list(told)) == (NOTE, ["note", "phases"])
+    assert (told["note"], "clock" in told) == (NOTE, False)
     assert told["phases"][0]["step_fraction"] == [0.0, 0.5]

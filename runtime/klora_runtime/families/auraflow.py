@@ -7,7 +7,7 @@ modules.
 
 from __future__ import annotations
 
-from klora_runtime.families.family import Family, Mark
+from klora_runtime.families.family import Family, Kohya, Mark
 from klora_runtime.families.rows import Layout, Row, renamed, swapped_halves
 
 _DOUBLE, _JOINT = "double_layers.{}", "joint_transformer_blocks.{}"
@@ -52,10 +52,10 @@ FAMILY = Family(
     blocks={"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
     marks=(Mark(r"^joint_transformer_blocks\.", (3072,)),),
     stated=r"auraflow",
+    kohya=Kohya((ORIGINAL,), {"modelspec.architecture": "auraflow/lora"}),
     missing={
         "tag": "diffusers has no trainer for it",
         "script": "none of kohya's trainers trains it",
-        "kohya": "none of kohya's trainers trains it",
         "text_encoders": "none of the trainers whose files klora reads adapts its own",
     },
 )

@@ -58,8 +58,8 @@ FAMILY = Family(
         TextEncoder(
             "text_encoder",
             T5,
-            kohya="lora_te3_",
-            others=("lora_te_", "lora_te1_"),
+            kohya="lora_te1_",  # the only one that ComfyUI reads too; sd-scripts has FLUX.1's
+            others=("lora_te_", "lora_te3_"),
             comfy="t5xxl",
         ),
     ),

@@ -55,7 +55,11 @@ class Script:
 
 @dataclass(frozen=True)
 class Kohya:
-    """The spelling of a family's files in kohya's names, if known tools read them."""
+    """The spelling of a family's files in kohya's names, if known tools read them.
+
+    Not every such family is trained by kohya's trainers: ComfyUI reads the names of its own model
+    under :data:`DENOISER_PREFIX`, whatever the model is.
+    """
 
     layouts: tuple[Layout, ...]
     """Layouts of the modules with the prefix :data:`DENOISER_PREFIX`, one per component."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from itertools import chain
 
 from klora_runtime.families import flux1
-from klora_runtime.families.family import MUSUBI_TUNER, Family, Mark, Script, TextEncoder
+from klora_runtime.families.family import MUSUBI_TUNER, Family, Kohya, Mark, Script, TextEncoder
 from klora_runtime.families.rows import (
     Layout,
     Row,
@@ -186,12 +186,19 @@ FAMILY = Family(
     # HunyuanVideo 1.5 is another model.
     stated=r"hunyuan-video(?!-1-5)",
     script=Script("networks.lora", MUSUBI_TUNER),
+    # In ComfyUI's names: it reads musubi-tuner's own only after that trainer's converter.
+    kohya=Kohya(
+        (COMFY,),
+        {
+            "ss_base_model_version": "hunyuan_video",
+            "modelspec.architecture": "hunyuan-video/lora",
+        },
+    ),
     text_encoders=(
         TextEncoder("text_encoder", LLAMA, others=("lora_te1_",), comfy="llama"),
         TextEncoder("text_encoder_2", CLIP, others=("lora_te2_",), comfy="clip_l"),
     ),
     missing={
         "tag": "diffusers has no trainer for it",
-        "kohya": "ComfyUI reads them after musubi-tuner's converter alone",
     },
 )

@@ -6,7 +6,7 @@ The mapping to diffusers' names follows ``convert_ltx_transformer_checkpoint_to_
 
 from __future__ import annotations
 
-from klora_runtime.families.family import Family, Mark
+from klora_runtime.families.family import Family, Kohya, Mark
 from klora_runtime.families.rows import Layout, Row, parameters, renamed, same
 
 _BLOCK = "transformer_blocks.{}"
@@ -59,11 +59,11 @@ FAMILY = Family(
     widths={r"^transformer_blocks\.\d+\.attn1\.to_[qkv]$": (2048,)},
     # Cosmos-Predict2 2B has a first attention of the same names and widths.
     marks=(Mark(r"^transformer_blocks\.\d+\.attn2\.to_[kv]$", (2048,)),),
+    kohya=Kohya((ORIGINAL,)),
     missing={
         "tag": "diffusers has no trainer for it",
         "stated": "none of the trainers whose files klora reads states it",
         "script": "none of kohya's trainers trains it",
-        "kohya": "none of kohya's trainers trains it",
         "text_encoders": "none of the trainers whose files klora reads adapts its own",
     },
 )
