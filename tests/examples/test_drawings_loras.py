@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from drawings.base.parts import assembled, new_autoencoder, new_text_encoder, new_tokenizer
+from diffusers import StableDiffusionPipeline
 from drawings.base.subjects import HELD_OUT_SUBJECTS, TRAINING_STYLES
 from drawings.loras import __main__ as run
 from drawings.loras import acceptance
@@ -19,6 +18,7 @@ from drawings.loras.acceptance import Entry, Ledger, summary, train_until_accept
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe, Regime, style_recipe, subject_recipe, true_recipe
 from drawings.loras.training import Plan, remove, save, train
+from support.tiny_drawings import tiny_drawings
 
 from klora_compile.reading.adapter import read_adapter
 
@@ -27,22 +27,7 @@ FOX = Recipe("subject", "fox", (("fox", "noto"),), ("a fox",))
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer(["a fox, noto style"] * 3)
-    unet = UNet2DConditionModel(
-        sample_size=12,
-        in_channels=8,
-        out_channels=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=1,
-        norm_num_groups=4,
-        cross_attention_dim=192,
-        use_linear_projection=True,
-    )
-    return assembled(new_autoencoder(), unet, new_text_encoder(tokenizer), tokenizer)
+    return tiny_drawings()
 
 
 @pytest.fixture(autouse=True)

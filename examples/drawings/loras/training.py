@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
+from drawings.base.arithmetic import arithmetic
 from drawings.base.flow import flow_loss, placed
 
 #: All linear layers of the attention blocks, and the convolutions of the residual blocks, which a
@@ -36,6 +37,19 @@ class Plan:
     rate: float = 1e-3
     """Highest learning rate; it falls to 0."""
     seed: int = 0
+    bfloat16: bool = False
+
+
+def added_lora(pipe: StableDiffusionPipeline, rank: int) -> list[torch.nn.Parameter]:
+    """Put a new LoRA on the pipeline's denoiser, and return its weights.
+
+    Nothing else of the pipeline is trained.
+    """
+    pipe.text_encoder.requires_grad_(False)
+    pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
+    layers = LoraConfig(r=rank, lora_alpha=rank, target_modules=_LAYERS)
+    pipe.unet.add_adapter(layers, adapter_name=_ADAPTER)
+    return [weight for weight in pipe.unet.parameters() if weight.requires_grad]
 
 
 def train(
@@ -53,11 +67,7 @@ def train(
         The loss, averaged over the latest updates.
     """
     torch.manual_seed(plan.seed)
-    pipe.text_encoder.requires_grad_(False)
-    pipe.unet.requires_grad_(False).to(memory_format=torch.channels_last)
-    layers = LoraConfig(r=plan.rank, lora_alpha=plan.rank, target_modules=_LAYERS)
-    pipe.unet.add_adapter(layers, adapter_name=_ADAPTER)
-    weights = [weight for weight in pipe.unet.parameters() if weight.requires_grad]
+    weights = added_lora(pipe, plan.rank)
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=0.0, fused=True)
     places = placed(pipe, pictures, _PLACES).to(pipe.device)
     mean = 0.0
@@ -69,9 +79,10 @@ def train(
         clean = places[torch.randint(_PLACES, (plan.batch,)), chosen]
         empty = torch.rand(plan.batch) < _EMPTY
         texts = ["" if e else prompts[i] for i, e in zip(chosen, empty, strict=True)]
-        loss = flow_loss(pipe, clean, texts)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with arithmetic(pipe.device.type, plan.bfloat16):
+            loss = flow_loss(pipe, clean, texts)
+            loss.backward()
         optimizer.step()
         mean = loss.item() if update == 0 else 0.98 * mean + 0.02 * loss.item()
     return mean
