@@ -37,7 +37,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command()
 @click.argument("packages", type=_FOLDER)
 @click.argument("run", type=_FOLDER)
-@click.option("--subjects", default=240, show_default=True, help="Training subjects to fit on.")
+@click.option("--subjects", default=480, show_default=True, help="Training subjects to fit on.")
 @click.option("--base", is_flag=True, help="Fit on samples of RUN/base too.")
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(packages: Path, run: Path, subjects: int, base: bool, threads: int) -> None:
