@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,6 +16,8 @@ T = TypeVar("T")
 
 #: A word of a file name, in any spelling: ``high_noise``, ``HighNoise``, ``HIGH``, ``low-noise``.
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+#: Word -> the half that it says.
+_SAYING = {word: half for half in HALVES for word in (half, f"{half}noise")}
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,44 @@ def halves_of(first: Path, second: Path, order: tuple[str, str] | None = None) -
     return Halves(first, second) if found == HALVES else Halves(second, first)
 
 
+def refuse_separated(files: Iterable[Path]) -> None:
+    """Refuse LoRAs in one file each that look like the two files of one LoRA.
+
+    ``klora compile fox_high fox_low`` would make a content and a style of them.
+
+    Raises:
+        ConfigError: two names in one folder differ only in the half that they say.
+    """
+    for one, other in combinations(files, 2):
+        told = {_told_by(one.stem), _told_by(other.stem)}
+        if told == set(HALVES) and one.parent == other.parent and _rest(one) == _rest(other):
+            raise ConfigError(
+                f"{shown(one)} and {shown(other)} look like the two files of one LoRA; join them "
+                "as HIGH,LOW, with a comma and no space, or rename one if they are two LoRAs."
+            )
+
+
+def _rest(path: Path) -> list[str]:
+    """Return the words of a file's name that say no half."""
+    return [word for word in _words(path.stem) if word not in {*_SAYING, "noise"}]
+
+
 def _told(path: Path) -> str | None:
     """Return the half that a file's name says, or else its folder's; None if it says none."""
     for name in (path.stem, path.resolve().parent.name):
-        words = {word.lower() for word in _WORD.findall(name)}
-        said = [half for half in HALVES if words & {half, f"{half}noise"}]
-        if len(said) == 1:
-            return said[0]
-        if said:
-            return None
+        if _SAYING.keys() & set(_words(name)):
+            return _told_by(name)
     return None
+
+
+def _told_by(name: str) -> str | None:
+    """Return the half that a name says; None if it says none or both."""
+    said = {_SAYING[word] for word in _words(name) if word in _SAYING}
+    return said.pop() if len(said) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
 
 
 def _other(half: str | None) -> str:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from klora_compile.halves import Halves
+from klora_compile.halves import Halves, refuse_separated
 from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.reading.adapter import Adapter, OnModule, open_adapter, read_adapter
 from klora_compile.settings.config import Config
@@ -95,7 +96,8 @@ def read_sources(
 
     Raises:
         ConfigError: see :func:`~klora_compile.planning.pairing.check_slots`; or a denoiser is named
-            and every LoRA is in two files; or a name on the Hub means no file, or several.
+            and every LoRA is in two files; or two LoRAs look like the two files of one; or a name
+            on the Hub means no file, or several.
         KloraError: the Hub does not give a file.
         LoraError: a file cannot be read completely.
         PairingError: see :func:`~klora_compile.planning.pairing.check_loras`.
@@ -103,6 +105,11 @@ def read_sources(
     check_slots(slots_of(loras), config.rule, config.settings)
     _refuse_idle_denoiser(loras, options)
     loras = located_loras(loras, weight_names)
+    refuse_separated(
+        Path(lora)
+        for source, lora in loras.items()
+        if source == slot_of(source) and not isinstance(lora, Adapter)
+    )
     with ExitStack() as stack:
         opened = {
             source: lora

@@ -27,7 +27,7 @@ from klora_compile import (
     thin,
     verify_fusion,
 )
-from klora_compile.halves import halves_of
+from klora_compile.halves import halves_of, refuse_separated
 from klora_compile.rules import NpLora
 from klora_compile.settings.read_options import ReadOptions
 from klora_runtime import apply_fusion, load_fusion, save_fusion
@@ -193,6 +193,40 @@ def test_an_option_says_what_names_say_of_both(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"both say high noise; .*, or add --halves"):
         halves_of(one, other)
     assert halves_of(one, other, ("low", "high")) == Halves(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "refused"),
+    [
+        ("fox_high_noise", "fox_low_noise", True),
+        ("Fox-HIGH-v1", "fox_low_v1", True),
+        ("high", "low", True),
+        ("fox_high", "ink_low", False),
+        ("fox_high", "fox_high_2", False),
+        ("fox_high", "fox_flow", False),
+        ("a/high", "b/low", False),
+    ],
+)
+def test_the_two_files_of_a_lora_are_no_content_and_style(
+    one: str, other: str, refused: bool
+) -> None:
+    files = [Path(f"{name}.safetensors") for name in (one, other)]
+    for order in (files, files[::-1]):
+        if refused:
+            with pytest.raises(ConfigError, match="look like the two files of one LoRA; join them"):
+                refuse_separated(order)
+        else:
+            refuse_separated(order)
+
+
+def test_a_space_for_the_comma_is_told(halves: dict[str, Path], tmp_path: Path) -> None:
+    pair, path = (halves["content.high"], halves["content.low"]), tmp_path / "x"
+    found = klora("compile", *pair, "-o", path)
+    assert found.exit_code == 2
+    assert "look like the two files of one LoRA" in found.stderr
+    assert not path.exists()
+    with pytest.raises(ConfigError, match="look like the two files of one LoRA"):
+        compile_fusion(*pair)
 
 
 def test_an_order_of_no_two_files_is_refused(halves: dict[str, Path], tmp_path: Path) -> None:
