@@ -229,7 +229,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr(run, "DiffusionPipeline", nothing)
     monkeypatch.setattr(run, "Judges", nothing)
-    monkeypatch.setattr(run, "_material", lambda *_: MATERIAL)
+    monkeypatch.setattr(run, "material_of", lambda *_: MATERIAL)
     monkeypatch.setattr(run, "drawing", lambda *_: torch.ones(3, 4, 4))
     return tmp_path
 

@@ -19,21 +19,15 @@ import click
 import torch
 from diffusers import DiffusionPipeline
 
-from drawings.base.subjects import (
-    HELD_OUT_STYLES,
-    REPORTED_SUBJECTS,
-    STYLES,
-    TUNING_SUBJECTS,
-    things,
-)
+from drawings.base.subjects import REPORTED_SUBJECTS, STYLES, TUNING_SUBJECTS
 from drawings.judges.fitted import Judges
 from drawings.loras.acceptance import Ledger, summary
-from drawings.loras.files import lora_path
-from drawings.loras.recipes import Regime, style_recipe, subject_recipe
+from drawings.loras.recipes import Regime
 from drawings.material import drawing
 from drawings.table.candidates import candidates
 from drawings.table.drawing import Studio
-from drawings.table.kept import Kept, Results, digest
+from drawings.table.ingredients import digests, material_of
+from drawings.table.kept import Kept, Results
 from drawings.table.rows import REFERENCE, ROWS, Material
 from drawings.table.written import markdown, pilot
 
@@ -80,8 +74,8 @@ def main(
             rows = named.rows
             made_with["candidates"] = named.commit
         rows = _known(rows)
-        material = _material(packages, Regime(regime), subjects)
-        made_with |= _digests(run, folder, material)
+        material = material_of(packages, Regime(regime), subjects)
+        made_with |= digests(run, folder, material)
         kept = Kept(out / f"{regime}-{part}.jsonl")
         found = kept.open(made_with)
     except ValueError as error:
@@ -133,41 +127,6 @@ def _known(rows: tuple[str, ...]) -> tuple[str, ...]:
         if row not in names:
             raise ValueError(f"{row!r} is no row. Take some of: {', '.join(names)}.")
     return tuple(name for name in names if name in {*rows, REFERENCE})
-
-
-def _material(packages: Path, regime: Regime, subjects: tuple[str, ...]) -> Material:
-    def exists(subject: str, style: str) -> bool:
-        return drawing(packages, STYLES[style], subject) is not None
-
-    seen = things(packages)
-    return Material(
-        [subject_recipe(regime, subject, exists) for subject in subjects],
-        [style_recipe(regime, style, seen, exists) for style in HELD_OUT_STYLES],
-        exists,
-    )
-
-
-def _digests(run: Path, folder: Path, material: Material) -> dict[str, str]:
-    """Return the digests of what the cells are made with.
-
-    Raises:
-        ValueError: a LoRA is missing, or does not draw what it was trained on.
-    """
-    entries = Ledger(folder).read()
-    stems = [recipe.stem for recipe in (*material.subjects, *material.styles)]
-    for stem in stems:
-        if stem not in entries or not entries[stem].accepted:
-            state = "does not draw its subject yet" if stem in entries else "is not trained yet"
-            raise ValueError(
-                f"{stem} {state}. Run 'python -m drawings.loras PACKAGES RUN {folder.parent} "
-                f"{folder.name}' first."
-            )
-    paths = [lora_path(folder, r.kind, r.name) for r in (*material.subjects, *material.styles)]
-    return {
-        "base": digest((run / "base").rglob("*.safetensors")),
-        "judges": digest([run / "judges.pt"]),
-        "loras": digest(paths),
-    }
 
 
 if __name__ == "__main__":

@@ -42,16 +42,28 @@ class Studio:
             truth: (3, height, width) in [-1, 1].
         """
         with row.act(self.pipe, files(self.loras, cell)):
-            drawn = self.pipe(
-                [cell.prompt] * self.seeds,
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                generator=[torch.Generator().manual_seed(seed) for seed in range(self.seeds)],
-                output_type="pt",
-            ).images.float()
+            drawn = self.drawn(cell)
             clean = latents(self.pipe, truth[None])
             flow = paired_flow_loss(self.pipe, clean, cell.prompt)
         _keep(drawn, self.pictures / slug(row.name) / f"{cell.subject}-{cell.style}.png")
+        judged = self.judged(drawn, cell, truth)
+        return [{**verdict, "flow": round(flow, 6)} for verdict in judged]
+
+    @torch.no_grad()
+    def drawn(self, cell: Cell) -> Tensor:
+        """Draw a cell with every seed, with the LoRAs that act now: (seeds, 3, height, width)."""
+        pictures: Tensor = self.pipe(
+            [cell.prompt] * self.seeds,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(self.seeds)],
+            output_type="pt",
+        ).images.float()
+        return pictures
+
+    @torch.no_grad()
+    def judged(self, drawn: Tensor, cell: Cell, truth: Tensor) -> Verdicts:
+        """Judge pictures in [0, 1] against the true drawing, in [-1, 1], and its style."""
         true = truth[None] / 2 + 0.5
         subject = self.judges.subject(drawn) @ self.judges.subject(true)[0]
         style = self.judges.style(drawn) @ self.judges.looks[cell.style]
@@ -62,7 +74,6 @@ class Studio:
                 "style": round(t, 5),
                 "both": round(harmonic_mean(s, t), 5),
                 "distance": round(d, 5),
-                "flow": round(flow, 6),
             }
             for s, t, d in zip(subject.tolist(), style.tolist(), distance.tolist(), strict=True)
         ]

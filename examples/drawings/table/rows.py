@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drawings.base.subjects import prompt
-from drawings.evaluation.rules import TABLE, Way
+from drawings.evaluation.rules import TABLE, Way, klora
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe
+from klora_compile.rules import Auto, AutoStrength, Dare, Della, Groups, Soft, Ties
+from klora_compile.rules import Rule as FusionRule
 
 #: Subjects of a style's own training that its ceiling is drawn with.
 _OWN_SUBJECTS = 3
@@ -120,12 +122,24 @@ def alone(pipe: Any, files: Sequence[Path]) -> Iterator[None]:
         pipe.unet.unload_lora()
 
 
+#: Rules of klora that the earlier table has not.
+NEWER: Mapping[str, FusionRule] = {
+    "K-LoRA softened": Soft(),
+    "groups, the lab's table": Groups(),
+    "auto-strength": AutoStrength(),
+    "TIES": Ties(),
+    "DARE": Dare(),
+    "DELLA": Della(),
+    "auto": Auto(),
+}
+
 #: Ceilings first. The floor, the base by its prompt alone, is among the rules.
 ROWS = (
     Row("ceiling: subject LoRA alone, its own prompt", own_subjects, alone),
     Row("ceiling: style LoRA alone, its own prompt", own_styles, alone),
     Row("ceiling: LoRA of the true drawing", true_fusions, alone),
     *(rule(each.name, each.way) for each in TABLE),
+    *(rule(name, klora(each)) for name, each in NEWER.items()),
 )
 
 #: The rule that all others are compared with.

@@ -1,0 +1,1 @@
+"""Which clock a schedule should follow: the step, or the noise level."""
