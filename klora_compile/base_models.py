@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from klora_compile.extras import missing_library
 from klora_runtime.errors import KloraError, shown
 from klora_runtime.hub.address import Address, address_of
 from klora_runtime.hub.choosing import MODEL
-from klora_runtime.hub.fetching import fetch
+from klora_runtime.hub.fetching import fetch, kept_name, library, origin_of, sentence
+
+#: The file of a folder of diffusers that lists the pipeline's parts.
+INDEX = "model_index.json"
 
 
 def model_path(name: str | os.PathLike[str]) -> Path:
@@ -28,25 +32,35 @@ def model_path(name: str | os.PathLike[str]) -> Path:
     return downloaded(address) if address.file is None else fetch(address, MODEL)
 
 
-def model_name(name: str | os.PathLike[str]) -> str:
-    """Return how an artifact names a base model: without folders, or its name on the Hub."""
-    address = address_of(name)
-    return Path(name).resolve().name if address is None else str(address)
+def model_name(path: Path) -> str:
+    """Return how files name a base model: without folders, or its name and commit on the Hub."""
+    return kept_name(path) or path.resolve().name
 
 
 def downloaded(address: Address) -> Path:
-    """Return the folder of a pipeline on the Hub, as diffusers downloads it."""
+    """Return the folder of a pipeline on the Hub, as diffusers downloads it.
+
+    The revision is resolved once, so all files come from one commit, which is in the path.
+
+    Raises:
+        ConfigError: the repository holds no pipeline.
+        KloraError: the Hub does not give it, or diffusers is not installed.
+    """
     try:
         import diffusers
     except ModuleNotFoundError as error:
         raise missing_library(f"the base model {address}", error) from error
+    index = fetch(replace(address, file=INDEX), MODEL)
+    origin = origin_of(index)
+    assert origin is not None  # it is in the cache
     loader: Any = diffusers.DiffusionPipeline
     try:
-        return Path(loader.download(address.repo, revision=address.revision))
-    except Exception as error:  # from the network, the Hub or the cache
-        root = error.__cause__ or error
-        text = shown(" ".join(str(root).split()) or type(root).__name__, limit=500)
+        return Path(loader.download(address.repo, revision=origin.commit))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of a broken index
+        text = shown(" ".join(str(error).split()) or type(error).__name__, limit=500)
         raise KloraError(
-            f"there is no folder {shown(address.repo)}, and the Hub gives no model of that name: "
-            f"{type(root).__name__}: {text if text.endswith(('.', '…')) else f'{text}.'}"
+            f"diffusers cannot download {address}: {text if text.endswith('.') else f'{text}.'}"
         ) from error
+    except Exception as error:  # from the network, the Hub or the cache
+        root = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise sentence(library(str(address)), address, root) from error

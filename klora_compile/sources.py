@@ -11,7 +11,8 @@ from typing import Any
 
 from klora_compile.halves import Halves, refuse_separated
 from klora_compile.planning.pairing import check_loras, check_slots
-from klora_compile.reading.adapter import Adapter, OnModule, open_adapter, read_adapter
+from klora_compile.reading.adapter import Adapter, OnModule, open_adapter
+from klora_compile.reading.survey import base_of
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import (
@@ -111,10 +112,11 @@ def read_sources(
         if source == slot_of(source) and not isinstance(lora, Adapter)
     )
     with ExitStack() as stack:
+        base = stack.enter_context(base_of(options or ReadOptions()))
         opened = {
             source: lora
             if isinstance(lora, Adapter)
-            else stack.enter_context(open_adapter(lora, _options_of(source, options)))
+            else stack.enter_context(open_adapter(lora, _options_of(source, options), base))
             for source, lora in loras.items()
         }
         check_loras({source: each.survey for source, each in opened.items()}, config.rule)
@@ -181,12 +183,14 @@ def read_again(
     """
     adapters = {}
     given = dict(part for slot, lora in loras.items() for part in sources_of(slot, lora))
-    for name in in_order(given):
-        lora, source = given[name], fusion.sources.get(name)
-        if not isinstance(lora, Adapter):
-            notes = {} if source is None else source.notes
-            lora = read_adapter(lora, ReadOptions.from_notes(notes, base))
-        adapters[name] = lora
+    with base_of(ReadOptions(base=base)) as shared:
+        for name in in_order(given):
+            lora, source = given[name], fusion.sources.get(name)
+            if not isinstance(lora, Adapter):
+                notes = {} if source is None else source.notes
+                with open_adapter(lora, ReadOptions.from_notes(notes, base), shared) as opened:
+                    lora = opened.read()
+            adapters[name] = lora
     return adapters
 
 

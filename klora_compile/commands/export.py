@@ -53,12 +53,16 @@ from klora_compile.export.settings import ExportSettings, Keys, Precision
 )
 @click.option(
     "--dtype",
+    "--torch-dtype",
+    "dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     help="Type of the tensors.  [default: the widest type of the sources; float16 if they are "
     "compressed]",
 )
 @click.option(
     "--steps",
+    "--num-inference-steps",
+    "steps",
     type=click.IntRange(1, MAX_STEPS),
     multiple=True,
     help="A number of steps for which schedule.json states the steps of each phase. Repeat it for "

@@ -42,6 +42,8 @@ _SIZE = click.IntRange(1, 2**20)
 @artifact_argument
 @click.option(
     "--model",
+    "--pretrained-model-name-or-path",
+    "model",
     required=True,
     metavar="DIR",
     help="A diffusers folder (pipe.save_pretrained wrote it), or OWNER/NAME of one on the Hub.",

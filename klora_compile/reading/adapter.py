@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -43,6 +43,8 @@ class Adapter:
     """Digest of the file with the weights, 64 hexadecimal digits."""
     layers: Mapping[str, Layer] = field(repr=False)
     """Layer name -> layer, sorted by name."""
+    base: str | None = None
+    """Name of the base model whose weights it needed; None if it needed none."""
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -81,11 +83,20 @@ def read_adapter(
 
 @contextmanager
 def open_adapter(
-    path: str | os.PathLike[str], options: ReadOptions | None = None
+    path: str | os.PathLike[str],
+    options: ReadOptions | None = None,
+    shared: BaseModel | None = None,
 ) -> Iterator[OpenAdapter]:
-    """Open a LoRA and check its whole header; see :func:`read_adapter`."""
+    """Open a LoRA and check its whole header; see :func:`read_adapter`.
+
+    Args:
+        shared: the open base model of the options, if other LoRAs need it too.
+    """
     options = options or ReadOptions()
-    with open_lora(Path(located(path, LORA))) as file, base_of(options) as base:
+    with (
+        open_lora(Path(located(path, LORA))) as file,
+        base_of(options) if shared is None else nullcontext(shared) as base,
+    ):
         yield _in_order(survey_of(file, options, base), file, options, base)
 
 
@@ -142,7 +153,8 @@ class OpenAdapter:
         with ThreadPoolExecutor(1) as hashing:  # in parallel with reading
             sha256 = hashing.submit(lambda: self.file.sha256)
             layers = self._layers(on_module)
-            return Adapter(self.survey, self.options, sha256.result(), layers)
+            base = None if self.base is None or not self.survey.needs_base else self.base.name
+            return Adapter(self.survey, self.options, sha256.result(), layers, base)
 
     def _layers(self, on_module: OnModule | None) -> dict[str, Layer]:
         """Return all layers by name, or raise with all problems of their values."""

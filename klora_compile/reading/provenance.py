@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from klora_compile.base_models import model_name
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense
@@ -19,9 +18,10 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     """Return further keys of a source in an artifact, as JSON values; empty for a plain LoRA.
 
     ``forms`` is form -> {kind of slot: number of layers}, ``error`` the largest relative Frobenius
-    error of a converted layer, ``base`` the name of the base model if its weights were needed,
-    ``unused`` the keys that were left out, ``hub`` the repository, file and commit of a LoRA that
-    huggingface_hub downloaded. Options that differ from the defaults follow.
+    error of a converted layer, ``base`` the name of the base model if its weights were needed (with
+    its commit if it is from the Hub), ``unused`` the keys that were left out, ``hub`` the
+    repository, file and commit of a LoRA that huggingface_hub downloaded. Options that differ from
+    the defaults follow.
     """
     notes: dict[str, Any] = adapter.options.notes()
     origin = origin_of(adapter.survey.path)
@@ -33,8 +33,8 @@ def provenance(adapter: Adapter) -> dict[str, Any]:
     error = max((layer.error for layer in adapter.layers.values()), default=0.0)
     if error > 0.0:
         notes["error"] = error
-    if adapter.survey.needs_base and adapter.options.base is not None:
-        notes["base"] = model_name(adapter.options.base)
+    if adapter.base is not None:
+        notes["base"] = adapter.base
     unused = adapter.survey.unused
     if unused:
         notes["unused"] = [{"key": each.key, "why": each.why} for each in unused]

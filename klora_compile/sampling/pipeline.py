@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from klora_compile.base_models import downloaded
+from klora_compile.base_models import INDEX, downloaded
 from klora_compile.extras import ADVICE
 from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
@@ -26,7 +26,6 @@ from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError, FileFormatError, KloraError, shown
 from klora_runtime.hub.address import address_of
 
-_INDEX = "model_index.json"
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?"
     r"(-\d+-of-\d+)?\.(safetensors|bin)"
@@ -123,10 +122,10 @@ def compile_denoiser(pipe: Any, fusion: Fusion) -> None:
 def _folder(model: str) -> Path:
     folder = Path(model)
     if folder.is_dir():
-        if not (folder / _INDEX).is_file():
+        if not (folder / INDEX).is_file():
             found = ", ".join(shown(path.name) for path in sorted(folder.iterdir())[:6])
             raise KloraError(
-                f"{shown(model)} is not a diffusers folder: expected {_INDEX} in it, found "
+                f"{shown(model)} is not a diffusers folder: expected {INDEX} in it, found "
                 f"{found or 'nothing'}. Name the folder that pipe.save_pretrained(FOLDER) "
                 "wrote."
             )
@@ -152,11 +151,11 @@ def _folder(model: str) -> Path:
 def _require_libraries(folder: Path, model: str) -> None:
     """Check that the libraries of the pipeline's parts are installed."""
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         parts = {name: part for name, part in index.items() if isinstance(part, list)}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise KloraError(
-            f"{_INDEX} of {shown(model)} cannot be read: {shown(error)}. Get the folder again."
+            f"{INDEX} of {shown(model)} cannot be read: {shown(error)}. Get the folder again."
         ) from error
     missing = {
         name: part

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from klora_compile.base_models import model_name
 from klora_compile.sampling.album import check_ending, write_shots
 from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
 from klora_compile.sampling.pipeline import compile_denoiser, load_pipeline, use_scheduler
@@ -45,6 +46,8 @@ class Made:
     """The written file, the mode, and the speed."""
 
     output: Path
+    model: str
+    """Name of the model, with its commit if it is from the Hub."""
     holds: str
     """A short description of the file's contents."""
     shots: Sequence[Shot]
@@ -67,6 +70,7 @@ class Made:
         """Return the fields as JSON values."""
         return {
             "output": str(self.output),
+            "model": self.model,
             "mode": self.mode,
             "why": self.why,
             "missing": list(self.missing),
@@ -113,7 +117,8 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
         shots = list(sample(pipe, request))
         report = handle.report()
     held = write_shots(shots, output, overwrite=how.overwrite)
-    return Made(output, held, shots, report.mode, report.why, report.missing)
+    name = model_name(Path(pipe.name_or_path))
+    return Made(output, name, held, shots, report.mode, report.why, report.missing)
 
 
 def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -61,6 +62,29 @@ def test_help_imports_no_torch() -> None:
     ).stdout
     assert "--semantics" in output
     assert "heavy []" in output
+
+
+#: An option -> its name in diffusers.
+OF_DIFFUSERS = {
+    "--steps": "--num-inference-steps",
+    "--guidance": "--guidance-scale",
+    "--count": "--num-images-per-prompt",
+    "--dtype": "--torch-dtype",
+    "--model": "--pretrained-model-name-or-path",
+}
+
+
+def test_options_have_the_names_of_diffusers_too() -> None:
+    context = click.Context(main)
+    commands = [main.get_command(context, name) for name in main.list_commands(context)]
+    met = set()
+    for command in commands:
+        assert command is not None
+        for option in command.params:
+            for own in OF_DIFFUSERS.keys() & set(option.opts):
+                assert OF_DIFFUSERS[own] in option.opts, (command.name, own)
+                met.add(own)
+    assert met == OF_DIFFUSERS.keys()
 
 
 def test_compile_prints_a_summary(loras: tuple[Path, Path], tmp_path: Path) -> None:

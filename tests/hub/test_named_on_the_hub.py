@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from support.form_files import DORA_LAYER, small_dora
 from support.hub import Hub
@@ -143,31 +142,6 @@ def test_a_thin_artifact_takes_names(
         apply_fusion(tiny_pipeline("sd1"), path)
     commit = hub.repositories["me/fox"].revisions["main"]
     assert f", hf://me/fox@{commit}/fox.safetensors" in str(error.value)
-
-
-def test_a_base_is_downloaded_when_a_weight_is_needed(
-    tmp_path: Path, hub: Hub, loras: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def download(name: str, revision: str | None) -> str:
-        asked.append((name, revision))
-        return str(base)
-
-    monkeypatch.setattr(DiffusionPipeline, "download", download)
-    path, base = small_dora(tmp_path)
-    options = ReadOptions(base="me/base@v2")
-    read_adapter("me/fox", options)
-    assert asked == []
-    adapter = read_adapter(path, options)
-    assert asked == [("me/base", "v2")]
-    expected = read_adapter(path, ReadOptions(base=base)).layers[DORA_LAYER].delta
-    for mine, theirs in zip(
-        adapter.layers[DORA_LAYER].delta.tensors, expected.tensors, strict=True
-    ):
-        assert torch.equal(mine, theirs)
-    fusion = compile_fusion(adapter, adapter, device="cpu")
-    assert fusion.sources["content"].notes["base"] == "hf://me/base@v2"
 
 
 def test_a_base_in_one_file(tmp_path: Path, hub: Hub) -> None:

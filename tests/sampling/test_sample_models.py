@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from support.shipped import Shipped, error_of, pixels, sampled
+from support.shipped import Shipped, error_of, sampled
 from tiny_pipeline import tiny_lora, tiny_pipeline
 
 from klora_compile import compile_fusion
@@ -54,36 +54,6 @@ def test_a_checkpoint_file_is_no_model(shipped: Shipped, tmp_path: Path) -> None
         f"{checkpoint} is a file, expected a diffusers folder. Make one of a checkpoint: "
         "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
     )
-
-
-def test_a_model_that_the_hub_does_not_give(
-    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(name: str, revision: str | None) -> str:
-        assert (name, revision) == ("owner/name", None)
-        raise OSError("see the stacktrace above") from ConnectionError("no\nroute to host")
-
-    monkeypatch.setattr(DiffusionPipeline, "download", download)
-    assert error_of(sampled(shipped, tmp_path / "fox.png", model="owner/name"), 1) == (
-        "there is no folder owner/name, and the Hub gives no model of that name: "
-        "ConnectionError: no route to host."
-    )
-
-
-def test_a_model_from_the_hub(
-    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def download(name: str, revision: str | None) -> str:
-        asked.append((name, revision))
-        return str(shipped.model)
-
-    monkeypatch.setattr(DiffusionPipeline, "download", download)
-    output = tmp_path / "fox.png"
-    assert sampled(shipped, output, model="owner/name@v2").exit_code == 0
-    assert asked == [("owner/name", "v2")]
-    assert pixels(output) == pixels(shipped.picture())
 
 
 def test_a_broken_index(shipped: Shipped, broken: Path, tmp_path: Path) -> None:

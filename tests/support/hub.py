@@ -65,6 +65,8 @@ class Hub:
         if commit is None:
             return _refusal(404, "RevisionNotFound")
         files = repository.commits[commit]
+        if is_api and parts[2:3] == ["tree"]:
+            return _found([_leaf(file, data) for file, data in files.items()])
         if is_api:
             siblings = [{"rfilename": file} for file in files]
             data = json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode()
@@ -107,6 +109,10 @@ class Hub:
         commit = repository.commit({**present, **new})
         where = f"{self.address}/{name}/commit/{commit}"
         return _found({"commitUrl": where, "commitOid": commit})
+
+
+def _leaf(file: str, data: bytes) -> dict[str, object]:
+    return {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
 def _found(facts: object) -> tuple[int, dict[str, str], bytes]:

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from types import TracebackType
 
-from klora_compile.base_models import model_path
+from klora_compile.base_models import INDEX, model_name, model_path
 from klora_compile.families.tables import PARAMETERS
 from klora_compile.reading.names.placing import choose, component_of, placements
 from klora_compile.reading.names.table_index import Stem
@@ -79,11 +79,16 @@ class BaseModel:
 
     @cached_property
     def _path(self) -> Path:
-        return model_path(self._name)
+        return model_path(self._name)  # once, so all weights come from one commit
+
+    @property
+    def name(self) -> str:
+        """Name for an artifact; see :func:`~klora_compile.base_models.model_name`."""
+        return model_name(self._path)
 
     @cached_property
     def _is_pipeline(self) -> bool:
-        return (self._path / "model_index.json").is_file()
+        return (self._path / INDEX).is_file()
 
     @cached_property
     def _components(self) -> dict[str, _Index]:

@@ -75,6 +75,12 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or _DEFAULT_ENDPOINT
 
 
+def shown_endpoint() -> str:
+    """Return the address of the Hub for an error, without a user and a token."""
+    before, scheme, rest = endpoint().rpartition("://")
+    return f"{before}{scheme}{rest.rpartition('@')[2]}"
+
+
 def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
@@ -94,10 +100,19 @@ def _stated(name: str, rest: str) -> Address:
 
 
 def _of_url(name: str) -> Address:
-    parts = urlsplit(name)
+    try:
+        parts = urlsplit(name)
+    except ValueError as error:  # such as a bracket that stays open
+        raise _no_address(name) from error
+    if parts.username is not None or "token=" in parts.query:
+        raise ConfigError(
+            f"the address on {shown(parts.hostname)} holds a user or a token, which files and logs "
+            "would show. Leave it out, and log in with 'hf auth login' or set HF_TOKEN."
+        )
     if parts.hostname not in {*_HOSTS, urlsplit(endpoint()).hostname}:
         raise ConfigError(
-            f"{shown(name)} is not on the Hub ({endpoint()}); download the file, and name its path."
+            f"{shown(name)} is not on the Hub ({shown_endpoint()}); download the file, and name "
+            "its path."
         )
     pieces = [unquote(piece) for piece in parts.path.split("/") if piece]
     repo, rest = "/".join(pieces[:2]), pieces[2:]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from klora_runtime.errors import ConfigError, KloraError, shown
-from klora_runtime.hub.address import Address, address_of, endpoint
+from klora_runtime.hub.address import Address, address_of, endpoint, shown_endpoint
 from klora_runtime.hub.choosing import Kind, choose, listed
 
-#: Where huggingface_hub keeps a file: models--OWNER--NAME/snapshots/COMMIT/FILE.
+#: Where huggingface_hub keeps a repository or a file: models--OWNER--NAME/snapshots/COMMIT/FILE.
 _KEPT = re.compile(
-    r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+?)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)$"
+    r"/models--(?P<owner>[^/]+?)--(?P<name>[^/]+?)/snapshots/(?P<commit>[0-9a-f]{40})"
+    r"(?:/(?P<file>.+))?$"
 )
 
 
@@ -127,9 +128,17 @@ def fetch(address: Address, kind: Kind) -> Path:
 def origin_of(path: Path) -> Origin | None:
     """Return where a file comes from if it lies in the cache of huggingface_hub."""
     found = _KEPT.search(path.absolute().as_posix())
-    if found is None:
+    if found is None or found["file"] is None:
         return None
     return Origin(f"{found['owner']}/{found['name']}", found["file"], found["commit"])
+
+
+def kept_name(path: Path) -> str | None:
+    """Return the name on the Hub of this version of a file or a whole repository in the cache."""
+    found = _KEPT.search(path.absolute().as_posix())
+    if found is None:
+        return None
+    return str(Address(f"{found['owner']}/{found['name']}", found["file"], found["commit"]))
 
 
 def library(name: str) -> Any:
@@ -153,13 +162,15 @@ def _look_up(hub: Any, address: Address) -> _Repository:
         if _is_answer(hub, error):
             raise sentence(hub, address, error) from error
         try:
-            folder = Path(
-                hub.snapshot_download(
-                    address.repo, revision=address.revision, local_files_only=True
-                )
+            kept = hub.snapshot_download(
+                address.repo,
+                revision=address.revision,
+                local_files_only=True,
+                allow_patterns=[],  # it refuses a folder that lacks a file of the patterns
             )
         except Exception:  # the cache lacks it
             raise sentence(hub, address, error) from error
+    folder = Path(kept)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return _Repository(folder.name, files, False)
 
@@ -200,12 +211,12 @@ def sentence(hub: Any, address: Address, error: Exception) -> KloraError:
     errors, repo = hub.errors, address.repo
     if isinstance(error, errors.GatedRepoError):
         return KloraError(
-            f"{repo} is gated. Accept its terms on {endpoint()}/{repo}, and log in with "
+            f"{repo} is gated. Accept its terms on {shown_endpoint()}/{repo}, and log in with "
             "'hf auth login' or set HF_TOKEN."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return KloraError(
-            f"there is no file {repo}, and the Hub has no model of that name that you may see. "
+            f"there is no path {repo}, and the Hub has no model of that name that you may see. "
             "Check the name; for a private model, log in with 'hf auth login' or set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -229,12 +240,12 @@ def sentence(hub: Any, address: Address, error: Exception) -> KloraError:
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return KloraError(
-            f"{address} is not in the cache, and {endpoint()} cannot be reached. Check the "
+            f"{address} is not in the cache, and {shown_endpoint()} cannot be reached. Check the "
             "connection, or name a path."
         )
     if isinstance(error, OSError) and error.errno is not None:
         return KloraError(f"{address} cannot be saved: {error.strerror}. Make room or set HF_HOME.")
     return KloraError(
-        f"{endpoint()} cannot be reached for {address} ({type(error).__name__}). Check the "
+        f"{shown_endpoint()} cannot be reached for {address} ({type(error).__name__}). Check the "
         "connection, or name a path."
     )
