@@ -5,7 +5,8 @@
 
 Weights are random; nothing is downloaded. Each time is compared with the unavoidable work, done by
 plain torch in the same round: reading the file's bytes, copying the weights that will change, and
-one matrix product per layer. The two take turns, so a machine that slows down affects both.
+one matrix product per layer. The two take turns, so a machine that slows down affects both. The
+last table has the memory that each way takes beside the model.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 
 import click
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from benchmark.loras import Files, all_switching, write_files
+from benchmark.memory import Peak
 from benchmark.models import MODELS
 from benchmark.timing import seconds_of
 from klora_compile.report.table import text_table
@@ -65,11 +68,15 @@ def copy_weights(products: list[Product]) -> None:
     del kept
 
 
-class Subject:
-    """A pipeline and an artifact in one mode."""
+#: How a fusion is applied: arguments of ``apply_fusion``.
+Way = dict[str, Any]
 
-    def __init__(self, pipe: Any, files: Files, mode: str, device: torch.device) -> None:
-        self._pipe, self._files, self._mode, self._device = pipe, files, mode, device
+
+class Subject:
+    """A pipeline and an artifact that is applied in one way."""
+
+    def __init__(self, pipe: Any, files: Files, way: Way, device: torch.device) -> None:
+        self._pipe, self._files, self._way, self._device = pipe, files, way, device
         self.one = load_fusion(files.artifact, device=device)
         self.other = all_switching(load_fusion(files.artifact, device=device), files)
         self._products = products_of(pipe, self.one, device)
@@ -80,7 +87,7 @@ class Subject:
         handles: list[Any] = []
 
         def attach() -> None:
-            handles.append(apply_fusion(pipe, self.one, mode=self._mode))
+            handles.append(apply_fusion(pipe, self.one, **self._way))
 
         times: dict[str, tuple[float, float | None]] = {}
         reading = self._time(lambda: read(file, device))
@@ -88,22 +95,37 @@ class Subject:
         copying = self._time(lambda: copy_weights(self._products))
         product = self._time(lambda: write_products(self._products))
         attaching = self._time(attach)
-        writes = copying + product if self._mode == "merge" else None
+        merges = self._way["mode"] == "merge"
+        writes = copying + product if merges else None
         times["load the artifact"] = loading, reading
         times["attach it"] = attaching, writes
         whole = None if writes is None else reading + writes
         times["load and attach"] = loading + attaching, whole
         (handle,) = handles
         swap = self._time(lambda: handle.swap(self.other))
-        floor = product if self._mode == "merge" else None
+        floor = product if merges else None
         times["swap to another"] = swap, floor
-        scheduler = pipe.scheduler
-        extra = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-        scheduler.set_timesteps(2, device=device, **extra)
-        scheduler.set_begin_index(0)
-        times["switch all layers"] = self._time(lambda: scheduler.set_begin_index(1)), floor
+        self._begin()
+        times["switch all layers"] = self._time(lambda: pipe.scheduler.set_begin_index(1)), floor
         times["remove"] = self._time(handle.remove), None
         return times
+
+    def memory(self) -> tuple[int | None, dict[str, int]]:
+        """Return the peak of attaching and switching, and what stays in use, in bytes."""
+        peak = Peak(self._device)
+        with apply_fusion(self._pipe, self.other, **self._way) as handle:
+            self._begin()
+            self._pipe.scheduler.set_begin_index(1)
+            found = peak.nbytes()
+            kept = handle.report().nbytes
+        return found, dict(kept)
+
+    def _begin(self) -> None:
+        """Begin a run of two steps."""
+        scheduler = self._pipe.scheduler
+        extra = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(2, device=self._device, **extra)
+        scheduler.set_begin_index(0)
 
     def _time(self, work: Callable[[], object]) -> float:
         return seconds_of(work, self._device)
@@ -126,13 +148,39 @@ def main(model: str, device: str, rank: int, rounds: int) -> None:
             f"{files.artifact_bytes / 1e6:.1f} MB; {type_of(where).describe(where)}; "
             f"medians of {rounds} rounds"
         )
-        for mode in ("merge", "branch"):
-            subject = Subject(chosen.pipeline(denoiser), files, mode, where)
+        ways: dict[str, Way] = {
+            "merge": {"mode": "merge"},
+            "merge, base read back": {"mode": "merge", "base": saved(denoiser, Path(folder))},
+            "branch": {"mode": "branch"},
+        }
+        memory = []
+        for name, way in ways.items():
+            subject = Subject(chosen.pipeline(denoiser), files, way, where)
             subject.round()  # warms up
-            found = [subject.round() for _ in tqdm(range(rounds), mode, leave=False)]
-            rows = [row(name, [each[name] for each in found]) for name in found[0]]
-            heads = (f"mode {mode}", "ms", "needed", "ratio")
+            memory.append(memory_row(name, *subject.memory()))
+            found = [subject.round() for _ in tqdm(range(rounds), name, leave=False)]
+            rows = [row(each, [times[each] for times in found]) for each in found[0]]
+            heads = (f"mode {name}", "ms", "needed", "ratio")
             click.echo(f"\n{text_table(rows, heads=heads, numbers=True)}")
+        heads = ("MB beside the model", "peak", "base weights", "factors", "scratch")
+        click.echo(f"\n{text_table(memory, heads=heads, numbers=True)}")
+
+
+def saved(denoiser: Any, folder: Path) -> Path:
+    """Return a file that the model could have been loaded from."""
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file(denoiser.state_dict(), str(file))
+    return file
+
+
+def memory_row(name: str, peak: int | None, kept: dict[str, int]) -> list[str]:
+    """Return a row of the table of memory."""
+    sums = (
+        sum(size for what, size in kept.items() if what.startswith(purpose))
+        for purpose in ("base weights", "factors", "scratch")
+    )
+    cells = ("?" if size is None else f"{size / 1e6:.1f}" for size in (peak, *sums))
+    return [name, *cells]
 
 
 def row(name: str, times: list[tuple[float, float | None]]) -> list[str]:

@@ -34,7 +34,7 @@ HOMONYMS = {
         "artifact/document.py",
     },
     "phases": {"export/writing.py", "export/schedule.py"},  # the files that klora export writes
-    "auto": {  # the device, the mode, the measure of K-LoRA's sums, the size of a picture's axis
+    "auto": {  # the device, the mode, the base, the measure of K-LoRA's sums, a picture's size
         "commands/compile.py",
         "commands/sample.py",
         "commands/verify.py",
@@ -46,6 +46,7 @@ HOMONYMS = {
         "sampling/run.py",
         "devices/device_types.py",
         "layers/choice.py",
+        "pipeline/base_files.py",
         "pipeline/handle.py",
     },
 }

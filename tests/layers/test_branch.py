@@ -28,8 +28,8 @@ from klora_runtime.artifact.delta import LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import IncompatibleModelError, InUseError
 from klora_runtime.layers import leaves as leaves_module
-from klora_runtime.layers import pristine
 from klora_runtime.layers.gates import Gates
+from klora_runtime.layers.pristine import copies
 from klora_runtime.pipeline.handle import FusionHandle
 
 TO_Q, TO_K = (f"unet.{ATTENTION}.{leaf}" for leaf in ("to_q", "to_k"))
@@ -272,7 +272,7 @@ def test_auto_branches_where_a_weight_cannot_be_merged_into(pipe: Any) -> None:
 def test_auto_branches_where_the_copies_do_not_fit(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pristine, "free_host_memory", lambda: 4000.0)
+    monkeypatch.setattr(copies, "free_host_memory", lambda: 4000.0)
 
     report = apply_fusion(pipe, fusion_for(pipe, [TO_Q])).report()
 
@@ -281,7 +281,7 @@ def test_auto_branches_where_the_copies_do_not_fit(
 
 
 def test_the_free_memory_is_read(pipe: Any) -> None:
-    assert pristine.free_host_memory() > 2**20
+    assert copies.free_host_memory() > 2**20
 
 
 # What cannot be branched.

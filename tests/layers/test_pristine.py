@@ -10,9 +10,9 @@ from support.applying import live_of
 from support.handmade import ATTENTION, CROSS_ATTENTION, State, fusion_for
 
 from klora_runtime import apply_fusion
-from klora_runtime.layers import pristine
 from klora_runtime.layers.merge import Merge
-from klora_runtime.layers.pristine import Pristine
+from klora_runtime.layers.pristine import copies
+from klora_runtime.layers.pristine.copies import Copies
 
 LAYERS = [f"unet.{ATTENTION}.to_q", f"unet.{ATTENTION}.to_k", f"unet.{CROSS_ATTENTION}.to_q"]
 
@@ -20,24 +20,24 @@ LAYERS = [f"unet.{ATTENTION}.to_q", f"unet.{ATTENTION}.to_k", f"unet.{CROSS_ATTE
 ELSEWHERE = torch.device("meta")
 
 
-def copies_of(handle: Any) -> Pristine:
+def copies_of(handle: Any) -> Copies:
     mode = live_of(handle).mode
     assert isinstance(mode, Merge)
-    return mode._pristine
+    return mode._pristine._copies
 
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many copies were placed together, each time some were."""
     counts: list[int] = []
-    places = pristine._places
+    places = copies._places
 
     def counting(targets: Any) -> Any:
         listed = list(targets)
         counts.append(len(listed))
         return places(listed)
 
-    monkeypatch.setattr(pristine, "_places", counting)
+    monkeypatch.setattr(copies, "_places", counting)
     return counts
 
 

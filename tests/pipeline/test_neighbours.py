@@ -31,7 +31,7 @@ from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.errors import ConfigError, IncompatibleModelError, InUseError
 from klora_runtime.layers.merge import Merge
-from klora_runtime.layers.pristine import Pristine
+from klora_runtime.layers.pristine.values import Pristine
 from klora_runtime.pipeline.component_watch import _Observed
 from klora_runtime.pipeline.handle import FusionHandle
 

@@ -115,6 +115,29 @@ class SafetensorsFile:
         if memory:
             raise self.error("its data cannot be read: the file became shorter. Get it again")
 
+    def read_at(self, memory: memoryview, start: int) -> None:
+        """Do the same by ``pread``, which processes that share the open file do not disturb.
+
+        Raises:
+            FileFormatError: see :meth:`read_into`.
+        """
+        place = self._begin + start
+        try:
+            while memory and (count := os.preadv(self._file.fileno(), [memory], place)):
+                memory, place = memory[count:], place + count
+        except (OSError, ValueError) as error:
+            raise self.error(f"its data cannot be read: {shown(error)}") from error
+        if memory:
+            raise self.error("its data cannot be read: the file became shorter. Get it again")
+
+    def fileno(self) -> int:
+        """Return the number of the open file."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._open.close()
+
     def data(self, name: str) -> bytearray:
         """Return the bytes of a tensor.
 

@@ -117,6 +117,10 @@ class Branch:
         yield from self._leaves.rounding(weights)
         yield from self._rest.rounding(weights)
 
+    def copied(self) -> Mapping[str, str]:
+        """See :meth:`Mode.copied`."""
+        return self._rest.copied()
+
     def nbytes(self) -> dict[str, int]:
         """See :meth:`Mode.nbytes`."""
         return dict(Counter(self._leaves.nbytes()) + Counter(self._rest.nbytes()))

@@ -10,7 +10,7 @@ from klora_runtime.layers.branch import Branch
 from klora_runtime.layers.hindrances import branch_hindrances, merge_hindrances
 from klora_runtime.layers.merge import Merge
 from klora_runtime.layers.mode import Mode
-from klora_runtime.layers.pristine import host_shortage
+from klora_runtime.layers.pristine.values import shortage
 from klora_runtime.layers.rounding import rounding_share, weight_rounding
 from klora_runtime.layers.targets import Target, refuse
 
@@ -51,8 +51,8 @@ def _merge_only(targets: Sequence[Target], why: str) -> tuple[Mode, str]:
         "no mode can apply this fusion to these layers; nothing was changed. Load the model "
         "unquantised in float32, float16 or bfloat16 for mode merge.",
     )
-    shortage = host_shortage(targets)
-    also = "" if shortage is None else f"; {shortage}"
+    lack = shortage(targets)
+    also = "" if lack is None else f"; {lack}"
     return Merge(targets), f"not every layer can be branched ({why}){also}"
 
 
@@ -61,7 +61,7 @@ def _obstacle(targets: Sequence[Target]) -> str | None:
     first = next(iter(merge_hindrances(targets)), None)
     if first is not None:
         return f"not every weight can be merged into ({first})"
-    return host_shortage(targets)
+    return shortage(targets)
 
 
 def _by_rounding(targets: Sequence[Target], weights: Mapping[str, float]) -> tuple[Mode, str]:

@@ -29,6 +29,8 @@ class Write:
     base: torch.Tensor
     """The pristine weight, of the same shape, dtype and device."""
     factors: Sequence[tuple[Term, float]]
+    is_kept: bool = True
+    """Whether the pristine weight stays in its memory after the write was started."""
 
 
 class Group:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -50,6 +51,13 @@ class Host:
         Copies of such a component's weights must not stay on the device.
         """
         return False
+
+    def checkpoints(self, component: str, model: nn.Module) -> Sequence[Path] | None:
+        """Return files that a component may have been loaded from; None if copies are wanted.
+
+        Mode merge reads base values back from them instead of copying them.
+        """
+        return None
 
     def unused(self, lineage: Sequence[nn.Module], name: str) -> str | None:
         """Return why a module is present but never called, and the fix, as the end of a sentence.

@@ -17,12 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from klora_runtime.artifact.timeline import Agenda, Timeline
 from klora_runtime.devices.device_types import type_of
+from klora_runtime.devices.names import HOST
 from klora_runtime.devices.precision import full_float32
 from klora_runtime.errors import InUseError
 from klora_runtime.layers.groups import Group, Write, groups_of
 from klora_runtime.layers.hindrances import merge_hindrance, merge_hindrances, recheck
 from klora_runtime.layers.overflow import refuse_overflow, sizes_of, weight_overflow
-from klora_runtime.layers.pristine import Pristine
+from klora_runtime.layers.pristine.values import Pristine
 from klora_runtime.layers.rounding import Rounding, weight_rounding
 from klora_runtime.layers.targets import Target, refuse
 from klora_runtime.layers.terms import Term, terms_of
@@ -109,6 +110,7 @@ class Merge:
         """Write every layer for ``progress``; a slot without a weight has weight 1."""
         self.check()
         refuse_overflow(self.overflows(weights))
+        self._pristine.resume()
         self._guard()
         self._write_layers(range(len(self._layers)), progress, weights)
 
@@ -131,6 +133,7 @@ class Merge:
         self._progress = None
         self._pristine.restore(self.paths)
         self._unguard()
+        self._pristine.rest()
 
     def release(self) -> None:
         """See :meth:`Mode.release`."""
@@ -167,7 +170,13 @@ class Merge:
             places[f"factors on {self._layers[members[0]].device}"] += group.nbytes
         for device, buffer in self._scratch.items():
             places[f"scratch on {device}"] += buffer.nbytes
+        if self._pristine.scratch_nbytes:
+            places[f"scratch on {HOST}"] += self._pristine.scratch_nbytes
         return dict(places)
+
+    def copied(self) -> Mapping[str, str]:
+        """See :meth:`Mode.copied`."""
+        return self._pristine.copied()
 
     def rounding(self, weights: Mapping[str, float]) -> Iterator[Rounding]:
         """See :meth:`Mode.rounding`."""
@@ -186,8 +195,7 @@ class Merge:
     def overflows(self, weights: Mapping[str, float]) -> Iterator[str]:
         """See :meth:`Mode.overflows`."""
         for layer, sizes in zip(self._layers, self._sizes, strict=True):
-            base = self._pristine.of(layer.target)
-            issue = weight_overflow(layer.target, base, sizes, weights)
+            issue = weight_overflow(layer.target, self._pristine.of, sizes, weights)
             if issue is not None:
                 yield issue
 
@@ -195,6 +203,7 @@ class Merge:
         """See :meth:`Mode.check`. Write everything again if the model was converted."""
         targets = [layer.target for layer in self._layers]
         recheck(targets, merge_hindrance)
+        self._pristine.check()
         if any(map(self._pristine.was_converted, targets)):
             self._progress = None
 
@@ -216,20 +225,28 @@ class Merge:
         self._progress = None
         with torch.inference_mode(), full_float32():
             self._follow(indices)
-            writes: dict[int, Write] = {}
-            for index in indices:
-                layer = self._layers[index]
-                live, base = layer.target.origin, self._pristine.of(layer.target)
-                writes[index] = Write(live, base, _scaled(layer, progress, weights))
+            factors = {i: _scaled(self._layers[i], progress, weights) for i in indices}
             for group, members in self._groups:
-                own = [index for index in members if _groupable(writes.get(index))]
+                own = [i for i in members if factors.get(i) and self._is_groupable(i)]
                 if own:
-                    group.write([writes.pop(index) for index in own], self._scratch_for)
-            for write in writes.values():
-                self._write_alone(write)
+                    writes = [self._write_of(i, factors.pop(i)) for i in own]
+                    group.write(writes, self._scratch_for)
+            for index, own_factors in factors.items():
+                self._write_alone(self._write_of(index, own_factors))
             for index in indices:
                 self._layers[index].target.publish()
         self._progress = progress
+
+    def _write_of(self, index: int, factors: Sequence[tuple[Term, float]]) -> Write:
+        target = self._layers[index].target
+        return Write(
+            target.origin, self._pristine.of(target), factors, self._pristine.keeps(target)
+        )
+
+    def _is_groupable(self, index: int) -> bool:
+        """Return whether the write of a layer of a group can be batched now."""
+        target = self._layers[index].target
+        return self._pristine.is_kept_on(target, target.origin.device)
 
     def _follow(self, indices: Iterable[int]) -> None:
         """Move the factors to the weights' devices if the model was moved."""
@@ -247,7 +264,7 @@ class Merge:
             index: (layer.target.origin, layer.terms)
             for index, layer in enumerate(self._layers)
             if type_of(layer.device).grouped
-            and self._pristine.of(layer.target).device == layer.device
+            and self._pristine.is_kept_on(layer.target, layer.device)
         }
         with torch.inference_mode():
             self._groups = list(groups_of(layers))
@@ -257,7 +274,7 @@ class Merge:
     def _write_alone(self, write: Write) -> None:
         live, base, terms = write.live, write.base, write.factors
         if not terms:
-            live.copy_(base, non_blocking=True)
+            live.copy_(base, non_blocking=write.is_kept)
             return
         (first, factor), rest = terms[0], terms[1:]
         rows = live.shape[0]
@@ -271,7 +288,7 @@ class Merge:
             term.add(result, factor)
         if result.data_ptr() != live.data_ptr():
             if base.device != live.device:  # copy the base into the live weight first
-                base = live.copy_(base, non_blocking=True)
+                base = live.copy_(base, non_blocking=write.is_kept)
             live.copy_(result.view(live.shape).add_(base))
 
     def _scratch_for(self, numel: int, device: torch.device) -> torch.Tensor:
@@ -281,11 +298,6 @@ class Merge:
             buffer = torch.empty(numel, dtype=torch.float32, device=device)
             self._scratch[device] = buffer
         return buffer[:numel]
-
-
-def _groupable(write: Write | None) -> bool:
-    """Return whether a layer of a group needs a write now that can be batched."""
-    return write is not None and bool(write.factors) and write.base.device == write.live.device
 
 
 def _refusing_state(instead: str) -> Callable[..., None]:

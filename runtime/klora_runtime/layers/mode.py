@@ -88,5 +88,11 @@ class Mode(Protocol):
     def rounding(self, weights: Mapping[str, float]) -> Iterable[Rounding]:
         """Return the rounding of each layer by the model's dtype."""
 
+    def copied(self) -> Mapping[str, str]:
+        """Return path of a parameter -> why its base value is copied, not read from a checkpoint.
+
+        Empty where no checkpoint was named.
+        """
+
     def nbytes(self) -> Mapping[str, int]:
         """Return purpose and place, such as ``base weights on cpu`` -> bytes."""

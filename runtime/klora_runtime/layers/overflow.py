@@ -7,7 +7,7 @@ values are computed only if a bound is too large.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,24 +70,28 @@ def sizes_of(targets: Sequence[Target]) -> list[Sizes]:
 
 
 def weight_overflow(
-    target: Target, base: torch.Tensor, sizes: Sizes, weights: Mapping[str, float]
+    target: Target,
+    base: Callable[[Target], torch.Tensor],
+    sizes: Sizes,
+    weights: Mapping[str, float],
 ) -> str | None:
     """Return, for mode merge, what would be infinite in one layer; None if nothing would.
 
     Args:
-        base: the pristine weight; infinity in the base itself is ignored.
+        base: returns the pristine weight; infinity in the base itself is ignored.
         sizes: the target's sizes from :func:`sizes_of`.
         weights: slot -> factor on the coefficients; a missing slot has 1.
     """
+    dtype = target.origin.dtype
     for start, gates in _segments(target, weights):
         reach = sum(abs(gate) * sizes[slot].delta for slot, gate in gates.items())
-        if reach < _always_fits(base.dtype):
+        if reach < _always_fits(dtype):
             continue
         beyond = _beyond_work(gates, sizes)
         if beyond is None:
-            largest = _largest_sum(target, gates, base.dtype, base)
+            largest = _largest_sum(target, gates, dtype, base(target))
             its = f"its {target.entry.parameter}"
-            beyond = None if largest is None else f"{its} {_too_large(largest, base.dtype)}"
+            beyond = None if largest is None else f"{its} {_too_large(largest, dtype)}"
         if beyond is not None:
             return f"{target.layer}: at progress {start:.3g} {beyond}"
     return None

@@ -28,6 +28,7 @@ from klora_runtime.layers.targets import (
     find_targets,
     without_missing,
 )
+from klora_runtime.pipeline.base_files import Base
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.component_watch import ComponentWatch
 from klora_runtime.pipeline.components import models_in, refuse_adapters
@@ -58,6 +59,7 @@ def fit(
     owner: Claimant,
     *,
     skip_missing: bool = False,
+    base: Base = None,
 ) -> Fit:
     """Find and check the layers of a fusion in a pipeline; change nothing.
 
@@ -66,6 +68,7 @@ def fit(
         components: components to search; None for all of the fusion's.
         owner: a handle whose own fusion may be on the components.
         skip_missing: whether layers that the model lacks are left out; if not, they are refused.
+        base: the files that the pipeline was loaded from, see :data:`Base`.
 
     Raises:
         ConfigError: the fusion has no such component.
@@ -76,7 +79,7 @@ def fit(
     models = models_in(pipe, names)
     refuse_claimed(models, owner)
     refuse_adapters(models)
-    host, missing = PipelineHost(), tuple[str, ...]()
+    host, missing = PipelineHost(base), tuple[str, ...]()
     if skip_missing:
         fusion, missing = without_missing(models, fusion, host)
     targets = find_targets(models, fusion, host)
@@ -98,6 +101,7 @@ class Attachment:
         components: components to change; None for all of the fusion's.
         owner: the handle; it lives as long as the pipeline carries the fusion.
         skip_missing: see :func:`fit`.
+        base: see :func:`fit`.
     """
 
     def __init__(
@@ -108,11 +112,13 @@ class Attachment:
         owner: Claimant,
         *,
         skip_missing: bool = False,
+        base: Base = None,
     ) -> None:
         self._pipe: Any = pipe  # None: let go
         self._live = live
         self._asked = components
         self._skip_missing = skip_missing
+        self._base = base
         self._owner: Any = owner  # None: let go
         self._rechecked = False
         self._unconfirmed: set[nn.Module] = set()  # components that have not run since the check
@@ -148,8 +154,14 @@ class Attachment:
 
     def fit(self, fusion: Fusion) -> Fit:
         """See :func:`fit`."""
-        skip = self._skip_missing
-        return fit(self._pipe, fusion, self._asked, self._owner, skip_missing=skip)
+        return fit(
+            self._pipe,
+            fusion,
+            self._asked,
+            self._owner,
+            skip_missing=self._skip_missing,
+            base=self._base,
+        )
 
     def take_hold(self, fusion: Fusion) -> None:
         """Follow the scheduler, and watch the pipeline and the components of this fusion."""

@@ -22,6 +22,7 @@ from klora_runtime.layers.choice import MODES, choose
 from klora_runtime.layers.live_fusion import LiveFusion, checked_weights
 from klora_runtime.layers.rounding import rounding_share
 from klora_runtime.pipeline.attachment import MISSING, Attachment, fit
+from klora_runtime.pipeline.base_files import Base, refuse_base
 from klora_runtime.pipeline.report import Report, place_text
 
 
@@ -38,6 +39,7 @@ def apply_fusion(
     device: str | torch.device | None = None,
     weight_name: str | None = None,
     signed_by: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> FusionHandle:
     """Apply a fusion to a diffusers pipeline, which stays an ordinary pipeline.
 
@@ -66,6 +68,11 @@ def apply_fusion(
         weight_name: the file in a repository of the Hub that has several artifacts.
         signed_by: the key that every file of this call must be signed by, see
             :func:`load_fusion`. Leave it out if the fusion is loaded.
+        base: for mode merge, the folder or safetensors file that the pipeline was loaded from, or
+            ``auto`` for where it says that it was. Base values are then read back from there at
+            each write, and not copied to memory. A weight that differs from the file keeps its
+            copy, as does each where the system cannot keep others from writing to the file: the
+            report's ``copied`` says which, and why. It needs Linux, and files of your own.
 
     Returns:
         The handle, to remove, swap, set, enable and report. It is also a context manager.
@@ -73,8 +80,9 @@ def apply_fusion(
     Raises:
         ArtifactError: the file breaks the format, a source is missing or is another file, or a file
             is not signed as ``signed_by`` asks; nothing was changed.
-        ConfigError: an unknown mode, component, slot, source or device, a weight out of range, or
-            something of ``always`` that is not one LoRA at constant weight.
+        ConfigError: an unknown mode, component, slot, source or device, a weight out of range, a
+            ``base`` that is not there, or something of ``always`` that is not one LoRA at constant
+            weight.
         IncompatibleModelError: the fusion does not fit the pipeline, or its layers' dtype cannot
             hold it; nothing was changed.
         InUseError: the pipeline already carries a fusion, whose handle is the error's ``handle``.
@@ -82,6 +90,7 @@ def apply_fusion(
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
+    refuse_base(base)
     if missing not in MISSING:
         raise ConfigError(f"missing={missing!r}: expected {' or '.join(MISSING)}.")
     fusion = _loaded(path_or_fusion, sources, device, weight_name, signed_by)
@@ -93,7 +102,9 @@ def apply_fusion(
     }
     factors = {} if weights is None else weights
     skip = missing == "skip"
-    return FusionHandle(pipe, fusion, mode, components, factors, others, skip_missing=skip)
+    return FusionHandle(
+        pipe, fusion, mode, components, factors, others, skip_missing=skip, base=base
+    )
 
 
 class FusionHandle:
@@ -109,16 +120,17 @@ class FusionHandle:
         always: Mapping[str, Fusion],
         *,
         skip_missing: bool,
+        base: Base = None,
     ) -> None:
         self._given, self._always = fusion, always
         whole = beside(fusion, always)
         factors = checked_weights(whole, weights)
-        found = fit(pipe, whole, components, owner=self, skip_missing=skip_missing)
+        found = fit(pipe, whole, components, owner=self, skip_missing=skip_missing, base=base)
         self._missing = found.missing
         chosen, self._why = choose(mode, found.layers, factors)
         self._live = LiveFusion(found.fusion, chosen, factors)
         self._attachment = Attachment(
-            pipe, self._live, components, owner=self, skip_missing=skip_missing
+            pipe, self._live, components, owner=self, skip_missing=skip_missing, base=base
         )
         try:
             self._attachment.take_hold(found.fusion)
@@ -268,6 +280,7 @@ class FusionHandle:
             rounding=rounding_share(roundings),
             worst_rounding=(worst.layer, worst.share),
             nbytes=live.mode.nbytes(),
+            copied=dict(live.mode.copied()),
         )
 
     def __repr__(self) -> str:

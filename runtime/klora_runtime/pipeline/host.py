@@ -6,12 +6,14 @@ What they do in order to free memory is in `offloading`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from klora_runtime.layers.host import Casting, Host
 from klora_runtime.pipeline import offloading
+from klora_runtime.pipeline.base_files import Base, files_of
 
 #: transformers 5 dropped this prefix from some CLIP classes and kept it in others.
 _OPTIONAL_PREFIX = "text_model."
@@ -28,7 +30,14 @@ _READERS = {
 
 
 class PipelineHost(Host):
-    """The host of a diffusers pipeline; see :class:`~klora_runtime.layers.host.Host`."""
+    """The host of a diffusers pipeline; see :class:`~klora_runtime.layers.host.Host`.
+
+    Args:
+        base: the files that the pipeline was loaded from, see :data:`Base`.
+    """
+
+    def __init__(self, base: Base = None) -> None:
+        self._base = base
 
     def paths(self, path: str) -> Sequence[str]:
         if path.startswith(_OPTIONAL_PREFIX):
@@ -46,6 +55,10 @@ class PipelineHost(Host):
 
     def offloads(self, model: nn.Module) -> bool:
         return hasattr(model, offloading.ACCELERATE)
+
+    def checkpoints(self, component: str, model: nn.Module) -> Sequence[Path] | None:
+        """See :meth:`Host.checkpoints`."""
+        return files_of(self._base, component, model)
 
     def unused(self, lineage: Sequence[nn.Module], name: str) -> str | None:
         if name not in _FUSIBLE or not _projections_are_fused(lineage[-2]):

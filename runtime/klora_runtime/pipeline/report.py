@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ class Report:
     """The layer with the largest rounding, and that rounding."""
     nbytes: Mapping[str, int]
     """Purpose and place, such as ``factors on cuda:0`` -> bytes in use."""
+    copied: Mapping[str, str]
+    """Parameter whose base value is copied, although ``base`` was given -> why."""
 
     def __repr__(self) -> str:
         """Return three lines: the mode, the size, and what acts."""
@@ -57,6 +60,15 @@ class Report:
         """How many layers the model lacks; empty if it has all."""
         return f", {len(self.missing)} left out that the model lacks" if self.missing else ""
 
+    @property
+    def _copied(self) -> str:
+        """How many base values are copied for each reason; empty if none is."""
+        counts = Counter(self.copied.values())
+        firsts = {why: path for path, why in reversed(list(self.copied.items()))}
+        return "".join(
+            f"\ncopied: {count} base values, {why} ({firsts[why]})" for why, count in counts.items()
+        )
+
     def __str__(self) -> str:
         fates = ", ".join(f"{count} {fate}" for fate, count in self.layers.items())
         kept = ", ".join(f"{size / 1e6:.2f} MB {what}" for what, size in self.nbytes.items())
@@ -69,7 +81,7 @@ class Report:
             f"clock: {self.clock}, {place}\n"
             f"rounding: {self.rounding:.2g} of the delta, at most {self.worst_rounding[1]:.2g} "
             f"({self.worst_rounding[0]})\n"
-            f"memory: {kept}"
+            f"memory: {kept}{self._copied}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Copies of the base weights, taken before the first change, to restore them to the bit."""
+"""Copies of base values in memory, taken before the first change."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DEVICE_SHARE = 0.5
 HOST_SHARE = 0.8
 
 
-class Pristine:
-    """The base values of targets' parameters, by the target's path.
+class Copies:
+    """Copies of the base values of targets' parameters, by the target's path.
 
     A copy is kept on the parameter's device while half of the free memory remains, else in host
     memory.
@@ -31,7 +31,7 @@ class Pristine:
         previous: earlier copies; those of these targets are reused.
     """
 
-    def __init__(self, targets: Sequence[Target], previous: Pristine | None = None) -> None:
+    def __init__(self, targets: Sequence[Target], previous: Copies | None = None) -> None:
         known = {} if previous is None else previous._copies
         homes: Mapping[str, torch.device] = {} if previous is None else previous._homes
         self._targets = {target.path: target for target in targets}
@@ -46,6 +46,9 @@ class Pristine:
         self._homes: dict[str, torch.device] = {
             t.path: homes.get(t.path, t.origin.device) for t in targets
         }
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._copies
 
     def of(self, target: Target) -> torch.Tensor:
         """Return the base value of a target, in its parameter's present dtype.
@@ -71,17 +74,6 @@ class Pristine:
     def was_converted(self, target: Target) -> bool:
         """Return whether a target's parameter has another dtype than its copy."""
         return self._copies[target.path].dtype != target.origin.dtype
-
-    def restore(self, paths: Iterable[str]) -> None:
-        """Write the base values of these targets back to the bit."""
-        targets = [self._targets[path] for path in paths]
-        if not targets:
-            return
-        with torch.inference_mode():
-            copies = [self.of(target) for target in targets]
-            torch._foreach_copy_([target.origin for target in targets], copies)
-            for target in targets:
-                target.publish()
 
     def forget(self) -> None:
         """Drop all copies."""
