@@ -108,10 +108,22 @@ class Coarse(nn.Conv2d):
         return self._conv_forward(x, self.weight.round(), self.bias)
 
 
+class CastWeightBiasOp:
+    """The base of ComfyUI's layers, in its name."""
+
+
+class Casting(nn.Conv2d, CastWeightBiasOp):
+    """As these layers do, which cast the weight if they must."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
 def test_classes_that_do_more_around_the_multiplication_cannot_add_a_branch() -> None:
     assert kind_of(Padding) is None
     assert kind_of(Scaling) is None
     assert kind_of(Coarse) is kind_of(nn.Conv2d)
+    assert kind_of(Casting) is kind_of(nn.Conv2d)
     coarse = Coarse(2, 2, 1)
     attach(coarse, Addition(None, None, None, torch.zeros(2, 2, 1, 1)))
     assert kind_of(type(coarse)) is kind_of(nn.Conv2d)

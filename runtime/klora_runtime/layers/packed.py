@@ -17,8 +17,9 @@ _PACKED: Mapping[str, str] = {
     "AWQW4A16Linear": "qweight",
 }
 
-#: Base classes of layers that unpack their weight, and then compute as their other base does.
-_UNPACKING = frozenset({"SDNQLayer"})
+#: Base classes of layers that unpack or cast their weight, and then compute as their other base
+#: does: of SDNQ; of ComfyUI.
+_UNPACKING = frozenset({"SDNQLayer", "CastWeightBiasOp"})
 
 
 def is_packed_linear(module_class: type) -> bool:
