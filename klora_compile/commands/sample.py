@@ -146,6 +146,11 @@ _SIZE = click.IntRange(1, 2**20)
     "denoiser's files.",
 )
 @click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the Python files that the model itself brings, such as pipeline.py. Read them first.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -170,6 +175,7 @@ def sample_command(
     compiled: bool,
     device: str,
     dtype: str,
+    trust_remote_code: bool,
     output: Path,
     sources: tuple[tuple[str, Path], ...],
     signed_by: Path | None,
@@ -207,6 +213,7 @@ def sample_command(
         always=beside,
         missing=missing,
         signed_by=signed_by,
+        trust_remote_code=trust_remote_code,
         overwrite=force,
     )
     made = sample_to_file(file, model, request, output, how)

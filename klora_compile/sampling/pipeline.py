@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import diffusers
 import torch
 
-from klora_compile.base_models import INDEX, downloaded
+from klora_compile.base_models import INDEX, downloaded, read_index
 from klora_compile.extras import ADVICE
+from klora_compile.own_code import own_pipeline, refuse_own_code
 from klora_runtime.artifact.dtypes import REAL
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.safetensors_file import SafetensorsFile
@@ -32,7 +32,9 @@ _WEIGHTS = re.compile(
 )
 
 
-def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any:
+def load_pipeline(
+    model: str, fusion: Fusion, *, device: str, dtype: str, trust_remote_code: bool = False
+) -> Any:
     """Load the pipeline of a diffusers folder and move it to a device.
 
     Args:
@@ -41,14 +43,20 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
         device: see :func:`klora_runtime.devices.names.as_device`.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, the dtype of
             the denoiser's files on a GPU.
+        trust_remote_code: whether Python files of the model itself may run.
 
     Raises:
-        KloraError: there is no such folder, or it cannot be loaded.
+        KloraError: there is no such folder, it cannot be loaded, or it has Python files and they
+            are not trusted.
         ConfigError: the device is unknown.
     """
     where = as_device(device)
-    folder = _folder(model)
-    _require_libraries(folder, model)
+    folder = _folder(model, trust_remote_code)
+    index = read_index(folder / INDEX, model)
+    if not trust_remote_code:
+        refuse_own_code(folder, index, model)
+    _require_libraries(folder, index, model)
+    own = own_pipeline(folder, index)
     wanted = _dtype(folder, fusion, where, dtype)
     loader: Any = diffusers.DiffusionPipeline
     keyword = "torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"
@@ -56,7 +64,11 @@ def load_pipeline(model: str, fusion: Fusion, *, device: str, dtype: str) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about the keyword
             pipe = loader.from_pretrained(
-                str(folder), variant=_variant(folder), **{keyword: wanted}
+                str(folder),
+                variant=_variant(folder),
+                custom_pipeline=None if own is None else str(own),
+                trust_remote_code=trust_remote_code,
+                **{keyword: wanted},
             )
     except ImportError as error:
         raise KloraError(
@@ -119,7 +131,7 @@ def compile_denoiser(pipe: Any, fusion: Fusion) -> None:
             model.compile()
 
 
-def _folder(model: str) -> Path:
+def _folder(model: str, trust_remote_code: bool) -> Path:
     folder = Path(model)
     if folder.is_dir():
         if not (folder / INDEX).is_file():
@@ -145,22 +157,18 @@ def _folder(model: str) -> Path:
         raise KloraError(
             f"{shown(model)} names a file, expected a diffusers folder; name the repository alone."
         )
-    return downloaded(address)
+    return downloaded(address, trust_remote_code=trust_remote_code)
 
 
-def _require_libraries(folder: Path, model: str) -> None:
+def _require_libraries(folder: Path, index: Mapping[str, Any], model: str) -> None:
     """Check that the libraries of the pipeline's parts are installed."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        parts = {name: part for name, part in index.items() if isinstance(part, list)}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise KloraError(
-            f"{INDEX} of {shown(model)} cannot be read: {shown(error)}. Get the folder again."
-        ) from error
+    parts = {n: part for n, part in index.items() if isinstance(part, list) and n[:1] != "_"}
     missing = {
         name: part
         for name, part in parts.items()
-        if len(part) == 2 and isinstance(part[0], str) and not _is_there(part[0], folder)
+        if len(part) == 2
+        and isinstance(part[0], str)
+        and not _is_there(part[0], folder, folder / name)
     }
     if missing:
         libraries = sorted({shown(library) for library, _ in missing.values()})
@@ -171,8 +179,10 @@ def _require_libraries(folder: Path, model: str) -> None:
         )
 
 
-def _is_there(library: str, folder: Path) -> bool:
-    if hasattr(diffusers.pipelines, library) or (folder / f"{library}.py").exists():
+def _is_there(library: str, *folders: Path) -> bool:
+    if hasattr(diffusers.pipelines, library):
+        return True
+    if any((folder / f"{library}.py").exists() for folder in folders):
         return True
     try:
         return find_spec(library.partition(".")[0]) is not None

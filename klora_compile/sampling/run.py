@@ -37,6 +37,8 @@ class How:
     """What to do with layers that the model lacks."""
     signed_by: Path | None = None
     """The key that every artifact must be signed by; None for any."""
+    trust_remote_code: bool = False
+    """Whether Python files of the model itself may run."""
     overwrite: bool = False
     """Whether to replace an existing picture."""
 
@@ -95,7 +97,12 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     check_ending(output, total=request.total, videos=True)
     fusion = complete(load_fusion(file, signed_by=how.signed_by), how.sources)
     always = {n: load_fusion(path, signed_by=how.signed_by) for n, path in how.always.items()}
-    pipe = load_pipeline(model, fusion, device=how.device, dtype=how.dtype)
+    pipe = load_pipeline(
+        *(model, fusion),
+        device=how.device,
+        dtype=how.dtype,
+        trust_remote_code=how.trust_remote_code,
+    )
     if how.scheduler is not None:
         use_scheduler(pipe, how.scheduler)
     arguments(pipe, request)

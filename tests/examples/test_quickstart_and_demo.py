@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import compare_rules
@@ -27,7 +28,12 @@ def test_the_python_block_is_the_quickstart() -> None:
     assert block == body.replace("  # noqa: E402", "")
 
 
-def test_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("modules_cache")
+def test_the_quickstart_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the script changes the folder; this changes it back
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
     assert "mode merge" in capsys.readouterr().out
 

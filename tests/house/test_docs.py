@@ -56,13 +56,21 @@ def skip_without_its_library(page: Path) -> None:
 
 
 @pytest.fixture
-def desk(shipped: Shipped, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    shipped: Shipped,
+    tmp_path: Path,
+    hub: Hub,
+    modules_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A folder with the files that the pages speak of, and a hub with their names."""
     for name in ("fox", "ink"):
         shutil.copy(shipped.artifact.with_name(f"{name}.safetensors"), tmp_path)
     pipe = DiffusionPipeline.from_pretrained(shipped.model)
     lightning = tiny_lora(pipe, tmp_path / "lightning.safetensors", seed=9)
     (tmp_path / "FOLDER").symlink_to(shipped.model)
+    for path in (ROOT / "examples" / "drawings" / "weights").iterdir():
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     pair = ("compile", "fox.safetensors", "ink.safetensors", "-o")
     assert klora(*pair, ARTIFACT).exit_code == 0
@@ -83,6 +91,13 @@ def _sign(folder: Path) -> None:
 
     author = Signer.into(folder, "author")
     assert klora("sign", ARTIFACT, "--key", author.key).exit_code == 0
+
+
+def test_the_readme_uses_the_weights_of_the_repository() -> None:
+    """What `desk` has beside the files of other pages."""
+    (block,) = (block for block in blocks(README, "sh") if "klora compile" in block)
+    assert block.startswith("cp -rL examples/drawings/weights try && cd try\n")
+    assert all(line.startswith("klora ") for line in block.splitlines()[1:])
 
 
 def test_the_readme_fits_on_a_page() -> None:
