@@ -23,12 +23,12 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.companions
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# Twenty thousand random changes of valid LoRA files, of artifacts of every kind, of the file of
+# Twenty thousand random changes of valid LoRA files, of artifacts of every kind, of the files of
 # statistics, and of the other files that klora reads; make test tries a few hundred.
 mutate: $(VENV)/.dev
 	KLORA_MUTATIONS=20000 $(BIN)/python -m pytest tests/reading/test_mutated_loras.py \
 		tests/reading/test_mutated_files.py tests/artifact/test_mutated_artifacts.py \
-		tests/measuring/test_mutated_caches.py
+		tests/profiles/test_mutated_statistics.py
 
 # A thousand rounds of random operations on a pipeline; make test does one. Hours.
 operations: $(VENV)/.dev

@@ -15,7 +15,8 @@ from klora_runtime.errors import ConfigError, KloraError
 
 #: The commands. Command NAME is ``NAME_command`` of ``commands.NAME``.
 COMMANDS = (
-    *("card", "compile", "export", "inspect", "pull", "push", "recompile", "sample", "sign"),
+    *("cache", "card", "catalogue", "compile", "export", "inspect", "profile", "pull", "push"),
+    *("recompile", "sample", "sign"),
     "verify",
 )
 

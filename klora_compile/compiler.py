@@ -6,17 +6,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.norms import Pair, frobenius_norms, inner_products
+from klora_compile.measuring.places import place_of
 from klora_compile.measuring.statistics import OnLayer, Statistics
 from klora_compile.planning.deriving import MADE, derivations, derive, note_of
 from klora_compile.planning.fates import fate_with
+from klora_compile.planning.pairing import families_together
 from klora_compile.planning.picking import settled
 from klora_compile.planning.plan import Plan, make_plan
+from klora_compile.profiles.once import measure_once
+from klora_compile.profiles.store import CACHE_BYTES, Store
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
-from klora_compile.reading.provenance import provenance
-from klora_compile.reading.telling import families_of_layers
+from klora_compile.reading.provenance import source_stated
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
@@ -29,10 +31,7 @@ from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
-from klora_runtime.artifact.schedule import Slot, Source
-from klora_runtime.devices.build import has_no_gpus
-from klora_runtime.devices.device_types import AUTO, TYPES
-from klora_runtime.families.catalogue import family_of
+from klora_runtime.artifact.schedule import Slot
 from klora_runtime.lazy_torch import torch
 
 #: Slot -> layer name -> layer.
@@ -69,8 +68,8 @@ def compile_fusion(
             ``Settings(weights={"turbo": 0.8})`` says.
         options: how to read files; see :func:`~klora_compile.reading.adapter.read_adapter`.
         device: where to measure; see :func:`klora_runtime.devices.names.as_device`.
-        cache: a file that keeps statistics, so that a LoRA is measured only once; it is created if
-            missing. By default nothing is kept.
+        cache: a folder that keeps statistics, so that a LoRA is measured only once; it is created
+            if missing. By default nothing is kept.
         on_layer: called after each derived and each measured layer with its name, the number of
             these so far and the total over all LoRAs.
         weight_names: slot -> the file in a repository of the Hub that has several, such as
@@ -91,7 +90,8 @@ def compile_fusion(
     loras, where = by_source(content, style, always), place_of(device)
     config = Config.of(default_rule(slots_of(loras)) if rule is None else rule, settings)
     adapters = read_sources(loras, config, options, weight_names=weight_names)
-    return compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
+    store = None if cache is None else Store(cache, limit=CACHE_BYTES)
+    return compile_sources(adapters, config, device=where, store=store, on_layer=on_layer)
 
 
 def default_rule(slots: Iterable[str]) -> Rule:
@@ -104,7 +104,7 @@ def compile_sources(
     config: Config,
     *,
     device: str | torch.device,
-    cache: Path | None = None,
+    store: Store | None = None,
     on_layer: OnLayer | None = None,
 ) -> Fusion:
     """Compile adapters; see :func:`compile_fusion`.
@@ -114,7 +114,7 @@ def compile_sources(
             match each other and the config.
         config: the rule and the shared settings.
         device: where to measure, from :func:`place_of`.
-        cache: see :func:`compile_fusion`.
+        store: keeps statistics, so that a LoRA is measured only once; None to keep nothing.
         on_layer: see :func:`compile_fusion`.
 
     Raises:
@@ -133,24 +133,10 @@ def compile_sources(
     layers = {slot: derived[slot] for slot in ruled}
     more = {slot: each for slot, each in derived.items() if slot not in ruled}
     ks = layer_ks(layers, rule)
-    sides = _sides(layers, ks, rule, device, cache, _shifted(on_layer, len(jobs), total))
+    sides = _sides(layers, ks, rule, device, store, _shifted(on_layer, len(jobs), total))
     products = _products(layers, sides) if rule.needs_products else {}
     numbers = _numbers({**layers, **beside}, sides, ks, products, _norms(more), _norms(beside))
     return _fusion(adapters, {**layers, **more, **beside}, make_plan(numbers, config), config)
-
-
-def place_of(device: str) -> str | torch.device:
-    """Return the device of this name; the host by its name, so that torch is not needed yet.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    host = next(name for name, known in TYPES.items() if known.is_host)
-    if device == host or (device == AUTO and has_no_gpus()):
-        return host
-    from klora_runtime.devices.names import as_device  # it imports torch
-
-    return as_device(device)
 
 
 def _measured(
@@ -190,7 +176,7 @@ def _sides(
     ks: Mapping[str, int],
     rule: Rule,
     device: str | torch.device,
-    cache: Path | None,
+    store: Store | None,
     on_layer: OnLayer | None,
 ) -> dict[str, dict[str, Side]]:
     """Return slot -> layer name -> its numbers; only norms if the rule needs no more."""
@@ -203,10 +189,10 @@ def _sides(
             norms = frobenius_norms(values, on_layer=shifted)
             sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
             continue
-        if cache is None:
+        if store is None:
             found = _measured(values, sums, device, shifted)
         else:
-            found = measure_once(values, sums, device=device, file=cache, on_layer=shifted)
+            found = measure_once(values, sums, device=device, store=store, on_layer=shifted)
         sides[slot] = {
             name: _with_sums(_side(own[name], each.frobenius, rule), each, ks.get(name))
             for name, each in found.items()
@@ -298,9 +284,10 @@ def _fusion(
 ) -> Fusion:
     every = _in_order(layers)
     rule = config.rule
-    families = _families(sources, every)
+    shapes = {(v.component, v.module): v.shape for v in every if v.parameter == "weight"}
+    families = families_together([each.survey for each in sources.values()], shapes)
     return Fusion(
-        sources={name: _source(adapter) for name, adapter in sources.items()},
+        sources={name: source_stated(adapter) for name, adapter in sources.items()},
         slots=_slots(sources, config),
         rule=StatedRule(rule.name, config.parameters(), plan.derived),
         family=families[0] if len(families) == 1 else None,
@@ -341,33 +328,3 @@ def _entry(layer: Layer, layers: LayersOfSlots, plan: Plan, rule: Rule) -> Entry
         },
         scores={rule.name: planned.scores},
     )
-
-
-def _source(adapter: Adapter) -> Source:
-    found = adapter.survey
-    return Source(
-        file=found.path.name.replace("\\", "_"),  # a path separator on some systems
-        sha256=adapter.sha256,
-        bytes=found.nbytes,
-        layout=found.layout,
-        ranks=adapter.ranks,
-        trigger_words=found.origin.trigger_words,
-        license=found.origin.license,
-        notes=provenance(adapter),
-    )
-
-
-def _families(sources: Mapping[str, Adapter], layers: Sequence[Layer]) -> tuple[str, ...]:
-    """Return the families of all LoRAs together; a layer of one LoRA may exclude some of them."""
-    told = [set(s.survey.families) for s in sources.values() if s.survey.families]
-    common = set.intersection(*told) if told else set[str]()
-    if not common:
-        found = family_of({(v.component, v.module): v.shape for v in layers if _is_weight(v)})
-        return () if found is None else (found,)
-    facts = {layer.name: layer for s in sources.values() for layer in s.survey.layers}
-    together = set(families_of_layers(facts.values(), ()))
-    return tuple(sorted(common & together or common))
-
-
-def _is_weight(layer: Layer) -> bool:
-    return layer.parameter == "weight"

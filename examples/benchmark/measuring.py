@@ -28,9 +28,10 @@ from benchmark.memory import Peak
 from benchmark.models import MODELS
 from benchmark.timing import seconds_of
 from klora_compile.measuring.batches import ELEMENTS
-from klora_compile.measuring.cache import measure_once
 from klora_compile.measuring.measure import measure
 from klora_compile.measuring.tiles import TILE_ELEMENTS
+from klora_compile.profiles.once import measure_once
+from klora_compile.profiles.store import Store
 from klora_compile.reading.layers import Layer
 from klora_compile.report.table import text_table
 from klora_compile.threads import single_threads
@@ -222,7 +223,7 @@ def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
     ks = {layer.name: (rank * rank,) for layer in subject}
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "statistics.sqlite3"
+        store = Store(Path(folder))
         for name, style in (
             ("a pair", styles[0]),
             ("the same subject, another style", styles[1]),
@@ -230,7 +231,7 @@ def compare_pairs(shapes: Shapes, rank: int, device: torch.device) -> None:
         ):
             begin = time.perf_counter()
             for layers in (subject, style):
-                measure_once(layers, ks, device=device, file=file)
+                measure_once(layers, ks, device=device, store=store)
             times[name] = time.perf_counter() - begin
     first = next(iter(times.values()))
     rows = [[name, f"{seconds:.2f}", f"{seconds / first:.2f}"] for name, seconds in times.items()]

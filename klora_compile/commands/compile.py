@@ -40,6 +40,7 @@ from klora_compile.slots import slot_names, slots_of
 from klora_runtime.artifact.checks import refuse_always_name
 
 if TYPE_CHECKING:
+    from klora_compile.profiles.store import Store
     from klora_compile.reading.adapter import Adapter
     from klora_runtime.artifact.fusion import Fusion
 
@@ -144,7 +145,8 @@ def compile_command(
     base = () if reading.base is None else (Path(reading.base),)
     check_output(output, force, inputs=(*files, *base))
 
-    from klora_compile.compiler import compile_sources, default_rule, place_of
+    from klora_compile.compiler import compile_sources, default_rule
+    from klora_compile.measuring.places import place_of
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
@@ -159,9 +161,9 @@ def compile_command(
     where, begin = place_of(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(sources, config, reading, on_module=on_module)
-    cache = None if no_cache else _cache()
+    store = None if no_cache else _cache()
     with layer_bar("measuring") as on_layer:
-        fusion = compile_sources(adapters, config, device=where, cache=cache, on_layer=on_layer)
+        fusion = compile_sources(adapters, config, device=where, store=store, on_layer=on_layer)
     fusion = _as_stored(fusion, adapters, drop_unused, compress, as_thin)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin
@@ -169,18 +171,19 @@ def compile_command(
     print_result(as_json, "compilation", compilation.json, compilation.text)
 
 
-def _cache() -> Path | None:
-    """Return the file of statistics; None, with a warning, if it has no folder."""
-    from klora_compile.measuring.cache import cache_file
+def _cache() -> Store | None:
+    """Return the user's cache; None, with a warning, if it has no folder."""
+    from klora_compile.profiles.store import CACHE_BYTES, Store, cache_folder
 
-    file = cache_file()
-    if file is None:
+    folder = cache_folder()
+    if folder is None:
         click.echo(
             "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to "
             "one, or add --no-cache.",
             err=True,
         )
-    return file
+        return None
+    return Store(folder, limit=CACHE_BYTES)
 
 
 def _as_stored(

@@ -37,6 +37,22 @@ shift_option = click.option(
     "changes no choice.  [range: 0.01 to 1000; default: 1 and 3, side by side]",
 )
 
+#: The options ``--workers`` and ``--engine`` of commands that work on many LoRAs.
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Work in so many processes at once.",
+)
+engine_option = click.option(
+    "--engine",
+    default="processes",
+    show_default=True,
+    help="Where the workers are: processes of this machine, ray, or ray:ADDRESS of a cluster "
+    "whose machines see the same files.",
+)
+
 _LARGEST = 1e15
 
 

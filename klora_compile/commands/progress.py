@@ -1,4 +1,4 @@
-"""A progress bar on stderr while layers are measured; silent if stderr is not a terminal."""
+"""Progress bars on stderr while layers or LoRAs are measured; silent without a terminal."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ def layer_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(done - bar.n)
 
         yield on_layer
+
+
+@contextmanager
+def lora_bar(what: str) -> Iterator[Callable[[object, int, int], None]]:
+    """Give a tqdm bar that counts LoRAs or pairs."""
+    if not sys.stderr.isatty():
+        yield lambda each, done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, leave=False) as bar:
+
+        def on_each(each: object, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_each

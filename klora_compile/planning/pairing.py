@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
 
 from klora_compile.reading.layers import LayerFacts
-from klora_compile.reading.survey import Survey
-from klora_compile.reading.telling import possible_families
+from klora_compile.reading.telling import families_of_layers, possible_families
 from klora_compile.rules.lookup import RULE_OF_ONE, RULES
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.shared import Settings
@@ -14,7 +15,20 @@ from klora_compile.slots import HIGH, SCHEDULED, role_of, scheduled, slot_of, sl
 from klora_runtime.artifact.checks import MAX_SLOTS
 from klora_runtime.artifact.schedule import TEXT_ENCODERS
 from klora_runtime.errors import ConfigError, PairingError, shown
-from klora_runtime.families.catalogue import families_name
+from klora_runtime.families.catalogue import families_name, family_of
+
+
+class Told(Protocol):
+    """What is known of a LoRA's file without its values, from its header or from a profile."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def families(self) -> tuple[str, ...]: ...
+
+    @property
+    def layers(self) -> tuple[LayerFacts, ...]: ...
 
 
 def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
@@ -58,7 +72,7 @@ def check_slots(slots: tuple[str, ...], rule: Rule, settings: Settings) -> None:
         raise ConfigError(misfit)
 
 
-def check_loras(loras: Mapping[str, Survey], rule: Rule) -> None:
+def check_loras(loras: Mapping[str, Told], rule: Rule) -> None:
     """Check that LoRAs are for one base model.
 
     Args:
@@ -127,10 +141,29 @@ def refuse_other_base(rule: Rule, families: Collection[str]) -> None:
         raise ConfigError(misfit)
 
 
-def may_be(lora: Survey) -> set[str]:
+def may_be(lora: Told) -> set[str]:
     """Return the families of a LoRA, and all others that have its layers."""
     denoiser = [layer for layer in lora.layers if layer.component not in TEXT_ENCODERS]
     return {*lora.families, *(possible_families(denoiser) if denoiser else ())}
+
+
+def families_together(
+    loras: Collection[Told], shapes: Mapping[tuple[str, str], tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Return the families of all LoRAs together; a layer of one LoRA may exclude some of them.
+
+    Args:
+        loras: the LoRAs.
+        shapes: component and module -> shape, of all their weights.
+    """
+    told = [set(each.families) for each in loras if each.families]
+    common = set.intersection(*told) if told else set[str]()
+    if not common:
+        found = family_of(shapes)
+        return () if found is None else (found,)
+    facts = {layer.name: layer for each in loras for layer in each.layers}
+    together = set(families_of_layers(facts.values(), ()))
+    return tuple(sorted(common & together or common))
 
 
 def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterator[str]:
@@ -141,7 +174,7 @@ def _issues_of_shapes(layers: Mapping[str, Mapping[str, LayerFacts]]) -> Iterato
             yield f"{shown(name)}: {', '.join(found)}"
 
 
-def _advice(loras: Mapping[str, Survey]) -> str:
+def _advice(loras: Mapping[str, Told]) -> str:
     first, *others = (
         (f"{slot.upper()} {shown(lora.path)}", f"for {families_name(lora.families)}")
         for slot, lora in loras.items()

@@ -8,10 +8,26 @@ from typing import Any
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense
+from klora_runtime.artifact.schedule import Source
 from klora_runtime.hub.fetching import origin_of
 
 #: Forms that are kept to the bit and so need no note.
 _PLAIN = {"lora": "lowrank"}
+
+
+def source_stated(adapter: Adapter) -> Source:
+    """Return a LoRA as an artifact states it among its sources."""
+    found = adapter.survey
+    return Source(
+        file=found.path.name.replace("\\", "_"),  # a path separator on some systems
+        sha256=adapter.sha256,
+        bytes=found.nbytes,
+        layout=found.layout,
+        ranks=adapter.ranks,
+        trigger_words=found.origin.trigger_words,
+        license=found.origin.license,
+        notes=provenance(adapter),
+    )
 
 
 def provenance(adapter: Adapter) -> dict[str, Any]:

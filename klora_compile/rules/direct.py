@@ -20,6 +20,7 @@ class Direct(Rule):
     sentence: ClassVar[str] = "All act at every step, at constant weights"
     fates: ClassVar[Mapping[str, str]] = SUM
     whole: ClassVar[bool] = True
+    linkable: ClassVar[bool] = True
     least: ClassVar[int] = 1
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:

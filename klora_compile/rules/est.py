@@ -22,6 +22,7 @@ from klora_compile.rules.kit.papers import Paper, preprint
 from klora_compile.rules.rule import EVERY_LAYER, Rule
 from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.linking.inequality import Inequality
+from klora_runtime.linking.terms import Duel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Est(Rule):
     fates: ClassVar[Mapping[str, str]] = DUEL
     needs: ClassVar[tuple[str, ...]] = ("frobenius",)
     most: ClassVar[int | None] = 2
+    linkable: ClassVar[bool] = True
     ratio_formula: ClassVar[str] = "$E_c\\,/\\,E_s$"
 
     alpha: float = field(
@@ -51,6 +53,9 @@ class Est(Rule):
     def inequality(self) -> Inequality:
         """Return the inequality of energies with the constants of these settings."""
         return Inequality("s", self.alpha, 1.0, "content", less=self.d)
+
+    def duel(self) -> Duel:
+        return Duel(self.inequality(), "energy", gamma=1.0)
 
     def choose(self, layer: LayerNumbers, derived: Mapping[str, Any]) -> Choice:
         present = layer.present

@@ -36,9 +36,9 @@ from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.errors import PairingError
 from klora_runtime.linking.gamma import gamma_of_ratios, gamma_of_sums
 from klora_runtime.linking.inequality import Inequality, Pattern, Tie
+from klora_runtime.linking.terms import Duel, GammaRule
 
 Semantics = Literal["paper", "authors"]
-GammaRule = Literal["paper", "code"]
 
 #: beta of pattern ``s*`` in the authors' code, as a share of alpha; the paper states 1.3.
 _AUTHORS_WRAPPED_SHARE = 0.85
@@ -73,6 +73,7 @@ class Klora(Rule):
     fates: ClassVar[Mapping[str, str]] = DUEL
     needs: ClassVar[tuple[str, ...]] = ("l1", "top_k")
     ratio_formula: ClassVar[str] = r"$S_c\,/\,(\gamma\,S_s)$"
+    linkable: ClassVar[bool] = True
     optional: ClassVar[tuple[str, ...]] = ("bias",)
 
     semantics: Semantics = field(
@@ -176,6 +177,10 @@ class Klora(Rule):
         own = self.parameters()
         tie: Tie = own["tie"]
         return Inequality(self.pattern, own["alpha"], own["beta"], tie)
+
+    def duel(self) -> Duel:
+        gamma = self.parameters()["gamma"]
+        return Duel(self.inequality(), "top_k", gamma, self._favour, self.top_k)
 
     def misfit(self, slots: Sequence[str]) -> str | None:
         gamma = self.parameters()["gamma"]

@@ -23,6 +23,7 @@ class NpKlora(Projecting, Klora):
     sentence: ClassVar[str] = (
         f"The subject keeps off the inputs that the style uses. {Klora.sentence}"
     )
+    linkable: ClassVar[bool] = False
     papers: ClassVar[tuple[Paper, ...]] = (*NpLora.papers, *Klora.papers)
 
     def text(self) -> str:

@@ -24,6 +24,7 @@ from klora_compile.rules.kit.numbers import LayerNumbers
 from klora_compile.rules.kit.outcomes import Choice
 from klora_compile.rules.kit.papers import Paper
 from klora_runtime.errors import ConfigError
+from klora_runtime.linking.terms import Duel
 
 if TYPE_CHECKING:  # rules need torch only when they compute
     from klora_runtime.artifact.delta import Delta
@@ -102,6 +103,9 @@ class Rule(ABC):
     """Greatest number of LoRAs; None for as many as an artifact can hold."""
     ratio_formula: ClassVar[str] = ""
     """Formula of :attr:`Choice.ratio` in matplotlib's math notation."""
+    linkable: ClassVar[bool] = False
+    """Whether numbers of single LoRAs decide everything between a content and a style, by
+        :meth:`duel`, so that a catalogue can link pairs."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Settings that the artifact states only if they differ from their default."""
 
@@ -194,6 +198,10 @@ class Rule(ABC):
             layer: a layer with two or more deltas; for rules of whole LoRAs, one or more.
             derived: the result of :meth:`weigh`.
         """
+
+    def duel(self) -> Duel | None:
+        """Return how a linkable rule lets two LoRAs duel; None if it is their plain sum."""
+        return None
 
     def range(self) -> tuple[float, float] | None:
         """Return the range of ratios in which layers switch; None if no ratio decides."""

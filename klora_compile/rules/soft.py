@@ -38,6 +38,8 @@ class Soft(Klora):
         "softened": "both its LoRAs, the one that matters less at a smaller weight"
     }
 
+    linkable: ClassVar[bool] = False
+
     sharpness: float = field(
         default=1.0,
         metadata=setting(

@@ -19,7 +19,8 @@ from klora_runtime.lazy_names import lazy_names
 if TYPE_CHECKING:
     from klora_runtime.artifact.file import load_fusion, save_fusion
     from klora_runtime.artifact.fusion import Fusion
-    from klora_runtime.artifact.library import FusionLibrary
+    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.library import FusionLibrary
     from klora_runtime.errors import (
         ArtifactError,
         ConfigError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "Catalogue",
     "ConfigError",
     "Fusion",
     "FusionHandle",
@@ -47,10 +49,11 @@ __all__ = [
 
 _HOMES = {
     "ArtifactError": "klora_runtime.errors",
+    "Catalogue": "klora_runtime.catalogue.catalogue",
     "ConfigError": "klora_runtime.errors",
     "Fusion": "klora_runtime.artifact.fusion",
     "FusionHandle": "klora_runtime.pipeline.handle",
-    "FusionLibrary": "klora_runtime.artifact.library",
+    "FusionLibrary": "klora_runtime.catalogue.library",
     "InUseError": "klora_runtime.errors",
     "IncompatibleModelError": "klora_runtime.errors",
     "KloraError": "klora_runtime.errors",

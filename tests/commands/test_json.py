@@ -46,6 +46,12 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("inspect", "merged.klora.safetensors"),
         ("inspect", "picked.klora.safetensors"),
     ],
+    "profiles": [("profile", *PAIR, ARTIFACT, "--store", "store")],
+    "cache": [("cache", "--info", "--store", "store")],
+    "catalogue": [
+        ("catalogue", "store", "--content", "fox", "--style", "*", "-o", "all.safetensors"),
+        ("catalogue", "store", "--content", "*", "--style", "*", "-o", "a", "--dry-run"),
+    ],
     "lora": [("inspect", PAIR[0]), ("inspect", PAIR[0], "--norms")],
     "verification": [("verify", ARTIFACT), ("verify", ARTIFACT, "--against", *PAIR)],
     "signature": [("sign", ARTIFACT, "--key", "author.pem", "--force")],
@@ -135,6 +141,7 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
         assert made.exit_code == 0
+    assert klora("profile", *files, folder / ARTIFACT, "--store", folder / "store").exit_code == 1
     return folder
 
 

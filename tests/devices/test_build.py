@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klora_compile.compiler import place_of
+from klora_compile.measuring.places import place_of
 from klora_runtime.devices import build
 from klora_runtime.devices.build import has_no_gpus
 

@@ -68,6 +68,9 @@ def desk(
         shutil.copy(shipped.artifact.with_name(f"{name}.safetensors"), tmp_path)
     pipe = DiffusionPipeline.from_pretrained(shipped.model)
     lightning = tiny_lora(pipe, tmp_path / "lightning.safetensors", seed=9)
+    for folder, name in (("subjects", "fox"), ("styles", "ink")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / f"{name}.safetensors", tmp_path / folder)
     (tmp_path / "FOLDER").symlink_to(shipped.model)
     for path in (ROOT / "examples" / "drawings" / "weights").iterdir():
         (tmp_path / path.name).symlink_to(path)
@@ -132,6 +135,9 @@ def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
     known["folder"].mkdir()
     for name in ("fox", "ink"):
         shutil.copy(f"{name}.safetensors", known["folder"])
+    for arguments in commands(page):
+        if arguments[0] in ("profile", "catalogue"):  # what the blocks of Python open
+            assert klora(*arguments).exit_code == 0
     for block in blocks(page, "python"):
         exec(compile(block, named(page), "exec"), known)
     if "handle" in known:

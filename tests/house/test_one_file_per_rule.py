@@ -27,7 +27,7 @@ MACHINERY = {"__init__", "catalogue", "lookup", "rule"}
 HOMONYMS = {
     "klora": {  # the product, its command, its key in a file
         "cli.py",
-        "measuring/cache.py",
+        "profiles/store.py",
         "report/card.py",
         "report/front_matter.py",
         "export/ordinary.py",

@@ -63,6 +63,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "klora_runtime": [
         "ArtifactError",
+        "Catalogue",
         "ConfigError",
         "Fusion",
         "FusionHandle",

@@ -11,7 +11,7 @@ from support.lora_files import ROOT
 
 RUNTIME = ROOT / "runtime" / "klora_runtime"
 #: Each may import those after it.
-ROOMS = ("pipeline", "layers", "linking", "artifact")
+ROOMS = ("pipeline", "layers", "catalogue", "linking", "artifact")
 _FILES = ("signature", "errors", "lazy_names", "lazy_torch", "__about__")
 #: Every room may import these. They may import one another, and no room.
 GROUND = ("families", "devices", "hub", *_FILES)

@@ -74,7 +74,7 @@ def check_document(document: Any, tensors: Mapping[str, TensorInfo], where: str)
 
 
 #: Required key of a source -> test of its value.
-_SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
+SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
     "file": lambda v: isinstance(v, str) and "/" not in v and "\\" not in v,
     "sha256": lambda v: isinstance(v, str) and _DIGEST.fullmatch(v) is not None,
     "bytes": lambda v: type(v) is int and v >= 0,
@@ -86,7 +86,7 @@ _SOURCE_TESTS: Mapping[str, Callable[[Any], bool]] = {
 
 
 #: The keys of a source that are not notes.
-SOURCE_KEYS = frozenset(_SOURCE_TESTS)
+SOURCE_KEYS = frozenset(SOURCE_TESTS)
 
 
 def is_always_name(name: Any) -> bool:
@@ -189,7 +189,7 @@ class _Check:
         if not isinstance(value, dict):
             self.say(where, "expected an object")
             return
-        for key, test in _SOURCE_TESTS.items():
+        for key, test in SOURCE_TESTS.items():
             if key not in value or not test(value[key]):
                 self.say(f"{where}.{key}", f"missing or invalid: {shown(value.get(key))}")
 

@@ -8,11 +8,8 @@ hold the numbers of each slot. Nothing here needs torch.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import os
-import zlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +22,13 @@ from klora_runtime.artifact.checks import (
     SOURCE_KEYS,
     check_document,
 )
+from klora_runtime.artifact.deflated import deflated, inflated
 from klora_runtime.artifact.digests import text_digest
 from klora_runtime.artifact.dtypes import DTYPES
 from klora_runtime.artifact.factors import FORMS
 from klora_runtime.artifact.making import made
 from klora_runtime.artifact.q.form import Quantised
-from klora_runtime.artifact.safetensors_file import (
-    MAX_HEADER_BYTES,
-    SafetensorsFile,
-    TensorInfo,
-)
+from klora_runtime.artifact.safetensors_file import SafetensorsFile, TensorInfo
 from klora_runtime.artifact.schedule import (
     EntryOf,
     Reference,
@@ -50,7 +44,6 @@ from klora_runtime.errors import ArtifactError, FileFormatError, shown
 METADATA_KEY = "klora"
 
 _OUTER_KEYS = frozenset({"digest", "fusion"})
-_DEFLATED = "deflate:"
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def read_document(file: SafetensorsFile) -> Document:
     value = _opened(file.metadata[METADATA_KEY], where)
     check_document(value, file.tensors, where)
     return Document(
-        sources={name: _source(source) for name, source in value["sources"].items()},
+        sources={name: source_of(source) for name, source in value["sources"].items()},
         slots={
             name: Slot(slot["role"], tuple(slot["sources"]), slot["derived"])
             for name, slot in value["slots"].items()
@@ -181,7 +174,7 @@ def document_text(document: Document) -> str:
         {
             "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
             "tool": document.tool,
-            "sources": {name: _source_json(source) for name, source in document.sources.items()},
+            "sources": {name: source_json(source) for name, source in document.sources.items()},
             "slots": {
                 name: {"role": slot.role, "sources": list(slot.sources), "derived": slot.derived}
                 for name, slot in document.slots.items()
@@ -199,7 +192,7 @@ def document_text(document: Document) -> str:
     text = _enveloped(text_digest(inner), inner)
     if not _is_large(document):
         return text
-    return _DEFLATED + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return deflated(text)
 
 
 def _fits_json(document: Document) -> dict[str, Any]:
@@ -215,7 +208,7 @@ def _fits_json(document: Document) -> dict[str, Any]:
 def _opened(text: str, where: str) -> Any:
     """Return the value of ``fusion`` after checking its digest and its spelling."""
     try:
-        text = _inflated(text)
+        text = inflated(text)
         canonical = _canonical(text)
         outer = parse_json(text) if canonical is None else canonical[0]
         if not isinstance(outer, dict) or outer.keys() != _OUTER_KEYS:
@@ -261,29 +254,11 @@ def _is_large(document: Document) -> bool:
     )
 
 
-def _inflated(text: str) -> str:
-    """Return the JSON of a file's metadata, decompressed if necessary.
-
-    Raises:
-        ValueError: the text is damaged, or longer than a header may be.
-    """
-    if not text.startswith(_DEFLATED):
-        return text
-    try:
-        stream = zlib.decompressobj()
-        raw = base64.b64decode(text.removeprefix(_DEFLATED), validate=True)
-        found = stream.decompress(raw, MAX_HEADER_BYTES)
-    except (binascii.Error, zlib.error) as error:
-        raise ValueError(f"its compressed text is damaged: {error}") from error
-    if not stream.eof or stream.unused_data:
-        raise ValueError(f"its compressed text is cut, or longer than {MAX_HEADER_BYTES} bytes")
-    return found.decode("ascii")
-
-
 # --- parts: from checked JSON to values, and from values to JSON -------------------------------
 
 
-def _source(value: Mapping[str, Any]) -> Source:
+def source_of(value: Mapping[str, Any]) -> Source:
+    """Return the source of checked JSON."""
     return Source(
         file=value["file"],
         sha256=value["sha256"],
@@ -296,7 +271,12 @@ def _source(value: Mapping[str, Any]) -> Source:
     )
 
 
-def _source_json(source: Source) -> dict[str, object]:
+def source_json(source: Source) -> dict[str, object]:
+    """Return the JSON of a source.
+
+    Raises:
+        ValueError: a note has the name of another key.
+    """
     stated: dict[str, object] = {
         "file": source.file,
         "sha256": source.sha256,

@@ -68,13 +68,14 @@ def fill(
     _refuse_other_files(fusion, paths)
     with ExitStack() as stack:
         files = {
-            name: stack.enter_context(_open(path, f"source {shown(name)}"))
-            for name, path in paths.items()
+            name: stack.enter_context(file_of_source(path, name)) for name, path in paths.items()
         }
         issues = [issue for entry in fusion.entries for issue in _problems(entry, files)]
         if issues:
             raise ArtifactError("the sources lack tensors that the fusion names:", issues)
-        tensors = {name: _read(file, fusion.sources[name].sha256) for name, file in files.items()}
+        tensors = {
+            name: read_source(file, fusion.sources[name].sha256) for name, file in files.items()
+        }
         entries = tuple(_filled(entry, tensors, device) for entry in fusion.entries)
         return replace(fusion, entries=entries)
 
@@ -125,9 +126,14 @@ def _digest(path: Path) -> str:
         raise ArtifactError(f"source {shown(path)} cannot be read: {error.strerror}.") from error
 
 
-def _open(path: Path, what: str) -> TensorFile:
+def file_of_source(path: Path, name: str) -> TensorFile:
+    """Return the open file of a source.
+
+    Raises:
+        ArtifactError: it is no safetensors file.
+    """
     try:
-        return TensorFile(path, what)
+        return TensorFile(path, f"source {shown(name)}")
     except FileFormatError as error:
         raise ArtifactError(str(error)) from error
 
@@ -138,29 +144,45 @@ def _problems(entry: Entry, files: Mapping[str, TensorFile]) -> Iterator[str]:
     The digests of the files match, so the artifact is at fault.
     """
     for slot, reference in entry.references.items():
-        where, tensors = f"{entry.path}, {slot}", files[reference.source].tensors
-        infos = [tensors.get(key) for key in (reference.down, reference.up)]
-        for key, info in zip((reference.down, reference.up), infos, strict=True):
-            if info is None:
-                yield f"{where}: no tensor {shown(key)} in the file"
-            elif info.dtype not in _READ:
-                yield f"{where}: tensor {shown(key)} is {info.dtype}, expected one of {_READ}"
-        down, up = infos
-        if down is None or up is None:
-            continue
-        if not _make(entry, reference, down.shape, up.shape):
-            shapes = f"down {list(down.shape)} and up {list(up.shape)}"
-            yield f"{where}: {shapes} do not make {list(entry.shape)}"
+        where = f"{entry.path}, {slot}"
+        yield from problems_of(where, entry.shape, reference, files[reference.source])
 
 
-def _make(entry: Entry, reference: Reference, down: tuple[int, ...], up: tuple[int, ...]) -> bool:
-    """Return whether tensors of these shapes give the entry's delta, apart from trailing ones."""
+def problems_of(
+    where: str, shape: tuple[int, ...], reference: Reference, file: TensorFile
+) -> Iterator[str]:
+    """Yield why a file does not hold the factors of a reference.
+
+    Args:
+        where: how to name the reference.
+        shape: shape of the parameter.
+        reference: the reference.
+        file: the file of its source.
+    """
+    infos = [file.tensors.get(key) for key in (reference.down, reference.up)]
+    for key, info in zip((reference.down, reference.up), infos, strict=True):
+        if info is None:
+            yield f"{where}: no tensor {shown(key)} in the file"
+        elif info.dtype not in _READ:
+            yield f"{where}: tensor {shown(key)} is {info.dtype}, expected one of {_READ}"
+    down, up = infos
+    if down is None or up is None:
+        return
+    if not _make(shape, reference, down.shape, up.shape):
+        shapes = f"down {list(down.shape)} and up {list(up.shape)}"
+        yield f"{where}: {shapes} do not make {list(shape)}"
+
+
+def _make(
+    shape: tuple[int, ...], reference: Reference, down: tuple[int, ...], up: tuple[int, ...]
+) -> bool:
+    """Return whether tensors of these shapes give a delta of a shape, apart from trailing ones."""
     if len(down) < 2 or len(up) < 2 or down[0] == 0:
         return False
     last = up[0] if reference.rows is None else max(end for _, end in reference.rows)
-    rows = up[0] if reference.rows is None else entry.shape[0]
-    tails = _core(down) == (down[0], *_core(entry.shape)[1:]) and set(up[2:]) <= {1}
-    return tails and up[1] == down[0] and last <= up[0] and rows == entry.shape[0]
+    rows = up[0] if reference.rows is None else sum(end - begin for begin, end in reference.rows)
+    tails = _core(down) == (down[0], *_core(shape)[1:]) and set(up[2:]) <= {1}
+    return tails and up[1] == down[0] and last <= up[0] and rows == shape[0]
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -168,7 +190,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if any(size > 1 for size in shape[2:]) else shape[:2]
 
 
-def _read(file: TensorFile, sha256: str) -> dict[str, torch.Tensor]:
+def read_source(file: TensorFile, sha256: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, whose digest is compared again: it may have changed."""
     from klora_runtime.devices.names import HOST  # it imports torch
 
@@ -182,23 +204,31 @@ def _filled(
     entry: Entry, tensors: Mapping[str, Mapping[str, torch.Tensor]], device: torch.device | None
 ) -> Entry:
     read = {
-        slot: _stored(entry, reference, tensors[reference.source], device)
+        slot: stored_of(entry.shape, reference, tensors[reference.source], device)
         for slot, reference in entry.references.items()
     }
     return replace(entry, factors={**entry.factors, **read}, references={})
 
 
-def _stored(
-    entry: Entry,
+def stored_of(
+    shape: tuple[int, ...],
     reference: Reference,
     tensors: Mapping[str, torch.Tensor],
     device: torch.device | None,
 ) -> Stored:
+    """Return the delta of a reference.
+
+    Args:
+        shape: shape of the parameter.
+        reference: the reference.
+        tensors: the tensors of its file, by key.
+        device: where the factors are kept; None for the host.
+    """
     read = (tensors[key] for key in (reference.down, reference.up))
     down, up = (without_float8(tensor).to(device=device) for tensor in read)
     if reference.rows is not None:
         up = torch.cat([up[begin:end] for begin, end in reference.rows])
-    rank, shape = len(down), entry.shape
+    rank = len(down)
     down = down.reshape(rank, *shape[1:])
     up = up.reshape(shape[0], rank, *(1 for _ in shape[2:]))
     return Stored(reference.scale, LowRank(down, up))

@@ -1,4 +1,4 @@
-"""A cache of loaded fusions, for a service that applies many of them."""
+"""A cache of loaded fusions and of LoRAs, for a service that applies many fusions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
+from klora_runtime.catalogue.catalogue import Catalogue
+from klora_runtime.catalogue.factors import Factors
 from klora_runtime.devices.names import as_device
 from klora_runtime.errors import ConfigError
 from klora_runtime.hub.address import address_of
@@ -21,9 +23,15 @@ from klora_runtime.hub.fetching import located
 #: A version of a file: its path, its size in bytes, and its time of modification.
 _Key = tuple[str, int, int]
 
+#: Number of a LoRA in the library's catalogue.
+_Lora = int
+
 
 class FusionLibrary:
     """A cache of loaded artifacts that evicts the least recently used ones. Threads may share it.
+
+    With a catalogue it also gives any pair of it. Then the factors of each LoRA are kept once,
+    however many pairs use them.
 
     Args:
         budget: bytes of factors that may stay loaded, 0 or more. A larger fusion is returned but
@@ -31,6 +39,7 @@ class FusionLibrary:
         device: where the factors are kept; on the pipelines' device, a swap does not send them.
         signed_by: the key that every artifact must be signed by, see
             :func:`klora_runtime.load_fusion`.
+        catalogue: opened with its folder of LoRAs, for :meth:`pair`.
 
     Raises:
         ConfigError: the budget is not a whole number >= 0, or there is no such device.
@@ -42,6 +51,7 @@ class FusionLibrary:
         *,
         device: str | torch.device = "cpu",
         signed_by: str | os.PathLike[str] | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
         if type(budget) is not int or budget < 0:
             raise ConfigError(f"budget: expected a whole number of bytes, found {budget!r}.")
@@ -49,7 +59,9 @@ class FusionLibrary:
         self.device = as_device(device)
         self.signed_by = signed_by
         self._paths: dict[tuple[str, str | None], Path] = {}  # of names on the Hub
-        self._kept: OrderedDict[_Key, Fusion] = OrderedDict()  # the most recently used one is last
+        self.catalogue = catalogue
+        # The most recently used one is last.
+        self._kept: OrderedDict[_Key | _Lora, Fusion | Factors] = OrderedDict()
         self._lock = Lock()
 
     def get(
@@ -76,22 +88,43 @@ class FusionLibrary:
         path = self._located(path, weight_name)
         key = _key(path)
         with self._lock:
-            if key is not None and key in self._kept:
+            known = None if key is None else self._kept.get(key)
+            if key is not None and isinstance(known, Fusion):
                 self._kept.move_to_end(key)
-                return self._kept[key]
+                return known
         fusion = load_fusion(path, device=self.device, sources=sources, signed_by=self.signed_by)
         if not fusion.is_thin and key is not None and key == _key(path):  # the file did not change
             self._keep(key, fusion)
         return fusion
 
+    def pair(self, content: str, style: str) -> Fusion:
+        """Return the fusion of a subject and a style of the catalogue.
+
+        It is linked anew, which takes milliseconds; the factors of its LoRAs are kept.
+
+        Args:
+            content: name of the subject's LoRA.
+            style: name of the style's LoRA.
+
+        Raises:
+            ConfigError: the library has no catalogue, or the catalogue no LoRA of this name.
+            KloraError: the pair is refused; or the compiler has to compute the factors of a LoRA.
+            ArtifactError: a LoRA's file is missing or changed.
+        """
+        if self.catalogue is None:
+            raise ConfigError("the library has no catalogue; add catalogue=Catalogue.open(FILE).")
+        slots = self.catalogue.slots_of(content, style)
+        factors = {slot: self._factors(number) for slot, number in slots.items()}
+        return self.catalogue.fusion_with(content, style, factors)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all kept factors."""
         with self._lock:
-            return sum(fusion.nbytes for fusion in self._kept.values())
+            return sum(each.nbytes for each in self._kept.values())
 
     def __len__(self) -> int:
-        """Return the number of kept fusions."""
+        """Return the number of kept artifacts and LoRAs."""
         return len(self._kept)
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
@@ -100,7 +133,7 @@ class FusionLibrary:
         return any(_key(place) in self._kept for place in (path, *known))
 
     def clear(self) -> None:
-        """Drop all kept fusions; names on the Hub are looked up again."""
+        """Drop all that is kept; names on the Hub are looked up again."""
         with self._lock:
             self._kept.clear()
             self._paths.clear()
@@ -116,12 +149,25 @@ class FusionLibrary:
             self._paths[asked] = Path(located(name, ARTIFACT, weight_name))
         return self._paths[asked]
 
-    def _keep(self, key: _Key, fusion: Fusion) -> None:
+    def _factors(self, number: _Lora) -> Factors:
+        """Return the factors of a LoRA of the catalogue; read them if they are not kept."""
+        assert self.catalogue is not None
         with self._lock:
-            stale = [other for other in self._kept if other[0] == key[0] and other != key]
-            for other in stale:
-                del self._kept[other]
-            self._kept[key] = fusion
+            known = self._kept.get(number)
+            if isinstance(known, Factors):
+                self._kept.move_to_end(number)
+                return known
+        found = self.catalogue.read(number, self.device)
+        self._keep(number, found)
+        return found
+
+    def _keep(self, key: _Key | _Lora, value: Fusion | Factors) -> None:
+        with self._lock:
+            if isinstance(key, tuple):
+                for other in [*self._kept]:  # earlier versions of the file
+                    if isinstance(other, tuple) and other[0] == key[0] and other != key:
+                        del self._kept[other]
+            self._kept[key] = value
             self._kept.move_to_end(key)
             total = sum(each.nbytes for each in self._kept.values())
             while total > self.budget:

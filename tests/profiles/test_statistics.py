@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -19,11 +18,13 @@ from tiny_pipeline import tiny_lora, tiny_pipeline
 
 from klora_compile.cli import main
 from klora_compile.compiler import compile_fusion
-from klora_compile.measuring import cache as statistics_cache
 from klora_compile.measuring import measure as measuring
-from klora_compile.measuring.cache import cache_file, measure_once
 from klora_compile.measuring.measure import Task, measure
 from klora_compile.measuring.statistics import Statistics
+from klora_compile.profiles import once as looking_up
+from klora_compile.profiles.numbers_file import Rows, write_numbers
+from klora_compile.profiles.once import measure_once, statistics_key
+from klora_compile.profiles.store import Store, cache_folder
 from klora_compile.reading.layers import Layer
 
 CPU = torch.device("cpu")
@@ -44,47 +45,49 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(layer.name)
             yield layer, statistics
 
-    monkeypatch.setattr(statistics_cache, "measured", spy)
+    monkeypatch.setattr(looking_up, "measured", spy)
     return names
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "statistics.sqlite3"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "store"
 
 
-def once(file: Path, *layers: Layer, k: int = 9) -> dict[str, Statistics]:
+def once(folder: Path, *layers: Layer, k: int = 9) -> dict[str, Statistics]:
     ks = {each.name: (k,) for each in layers}
-    found = measure_once(layers, ks, device=CPU, file=file)
+    found = measure_once(layers, ks, device=CPU, store=Store(folder))
     assert found == measure(layers, ks, device=CPU)
     assert list(found) == [each.name for each in layers]
     return found
 
 
-def test_a_layer_is_measured_once_whatever_its_name(file: Path, measured: list[str]) -> None:
-    once(file, layer(0), layer(1, name="y"))
+def test_a_lora_is_measured_once_whatever_its_names(folder: Path, measured: list[str]) -> None:
+    once(folder, layer(0), layer(1, name="y"))
     assert measured == ["unet.x", "unet.y"]
-    once(file, layer(0, name="other"), layer(1), layer(2, name="new"))
-    assert measured[2:] == ["unet.new"]
-
-
-def test_partners_of_usual_ranks_need_no_second_pass(file: Path, measured: list[str]) -> None:
-    for times in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        once(file, layer(), k=3 * times)
-    assert measured == ["unet.x"]
-    once(file, layer(), k=5 * 3)
+    once(folder, layer(0, name="other"), layer(1))
     assert len(measured) == 2
-    once(file, layer(), k=5 * 3)
-    once(file, layer(), k=6)
+    once(folder, layer(0), layer(2, name="y"))
+    assert measured[2:] == ["unet.x", "unet.y"]
+
+
+def test_partners_of_usual_ranks_need_no_second_pass(folder: Path, measured: list[str]) -> None:
+    for times in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        once(folder, layer(), k=3 * times)
+    assert measured == ["unet.x"]
+    once(folder, layer(), k=5 * 3)
+    assert len(measured) == 2
+    once(folder, layer(), k=5 * 3)
+    once(folder, layer(), k=6)
     assert len(measured) == 2
 
 
 @pytest.mark.parametrize("change", ["values", "dtype", "shape", "version"])
 def test_another_tensor_or_measure_is_another_entry(
-    change: str, file: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+    change: str, folder: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = layer()
-    once(file, subject)
+    once(folder, subject)
     down, up = subject.down.clone(), subject.up.clone()
     if change == "values":
         down[0, 0] += 1
@@ -94,25 +97,16 @@ def test_another_tensor_or_measure_is_another_entry(
         down = down.reshape(3, 10, 3)
         up = up[..., None]
     else:
-        monkeypatch.setattr(statistics_cache, "MEASURE_VERSION", 2)
-    once(file, Layer.lora("unet", "x", down, up, 1.0))
+        monkeypatch.setattr(looking_up, "MEASURE_VERSION", 2)
+    once(folder, Layer.lora("unet", "x", down, up, 1.0))
     assert len(measured) == 2
-
-
-def alter(*statements: str) -> Callable[[Path], None]:
-    def run(file: Path) -> None:
-        with closing(sqlite3.connect(file)) as store, store:
-            for statement in statements:
-                store.execute(statement)
-
-    return run
 
 
 def write(content: bytes | None) -> Callable[[Path], None]:
     """Another content; None for the first part of what is there."""
 
     def run(file: Path) -> None:
-        file.write_bytes(file.read_bytes()[:3000] if content is None else content)
+        file.write_bytes(file.read_bytes()[:300] if content is None else content)
 
     return run
 
@@ -122,68 +116,70 @@ def make_folder(file: Path) -> None:
     file.mkdir()
 
 
+def another_number(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def another_file(file: Path) -> None:
+    """A whole one, of layers that are not these."""
+    write_numbers(file, {}, {"numbers": Rows("F64", [[1.0, 1.0]]), "k": Rows("I64", [[]])})
+
+
+def no_norms(file: Path) -> None:
+    rows = [[-1.0, 1.0, 5.0]] * 2
+    write_numbers(file, {}, {"numbers": Rows("F64", rows), "k": Rows("I64", [[9], [9]])})
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
-    "no database": write(b"not a database at all" * 99),
+    "no safetensors": write(b"not a file of numbers at all" * 99),
     "cut": write(None),
     "empty": write(b""),
     "a folder": make_folder,
-    "another number": alter("update statistics set numbers = replace(numbers, '1', '2')"),
-    "another row's numbers": alter(
-        "update statistics set numbers = '[1.0, 1.0, [[9, 1.0]]]'",
-    ),
-    "no numbers": alter("update statistics set numbers = null"),
-    "bytes": alter("update statistics set numbers = x'ff00'"),
-    "another table": alter("drop table statistics", "create table statistics (a)"),
+    "another number": another_number,
+    "of other layers": another_file,
+    "no norms": no_norms,
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_what_is_damaged_is_measured_again(
-    case: str, file: Path, measured: list[str], logged: list[str]
+    case: str, folder: Path, measured: list[str], logged: list[str]
 ) -> None:
-    once(file, layer(), layer(1, name="y"))
+    once(folder, layer(), layer(1, name="y"))
+    (file,) = (folder / "statistics").iterdir()
     DAMAGE[case](file)
-    once(file, layer(), layer(1, name="y"))
+    once(folder, layer(), layer(1, name="y"))
     assert len(measured) == 4
-    told = [f"the statistics in {file} are damaged, so layers are measured again."]
-    assert logged == ([] if case in ("empty", "a folder") else told)
+    told = f"statistics/{file.name} is damaged, so its LoRA is measured again."
+    assert logged == ([] if case == "of other layers" else [told])
     if case != "a folder":  # and kept anew
-        once(file, layer(), layer(1, name="y"))
+        once(folder, layer(), layer(1, name="y"))
         assert len(measured) == 4
 
 
-def test_random_damage_costs_no_more_than_measuring(file: Path) -> None:
+def test_random_damage_costs_no_more_than_measuring(folder: Path) -> None:
     layers = [layer(i, name=f"x{i}") for i in range(8)]
-    once(file, *layers)
+    once(folder, *layers)
+    (file,) = (folder / "statistics").iterdir()
     whole, random = file.read_bytes(), Random(1)
     for count in (1, 20, 200) * 8:
         damaged = bytearray(whole)
         for _ in range(count):
             damaged[random.randrange(len(damaged))] = random.randrange(256)
         file.write_bytes(damaged)
-        once(file, *layers)
+        once(folder, *layers)
 
 
-def test_a_file_that_another_process_holds_is_not_waited_for(
-    file: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert sum(statistics_cache._WAITS) <= 1.0
-    monkeypatch.setattr(statistics_cache, "_WAITS", (0.0, 0.0))
-    once(file, layer())
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("begin exclusive")
-        once(file, layer(), layer(1, name="y"))
-    assert measured == ["unet.x", "unet.x", "unet.y"]
-
-
-def test_a_file_that_cannot_be_written_is_read(file: Path, measured: list[str]) -> None:
-    once(file, layer())
-    file.chmod(0o444)
-    file.parent.chmod(0o555)
+def test_a_store_that_cannot_be_written_is_read(folder: Path, measured: list[str]) -> None:
+    once(folder, layer())
+    (folder / "statistics").chmod(0o555)
     try:
-        once(file, layer(), layer(1, name="y"))
+        once(folder, layer())
+        once(folder, layer(1, name="y"))
     finally:
-        file.parent.chmod(0o755)
+        (folder / "statistics").chmod(0o755)
     assert measured == ["unet.x", "unet.y"]
 
 
@@ -191,25 +187,62 @@ def test_a_folder_that_cannot_be_written_is_passed_over(
     tmp_path: Path, measured: list[str]
 ) -> None:
     (tmp_path / "a").write_text("a file where a folder should be")
-    once(tmp_path / "a" / "statistics.sqlite3", layer())
+    once(tmp_path / "a" / "store", layer())
     assert measured == ["unet.x"]
 
 
-def test_progress_counts_what_was_looked_up(file: Path) -> None:
+def test_two_writers_keep_the_sums_of_both(folder: Path, measured: list[str]) -> None:
+    """As if both had measured before either kept anything."""
+    key = statistics_key([layer()], CPU)
+    for k in (15, 21):
+        found = measure([layer()], {"unet.x": (k,)}, device=CPU)
+        Store(folder).keep_statistics(key, list(found.values()))
+    for k in (15, 21):
+        once(folder, layer(), k=k)
+    assert measured == []
+
+
+def test_the_cache_is_bounded(tmp_path: Path, measured: list[str]) -> None:
+    """The longest unused statistics go first."""
+    folder, ks = tmp_path / "cache", {"unet.x": (9,)}
+    for seed in range(3):
+        measure_once([layer(seed)], ks, device=CPU, store=Store(folder))
+    sizes = [path.stat().st_size for path in (folder / "statistics").iterdir()]
+    for age, path in enumerate(sorted((folder / "statistics").iterdir(), key=used)):
+        os.utime(path, (age, age))
+    bounded = Store(folder, limit=3 * max(sizes))
+    measure_once([layer(0)], ks, device=CPU, store=bounded)  # used just now
+    measure_once([layer(3)], ks, device=CPU, store=bounded)
+    assert len(measured) == 4
+    assert Store(folder).contents().files["statistics"] == 3
+    measure_once([layer(0)], ks, device=CPU, store=bounded)
+    assert len(measured) == 4
+    measure_once([layer(1)], ks, device=CPU, store=bounded)
+    assert len(measured) == 5
+
+
+def used(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def test_progress_counts_what_was_looked_up(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     layers = [layer(i, name=f"x{i}") for i in range(3)]
-    once(file, *layers[:2])
-    for _ in range(2):
+    for ks in ({}, {"unet.x1": (15,)}, {}):
         measure_once(
-            layers, {}, device=CPU, file=file, on_layer=lambda _, *counts: seen.append(counts)
+            layers,
+            ks,
+            device=CPU,
+            store=Store(folder),
+            on_layer=lambda _, *counts: seen.append(counts),
         )
-    assert seen == [(3, 3), (3, 3)]
+    assert seen == [(1, 3), (2, 3), (3, 3), (3, 3), (3, 3)]
 
 
 def test_a_second_pair_with_the_same_subject(tmp_path: Path, measured: list[str]) -> None:
     pipe = tiny_pipeline("sd1")
     files = [tiny_lora(pipe, tmp_path / f"{i}.safetensors", seed=i, rank=4) for i in range(3)]
-    cache = tmp_path / "statistics.sqlite3"
+    cache = tmp_path / "store"
     one = compile_fusion(files[0], files[1], device="cpu", cache=cache)
     first = len(measured)
     other = compile_fusion(files[0], files[2], device="cpu", cache=cache)
@@ -233,8 +266,8 @@ def test_the_command_keeps_statistics_unless_told_not_to(
     for _ in range(2):
         assert CliRunner().invoke(main, command).exit_code == 0
         assert (tmp_path / "a.klora.safetensors").read_bytes() == written
-    assert cache_file() == tmp_path / "cache" / "statistics.sqlite3"
-    assert cache_file().is_file()
+    assert cache_folder() == tmp_path / "cache"
+    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 2
 
 
 def test_the_user_s_cache_folder_is_the_system_s(
@@ -243,7 +276,7 @@ def test_the_user_s_cache_folder_is_the_system_s(
     monkeypatch.delenv("KLORA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(platformdirs, "PlatformDirs", Unix)
-    assert cache_file() == tmp_path / "klora" / "statistics.sqlite3"
+    assert cache_folder() == tmp_path / "klora"
 
 
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

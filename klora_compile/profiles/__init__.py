@@ -1,0 +1,1 @@
+"""Profiles: what is measured of one LoRA, kept in a folder, so that nothing is measured twice."""
