@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from klora_compile.cataloguing.bulk import OnPairs, Wanted, link_all
 from klora_compile.engines import Engine
-from klora_runtime.catalogue.catalogue import Catalogue
 from klora_runtime.catalogue.folder import LoraFolder
+from klora_runtime.catalogue.opened import OpenCatalogue
 from klora_runtime.errors import KloraError, shown
 
 
@@ -25,7 +25,7 @@ class Checked:
 
 
 def check(
-    catalogue: Catalogue,
+    catalogue: OpenCatalogue,
     *,
     every: bool,
     folder: LoraFolder | None = None,
@@ -69,7 +69,7 @@ def check(
     return Checked(len(numbers), pairs, files, tuple(problems))
 
 
-def _wanted(catalogue: Catalogue, every: bool) -> Iterator[Wanted]:
+def _wanted(catalogue: OpenCatalogue, every: bool) -> Iterator[Wanted]:
     """Yield the pairs to link again."""
     kinds = catalogue.document.kinds
     styles: dict[int, list[int]] = {}

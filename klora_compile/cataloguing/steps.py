@@ -17,7 +17,7 @@ from pathlib import Path
 from klora_runtime.artifact.canonical import canonical_json
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.tensor_file import write_tensors
-from klora_runtime.catalogue.catalogue import Catalogue
+from klora_runtime.catalogue.opened import OpenCatalogue
 from klora_runtime.errors import ConfigError
 from klora_runtime.lazy_torch import torch
 from klora_runtime.linking.crossings import NEVER
@@ -28,7 +28,7 @@ PARTS = 65_000
 ALWAYS, NO_DUEL = PARTS + 1, 65_535
 
 
-def write_steps(catalogue: Catalogue, path: Path, *, overwrite: bool) -> int:
+def write_steps(catalogue: OpenCatalogue, path: Path, *, overwrite: bool) -> int:
     """Write the table as a safetensors file; return its size in bytes.
 
     Its tensor ``steps`` (pairs, layers) holds unsigned numbers of 16 bits, in the bytes of I16. Its

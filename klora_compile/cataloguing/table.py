@@ -9,7 +9,7 @@ from typing import Any
 
 from klora_compile.extras import missing_library
 from klora_runtime.artifact.replacing import replacing
-from klora_runtime.catalogue.catalogue import Catalogue, PairFacts
+from klora_runtime.catalogue.opened import OpenCatalogue, PairFacts
 from klora_runtime.errors import ConfigError
 
 _PARQUET, _JSON_LINES = ".parquet", ".jsonl"
@@ -31,7 +31,7 @@ def check_table(path: Path) -> None:
         raise ConfigError(f"--table: expected NAME{_JSON_LINES} or NAME{_PARQUET}, found {path}.")
 
 
-def write_table(catalogue: Catalogue, path: Path, *, overwrite: bool) -> None:
+def write_table(catalogue: OpenCatalogue, path: Path, *, overwrite: bool) -> None:
     """Write a row for each pair.
 
     Raises:
@@ -50,7 +50,7 @@ def write_table(catalogue: Catalogue, path: Path, *, overwrite: bool) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def rows_of(catalogue: Catalogue) -> Iterator[dict[str, Any]]:
+def rows_of(catalogue: OpenCatalogue) -> Iterator[dict[str, Any]]:
     """Yield the row of each pair."""
     return map(row_of, catalogue.pairs())
 

@@ -134,7 +134,7 @@ def build_command(
     from klora_compile.engines import engine_of
     from klora_compile.profiles.store import Store
     from klora_compile.settings.config import Config
-    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.opened import OpenCatalogue
 
     exists = output.exists()
     if add and not exists:
@@ -161,7 +161,7 @@ def build_command(
     with lora_bar("linking") as on_pairs:
         built = build(found, output, overwrite=force or add, engine=run, on_pairs=on_pairs)
     if table is not None:
-        write_table(Catalogue.open(output), table, overwrite=force or add)
+        write_table(OpenCatalogue.open(output), table, overwrite=force or add)
     facts = {
         "output": str(output),
         "bytes_out": built.nbytes,

@@ -14,8 +14,8 @@ from klora_compile.commands.progress import lora_bar
 from klora_compile.commands.result import json_option, print_json
 
 if TYPE_CHECKING:
-    from klora_runtime.catalogue.catalogue import Catalogue
     from klora_runtime.catalogue.document import CataloguedLora
+    from klora_runtime.catalogue.opened import OpenCatalogue
 
 _catalogue = click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _loras = click.option(
@@ -37,10 +37,10 @@ def list_command(
     """List the LoRAs of the catalogue FILE, or its pairs."""
     from klora_compile.cataloguing.table import row_of
     from klora_compile.report.table import text_table
-    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.opened import OpenCatalogue
     from klora_runtime.errors import shown
 
-    catalogue = Catalogue.open(file)
+    catalogue = OpenCatalogue.open(file)
     taken = [
         number
         for number, lora in enumerate(catalogue.document.loras)
@@ -86,11 +86,11 @@ def show_command(file: Path, subject: str, style: str, as_json: bool) -> None:
     """Show the pair SUBJECT in STYLE of the catalogue FILE: its verdict, gamma and schedule."""
     from klora_compile.cataloguing.table import row_of
     from klora_compile.report.table import labelled
-    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.opened import OpenCatalogue
     from klora_runtime.errors import shown
     from klora_runtime.linking.entries import layers_of
 
-    catalogue = Catalogue.open(file)
+    catalogue = OpenCatalogue.open(file)
     facts = row_of(catalogue.facts(subject, style))
     fates: dict[str, int] = {}
     if facts["verdict"] == "linked":
@@ -123,14 +123,14 @@ def check_command(
     """Check the catalogue FILE: its format, its digests, and pairs that are linked again."""
     from klora_compile.cataloguing.checking import check
     from klora_compile.engines import engine_of
-    from klora_runtime.catalogue.catalogue import Catalogue
     from klora_runtime.catalogue.folder import LoraFolder
+    from klora_runtime.catalogue.opened import OpenCatalogue
     from klora_runtime.errors import KloraError
 
     folder = None if loras is None else LoraFolder(loras)
     with lora_bar("linking") as on_pairs:
         found = check(
-            Catalogue.open(file),
+            OpenCatalogue.open(file),
             every=every,
             folder=folder,
             engine=engine_of(engine, workers),
@@ -172,10 +172,10 @@ def get_command(
     check_output(output, force, inputs=(file,))
     from klora_compile.report.summary import bytes_text
     from klora_runtime.artifact.file import save_fusion
-    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.opened import OpenCatalogue
     from klora_runtime.errors import shown
 
-    catalogue = Catalogue.open(file, loras=loras)
+    catalogue = OpenCatalogue.open(file, loras=loras)
     size = save_fusion(_fusion(catalogue, subject, style, loras), output, overwrite=force)
     if as_json:
         print_json("catalogue_artifact", {"output": str(output), "bytes_out": size})
@@ -202,17 +202,17 @@ def steps_command(file: Path, output: Path, force: bool, as_json: bool) -> None:
     check_output(output, force, inputs=(file,))
     from klora_compile.cataloguing.steps import write_steps
     from klora_compile.report.summary import bytes_text
-    from klora_runtime.catalogue.catalogue import Catalogue
+    from klora_runtime.catalogue.opened import OpenCatalogue
     from klora_runtime.errors import shown
 
-    size = write_steps(Catalogue.open(file), output, overwrite=force)
+    size = write_steps(OpenCatalogue.open(file), output, overwrite=force)
     if as_json:
         print_json("catalogue_steps", {"output": str(output), "bytes_out": size, "exact": False})
     else:
         click.echo(f"{shown(output)}, {bytes_text(size)}; rounded to 16 bits, not exact")
 
 
-def _fusion(catalogue: Catalogue, subject: str, style: str, loras: Path | None) -> Any:
+def _fusion(catalogue: OpenCatalogue, subject: str, style: str, loras: Path | None) -> Any:
     """Return the fusion of a pair; the compiler computes factors that no file holds."""
     slots = catalogue.slots_of(subject, style)
     own = {slot: catalogue.document.loras[number] for slot, number in slots.items()}
@@ -231,7 +231,7 @@ def _is_taken(lora: CataloguedLora, family: str | None, licence: str | None) -> 
     )
 
 
-def _lora_facts(catalogue: Catalogue, number: int) -> dict[str, Any]:
+def _lora_facts(catalogue: OpenCatalogue, number: int) -> dict[str, Any]:
     document = catalogue.document
     lora = document.loras[number]
     roles = [

@@ -130,7 +130,7 @@ def test_unpaired_layers_refuse_a_pair_where_the_compiler_does(
     verdicts = set()
     for content in loras.contents[:FEW]:
         for style in loras.styles[:4]:
-            facts = catalogue.facts(content.stem, style.stem)
+            facts = catalogue.opened.facts(content.stem, style.stem)
             verdicts.add(facts.kind.refused is None)
             if facts.kind.refused is None:
                 expected = compile_fusion(content, style, Klora(), settings, device="cpu")

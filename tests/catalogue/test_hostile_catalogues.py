@@ -116,8 +116,8 @@ def test_every_part_is_checked(case: str, folder: Path, tmp_path: Path) -> None:
 
 def read_all(path: Path) -> None:
     catalogue = Catalogue.open(path)
-    for number in range(len(catalogue.document.loras)):
-        catalogue.file.numbers(number)
+    for number in range(len(catalogue.opened.document.loras)):
+        catalogue.opened.file.numbers(number)
 
 
 def test_altered_json_and_numbers_are_seen_by_their_digests(folder: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_unknown_names_and_missing_loras_are_said(folder: Path, tmp_path: Path) 
     with pytest.raises(ArtifactError, match="no file there has that digest"):
         catalogue.fusion("0-000", "0-002")
     with pytest.raises(ConfigError, match="without LoRAs"):
-        Catalogue.open(folder / "whole.safetensors").read(0)
+        Catalogue.open(folder / "whole.safetensors").opened.read(0)
 
 
 def test_a_library_keeps_the_factors_of_each_lora_once(folder: Path) -> None:

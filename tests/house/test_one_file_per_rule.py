@@ -35,7 +35,10 @@ HOMONYMS = {
     },
     "phases": {"export/writing.py", "export/schedule.py"},  # the files that klora export writes
     "auto": {  # the device, the mode, the base, the measure of K-LoRA's sums, a picture's size
+        "cataloguing/compiling.py",
+        "commands/catalogue_build.py",
         "commands/compile.py",
+        "commands/profile.py",
         "commands/sample.py",
         "commands/verify.py",
         "klora_compile/compiler.py",

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from klora_runtime.artifact.fusion import Fusion
-from klora_runtime.artifact.schedule import CONTENT, STYLE
-from klora_runtime.catalogue.document import CataloguedLora, Document, Kind
-from klora_runtime.catalogue.factors import Factors, computed, read_factors
-from klora_runtime.catalogue.file import CatalogueFile
-from klora_runtime.catalogue.folder import LoraFolder
-from klora_runtime.catalogue.fusing import fusion_of_pair
-from klora_runtime.errors import ConfigError, KloraError, PairingError, shown
+from klora_runtime.catalogue.opened import OpenCatalogue
+from klora_runtime.errors import shown
 from klora_runtime.lazy_torch import torch
-from klora_runtime.linking.entries import Pair, link
 
 
-@dataclass(frozen=True)
-class PairFacts:
-    """What a catalogue states about one pair."""
-
-    content: str
-    style: str
-    kind: Kind
-    gamma: Mapping[str, float | None]
-    """Component -> gamma; empty if the pair is refused or its rule has none."""
-    choices: str
-    """Digest of all choices, 32 hexadecimal digits."""
-
-
+@dataclass(frozen=True, eq=False, repr=False)
 class Catalogue:
     """Many LoRAs of subjects and styles, and the fusion of any two of them.
 
     Open one with :meth:`open`. Threads may share it.
     """
 
-    def __init__(self, file: CatalogueFile, loras: LoraFolder | None, device: torch.device) -> None:
-        self.file = file
-        self.device = device
-        self._folder = loras
-        self._factors: dict[int, Factors] = {}
-        document = file.document
-        self._contents = {document.loras[i].name: i for i in document.contents}
-        self._styles = {document.loras[i].name: i for i in document.styles}
+    opened: OpenCatalogue
 
     @classmethod
     def open(
@@ -69,31 +41,17 @@ class Catalogue:
             ArtifactError: the file breaks the format; ``issues`` lists every problem found.
             ConfigError: there is no such folder or device.
         """
-        from klora_runtime.devices.names import as_device  # it imports torch
-
-        where = as_device(device)
-        folder = None if loras is None else LoraFolder(loras)
-        return cls(CatalogueFile(Path(path)), folder, where)
+        return cls(OpenCatalogue.open(path, loras=loras, device=device))
 
     @property
     def contents(self) -> tuple[str, ...]:
         """Names of the subjects' LoRAs, sorted."""
-        return tuple(self._contents)
+        return self.opened.contents
 
     @property
     def styles(self) -> tuple[str, ...]:
         """Names of the styles' LoRAs, sorted."""
-        return tuple(self._styles)
-
-    def __len__(self) -> int:
-        """Return the number of pairs, refused ones included."""
-        return len(self.file.pairs.pairs)
-
-    def __repr__(self) -> str:
-        return (
-            f"Catalogue of {len(self.contents)} subjects and {len(self.styles)} styles by rule "
-            f"{shown(self.file.document.terms.rule)}, {len(self)} pairs"
-        )
+        return self.opened.styles
 
     def fusion(self, content: str, style: str) -> Fusion:
         """Return the fusion of a subject and a style, equal to what ``klora compile`` makes.
@@ -110,141 +68,27 @@ class Catalogue:
             KloraError: the pair is refused; or the compiler has to compute the factors of a LoRA.
             ArtifactError: the numbers are damaged, or the folder lacks a file or holds another one.
         """
-        factors = None
-        if self._folder is not None:
-            factors = {
-                slot: self._kept(number) for slot, number in self._slots(content, style).items()
-            }
-        return self.fusion_with(content, style, factors)
+        return self.opened.fusion(content, style)
 
-    def fusion_with(
-        self, content: str, style: str, factors: Mapping[str, Factors] | None
-    ) -> Fusion:
-        """Return the fusion with these factors, by slot; a thin one without any."""
-        kind, slots = self._kind(content, style), self._slots(content, style)
-        loras = {slot: self.document.loras[number] for slot, number in slots.items()}
-        if factors is None:
-            for lora in loras.values():
-                if lora.keys is None:
-                    raise KloraError(computed(lora))
-        pair = self.link(content, style)
-        return fusion_of_pair(pair, loras, kind, self.document.tool, factors)
-
-    def link(self, content: str, style: str) -> Pair:
-        """Return all choices between a subject and a style, as arrays.
-
-        Raises:
-            ConfigError, KloraError, ArtifactError: see :meth:`fusion`.
-        """
-        self._kind(content, style)
-        slots = self._slots(content, style)
-        numbers = {slot: self.file.numbers(number) for slot, number in slots.items()}
-        return link(self.document.terms, numbers)
-
-    def facts(self, content: str, style: str) -> PairFacts:
-        """Return what the catalogue states about a pair.
-
-        Raises:
-            ConfigError: the catalogue has no such pair.
-        """
-        return self._facts(self._place(content, style))
-
-    def pairs(self) -> Iterator[PairFacts]:
-        """Yield what the catalogue states about each pair, by content, then by style."""
-        return map(self._facts, range(len(self)))
-
-    def lora_of(self, slot: str, name: str) -> CataloguedLora:
-        """Return the LoRA of a name: a content or a style.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        return self.document.loras[self._number(slot, name)]
-
-    @property
-    def document(self) -> Document:
-        """What the file states about its LoRAs."""
-        return self.file.document
-
-    def slots_of(self, content: str, style: str) -> dict[str, int]:
-        """Return slot -> number of its LoRA: content, style, and those that always act."""
-        return self._slots(content, style)
-
-    def read(self, number: int, device: torch.device | None = None) -> Factors:
-        """Read the factors of a LoRA from its files.
+    def refused(self, content: str, style: str) -> str | None:
+        """Return why a pair cannot be fused; None if it can.
 
         Args:
-            number: its place in the document.
-            device: where they are kept; None for the catalogue's.
+            content: name of the subject's LoRA.
+            style: name of the style's LoRA.
 
         Raises:
-            ConfigError: the catalogue was opened without a folder of LoRAs.
-            ArtifactError, KloraError: see :meth:`fusion`.
+            ConfigError: the catalogue has no LoRA of this name.
         """
-        if self._folder is None:
-            raise ConfigError("the catalogue was opened without LoRAs; add loras=FOLDER.")
-        return read_factors(self.document.loras[number], self._folder, device or self.device)
+        return self.opened.facts(content, style).kind.refused
 
-    def _kept(self, number: int) -> Factors:
-        if number not in self._factors:
-            self._factors[number] = self.read(number)
-        return self._factors[number]
+    def __len__(self) -> int:
+        """Return the number of pairs, refused ones included."""
+        return len(self.opened)
 
-    def _slots(self, content: str, style: str) -> dict[str, int]:
-        return {
-            CONTENT: self._number(CONTENT, content),
-            STYLE: self._number(STYLE, style),
-            **self.document.always,
-        }
-
-    def _number(self, slot: str, name: str) -> int:
-        names = self._contents if slot == CONTENT else self._styles
-        if name not in names:
-            some = ", ".join(map(shown, list(names)[:8]))
-            more = ", …" if len(names) > 8 else ""
-            raise ConfigError(f"there is no {slot} {shown(name)}; the catalogue has {some}{more}.")
-        return names[name]
-
-    def _place(self, content: str, style: str) -> int:
-        """Return the number of a pair."""
-        wanted = self._number(CONTENT, content), self._number(STYLE, style)
-        pairs = self.file.pairs.pairs
-
-        def key(place: int) -> tuple[int, int]:
-            row = pairs[place]
-            return int(row[0]), int(row[1])
-
-        place = bisect_left(range(len(pairs)), wanted, key=key)
-        if place == len(pairs) or key(place) != wanted:
-            raise ConfigError(
-                f"the catalogue holds no pair of {shown(content)} and {shown(style)}; add it with "
-                "klora catalogue STORE --add."
-            )
-        return place
-
-    def _kind(self, content: str, style: str) -> Kind:
-        """Return the kind of a pair that fits.
-
-        Raises:
-            PairingError: it does not.
-        """
-        place = self._place(content, style)
-        kind = self.document.kinds[int(self.file.pairs.pairs[place, 2])]
-        if kind.refused is not None:
-            raise PairingError(f"{shown(content)} and {shown(style)}: {shown(kind.refused, 2000)}")
-        return kind
-
-    def _facts(self, place: int) -> PairFacts:
-        held, document = self.file.pairs, self.document
-        content, style, number = held.pairs[place].tolist()
-        kind = document.kinds[number]
-        gamma: dict[str, float | None] = {}
-        if kind.refused is None and document.terms.measures:
-            values = held.gamma[place].tolist()
-            gamma = {
-                name: None if value < 0.0 else value
-                for name, value in zip(document.components, values, strict=True)
-            }
-        choices = bytes(held.choices[place].tolist()).hex()
-        names = document.loras[content].name, document.loras[style].name
-        return PairFacts(*names, kind, gamma, choices)
+    def __repr__(self) -> str:
+        rule = shown(self.opened.document.terms.rule)
+        return (
+            f"Catalogue of {len(self.contents)} subjects and {len(self.styles)} styles by rule "
+            f"{rule}, {len(self)} pairs"
+        )

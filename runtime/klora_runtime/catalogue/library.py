@@ -113,9 +113,9 @@ class FusionLibrary:
         """
         if self.catalogue is None:
             raise ConfigError("the library has no catalogue; add catalogue=Catalogue.open(FILE).")
-        slots = self.catalogue.slots_of(content, style)
+        slots = self.catalogue.opened.slots_of(content, style)
         factors = {slot: self._factors(number) for slot, number in slots.items()}
-        return self.catalogue.fusion_with(content, style, factors)
+        return self.catalogue.opened.fusion_with(content, style, factors)
 
     @property
     def nbytes(self) -> int:
@@ -157,7 +157,7 @@ class FusionLibrary:
             if isinstance(known, Factors):
                 self._kept.move_to_end(number)
                 return known
-        found = self.catalogue.read(number, self.device)
+        found = self.catalogue.opened.read(number, self.device)
         self._keep(number, found)
         return found
 

@@ -11,7 +11,7 @@ import pytest
 from support.lora_files import GOLDEN
 
 from klora_runtime import ArtifactError, ConfigError, Fusion, FusionLibrary, load_fusion
-from klora_runtime.artifact import library as library_module
+from klora_runtime.catalogue import library as library_module
 
 SIZE = load_fusion(GOLDEN).nbytes
 
