@@ -48,7 +48,9 @@ class Files:
         return self.artifact.stat().st_size
 
 
-def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) -> Files:
+def write_files(
+    denoiser: nn.Module, component: str, folder: Path, rank: int, first_seed: int = 1
+) -> Files:
     """Write a content and a style LoRA over all attention and feed-forward layers, and fuse them.
 
     Args:
@@ -56,9 +58,10 @@ def write_files(denoiser: nn.Module, component: str, folder: Path, rank: int) ->
         component: its name in the pipeline.
         folder: folder for the files.
         rank: of both LoRAs in every layer.
+        first_seed: seed of the content LoRA; the style LoRA has the next one.
     """
     content, style = (folder / f"{name}.safetensors" for name in (CONTENT, STYLE))
-    for seed, path in enumerate((content, style), start=1):
+    for seed, path in enumerate((content, style), start=first_seed):
         random_lora({component: denoiser}, path, adapts, seed=seed, rank=rank, strength=_STRENGTH)
     device = next(denoiser.parameters()).device
     artifact = folder / "fused.klora.safetensors"

@@ -31,6 +31,8 @@ PUBLISHED: Mapping[str, Sequence[Run]] = {
         Run("race", 1),
         Run("race --compile --row peft-active --row merge --row branch --rounds 6", 1),
         Run("race --row merge --row branch --rounds 12", 1),
+        Run("race --row peft-active --row merge --row branch --steps 4 --resolution 256", 1),
+        Run("race --row peft-active --row merge --row branch --steps 8 --resolution 256", 1),
     ),
     "attach": (Run("attach", 2),),
     "measuring": (
@@ -40,6 +42,7 @@ PUBLISHED: Mapping[str, Sequence[Run]] = {
     ),
     "reading": (Run("reading --share 1 --rounds 3", 1),),
     "size": (Run("size", 2),),
+    "swapping": (Run("swapping", 2),),
     "before": (Run("before 584a707", 1),),
 }
 

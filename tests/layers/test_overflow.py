@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,7 @@ from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import IncompatibleModelError
+from klora_runtime.layers import overflow
 from klora_runtime.layers.choice import choose
 from klora_runtime.layers.live_fusion import LiveFusion
 from klora_runtime.layers.targets import find_targets
@@ -54,6 +55,23 @@ def live(
 ) -> LiveFusion:
     targets = find_targets({"unet": unet}, fusion)
     return LiveFusion(fusion, choose(mode, targets, {})[0], weights or {})
+
+
+def test_a_delta_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    magnitudes = overflow._magnitudes
+
+    def counting(tensors: Sequence[torch.Tensor]) -> list[float]:
+        seen.append(len(tensors))
+        return magnitudes(tensors)
+
+    monkeypatch.setattr(overflow, "_magnitudes", counting)
+    fusion, other = (hand_fusion(layer("one", down=2.0), layer("two")) for _ in range(2))
+    for each, new in ((fusion, [4]), (fusion, []), (other, [4])):
+        seen.clear()
+        sizes = overflow.sizes_of(find_targets({"unet": model(torch.float16)}, each))
+        assert [size["content"].delta for size in sizes] == [2.0, 1.0]
+        assert seen == new
 
 
 def bits(unet: nn.Module) -> dict[str, torch.Tensor]:

@@ -66,8 +66,9 @@ class Merge:
     def __init__(
         self, targets: Sequence[Target], previous: Merge | None = None, *, whole: bool = True
     ) -> None:
+        known = set() if previous is None else set(previous.paths)  # each change checks these
         refuse(
-            merge_hindrances(targets),
+            merge_hindrances([target for target in targets if target.path not in known]),
             "these weights cannot be merged into; nothing was changed. Use mode='branch', or load "
             "the model unquantised in float32, float16 or bfloat16.",
         )

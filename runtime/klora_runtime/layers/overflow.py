@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -32,6 +33,9 @@ class Largest:
     """An upper bound of the magnitudes in the delta."""
 
 
+#: Delta -> its largest magnitudes.
+_KNOWN: WeakKeyDictionary[Delta, Largest] = WeakKeyDictionary()
+
 #: Slot -> largest magnitudes of its delta.
 Sizes = Mapping[str, Largest]
 
@@ -53,18 +57,21 @@ def refuse_overflow(issues: Iterator[str]) -> None:
 
 
 def sizes_of(targets: Sequence[Target]) -> list[Sizes]:
-    """Return the sizes of each target; this waits for a device once per dtype."""
+    """Return the sizes of each target; this waits for a device once per dtype.
+
+    The sizes of a delta are kept as long as it is, for a fusion that acts again.
+    """
+    deltas = [stored.delta for target in targets for stored in target.entry.acting.values()]
+    new = [delta for delta in deltas if delta not in _KNOWN]
     kinds: defaultdict[_Kind, list[torch.Tensor]] = defaultdict(list)
-    for target in targets:
-        for stored in target.entry.acting.values():
-            for tensor in stored.delta.tensors:
-                kinds[_kind(tensor)].append(tensor)
+    for delta in new:
+        for tensor in delta.tensors:
+            kinds[_kind(tensor)].append(tensor)
     found = {kind: iter(_magnitudes(tensors)) for kind, tensors in kinds.items()}
+    for delta in new:
+        _KNOWN[delta] = _largest(delta, [next(found[_kind(t)]) for t in delta.tensors])
     return [
-        {
-            slot: _largest(stored.delta, [next(found[_kind(t)]) for t in stored.delta.tensors])
-            for slot, stored in target.entry.acting.items()
-        }
+        {slot: _KNOWN[stored.delta] for slot, stored in target.entry.acting.items()}
         for target in targets
     ]
 

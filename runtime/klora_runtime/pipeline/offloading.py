@@ -57,7 +57,8 @@ def unwritable(lineage: Sequence[nn.Module], names: Sequence[str], *, small: boo
             written while they are offloaded.
     """
     parameter = lineage[-1]._parameters.get(names[-1])
-    groups = [hook for hook in map(_group_hook, lineage) if hook is not None]
+    hooked = [module for module in lineage if DIFFUSERS in vars(module)]  # few or none
+    groups = [hook for hook in map(_group_hook, hooked) if hook is not None]
     if not small:
         if parameter is not None and parameter.device.type == "meta":
             return "its weight has no memory (meta device): sequential offloading is on"
