@@ -9,7 +9,7 @@ import click
 from diffusers.utils import logging
 from tqdm import tqdm
 
-from benchmark import attach, measuring, reading, size, swapping
+from benchmark import attach, catalogue, measuring, reading, size, swapping
 from benchmark.before import command as before
 from benchmark.contestants import KINDS
 from benchmark.models import MODELS, default_model
@@ -113,6 +113,7 @@ def race_command(
 
 
 main.add_command(attach.main, "attach")
+main.add_command(catalogue.main, "catalogue")
 main.add_command(before.main, "before")
 main.add_command(measuring.main, "measuring")
 main.add_command(reading.main, "reading")

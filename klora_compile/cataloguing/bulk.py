@@ -102,53 +102,66 @@ def _linked(piece: _Piece) -> Iterator[Linked]:
     def layers(number: int) -> tuple[int, int]:
         return id(numbers[number].table), id(numbers[number].ranks)
 
-    kept: dict[object, Side] = {}
+    batches: dict[tuple[int, ...], list[_Batch]] = {}
     before: tuple[int, int] | None = None
     for each in sorted(piece.wanted, key=lambda each: layers(each.content)):
         if layers(each.content) != before:
             before = layers(each.content)
-            kept.clear()
-        yield _of_content(piece, each, kept, layers)
+            batches.clear()
+        if each.styles not in batches:
+            batches[each.styles] = list(_batches(each.styles, layers))
+        yield _of_content(piece, each, batches[each.styles])
 
 
-def _of_content(
-    piece: _Piece,
-    wanted: Wanted,
-    kept: dict[object, Side],
-    layers: Callable[[int], tuple[int, int]],
-) -> Linked:
+@dataclass
+class _Batch:
+    """Styles of one table and one set of ranks, which duel together."""
+
+    styles: tuple[int, ...]
+    side: Side | None = None
+    """Their side against contents of the present table and ranks."""
+
+
+def _batches(styles: tuple[int, ...], layers: Callable[[int], tuple[int, int]]) -> Iterator[_Batch]:
+    for _, alike in groupby(sorted(styles, key=lambda i: (layers(i), i)), key=layers):
+        same = tuple(alike)
+        for start in range(0, len(same), _TOGETHER):
+            yield _Batch(same[start : start + _TOGETHER])
+
+
+def _of_content(piece: _Piece, wanted: Wanted, batches: Sequence[_Batch]) -> Linked:
     terms, numbers = piece.terms, piece.numbers
     rows: dict[int, tuple[list[float], bytes, bool]] = {}
     content = numbers[wanted.content]
-    for _, alike in groupby(sorted(wanted.styles, key=lambda i: (layers(i), i)), key=layers):
-        same = tuple(alike)
-        meeting = meeting_of({CONTENT: content.table, STYLE: numbers[same[0]].table})
+    sides: dict[object, Side] = {}
+    for batch in batches:
+        styles = [numbers[style] for style in batch.styles]
         if terms.duel is None:
-            rows |= {
-                style: ([UNDEFINED] * len(piece.components), bytes(16), False) for style in same
-            }
+            nothing = [UNDEFINED] * len(piece.components)
+            rows |= {style: (nothing, bytes(DIGEST_BYTES), False) for style in batch.styles}
             continue
-        mine = side_of(terms, meeting, CONTENT, [content], numbers[same[0]].ranks)
+        partner = styles[0]
+        meeting = meeting_of({CONTENT: content.table, STYLE: partner.table})
+        if batch.side is None:
+            batch.side = side_of(terms, meeting, STYLE, styles, content.ranks)
+        key = partner.table, partner.ranks
+        if key not in sides:
+            sides[key] = side_of(terms, meeting, CONTENT, [content], partner.ranks)
+        found = duels(terms.duel, meeting, sides[key], batch.side)
+        wrong = _undefined(found.gamma, found.fought, meeting.component_of_shared)
         columns = [piece.components.index(name) for name in meeting.components]
-        for start in range(0, len(same), _TOGETHER):
-            part = same[start : start + _TOGETHER]
-            if part not in kept:
-                styles = [numbers[style] for style in part]
-                kept[part] = side_of(terms, meeting, STYLE, styles, content.ranks)
-            found = duels(terms.duel, meeting, mine, kept[part])
-            wrong = _undefined(found.gamma, found.fought, meeting.component_of_shared)
-            parts = zip(part, found.gamma.tolist(), found.digests(), wrong, strict=True)
-            for style, gamma, digest, is_wrong in parts:
-                row = [UNDEFINED] * len(piece.components)
-                for column, value in zip(columns, gamma, strict=True):
-                    row[column] = value
-                rows[style] = row, digest, is_wrong
+        parts = zip(batch.styles, found.gamma.tolist(), found.digests(), wrong, strict=True)
+        for style, gamma, digest, is_wrong in parts:
+            row = [UNDEFINED] * len(piece.components)
+            for column, value in zip(columns, gamma, strict=True):
+                row[column] = value
+            rows[style] = row, digest, is_wrong
     ordered = [rows[style] for style in wanted.styles]
     return Linked(
         wanted.content,
         wanted.styles,
         [gamma for gamma, _, _ in ordered],
-        [digest[:DIGEST_BYTES] for _, digest, _ in ordered],
+        [digest for _, digest, _ in ordered],
         [is_wrong for _, _, is_wrong in ordered],
     )
 

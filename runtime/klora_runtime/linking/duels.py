@@ -38,12 +38,13 @@ class Duels:
 
     def digests(self) -> list[bytes]:
         """Return a digest of each pair's gamma and choices."""
-        found = []
+        found, pairs = [], len(self.gamma)
         parts = [each.contiguous() for each in (self.gamma, self.begins, self.switches)]
-        for pair in range(len(self.gamma)):
+        views = [(memory_of(part), part.nbytes // pairs) for part in parts]
+        for pair in range(pairs):
             digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-            for part in parts:
-                digest.update(memory_of(part[pair]))
+            for view, size in views:
+                digest.update(view[pair * size : (pair + 1) * size])
             found.append(digest.digest())
         return found
 
