@@ -35,7 +35,7 @@ def model_path(name: str | os.PathLike[str]) -> Path:
 
 def model_name(path: Path) -> str:
     """Return how files name a base model: without folders, or its name and commit on the Hub."""
-    return kept_name(path) or path.resolve().name
+    return kept_name(path) or Path(os.path.abspath(path)).name
 
 
 def downloaded(address: Address, *, trust_remote_code: bool = False) -> Path:

@@ -43,15 +43,18 @@ def inspect_command(
     numbers: bool,
     reading: ReadOptions,
 ) -> None:
-    """Show the contents of FILE, an artifact or a LoRA.
+    """Show the contents of FILE, an artifact, a LoRA, or a picture of klora sample.
 
     For an artifact: sources, rule, and each layer's schedule. For a LoRA (a file, or a folder that
     PEFT or diffusers saved): base model, layout, trainer, trigger words, forms, ranks, alphas and
-    their sources, and keys that cannot be used. Exit status 1: the LoRA cannot be compiled.
+    their sources, and keys that cannot be used. For a picture (.png): how it was made. Exit status
+    1: the LoRA cannot be compiled.
     """
     from klora_runtime.artifact.document import is_artifact
 
-    if is_artifact(file):
+    if file.suffix.lower() == ".png":
+        _inspect_picture(file, as_json)
+    elif is_artifact(file):
         _inspect_artifact(file, as_json, plot, shift, numbers)
     elif plot is not None:
         raise click.UsageError(f"{file} is not an artifact: --plot draws a schedule.")
@@ -59,6 +62,22 @@ def inspect_command(
         raise click.UsageError(f"{file} is not an artifact: --shift is of a schedule.")
     else:
         _inspect_lora(file, as_json, numbers, reading)
+
+
+def _inspect_picture(file: Path, as_json: bool) -> None:
+    from klora_compile.sampling.making import read_making
+    from klora_runtime.errors import shown
+
+    making = read_making(file)
+    if as_json:
+        print_json("picture", {"file": str(file), **making.json()})
+        return
+    for line in making.parameters().splitlines():
+        click.echo(shown(line, limit=10_000))
+    named = {"artifact": making.artifact, **making.loras}
+    for name, each in named.items():
+        hashes = (f"{kind} {each[kind]}" for kind in ("sha256", "autov2", "autov3") if kind in each)
+        click.echo(f"{shown(name)}: {shown(each['file'])}, {shown(', '.join(hashes))}")
 
 
 def _inspect_lora(file: Path, as_json: bool, numbers: bool, options: ReadOptions) -> None:

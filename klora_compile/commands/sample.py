@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from klora_compile.commands.again import again_option
 from klora_compile.commands.beside import Beside, BesideArtifact, by_name
 from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
@@ -19,6 +20,9 @@ from klora_compile.commands.parameters import (
 )
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.extras import missing_library
+
+if TYPE_CHECKING:
+    from klora_compile.sampling.making import Making
 
 #: ``klora_runtime.layers.choice.MODES``, repeated here so that the help does not import torch.
 MODES = ("auto", "merge", "branch")
@@ -40,6 +44,7 @@ _SIZE = click.IntRange(1, 2**20)
 
 @click.command("sample")
 @artifact_argument
+@again_option
 @click.option(
     "--model",
     "--pretrained-model-name-or-path",
@@ -157,6 +162,11 @@ _SIZE = click.IntRange(1, 2**20)
     required=True,
     help="The picture to write: .png, .jpg, .webp; for one video also .gif.",
 )
+@click.option(
+    "--no-metadata",
+    is_flag=True,
+    help="Do not write into a .png how it was made: prompt, seed, settings, digests of the LoRAs.",
+)
 @source_option
 @signed_by_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
@@ -176,6 +186,8 @@ def sample_command(
     device: str,
     dtype: str,
     trust_remote_code: bool,
+    no_metadata: bool,
+    again: Making | None,
     output: Path,
     sources: tuple[tuple[str, Path], ...],
     signed_by: Path | None,
@@ -186,7 +198,8 @@ def sample_command(
     """Make pictures with the artifact FILE.
 
     One prompt makes one picture; several prompts or a count make a contact sheet, a row for each
-    prompt and a column for each seed. A picture depends on its prompt and seed alone.
+    prompt and a column for each seed. A picture depends on its prompt and seed alone. A .png says
+    how it was made, in the words of A1111 too; 'klora inspect' shows it, --again repeats it.
     """
     if seed > _LAST_SEED - count:
         raise click.UsageError(f"--seed {seed} and --count {count} go past {_LAST_SEED}.")
@@ -214,6 +227,8 @@ def sample_command(
         missing=missing,
         signed_by=signed_by,
         trust_remote_code=trust_remote_code,
+        tells=not no_metadata,
+        again=again,
         overwrite=force,
     )
     made = sample_to_file(file, model, request, output, how)

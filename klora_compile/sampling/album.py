@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from klora_compile.sampling.making import Making
 from klora_compile.sampling.pictures import Shot
 from klora_compile.sampling.sheet import Row, contact_sheet
 from klora_runtime.artifact.replacing import replacing
@@ -47,12 +49,15 @@ def check_ending(path: Path, *, total: int, videos: bool) -> None:
     )
 
 
-def write_shots(shots: Sequence[Shot], path: Path, *, overwrite: bool = False) -> str:
+def write_shots(
+    shots: Sequence[Shot], path: Path, making: Making | None = None, *, overwrite: bool = False
+) -> str:
     """Write all shots into one file.
 
     Args:
         shots: sorted by prompt, then by seed; every prompt has the same number of seeds.
         path: the file.
+        making: how they were made, for the text of a PNG; None for no text.
         overwrite: replace an existing file.
 
     Returns:
@@ -79,7 +84,12 @@ def write_shots(shots: Sequence[Shot], path: Path, *, overwrite: bool = False) -
             image, words = _one_image(shots)
             if ending in (".jpg", ".jpeg"):
                 image = image.convert("RGB")
-            image.save(temporary, **_QUALITY.get(ending, {}))
+            options = _QUALITY.get(ending, {})
+            if ending == ".png" and making is not None:
+                size = dict(zip(("width", "height"), first.frames[0].size, strict=True))
+                told = replace(making, facts={**making.facts, **size})
+                options = {"pnginfo": told.chunks()}
+            image.save(temporary, **options)
         except (ValueError, KeyError) as error:
             raise KloraError(f"{shown(path)} cannot be written: {shown(error)}.") from error
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any, Literal
 
 from klora_compile.base_models import model_name
 from klora_compile.sampling.album import check_ending, write_shots
+from klora_compile.sampling.making import FACTS, Making, lora_hashes, refuse_others, sampler_name
 from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
 from klora_compile.sampling.pipeline import compile_denoiser, load_pipeline, use_scheduler
+from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.references import complete
 from klora_runtime.errors import IncompatibleModelError, KloraError, shown
 from klora_runtime.families.catalogue import families_name
+from klora_runtime.hub.fetching import kept_name
 from klora_runtime.pipeline.handle import apply_fusion
 
 
@@ -39,6 +43,10 @@ class How:
     """The key that every artifact must be signed by; None for any."""
     trust_remote_code: bool = False
     """Whether Python files of the model itself may run."""
+    tells: bool = True
+    """Whether a PNG says how it was made."""
+    again: Making | None = None
+    """The making that the new one must agree with; None for any."""
     overwrite: bool = False
     """Whether to replace an existing picture."""
 
@@ -105,7 +113,9 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     )
     if how.scheduler is not None:
         use_scheduler(pipe, how.scheduler)
-    arguments(pipe, request)
+    made = making(file, pipe, fusion, request, how)
+    if how.again is not None:
+        refuse_others(how.again, made)
     check_ending(output, total=request.total, videos=makes_videos(pipe))
     try:
         handle = apply_fusion(
@@ -123,9 +133,57 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
             compile_denoiser(pipe, fusion)
         shots = list(sample(pipe, request))
         report = handle.report()
-    held = write_shots(shots, output, overwrite=how.overwrite)
-    name = model_name(Path(pipe.name_or_path))
-    return Made(output, name, held, shots, report.mode, report.why, report.missing)
+    held = write_shots(shots, output, made if how.tells else None, overwrite=how.overwrite)
+    return Made(output, made.model, held, shots, report.mode, report.why, report.missing)
+
+
+def making(file: Path, pipe: Any, fusion: Fusion, request: Request, how: How) -> Making:
+    """Return how pictures are about to be made.
+
+    Raises:
+        ConfigError: the pipeline's call does not take an argument; see
+            :func:`~klora_compile.sampling.pictures.arguments`.
+    """
+    given = {k: v for k, v in arguments(pipe, request).items() if k != "output_type"}
+    defaults = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items()}
+    return Making(
+        artifact=_named(file),
+        always={name: _named(Path(path)) for name, path in how.always.items()},
+        loras={
+            name: {
+                "file": source.file,
+                "sha256": source.sha256,
+                **lora_hashes(source.sha256, how.sources.get(name)),
+            }
+            for name, source in fusion.sources.items()
+        },
+        model=model_name(Path(pipe.name_or_path)),
+        prompts=request.prompts,
+        seed=request.seed,
+        count=request.count,
+        settings=given,
+        scheduler=how.scheduler,
+        mode=how.mode,
+        weights=how.weights,
+        missing=how.missing,
+        dtype=how.dtype,
+        facts={
+            "sampler": sampler_name(getattr(pipe, "scheduler", None)),
+            **{
+                fact: value if isinstance(value, int | float) else None
+                for fact, name in FACTS.items()
+                if name is not None
+                for value in (given.get(name, defaults.get(name)),)
+            },
+        },
+    )
+
+
+def _named(artifact: Path) -> dict[str, str]:
+    """Return the name and the digest of an artifact, and its name on the Hub if it has one."""
+    named = {"file": artifact.name, "sha256": file_digest(artifact)}
+    hub = kept_name(artifact)
+    return named if hub is None else {**named, "hub": hub}
 
 
 def _misfit(error: KloraError, file: Path, fusion: Fusion, model: str) -> IncompatibleModelError:

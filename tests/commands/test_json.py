@@ -62,6 +62,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "pictures": [
         ("sample", ARTIFACT, "--model", "model", "--prompt", "a", "--steps", "1", "-o", "a.png")
     ],
+    "picture": [("inspect", "made.png")],
     "card": [("card", ARTIFACT, "-o", "README.md")],
     "push": [("push", ARTIFACT, "me/new", "--dry-run")],
     "pull": [("pull", "me/fused", "-o", "pulled.klora.safetensors")],
@@ -142,6 +143,11 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = klora("compile", *files, *option, "-o", folder / f"{name}.klora.safetensors")
         assert made.exit_code == 0
     assert klora("profile", *files, folder / ARTIFACT, "--store", folder / "store").exit_code == 1
+    fast = folder / "turbo.klora.safetensors"
+    assert klora("compile", turbo, "-o", fast).exit_code == 0
+    words = ("--model", shipped.model, "--prompt", "a", "--steps", 1, "--weight", "style=0.5")
+    words += ("--always", f"turbo={fast}", "--device", "cpu", "-o", folder / "made.png")
+    assert klora("sample", folder / ARTIFACT, *words).exit_code == 0
     return folder
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from support.form_files import DORA_LAYER, small_dora
 from support.hub import TOKEN, Hub, Repository
-from support.shipped import Shipped, error_of, klora
+from support.shipped import Shipped, error_of, klora, pixels
 
 from klora_compile import ReadOptions, compile_fusion, read_adapter, verify_fusion
 from klora_compile.base_models import model_name
@@ -54,7 +54,7 @@ def test_sampling_downloads_a_whole_pipeline(
     assert sampled(str(shipped.model), here, shipped).exit_code == 0
     result = sampled("me/model", there, shipped, "--json")
     assert result.exit_code == 0, result.output
-    assert there.read_bytes() == here.read_bytes()
+    assert pixels(there) == pixels(here)
     assert json.loads(result.stdout)["model"] == f"hf://me/model@{commit}"
     assert not any("picture.png" in request for request in hub.requests)
 

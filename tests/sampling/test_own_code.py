@@ -13,7 +13,7 @@ from drawings.pipeline import load
 from PIL import Image
 from support.hub import Hub
 from support.lora_files import ROOT
-from support.shipped import Shipped, error_of, klora
+from support.shipped import Shipped, error_of, klora, pixels
 from tiny_pipeline import tiny_lora
 
 from klora_compile import compile_fusion
@@ -130,7 +130,7 @@ def test_a_pipeline_of_its_own_on_the_hub(
     assert json.loads(result.stdout)["model"].startswith("hf://me/drawings@")
     here = tmp_path / "here.png"
     assert sample(penguin, folder, here, "--trust-remote-code").exit_code == 0
-    assert output.read_bytes() == here.read_bytes()
+    assert pixels(output) == pixels(here)
 
 
 def test_a_pipeline_without_its_file_on_the_hub(hub: Hub, penguin: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_prompt_makes_the_picture_of_the_python_api(shipped: Shipped, tmp_path: Path) -> None:
     output = tmp_path / "fox.png"
-    result = sampled(shipped, output, "--seed", 5)
+    result = sampled(shipped, output, "--seed", 5, "--no-metadata")
     assert result.exit_code == 0, result.stderr
     assert pixels(output) == pixels(shipped.picture(seed=5))
     reference = tmp_path / "reference.png"
