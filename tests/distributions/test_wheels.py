@@ -133,7 +133,8 @@ def test_the_compiler_requires_the_runtime_of_its_version_and_that_requires_torc
     assert f"klora-runtime=={__version__}" in compiler.get_all("Requires-Dist")
     needs = [Requirement(line) for line in runtime.get_all("Requires-Dist")]
     assert {need.name for need in needs if need.marker is None} == {"torch"}
-    assert {need.name for need in needs if need.marker} == {"huggingface-hub"}
+    extras = {"huggingface-hub", "model-signing", "pyopenssl"}
+    assert {need.name for need in needs if need.marker} == extras
 
 
 def test_the_runtime_alone_applies_an_artifact(built: Path, tmp_path: Path) -> None:
