@@ -39,16 +39,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
 @click.argument("names", nargs=-1)
-@click.option("--bfloat16", is_flag=True, help="Convolve and multiply in bfloat16.")
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(
-    packages: Path,
-    run: Path,
-    out: Path,
-    regime: str,
-    names: tuple[str, ...],
-    bfloat16: bool,
-    threads: int,
+    packages: Path, run: Path, out: Path, regime: str, names: tuple[str, ...], threads: int
 ) -> None:
     """Train LoRAs on the base in RUN, and say how many subjects had to be trained again."""
     torch.set_num_threads(threads)
@@ -69,7 +62,7 @@ def main(
             pipe,
             recipe,
             torch.stack([picture for picture in pictures if picture is not None]),
-            Plan(_UPDATES[recipe.kind][Regime(regime)], bfloat16=bfloat16),
+            Plan(_UPDATES[recipe.kind][Regime(regime)]),
             folder,
             judge if recipe.kind == "subject" else None,
         )

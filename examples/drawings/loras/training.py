@@ -11,7 +11,6 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from drawings.base.arithmetic import arithmetic
 from drawings.base.flow import flow_loss, placed
 
 #: All linear layers of the attention blocks, and the convolutions of the residual blocks, which a
@@ -37,7 +36,6 @@ class Plan:
     rate: float = 1e-3
     """Highest learning rate; it falls to 0."""
     seed: int = 0
-    bfloat16: bool = False
 
 
 def added_lora(pipe: StableDiffusionPipeline, rank: int) -> list[torch.nn.Parameter]:
@@ -79,10 +77,9 @@ def train(
         clean = places[torch.randint(_PLACES, (plan.batch,)), chosen]
         empty = torch.rand(plan.batch) < _EMPTY
         texts = ["" if e else prompts[i] for i, e in zip(chosen, empty, strict=True)]
+        loss = flow_loss(pipe, clean, texts)
         optimizer.zero_grad(set_to_none=True)
-        with arithmetic(pipe.device.type, plan.bfloat16):
-            loss = flow_loss(pipe, clean, texts)
-            loss.backward()
+        loss.backward()
         optimizer.step()
         mean = loss.item() if update == 0 else 0.98 * mean + 0.02 * loss.item()
     return mean
