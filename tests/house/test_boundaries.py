@@ -61,6 +61,33 @@ def test_the_runtime_imports_torch_safetensors_and_the_standard_library(path: Pa
     assert foreign <= RUNTIME_NEEDS, f"{path.name} imports {foreign - RUNTIME_NEEDS}"
 
 
+PACK = ROOT / "examples" / "comfyui"
+#: What the nodes may import besides the standard library, klora's runtime and their own modules:
+#: what ComfyUI is, and what it brings.
+NODES_NEED = {"torch", "PIL", "comfy", "comfy_api", "folder_paths"}
+
+
+def foreign_of_nodes(source: str) -> set[str]:
+    """What nodes import and should not: the compiler, the room of pipelines, other libraries."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    known = NODES_NEED | sys.stdlib_module_names | {"klora_runtime"}
+    pipelines = {name for name in names if name.startswith("klora_runtime.pipeline")}
+    return pipelines | {name for name in names if name.partition(".")[0] not in known}
+
+
+def test_nodes_for_comfyui_need_the_runtime_alone_and_no_pipeline() -> None:
+    files = sorted(PACK.glob("*.py"))
+    assert len(files) > 5
+    assert {path.name: own for path in files if (own := foreign_of_nodes(path.read_text()))} == {}
+    wrong = "import diffusers\nfrom klora_compile import x\nfrom klora_runtime.pipeline import y"
+    assert foreign_of_nodes(wrong) == {"diffusers", "klora_compile", "klora_runtime.pipeline"}
+
+
 def test_each_room_loads_what_it_needs_and_no_more(tmp_path: Path) -> None:
     """Layers, a plain artifact, a compressed one, the pipeline's room, the compiler: in turn."""
     path = tmp_path / "small.klora.safetensors"

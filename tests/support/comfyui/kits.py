@@ -1,0 +1,215 @@
+"""The door of tests to ComfyUI or to its double, whichever a test runs against."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from support.comfyui import keys, models, patching, sampling, schema
+from support.lora_files import ROOT
+
+PACK = ROOT / "examples" / "comfyui"
+CHECKOUT = os.environ.get("KLORA_COMFYUI")
+NEEDS_COMFYUI = "KLORA_COMFYUI does not name a folder of ComfyUI"
+
+_CPU = torch.device("cpu")
+_numbers = count()
+
+
+class Double:
+    """The double, with its small models."""
+
+    name = "double"
+    #: Samplers, and the step of each evaluation in a run of five steps.
+    samplers = ("euler", "heun", "euler_cfg_pp")
+
+    def modules(self) -> dict[str, ModuleType]:
+        """The modules that the pack imports, by name."""
+        folders = _module("folder_paths", folder_names_and_paths={}, models_dir="")
+        folders.get_filename_list = lambda name: _files(folders, name)  # type: ignore[attr-defined]
+        folders.get_full_path = lambda name, file: _file(folders, name, file)  # type: ignore[attr-defined]
+        return {
+            "comfy": _module("comfy"),
+            "comfy.lora": keys,
+            "comfy.patcher_extension": patching,
+            "comfy_api": _module("comfy_api"),
+            "comfy_api.latest": schema,
+            "folder_paths": folders,
+        }
+
+    def patcher(self, model: Any) -> Any:
+        return patching.ModelPatcher(model, _CPU, _CPU)
+
+    def flux(self) -> Any:
+        return models.flux()
+
+    def sd1(self) -> Any:
+        return models.sd1()
+
+    def places(self, name: str, model: Any) -> dict[str, torch.Tensor]:
+        """Parameter of diffusers -> where its numbers are in the denoiser."""
+        table = models.FLUX_PLACES if name == "flux" else models.SD1_PLACES
+        return models.places(model, table)
+
+    def noise(self, channels: int) -> torch.Tensor:
+        return torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def sample(
+        self,
+        patcher: Any,
+        sampler: str | Callable[..., Any] = "euler",
+        steps: int = 5,
+        part: slice = slice(None),
+        callback: Any = None,
+    ) -> torch.Tensor:
+        """Sample; ``part`` of the list of noise levels."""
+        most = patcher.model.model_sampling.sigma_max
+        sigmas = (torch.linspace(1, 0, steps + 1) ** (1 if most == 1.0 else 2) * most)[part]
+        function = sampling.SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+        channels = 16 if most == 1.0 else 4
+        return sampling.sample(patcher, self.noise(channels), sigmas, function, callback)
+
+    def load(self, patcher: Any) -> None:
+        sampling.load(patcher)
+
+
+class Comfy(Double):
+    """ComfyUI itself, with tiny models of its own classes."""
+
+    name = "ComfyUI"
+    samplers = ("euler", "heun", "heunpp2", "dpmpp_2s_ancestral", "dpm_2", "euler_cfg_pp")
+
+    def __init__(self) -> None:
+        if CHECKOUT is None or not Path(CHECKOUT, "comfy").is_dir():
+            pytest.skip(NEEDS_COMFYUI)
+        if CHECKOUT not in sys.path:
+            _stand_in_for_torchvision()
+            sys.path.insert(0, CHECKOUT)
+        from comfy.cli_args import args
+
+        args.cpu = True
+        importlib.import_module("comfy.samplers")  # the rest comes with it
+
+    def modules(self) -> dict[str, ModuleType]:
+        names = ("comfy", "comfy.lora", "comfy.patcher_extension", "comfy_api", "comfy_api.latest")
+        return {name: importlib.import_module(name) for name in (*names, "folder_paths")}
+
+    def patcher(self, model: Any) -> Any:
+        from comfy.model_patcher import ModelPatcher
+
+        return ModelPatcher(model, _CPU, _CPU)
+
+    def flux(self) -> Any:
+        from support.comfyui.tiny import tiny_model
+
+        return tiny_model("flux")
+
+    def sd1(self) -> Any:
+        from support.comfyui.tiny import tiny_model
+
+        return tiny_model("sd1")
+
+    def places(self, name: str, model: Any) -> dict[str, torch.Tensor]:
+        from support.comfyui.tiny import numbers_of
+
+        return numbers_of(name)
+
+    def sample(
+        self,
+        patcher: Any,
+        sampler: str | Callable[..., Any] = "euler",
+        steps: int = 5,
+        part: slice = slice(None),
+        callback: Any = None,
+    ) -> torch.Tensor:
+        import comfy.samplers
+        from support.comfyui.tiny import FAMILIES, conditioning, noise_for
+
+        if not isinstance(sampler, str):
+            raise TypeError("ComfyUI's own samplers have names")
+        scheduler = FAMILIES[patcher.model.tiny].scheduler
+        runner = comfy.samplers.KSampler(
+            patcher, steps, _CPU, sampler, scheduler, None, patcher.model_options
+        )
+        noise = noise_for(patcher.model)
+        return runner.sample(  # type: ignore[no-any-return]
+            noise,
+            *conditioning(patcher.model),
+            2.0,
+            latent_image=torch.zeros_like(noise),
+            sigmas=runner.sigmas[part],
+            callback=callback,
+            disable_pbar=True,
+            seed=5,
+        )
+
+    def load(self, patcher: Any) -> None:
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([patcher])
+
+
+def pack(module: str = "") -> Any:
+    """Load klora's nodes as ComfyUI does, from their folder; a module of them, if it is named."""
+    name = f"klora_nodes_{next(_numbers)}"
+    spec = importlib.util.spec_from_file_location(name, PACK / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return importlib.import_module(f"{name}.{module}") if module else loaded
+
+
+def kits() -> Sequence[str]:
+    """The names of the kits that tests run against."""
+    return ("double", "ComfyUI") if CHECKOUT else ("double",)
+
+
+def kit_named(name: str) -> Double:
+    return Double() if name == "double" else Comfy()
+
+
+def _module(name: str, **attributes: Any) -> ModuleType:
+    made = ModuleType(name)
+    vars(made).update(attributes)
+    made.__path__ = []
+    return made
+
+
+class _Empty(ModuleType):
+    """A module in which every name is an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def _stand_in_for_torchvision() -> None:
+    """ComfyUI imports these when it is loaded, and no model here uses them."""
+    importlib.import_module("diffusers.loaders.peft")  # it asks early whether torchvision is there
+    for name in ("torchvision", "torchaudio"):
+        if importlib.util.find_spec(name) is None:
+            for module in (name, f"{name}.transforms", f"{name}.functional"):
+                sys.modules[module] = _Empty(module)
+
+
+def _files(folders: Any, name: str) -> list[str]:
+    paths, endings = folders.folder_names_and_paths[name]
+    found = (p.relative_to(f).as_posix() for f in map(Path, paths) for p in f.rglob("*.*"))
+    return sorted(file for file in found if Path(file).suffix in endings)
+
+
+def _file(folders: Any, name: str, file: str) -> str | None:
+    paths, _ = folders.folder_names_and_paths[name]
+    return next((str(Path(f, file)) for f in paths if Path(f, file).is_file()), None)
