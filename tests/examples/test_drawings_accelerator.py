@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import drawings
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from drawings.accelerator.training import Plan, distil
 from drawings.accelerator.trajectories import Trajectories, few_step_scheduler, trajectories
+from drawings.base.train import trained
 from drawings.loras.training import remove
 from support.tiny_drawings import tiny_drawings
 
+from klora_compile import compile_fusion
+from klora_runtime import apply_fusion
+
+DRAWINGS = Path(drawings.__file__).parent
 STEPS = 3
 
 
@@ -92,3 +99,27 @@ def test_the_lora_learns_the_flows_and_nothing_else_of_the_base_changes(
     after = pipe.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_kept_lora_draws_in_four_steps_what_the_base_draws_in_many() -> None:
+    file = DRAWINGS / "accelerator" / "weights" / "accelerator-4.safetensors"
+    assert file.stat().st_size < 2e6
+    pipe = trained(DRAWINGS / "base" / "weights")
+
+    def drawn(steps: int, guidance: float) -> torch.Tensor:
+        found: torch.Tensor = pipe(
+            ["a crab, noto style", "a pizza, twemoji style"],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(2)],
+            output_type="pt",
+        ).images
+        return found
+
+    many = drawn(16, 3.0)
+    pipe.scheduler = few_step_scheduler(pipe)
+    bare = drawn(4, 1.0)
+    with apply_fusion(pipe, compile_fusion(file, device="cpu")):
+        fast = drawn(4, 1.0)
+    far, near = ((each - many).square().mean().sqrt().item() for each in (bare, fast))
+    assert near < 0.8 * far
