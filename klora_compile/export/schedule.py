@@ -33,8 +33,8 @@ KSAMPLER_NOTE = (
 
 PERCENT_NOTE = (
     "start_percent and end_percent are compared with the noise before a step. Under sgm_uniform, "
-    "with models of flow matching (FLUX.1, SD3), each phase begins one step late. Under beta and "
-    "karras a fifth of the steps or more get the LoRA of another phase."
+    "with models of flow matching, each phase begins one step late. Under beta and karras a fifth "
+    "of the steps or more get the LoRA of another phase."
 )
 
 NOTE = (

@@ -361,7 +361,7 @@ def test_sample_takes_the_sources(
     monkeypatch.chdir(path.parent)
     files = [shipped.artifact.with_name(f"{name}.safetensors") for name in ("fox", "ink")]
     thinned(files[0], files[1], path)
-    ask = ("--model", shipped.model, "--prompt", "a fox", "--steps", 2, "--force")
+    ask = ("--model", shipped.model, "--prompt", "a fox", "--steps", 2, "--force", "--no-metadata")
     sources = ("--source", f"content={files[0]}", "--source", f"style={files[1]}")
     for name, artifact, further in (("a", shipped.artifact, ()), ("b", path, sources)):
         code, text = run("sample", artifact, *ask, *further, "-o", f"{name}.png")

@@ -134,7 +134,7 @@ def test_the_schedule_says_when_each_file_acts(tmp_path: Path) -> None:
     assert schedule.pop("note_on_ksampler_advanced") == KSAMPLER_NOTE
     assert schedule.pop("note_on_percent") == (
         "start_percent and end_percent are compared with the noise before a step. Under "
-        "sgm_uniform, with models of flow matching (FLUX.1, SD3), each phase begins one step late. "
+        "sgm_uniform, with models of flow matching, each phase begins one step late. "
         "Under beta and karras a fifth of the steps or more get the LoRA of another phase."
     )
     assert schedule == {
