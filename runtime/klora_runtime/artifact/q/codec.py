@@ -7,10 +7,9 @@ together. This module is the room's entry; artifacts without compressed slots do
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from threading import Lock
 
 import torch
@@ -168,26 +167,13 @@ def unpack_factors(packed: torch.Tensor, slots: Sequence[PackedSlot]) -> list[St
     ]
 
     def use(group: int, rows: torch.Tensor, points: torch.Tensor) -> None:
-        begin = 0
-        for first, count in _runs(rows):
-            own = slice(begin, begin + count)
-            half = halves[group][first : first + count]
-            torch.mul(points[own], half, out=values[group][first : first + count])
-            begin += count
+        points *= halves[group][rows]
+        values[group].index_copy_(0, rows, points)
 
     unpack(packed.cpu(), groups, use)
     there = torch.split(flat.to(packed.device), counts)
     by_length = {rows.length: part for rows, part in zip(groups, there, strict=True)}
     return _laid_out(by_length, slots)
-
-
-def _runs(rows: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Yield (first, count) of each run of neighbours in ascending row numbers."""
-    ends = (rows.diff() != 1).nonzero().flatten() + 1
-    bounds = [0, *ends.tolist(), len(rows)]
-    firsts = rows[bounds[:-1]].tolist()
-    for first, (begin, end) in zip(firsts, pairwise(bounds), strict=True):
-        yield first, end - begin
 
 
 def stored_sizes(stored: Sequence[Stored]) -> list[float]:
