@@ -27,6 +27,7 @@ from drawings.evaluation.scores import (
 )
 from drawings.loras.files import lora_path
 from drawings.pipeline import DrawingPipeline, load
+from drawings.sheet import Table, draw_sheet
 from drawings.subjects import (
     HELD_OUT_STYLES,
     HELD_OUT_SUBJECTS,
@@ -36,6 +37,7 @@ from drawings.subjects import (
     TUNING_SUBJECTS,
     prompt,
 )
+from PIL import Image, ImageFont
 
 from klora_compile import compile_fusion
 from klora_compile.reading.adapter import read_adapter
@@ -313,3 +315,13 @@ def test_kept_pictures_are_not_drawn_again(tmp_path: Path, pipe: DrawingPipeline
     nobody: Any = None
     again = Studio(nobody, WEIGHTS, tmp_path, seeds=1, steps=1).pictures(TABLE[0], "penguin", "ink")
     assert torch.equal(first, again)
+
+
+def test_labels_of_a_sheet_do_not_overlap() -> None:
+    """Not even over single pictures, which are narrower."""
+    cell = [Image.new("RGB", (48, 48), "white")]
+    names = ("headphone", "firefox")
+    fused = {names: cell}
+    sheet = draw_sheet(Table({names[1]: cell}, {names[0]: cell}, fused), "a title")
+    longest = ImageFont.load_default(15).getlength("headphone + firefox, fused")
+    assert sheet.width > 2 * longest
