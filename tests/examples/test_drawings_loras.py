@@ -11,9 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
+from drawings.base.flow import latents
 from drawings.base.subjects import HELD_OUT_SUBJECTS, TRAINING_STYLES
 from drawings.loras import __main__ as run
-from drawings.loras import acceptance
+from drawings.loras import acceptance, training
 from drawings.loras.acceptance import Entry, Ledger, summary, train_until_accepted
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe, Regime, style_recipe, subject_recipe, true_recipe
@@ -86,6 +87,27 @@ def test_the_ceiling_sees_the_drawing_that_a_fusion_is_compared_with() -> None:
 
 
 # The training.
+
+
+@pytest.mark.slow
+def test_drawings_that_are_not_moved_are_seen_where_they_are(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    seen: list[torch.Tensor] = []
+
+    def loss(pipe: Any, clean: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        seen.append(clean)
+        return sum(w.sum() for w in pipe.unet.parameters() if w.requires_grad)
+
+    monkeypatch.setattr(training, "flow_loss", loss)
+    pictures = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for moved in (True, False):
+        train(pipe, pictures, ("a fox",), Plan(4, batch=2, rank=2, moved=moved))
+        remove(pipe)
+    clean = latents(pipe, pictures)
+    assert all(torch.equal(part, clean.expand(2, -1, -1, -1)) for part in seen[4:])
+    assert not all(torch.equal(part, clean.expand(2, -1, -1, -1)) for part in seen[:4])
 
 
 @pytest.mark.slow
@@ -191,6 +213,7 @@ def test_loras_that_are_there_are_left_alone(
         pipe: Any, recipe: Recipe, pictures: Any, plan: Plan, folder: Path, judge: Any
     ) -> Entry:
         trained.append(recipe.name)
+        assert not plan.moved  # a subject stays where it is
         lora_path(folder, "subject", recipe.name).parent.mkdir(parents=True, exist_ok=True)
         lora_path(folder, "subject", recipe.name).touch()
         entry = Entry(1, plan.updates, 0.5, reached[recipe.name], "")

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from drawings.base.flow import flow_loss, placed
+from drawings.base.flow import flow_loss, latents, placed
 
 #: All linear layers of the attention blocks, and the convolutions of the residual blocks, which a
 #: style needs to reach the finest level.
@@ -20,7 +20,7 @@ _LAYERS = [
     *("conv1", "conv2"),
 ]
 _WARMUP, _EMPTY = 20, 0.1
-#: Each drawing is encoded at so many places, once, before the training.
+#: Each drawing is encoded at so many places, once, before the training, if it is moved.
 _PLACES = 8
 #: The adapter that is being trained.
 _ADAPTER = "trained"
@@ -36,6 +36,8 @@ class Plan:
     rate: float = 1e-3
     """Highest learning rate; it falls to 0."""
     seed: int = 0
+    moved: bool = True
+    """Whether each drawing is seen at several places."""
 
 
 def added_lora(pipe: StableDiffusionPipeline, rank: int) -> list[torch.nn.Parameter]:
@@ -67,7 +69,10 @@ def train(
     torch.manual_seed(plan.seed)
     weights = added_lora(pipe, plan.rank)
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, weight_decay=0.0, fused=True)
-    places = placed(pipe, pictures, _PLACES).to(pipe.device)
+    if plan.moved:
+        places = placed(pipe, pictures, _PLACES).to(pipe.device)
+    else:
+        places = latents(pipe, pictures).expand(_PLACES, -1, -1, -1, -1)
     mean = 0.0
     for update in range(plan.updates):
         for group in optimizer.param_groups:
