@@ -53,14 +53,16 @@ def main(
     seen = trajectories(pipe, prompts, steps, torch.Generator().manual_seed(0))
     out.mkdir(parents=True, exist_ok=True)
     rows = [_drawn(pipe, 20, 3.0), _drawn(pipe, steps, 3.0)]
-    loss = distil(pipe, seen, Plan(updates, bfloat16=bfloat16))
     pipe.scheduler = few_step_scheduler(pipe)
+    unguided = _drawn(pipe, steps, 1.0)
+    loss = distil(pipe, seen, Plan(updates, bfloat16=bfloat16))
     rows.append(_drawn(pipe, steps, 1.0))
     save(pipe, out / f"accelerator-{steps}.safetensors")
     remove(pipe)
     pasted(torch.stack(rows)).save(out / "accelerator.png")
     click.echo(f"mean squared error of the flow of one step in {steps}: {loss:.4f}")
-    for name, row in zip(("the base", "the LoRA"), rows[1:], strict=True):
+    few = {"the base": rows[1], "the base without guidance": unguided, "the LoRA": rows[2]}
+    for name, row in few.items():
         apart = (row - rows[0]).square().mean().sqrt().item()
         click.echo(f"{name} in {steps} steps, from the base's picture in 20: {apart:.3f} rms")
 

@@ -17,8 +17,8 @@ _LEVELS = 4
 class Looks:
     """Gram matrices of VGG's first stage, and a histogram of colours.
 
-    On drawings of unknown subjects, Gram matrices alone were right in 91.8 % of comparisons, and
-    with the histogram 92.3 % (88.5 and 89.1 % if blurred and grainy).
+    With 240 training subjects and 800 components, Gram matrices alone were right in 91.8 % of
+    comparisons, and with the histogram 92.3 % (88.5 and 89.1 % if blurred and grainy).
     """
 
     edges: StyleFeatures
