@@ -50,7 +50,6 @@ class Result:
     """What became of a task."""
 
     lora: Files
-    key: str
     profiles: tuple[Profile, ...] = ()
     """One for each file; empty if they were known and lack nothing, or the LoRA is refused."""
     statistics: tuple[tuple[Statistics, ...], ...] = ()
@@ -72,33 +71,33 @@ def profiled(task: Task) -> Result:
     try:
         opened = [_opened(path) for path in files_of(task.lora)]
     except (OSError, KloraError) as error:
-        name = hashlib.sha256(str(task.lora).encode()).hexdigest()
-        return Result(task.lora, name, refused=str(getattr(error, "strerror", None) or error))
+        return Result(task.lora, refused=str(getattr(error, "strerror", None) or error))
     parts = _parts(task, opened)
     try:
         found = [_part(task, part) for part in parts]
     except KloraError as error:
-        return Result(task.lora, parts[0].key, refused=str(error))
+        return Result(task.lora, refused=str(error))
     except MemoryError:
-        return Result(task.lora, parts[0].key, refused="it does not fit into memory")
+        return Result(task.lora, refused="it does not fit into memory")
     new = [each for each in found if each is not None]
     return Result(
         task.lora,
-        parts[0].key,
         tuple(profile for profile, _ in new),
         tuple(statistics for _, statistics in new),
     )
 
 
 def keep(store: Store, result: Result) -> None:
-    """Put a result into the store.
+    """Put a result into the store; a LoRA that is no longer refused leaves the quarantine.
 
     Raises:
         KloraError: the store cannot be written.
     """
-    if result.refused is not None:
-        paths = ",".join(str(path.absolute()) for path in files_of(result.lora))
-        store.quarantine(result.key, paths, result.refused)
+    paths = ",".join(str(path.absolute()) for path in files_of(result.lora))
+    if result.refused is None:
+        store.release(paths)
+    else:
+        store.quarantine(paths, result.refused)
     for profile, statistics in zip(result.profiles, result.statistics, strict=True):
         store.keep_statistics(profile.statistics, statistics)
         store.keep_profile(profile)

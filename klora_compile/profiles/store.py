@@ -4,13 +4,15 @@
     STORE/profiles/KEY.safetensors      one LoRA: its file, its layers, its statistics' key
     STORE/quarantine/KEY.json           a LoRA that cannot be profiled, and why
 
-A key is a digest of everything that the content depends on. Files are written beside and renamed,
+A key is a digest of everything that the content depends on, and in the quarantine of the LoRA's
+path, which may hold another file the next time. Files are written beside and renamed,
 so any number of processes may use one store, and one that dies leaves nothing half-written. What is
 damaged is reported once and measured again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -139,7 +141,7 @@ class Store:
             return None
 
     def keep_profile(self, profile: Profile) -> None:
-        """Keep a profile, and forget that its LoRA was refused.
+        """Keep a profile.
 
         Raises:
             KloraError: it cannot be written.
@@ -147,7 +149,6 @@ class Store:
         facts, norms = written(profile)
         arrays = {"norms": Rows("F64", [norms])}
         write_numbers(self._made(_PROFILES, profile.key), facts, arrays)
-        self._path(_QUARANTINE, profile.key, "json").unlink(missing_ok=True)
 
     def profiles(self) -> Iterator[Profile]:
         """Yield every profile that can be read, in the order of their keys."""
@@ -156,15 +157,19 @@ class Store:
             if found is not None:
                 yield found
 
-    def quarantine(self, key: str, path: str, reason: str) -> None:
-        """Keep why a LoRA cannot be profiled.
+    def quarantine(self, path: str, reason: str) -> None:
+        """Keep why the LoRA at a path cannot be profiled.
 
         Raises:
             KloraError: it cannot be written.
         """
-        place = self._made(_QUARANTINE, key, "json")
+        place = self._made(_QUARANTINE, _key(path), "json")
         with replacing(place, overwrite=True) as new:
             new.write_text(json.dumps({"path": path, "reason": reason}), encoding="utf-8")
+
+    def release(self, path: str) -> None:
+        """Forget why the LoRA at a path could not be profiled."""
+        self._path(_QUARANTINE, _key(path), "json").unlink(missing_ok=True)
 
     def quarantined(self) -> Iterator[Quarantined]:
         """Yield each LoRA that could not be profiled."""
@@ -246,6 +251,10 @@ def _statistics(numbers: Sequence[Any], ks: Sequence[Any]) -> Iterator[Statistic
         if not all(0.0 <= value < float("inf") for value in (l1, frobenius, *top_k.values())):
             raise ValueError("no norms")
         yield Statistics(l1, top_k, frobenius)
+
+
+def _key(path: str) -> str:
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()
 
 
 def _touch(path: Path) -> None:

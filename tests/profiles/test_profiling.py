@@ -147,16 +147,23 @@ def test_a_bad_lora_is_quarantined_and_the_rest_goes_on(tmp_path: Path) -> None:
         peft_keys({TO_Q: (torch.full((2, 10), float("nan")), torch.ones(12, 2))}),
     )
     store = Store(tmp_path / "store")
-    found = gathered([good[0], bad, nan, tmp_path / "missing.safetensors", good[1]], store)
+    missing = "missing.safetensors"
+    found = gathered([good[0], bad, nan, tmp_path / missing, good[1]], store)
     assert [each.word for each in found.results] == [
         *("measured", "refused", "refused", "refused", "measured")
     ]
     reasons = {Path(each.path).name: each.reason for each in store.quarantined()}
     assert "web page" in reasons["bad.safetensors"]
     assert "NaN" in reasons["nan.safetensors"]
-    assert reasons.keys() == {"bad.safetensors", "nan.safetensors", "missing.safetensors"}
+    assert reasons.keys() == {"bad.safetensors", "nan.safetensors", missing}
     lora(bad, seed=9)
     assert gathered([bad], store).results[0].word == "measured"
+    assert {Path(each.path).name for each in store.quarantined()} == {"nan.safetensors", missing}
+    elsewhere = good[0].rename(tmp_path / "elsewhere.safetensors")
+    assert gathered([good[0]], store).results[0].word == "refused"
+    elsewhere.rename(good[0])
+    assert gathered([good[0]], store).results[0].word == "known"
+    assert {Path(each.path).name for each in store.quarantined()} == {"nan.safetensors", missing}
 
 
 def test_two_halves_are_one_lora(tmp_path: Path) -> None:
