@@ -252,6 +252,7 @@ def build(
     wanted = found.wanted
     rows = {pair: (gamma, choices) for pair, (gamma, choices, _) in found.known.items()}
     no_gamma: int | None = None
+    linked_now = 0
     for linked in link_all(
         found.terms, wanted, found.numbers, found.components, engine=engine, on_pairs=on_pairs
     ):
@@ -263,6 +264,8 @@ def build(
                     no_gamma = len(found.kinds)
                     found.kinds.append(Kind(_NO_GAMMA))
                 found.kind_of[linked.content, style] = no_gamma
+            else:
+                linked_now += 1
     document = Document(
         tool=f"klora {__version__}",
         terms=found.terms,
@@ -275,8 +278,8 @@ def build(
         digests={},
     )
     nbytes = save_catalogue(document, found.numbers, _pairs(found, rows), path, overwrite=overwrite)
-    linked_now = sum(len(each.styles) for each in wanted)
-    return Built(path, nbytes, linked_now, len(found.known), found.refusals)
+    kept = sum(refused is None for _, _, refused in found.known.values())
+    return Built(path, nbytes, linked_now, kept, found.refusals)
 
 
 def _pairs(found: Draft, rows: Mapping[tuple[int, int], tuple[list[float], bytes]]) -> Pairs:

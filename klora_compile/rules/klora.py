@@ -256,7 +256,12 @@ class Klora(Rule):
     ) -> float:
         if "gamma" in derived:
             gamma = derived["gamma"][layer.component]
-            assert gamma is not None  # both deltas are nonzero, so their L1 norms are positive
+            if not gamma or not math.isfinite(gamma):  # such as where they share a bias alone
+                raise PairingError(
+                    f"gamma is undefined in {layer.component}: the deltas of one LoRA are zero in "
+                    "all weights that both change, and both change a bias. Leave one of them out, "
+                    "state gamma, or use a rule that compares nothing."
+                )
             return float(gamma)
         sums = derived[f"{_L1}{layer.component}"]
         for slot in (content, style):
