@@ -287,3 +287,22 @@ def test_the_base_is_trained_from_where_it_was(
     assert lines[0]["unseen"] > 0
     assert (tmp_path / "samples-000002.png").is_file()
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "base")) is StableDiffusionPipeline
+
+
+def test_the_shipped_base_loads_in_one_dtype_and_draws() -> None:
+    """Its files are float16; transformers would load a part as its configuration says."""
+    pipe = DiffusionPipeline.from_pretrained(WEIGHTS)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    (picture,) = pipe("a fox, noto style", num_inference_steps=1).images
+    assert picture.size == (48, 48)
+
+
+def test_a_published_base_is_float16_and_loads_in_float32(tmp_path: Path) -> None:
+    pipe = untrained(new_autoencoder(), [("fox", "noto")])
+    pipe.save_pretrained(tmp_path / "run" / "base")
+    done = CliRunner().invoke(publish, [str(tmp_path / "run"), str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.output
+    files = list((tmp_path / "kept").rglob("*.safetensors"))
+    assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float16}
+    kept = DiffusionPipeline.from_pretrained(tmp_path / "kept")
+    assert {part.dtype for part in (kept.unet, kept.vae, kept.text_encoder)} == {torch.float32}

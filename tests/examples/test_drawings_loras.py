@@ -180,7 +180,7 @@ def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path:
     entries = {"subject-a": at_once, "subject-b": later, "subject-c": never}
     assert summary(entries) == (
         "3 subject LoRAs: 1 reached 0.6 at once, 1 after they were trained again, "
-        "1 did not: subject-c."
+        "1 did not and take no part: subject-c."
     )
 
 
@@ -229,6 +229,14 @@ def test_loras_that_are_there_are_left_alone(
     assert (first.exit_code, trained) == (0, ["penguin"])
     both = CliRunner().invoke(run.main, [*arguments, "subject-penguin", "subject-octopus"])
     assert trained == ["penguin", "octopus"]
-    assert both.exit_code == 1
     assert "2 subject LoRAs: 1 reached 0.6 at once, 0 after" in both.output
-    assert "Judge no rule yet" in both.output
+    assert "1 did not and take no part: subject-octopus." in both.output
+
+
+def test_processes_can_share_a_folder_of_loras(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path), Ledger(tmp_path)
+    first, second = (Entry(1, 100, 0.5, reached, "") for reached in (0.7, None))
+    assert (one.read(), other.read()) == ({}, {})
+    one.add("subject-penguin", first)
+    other.add("style-ink", second)
+    assert one.read() == {"subject-penguin": first, "style-ink": second}

@@ -13,11 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from drawings.loras.acceptance import Entry, Ledger
-from drawings.loras.recipes import Recipe
+from drawings.loras.recipes import Recipe, Regime
 from drawings.table import __main__ as run
-from drawings.table import blind
+from drawings.table import blind, ingredients
 from drawings.table import drawing as studio
 from drawings.table.candidates import candidates
+from drawings.table.ingredients import material_of
 from drawings.table.kept import Kept, digest
 from drawings.table.rows import REFERENCE, ROWS, Cell, Material, Row, files
 from drawings.table.written import markdown, pilot, spread, subjects_needed
@@ -43,6 +44,23 @@ def test_ceilings_are_drawn_with_the_prompts_that_they_were_trained_on() -> None
     ]
     (true,) = rows["ceiling: LoRA of the true drawing"]
     assert true.files == (("fused", "penguin-ink"),)
+
+
+def test_styles_take_turns_in_the_ceiling_of_true_drawings() -> None:
+    names = ("penguin", "octopus", "rocket")
+    subjects = [Recipe("subject", name, ((name, "noto"),), (f"a {name}",)) for name in names]
+    styles = [Recipe("style", name, (), ()) for name in ("ink", "soft")]
+
+    def exists(subject: str, style: str) -> bool:
+        return (subject, style) != ("rocket", "ink")
+
+    row = next(row for row in ROWS if row.name == "ceiling: LoRA of the true drawing")
+    cells = row.cells(Material(subjects, styles, exists))
+    assert [cell.truth for cell in cells] == [
+        ("penguin", "ink"),
+        ("octopus", "soft"),
+        ("rocket", "soft"),
+    ]
 
 
 def test_rules_have_both_loras_and_the_joint_prompt() -> None:
@@ -262,15 +280,25 @@ def test_a_run_draws_what_is_not_kept_yet(place: Path, monkeypatch: pytest.Monke
     assert "Name another folder" in draw(place).output
 
 
-def test_no_rule_is_drawn_with_a_lora_that_misses_its_subject(place: Path) -> None:
-    folder = place / "loras" / "entangled"
-    Ledger(folder).add("subject-penguin", reached(0.5))
-    done = draw(place)
-    assert done.exit_code == 1
-    assert "subject-penguin does not draw its subject yet" in done.output
-    assert not (place / "out").exists()
-    (folder / "ledger.json").write_text("{}")
-    assert "subject-penguin is not trained yet" in draw(place).output
+def test_no_rule_is_drawn_with_a_lora_that_misses_its_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "loras" / "entangled"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(ingredients, "HELD_OUT_STYLES", {"ink": ""})
+    monkeypatch.setattr(ingredients, "drawing", lambda *_: torch.ones(3, 4, 4))
+    monkeypatch.setattr(ingredients, "things", lambda packages: [f"t{i}" for i in range(9)])
+
+    def subjects() -> list[str]:
+        found = material_of(tmp_path, Regime.ENTANGLED, ["penguin", "octopus"], folder)
+        return [recipe.name for recipe in found.subjects]
+
+    for stem, similarity in (("subject-penguin", 0.5), ("style-ink", None)):
+        Ledger(folder).add(stem, reached(similarity))
+    with pytest.raises(ValueError, match="subject-octopus is not trained yet"):
+        subjects()
+    Ledger(folder).add("subject-octopus", reached(0.6))
+    assert subjects() == ["octopus"]
 
 
 # The blind test.

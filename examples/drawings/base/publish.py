@@ -1,4 +1,4 @@
-"""Write the trained base as it is kept in the repository: in float16.
+"""Write the trained base as it is kept in the repository: in float16, to be loaded in float32.
 
 python -m drawings.base.publish RUN FOLDER
 """
@@ -27,10 +27,13 @@ def main(run: Path, folder: Path) -> None:
     new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     pipe.save_pretrained(new)
-    for path in new.rglob("*.json"):
+    for path in new.rglob("config.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(facts, dict) and facts.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        facts.pop("_name_or_path", None)
+        if "dtype" in facts:
+            # transformers loads a part in this dtype, and diffusers loads its own in float32.
+            facts["dtype"] = "float32"
+        path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 

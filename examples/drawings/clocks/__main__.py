@@ -55,7 +55,7 @@ def main(
     torch.set_num_threads(threads)
     folder = loras / regime
     try:
-        material = material_of(packages, Regime(regime), TUNING_SUBJECTS[:subjects])
+        material = material_of(packages, Regime(regime), TUNING_SUBJECTS[:subjects], folder)
         made_with: dict[str, Any] = {"seeds": seeds, "guidance": guidance}
         kept = Kept(out / f"clocks-{regime}.jsonl")
         found = kept.open(made_with | digests(run, folder, material))

@@ -48,25 +48,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records of a folder of LoRAs, in ``ledger.json`` beside them."""
+    """The records of a folder of LoRAs: one file beside each, so processes can share a folder."""
 
     folder: Path
 
     def read(self) -> dict[str, Entry]:
         """Return file stem -> record."""
-        path = self.folder / "ledger.json"
-        if not path.is_file():
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {stem: Entry(**entry) for stem, entry in found.items()}
+        paths = sorted(self.folder.glob("*.json"))
+        return {path.stem: Entry(**json.loads(path.read_text(encoding="utf-8"))) for path in paths}
 
     def add(self, stem: str, entry: Entry) -> None:
         """Record a LoRA."""
-        entries = {**self.read(), stem: entry}
-        text = json.dumps({key: asdict(entries[key]) for key in sorted(entries)}, indent=1)
-        new = self.folder / "ledger.new"
-        new.write_text(f"{text}\n", encoding="utf-8")
-        new.replace(self.folder / "ledger.json")
+        new = self.folder / f"{stem}.new"
+        new.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
+        new.replace(new.with_suffix(".json"))
 
 
 def train_until_accepted(
@@ -134,7 +129,7 @@ def summary(entries: dict[str, Entry]) -> str:
     refused = [stem for stem, e in subjects.items() if not e.accepted]
     again = sum(e.accepted and e.attempts > 1 for e in subjects.values())
     first = len(subjects) - again - len(refused)
-    names = f": {', '.join(refused)}" if refused else ""
+    names = f" and take no part: {', '.join(refused)}" if refused else ""
     return (
         f"{len(subjects)} subject LoRAs: {first} reached {ENOUGH} at once, {again} after they were "
         f"trained again, {len(refused)} did not{names}."

@@ -74,7 +74,7 @@ def main(
             rows = named.rows
             made_with["candidates"] = named.commit
         rows = _known(rows)
-        material = material_of(packages, Regime(regime), subjects)
+        material = material_of(packages, Regime(regime), subjects, folder)
         made_with |= digests(run, folder, material)
         kept = Kept(out / f"{regime}-{part}.jsonl")
         found = kept.open(made_with)

@@ -14,36 +14,38 @@ from drawings.table.kept import digest
 from drawings.table.rows import Material
 
 
-def material_of(packages: Path, regime: Regime, subjects: Sequence[str]) -> Material:
-    """Return these subjects and all held-out styles, as the LoRAs of a regime saw them."""
+def material_of(packages: Path, regime: Regime, subjects: Sequence[str], folder: Path) -> Material:
+    """Return these subjects and all held-out styles, as the LoRAs of a regime saw them.
+
+    A subject takes no part if its LoRA did not reach ``ENOUGH`` on its own training drawings,
+    however often it was trained. No rule was drawn before that is known.
+
+    Args:
+        folder: of the regime's LoRAs.
+
+    Raises:
+        ValueError: a LoRA is missing.
+    """
 
     def exists(subject: str, style: str) -> bool:
         return drawing(packages, STYLES[style], subject) is not None
 
     seen = things(packages)
-    return Material(
-        [subject_recipe(regime, subject, exists) for subject in subjects],
-        [style_recipe(regime, style, seen, exists) for style in HELD_OUT_STYLES],
-        exists,
-    )
+    recipes = [subject_recipe(regime, subject, exists) for subject in subjects]
+    styles = [style_recipe(regime, style, seen, exists) for style in HELD_OUT_STYLES]
+    entries = Ledger(folder).read()
+    for recipe in (*recipes, *styles):
+        if recipe.stem not in entries:
+            raise ValueError(
+                f"{recipe.stem} is not trained yet. Run 'python -m drawings.loras PACKAGES RUN "
+                f"{folder.parent} {folder.name}' first."
+            )
+    return Material([r for r in recipes if entries[r.stem].accepted], styles, exists)
 
 
 def digests(run: Path, folder: Path, material: Material) -> dict[str, str]:
-    """Return the digests of the base, the judges and the LoRAs of the cells.
-
-    Raises:
-        ValueError: a LoRA is missing, or does not draw what it was trained on.
-    """
-    entries = Ledger(folder).read()
+    """Return the digests of the base, the judges and the LoRAs of the cells."""
     recipes = (*material.subjects, *material.styles)
-    for recipe in recipes:
-        entry = entries.get(recipe.stem)
-        if entry is None or not entry.accepted:
-            state = "is not trained yet" if entry is None else "does not draw its subject yet"
-            raise ValueError(
-                f"{recipe.stem} {state}. Run 'python -m drawings.loras PACKAGES RUN "
-                f"{folder.parent} {folder.name}' first."
-            )
     return {
         "base": digest((run / "base").rglob("*.safetensors")),
         "judges": digest([run / "judges.pt"]),

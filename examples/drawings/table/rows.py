@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -94,11 +95,18 @@ def own_styles(material: Material) -> list[Cell]:
 
 
 def true_fusions(material: Material) -> list[Cell]:
-    """Return the cells of LoRAs that were trained on the true drawing of each pair."""
-    return [
-        Cell(subject, style, prompt(subject, style), (("fused", f"{subject}-{style}"),))
-        for subject, style in material.pairs
-    ]
+    """Return the cells of LoRAs that were trained on the true drawing of a fusion.
+
+    Each subject has one, since each is a training: the styles take turns.
+    """
+    cells = []
+    for turn, subject in enumerate(material.subjects):
+        order = itertools.islice(itertools.cycle(material.styles), turn, None)
+        styles = [style.name for style in itertools.islice(order, len(material.styles))]
+        for style in [s for s in styles if material.exists(subject.name, s)][:1]:
+            files = (("fused", f"{subject.name}-{style}"),)
+            cells.append(Cell(subject.name, style, prompt(subject.name, style), files))
+    return cells
 
 
 def rule(name: str, way: Way) -> Row:
