@@ -27,13 +27,16 @@ def main(run: Path, folder: Path) -> None:
     new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     pipe.save_pretrained(new)
-    for path in new.rglob("config.json"):
+    for path in new.rglob("*.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        facts.pop("_name_or_path", None)
-        if "dtype" in facts:
+        if not isinstance(facts, dict):
+            continue
+        kept = {key: value for key, value in facts.items() if key != "_name_or_path"}
+        if "dtype" in kept:
             # transformers loads a part in this dtype, and diffusers loads its own in float32.
-            facts["dtype"] = "float32"
-        path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            kept["dtype"] = "float32"
+        if kept != facts:
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 
