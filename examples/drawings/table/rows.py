@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawings.base.subjects import prompt
+from drawings.base.subjects import HELD_OUT_SUBJECTS, prompt
 from drawings.evaluation.rules import TABLE, Way, klora
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe
@@ -97,15 +96,16 @@ def own_styles(material: Material) -> list[Cell]:
 def true_fusions(material: Material) -> list[Cell]:
     """Return the cells of LoRAs that were trained on the true drawing of a fusion.
 
-    Each subject has one, since each is a training: the styles take turns.
+    Each subject has one, since each is a training. The styles take turns in the order of the
+    held-out subjects.
     """
     cells = []
-    for turn, subject in enumerate(material.subjects):
-        order = itertools.islice(itertools.cycle(material.styles), turn, None)
-        styles = [style.name for style in itertools.islice(order, len(material.styles))]
-        for style in [s for s in styles if material.exists(subject.name, s)][:1]:
-            files = (("fused", f"{subject.name}-{style}"),)
-            cells.append(Cell(subject.name, style, prompt(subject.name, style), files))
+    for subject in (recipe.name for recipe in material.subjects):
+        turn = HELD_OUT_SUBJECTS.index(subject) % len(material.styles)
+        styles = [*material.styles[turn:], *material.styles[:turn]]
+        for style in [s.name for s in styles if material.exists(subject, s.name)][:1]:
+            files = (("fused", f"{subject}-{style}"),)
+            cells.append(Cell(subject, style, prompt(subject, style), files))
     return cells
 
 
