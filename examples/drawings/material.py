@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from drawings.evaluation.gallery import Gallery
+#: Subject and style of a drawing.
+Name = tuple[str, str]
 
 PIXELS = 48
 
 #: Factor of rendering larger and scaling down, which draws thin lines evenly.
 _OVERSAMPLING = 3
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Drawings with their names: those that judges learn from, or are measured on."""
+
+    names: tuple[Name, ...]
+    pictures: torch.Tensor
+    """(drawings, 3, 48, 48) in [0, 1]."""
 
 
 def gallery(packages: Path, subjects: Iterable[str], styles: Mapping[str, str]) -> Gallery:

@@ -1,4 +1,4 @@
-"""The next base of drawings: its form, what it sees, and that its training can be stopped."""
+"""The base of drawings: its form, what it sees, and that its training can be stopped."""
 
 from __future__ import annotations
 

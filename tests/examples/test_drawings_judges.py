@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from drawings.evaluation.gallery import Gallery
 from drawings.judges import fitted
 from drawings.judges.check import check
 from drawings.judges.degraded import MEASURED, blurred, degraded
 from drawings.judges.fitted import Judges
 from drawings.judges.looks import colours
 from drawings.judges.paired import paired_flow_loss
+from drawings.material import Gallery
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""LoRAs on the next base of drawings: what they see, and training until they draw it."""
+"""LoRAs on the base of drawings: what they see, and training until they draw it."""
 
 from __future__ import annotations
 

@@ -275,6 +275,7 @@ def test_a_run_draws_what_is_not_kept_yet(place: Path, monkeypatch: pytest.Monke
     draw(place, "--row", "NP-LoRA", "--row", "K-LoRA s")
     assert drawn[2:] == ["K-LoRA s"]
     assert "K-LoRA s" in (place / "out" / "entangled-tuning.md").read_text()
+    assert (place / "out" / "entangled-tuning.png").read_bytes().startswith(b"\x89PNG")
     assert "'magic' is no row" in draw(place, "--row", "magic").output
     (place / "judges.pt").write_bytes(b"others")
     assert "Name another folder" in draw(place).output

@@ -1,1 +1,1 @@
-"""The next base model of drawings: its parts, its drawings and its training."""
+"""The base model of drawings: its parts, its drawings and its training."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from drawings.clocks.rows import CLOCKS, PATTERNS, PLACES, name_of
-from drawings.evaluation.results import difference, interval
-from drawings.evaluation.scores import Interval
+from drawings.table.intervals import difference, interval
 from drawings.table.kept import Results
 from drawings.table.rows import REFERENCE
 from klora_compile.report.table import markdown_table
@@ -25,7 +24,7 @@ def markdown(results: Results) -> str:
             row,
             f"{place.shift:g}",
             str(place.steps),
-            *(_text(interval(found, key), ".3f") for key in _MEASURES),
+            *(interval(found, key).text(".3f") for key in _MEASURES),
         ]
         for row in rows
         for place in PLACES
@@ -36,7 +35,7 @@ def markdown(results: Results) -> str:
             f"K-LoRA {pattern}",
             f"{place.shift:g}",
             str(place.steps),
-            *(_text(difference(noise, step, key), "+.3f") for key in _MEASURES),
+            *(difference(noise, step, key).text("+.3f") for key in _MEASURES),
         ]
         for pattern in PATTERNS
         for place in PLACES
@@ -46,8 +45,3 @@ def markdown(results: Results) -> str:
     heads = ["shift", "steps", *_MEASURES.values()]
     first = markdown_table(["row", *heads], means)
     return f"{first}\n\nBy noise, minus by step:\n\n{markdown_table(['pattern', *heads], apart)}\n"
-
-
-def _text(found: Interval, form: str) -> str:
-    low, mean, high = (format(value, form) for value in (found.low, found.mean, found.high))
-    return f"{mean} ({low} to {high})"

@@ -22,11 +22,10 @@ from drawings.base.subjects import (
     prompt,
     training_subjects,
 )
-from drawings.evaluation.gallery import Gallery
-from drawings.evaluation.networks import available
 from drawings.judges.check import check
 from drawings.judges.fitted import Judges
-from drawings.material import gallery
+from drawings.judges.networks import available
+from drawings.material import Gallery, gallery
 
 #: Latents are taken this far from the autoencoder's before they are decoded, in spreads.
 _NOISE = 0.1

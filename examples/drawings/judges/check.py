@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from drawings.evaluation.gallery import Gallery
-from drawings.evaluation.scores import separation
 from drawings.judges.degraded import MEASURED
+from drawings.judges.scores import separation
+from drawings.material import Gallery
 
 #: Pictures in [0, 1] -> unit vectors.
 _Judge = Callable[[Tensor], Tensor]

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drawings.evaluation.gallery import Gallery
-from drawings.evaluation.judges import Distance, Judge, StyleFeatures, SubjectFeatures
-from drawings.evaluation.networks import EfficientNetLite0, ShiftTolerantVGG
-from drawings.evaluation.scores import Discriminant
 from drawings.judges.degraded import degraded
+from drawings.judges.features import Distance, Judge, StyleFeatures, SubjectFeatures
 from drawings.judges.looks import Looks
+from drawings.judges.networks import EfficientNetLite0, ShiftTolerantVGG
+from drawings.judges.scores import Discriminant
+from drawings.material import Gallery
 
 _BATCH = 32
 #: Of the judge of styles: principal components, and the share of their covariance that is replaced.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drawings.evaluation.judges import StyleFeatures
+from drawings.judges.features import StyleFeatures
 
 #: Levels of each colour channel.
 _LEVELS = 4

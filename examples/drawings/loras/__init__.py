@@ -1,1 +1,1 @@
-"""LoRAs of held-out subjects and styles on the next base, trained in two regimes."""
+"""LoRAs of held-out subjects and styles on the base, trained in two regimes."""

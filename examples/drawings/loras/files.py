@@ -33,7 +33,7 @@ def lora_path(weights: Path, kind: Kind, name: str) -> Path:
 
 
 def read(path: Path) -> Lora:
-    """Read a file that ``drawings.train_lora`` wrote."""
+    """Read a file that ``drawings.loras`` wrote."""
     tensors = load_file(path)
     modules = sorted({match["module"] for key in tensors if (match := _FACTOR.fullmatch(key))})
     ranks = {len(value) for key, value in tensors.items() if key.endswith(".lora_A.weight")}

@@ -1,1 +1,1 @@
-"""The table of rules on the next base: rows, kept cells, candidates, pilot and a blind test."""
+"""The table of rules: rows, kept cells, candidates, pilot and a blind test."""

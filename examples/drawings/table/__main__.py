@@ -7,7 +7,8 @@ commit that names the rows to report in a JSON list,
 
     python -m drawings.table PACKAGES RUN LORAS OUT entangled --reported candidates.json
 
-draws these on the reported subjects, once. Both write OUT/REGIME-PART.md.
+draws these on the reported subjects, once. Both write a table, OUT/REGIME-PART.md, and
+a plane of subject against style, OUT/REGIME-PART.png.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from drawings.table.candidates import candidates
 from drawings.table.drawing import Studio
 from drawings.table.ingredients import digests, material_of
 from drawings.table.kept import Kept, Results
+from drawings.table.plane import plot_plane
 from drawings.table.rows import REFERENCE, ROWS, Material
+from drawings.table.rules import STEPS
 from drawings.table.written import markdown, pilot
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -47,7 +50,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Draw the committed candidates in this file on the reported subjects.",
 )
 @click.option("--seeds", default=2, show_default=True, help="Pictures per cell.")
-@click.option("--steps", default=10, show_default=True)
+@click.option("--steps", default=STEPS, show_default=True)
 @click.option("--guidance", default=3.0, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(
@@ -92,6 +95,7 @@ def main(
         raise click.ClickException(str(error)) from error
     text = markdown(found)
     (out / f"{regime}-{part}.md").write_text(text, encoding="utf-8")
+    plot_plane(found, out / f"{regime}-{part}.png")
     click.echo(text)
     click.echo(pilot(found, rows))
 

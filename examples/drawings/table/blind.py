@@ -21,9 +21,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from drawings.base.subjects import STYLES
-from drawings.evaluation.pictures import slug
-from drawings.evaluation.scores import bootstrap
 from drawings.material import drawing
+from drawings.table.intervals import bootstrap
+from drawings.table.pictures import first, folder_of
 
 _CELL, _GAP, _LABEL = 192, 12, 16
 #: What may be chosen, and its value if A is the first rule.
@@ -51,7 +51,7 @@ def begin(
     """Paste pairs of rules ONE and OTHER from PICTURES, with the true drawings from PACKAGES."""
     if (test / "key.json").exists():
         raise click.ClickException(f"{test} holds a test already. Name another folder.")
-    folders = [pictures / slug(name) for name in (one, other)]
+    folders = [folder_of(pictures, name) for name in (one, other)]
     shared = sorted(path.name for path in folders[0].glob("*.png"))
     shared = [name for name in shared if (folders[1] / name).is_file()]
     if not shared:
@@ -64,7 +64,7 @@ def begin(
         swapped = chance.random() < 0.5
         subject, _, style = name.removesuffix(".png").rpartition("-")
         true = drawing(packages, STYLES[style], subject)
-        two = [_first(folder / name) for folder in (folders[::-1] if swapped else folders)]
+        two = [first(folder / name) for folder in (folders[::-1] if swapped else folders)]
         _pair(true, two).save(test / f"pair-{number:02}.png")
         key.append({"cell": f"{subject}, {style}", "swapped": swapped})
     sealed = {"one": one, "other": other, "pairs": key}
@@ -124,12 +124,6 @@ def _choices(test: Path) -> dict[str, str]:
     path = test / "choices.json"
     found: dict[str, str] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return found
-
-
-def _first(path: Path) -> Image.Image:
-    """Return the first picture of a strip."""
-    strip = Image.open(path).convert("RGB")
-    return strip.crop((0, 0, strip.height, strip.height))
 
 
 def _pair(truth: torch.Tensor | None, two: list[Image.Image]) -> Image.Image:

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from drawings.base.flow import latents
-from drawings.evaluation.pictures import slug
-from drawings.evaluation.scores import harmonic_mean
 from drawings.judges.fitted import Judges
 from drawings.judges.paired import paired_flow_loss
+from drawings.judges.scores import harmonic_mean
 from drawings.table.kept import Verdicts
+from drawings.table.pictures import folder_of, keep
 from drawings.table.rows import Cell, Row, files
 
 
@@ -45,7 +43,7 @@ class Studio:
             drawn = self.drawn(cell)
             clean = latents(self.pipe, truth[None])
             flow = paired_flow_loss(self.pipe, clean, cell.prompt)
-        _keep(drawn, self.pictures / slug(row.name) / f"{cell.subject}-{cell.style}.png")
+        keep(drawn, folder_of(self.pictures, row.name) / f"{cell.subject}-{cell.style}.png")
         judged = self.judged(drawn, cell, truth)
         return [{**verdict, "flow": round(flow, 6)} for verdict in judged]
 
@@ -77,11 +75,3 @@ class Studio:
             }
             for s, t, d in zip(subject.tolist(), style.tolist(), distance.tolist(), strict=True)
         ]
-
-
-def _keep(pictures: Tensor, path: Path) -> None:
-    """Write pictures side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    strip = torch.cat(list(pictures.clamp(0, 1)), dim=2)
-    values = (strip * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.ascontiguousarray(values)).save(path)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drawings.base.subjects import HELD_OUT_SUBJECTS, prompt
-from drawings.evaluation.rules import TABLE, Way, klora
 from drawings.loras.files import lora_path
 from drawings.loras.recipes import Recipe
-from klora_compile.rules import Auto, AutoStrength, Dare, Della, Groups, Soft, Ties
-from klora_compile.rules import Rule as FusionRule
+from drawings.table.rules import RULES, Way
 
 #: Subjects of a style's own training that its ceiling is drawn with.
 _OWN_SUBJECTS = 3
@@ -130,24 +128,12 @@ def alone(pipe: Any, files: Sequence[Path]) -> Iterator[None]:
         pipe.unet.unload_lora()
 
 
-#: Rules of klora that the earlier table has not.
-NEWER: Mapping[str, FusionRule] = {
-    "K-LoRA softened": Soft(),
-    "groups, the lab's table": Groups(),
-    "auto-strength": AutoStrength(),
-    "TIES": Ties(),
-    "DARE": Dare(),
-    "DELLA": Della(),
-    "auto": Auto(),
-}
-
 #: Ceilings first. The floor, the base by its prompt alone, is among the rules.
 ROWS = (
     Row("ceiling: subject LoRA alone, its own prompt", own_subjects, alone),
     Row("ceiling: style LoRA alone, its own prompt", own_styles, alone),
     Row("ceiling: LoRA of the true drawing", true_fusions, alone),
-    *(rule(each.name, each.way) for each in TABLE),
-    *(rule(name, klora(each)) for name, each in NEWER.items()),
+    *(rule(name, way) for name, way in RULES.items()),
 )
 
 #: The rule that all others are compared with.

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
-from drawings.evaluation.results import by_subject, difference, interval
-from drawings.evaluation.scores import Interval
+from drawings.table.intervals import by_subject, difference, interval
 from drawings.table.kept import Results
 from drawings.table.rows import REFERENCE, ROWS
 from klora_compile.report.table import markdown_table
@@ -39,12 +38,11 @@ def markdown(results: Results) -> str:
             continue
         cells = [row.name]
         for key, _, digits, apart in _COLUMNS:
-            cells.append(_text(interval(found, key), f".{digits}f"))
+            cells.append(interval(found, key).text(f".{digits}f"))
             if apart:
                 same = found.keys() == reference.keys() and row.name != REFERENCE
-                cells.append(
-                    _text(difference(found, reference, key), f"+.{digits}f") if same else ""
-                )
+                form = f"+.{digits}f"
+                cells.append(difference(found, reference, key).text(form) if same else "")
         lines.append(cells)
     return markdown_table(heads, lines) + "\n"
 
@@ -73,8 +71,3 @@ def pilot(results: Results, rows: Sequence[str]) -> str:
         for row in rows
         if row != REFERENCE and row in results
     )
-
-
-def _text(found: Interval, form: str) -> str:
-    low, mean, high = (format(value, form) for value in (found.low, found.mean, found.high))
-    return f"{mean} ({low} to {high})"

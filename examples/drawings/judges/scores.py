@@ -1,4 +1,4 @@
-"""The arithmetic of the evaluation, without networks or files."""
+"""The arithmetic of the judges, without networks or files."""
 
 from __future__ import annotations
 
@@ -79,34 +79,6 @@ class Discriminant:
         """Return (pictures, dimensions) of length 1, whose products are cosines."""
         seen = (features - self.mean) / self.deviation @ self.projection
         return seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-10)
-
-
-def nearest(similarities: Sequence[float], drawings: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Return subject and style of the most similar drawing, the first of equals."""
-    return drawings[int(np.argmax(np.asarray(similarities)))]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Return the mean over subjects with its bootstrap interval.
-
-    Args:
-        values: one per subject (a mean over its styles and seeds), in any unit.
-        resamples: number of resamples, drawn with replacement.
-        seed: seed of the resampling.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    chosen = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[chosen].mean(axis=1), (2.5, 97.5))
-    return Interval(float(array.mean()), float(low), float(high))
 
 
 def separation(right: Sequence[float], wrong: Sequence[float]) -> float:

@@ -1,1 +1,0 @@
-"""Evaluation of rules on the LoRAs of drawings, against the true drawings."""
