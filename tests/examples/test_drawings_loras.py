@@ -166,17 +166,17 @@ def test_a_subject_is_trained_again_and_longer_until_it_is_drawn(
 
 
 def test_the_best_of_all_trainings_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    entry, plans = accepted(monkeypatch, tmp_path, 0.2, 0.5, 0.3)
-    assert len(plans) == 3
-    assert (entry.attempts, entry.updates, entry.similarity) == (3, 160, 0.5)
+    entry, plans = accepted(monkeypatch, tmp_path, 0.5, 0.3)
+    assert len(plans) == 2
+    assert (entry.attempts, entry.updates, entry.similarity) == (2, 100, 0.5)
     assert not entry.accepted
-    assert lora_path(tmp_path, "subject", "fox").read_bytes() == b"\x02"
+    assert lora_path(tmp_path, "subject", "fox").read_bytes() == b"\x01"
 
 
 def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     at_once, _ = accepted(monkeypatch, tmp_path, 0.9)
     later, _ = accepted(monkeypatch, tmp_path, 0.1, 0.9)
-    never, _ = accepted(monkeypatch, tmp_path, 0.1, 0.1, 0.1)
+    never, _ = accepted(monkeypatch, tmp_path, 0.1, 0.1)
     entries = {"subject-a": at_once, "subject-b": later, "subject-c": never}
     assert summary(entries) == (
         "3 subject LoRAs: 1 reached 0.6 at once, 1 after they were trained again, "

@@ -22,7 +22,7 @@ Judge = Callable[[Tensor], Tensor]
 #: What a subject's LoRA must reach on its own training drawings.
 ENOUGH = 0.6
 #: A training that was not enough is followed by one with so many times the updates.
-_LONGER, _ATTEMPTS = 1.6, 3
+_LONGER, _ATTEMPTS = 1.6, 2
 _SEEDS, _STEPS, _GUIDANCE = 2, 10, 3.0
 
 
