@@ -15,13 +15,15 @@ from click.testing import CliRunner
 from drawings.loras.acceptance import Entry, Ledger
 from drawings.loras.recipes import Recipe, Regime
 from drawings.table import __main__ as run
-from drawings.table import blind, ingredients
+from drawings.table import blind, ingredients, sheet
 from drawings.table import drawing as studio
 from drawings.table.candidates import candidates
 from drawings.table.ingredients import material_of
 from drawings.table.kept import Kept, digest
+from drawings.table.pictures import folder_of
+from drawings.table.publish import main as publish
 from drawings.table.rows import REFERENCE, ROWS, Cell, Material, Row, files
-from drawings.table.written import markdown, pilot, spread, subjects_needed
+from drawings.table.written import markdown, pilot, side_by_side, spread, subjects_needed
 from PIL import Image
 
 MATERIAL = Material(
@@ -179,6 +181,15 @@ def test_differences_are_paired_and_ceilings_have_none() -> None:
     assert "+0.100 (+0.100 to +0.100)" in klora
 
 
+def test_regimes_stand_side_by_side() -> None:
+    alone = {REFERENCE: results()[REFERENCE]}
+    told = side_by_side({"entangled": results(), "disentangled": alone}).splitlines()
+    ceiling, reference, klora = (line.split(" | ")[1:] for line in told[2:])
+    assert ceiling == ["0.900 (0.900 to 0.900)", "", "", " |"]
+    assert reference == ["0.300 (0.200 to 0.400)", "", "0.300 (0.200 to 0.400)", " |"]
+    assert klora == ["0.100 (0.100 to 0.100)", "-0.200 (-0.300 to -0.100)", "", " |"]
+
+
 def test_the_pilot_says_how_many_subjects_it_takes() -> None:
     assert subjects_needed(0.055) == 30
     assert subjects_needed(0.11) == 117
@@ -327,3 +338,46 @@ def test_a_blind_test_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     runner.invoke(blind.main, ["choose", str(test)], input="\n".join(answers[3:]))
     told = runner.invoke(blind.main, ["reveal", str(test)]).output
     assert told.startswith("'K-LoRA s' was preferred to 'NP-LoRA' in 100 %")
+
+
+# What is kept in the repository.
+
+
+def test_results_are_published_with_means_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(sheet, "drawing", lambda *_: torch.ones(3, 48, 48))
+    out = tmp_path / "out"
+    kept = Kept(out / "entangled-tuning.jsonl")
+    kept.open({"seeds": 2})
+    for row in (REFERENCE, "K-LoRA s", "NP-LoRA"):
+        for cell in ("fox, ink", "owl, ink"):
+            kept.add(row, cell, [verdict(0.25), verdict(0.5)])
+            path = folder_of(out / "pictures" / "entangled-tuning", row) / "fox-ink.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (96, 48), "red").save(path)
+    kept_here = tmp_path / "results"
+    done = CliRunner().invoke(publish, [str(tmp_path), str(out), str(kept_here)])
+    assert done.exit_code == 0, done.output
+    assert "| K-LoRA s | 0.375 (0.375 to 0.375) | +0.000 (+0.000 to +0.000) |" in done.output
+    found = json.loads((kept_here / "results.json").read_text())["entangled"]["tuning"]
+    assert found["made with"] == {"seeds": 2}
+    assert found["rows"]["NP-LoRA"]["fox, ink"] == [verdict(0.375)]
+    assert {path.name for path in kept_here.iterdir()} == {
+        *("results.json", "tuning.md", "entangled.png"),
+        *("entangled-tuning.md", "entangled-tuning.png"),
+    }
+    pixels = Image.open(kept_here / "entangled.png").getcolors(2**20)
+    assert any(colour == (255, 0, 0) for _, colour in pixels)
+
+
+def test_a_sheet_names_its_rows_and_leaves_room_for_missing_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheet, "drawing", lambda *_: None)
+    path = folder_of(tmp_path, REFERENCE) / "fox-ink.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (96, 48), "blue").save(path)
+    page = sheet.draw_sheet(tmp_path, tmp_path, "NP-LoRA")
+    assert sum(count for count, colour in page.getcolors(2**20) if colour == (0, 0, 255)) == 96**2

@@ -33,22 +33,26 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(made_with) + "\n", encoding="utf-8")
             return {}
-        text = self.path.read_text(encoding="utf-8")
-        whole, _, rest = text.rpartition("\n")
-        if rest:
-            self.path.write_text(f"{whole}\n", encoding="utf-8")
-        first, *lines = whole.split("\n")
-        before = json.loads(first)
+        before, found = self.read()
         for key in before.keys() | made_with.keys():
             if before.get(key) != made_with.get(key):
                 raise ValueError(
                     f"{self.path} was made with {key} {before.get(key)}, and this run has "
                     f"{made_with.get(key)}. Name another folder."
                 )
+        return found
+
+    def read(self) -> tuple[Mapping[str, Any], Results]:
+        """Return what the cells were made with, and the cells."""
+        text = self.path.read_text(encoding="utf-8")
+        whole, _, rest = text.rpartition("\n")
+        if rest:
+            self.path.write_text(f"{whole}\n", encoding="utf-8")
+        first, *lines = whole.split("\n")
         found: Results = {}
         for line in map(json.loads, lines):
             found.setdefault(line["row"], {})[line["cell"]] = line["verdicts"]
-        return found
+        return json.loads(first), found
 
     def add(self, row: str, cell: str, verdicts: Verdicts) -> None:
         """Append a cell."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import stdev
 
 from drawings.table.intervals import by_subject, difference, interval
@@ -45,6 +45,36 @@ def markdown(results: Results) -> str:
                 cells.append(difference(found, reference, key).text(form) if same else "")
         lines.append(cells)
     return markdown_table(heads, lines) + "\n"
+
+
+def side_by_side(regimes: Mapping[str, Results]) -> str:
+    """Return the short table of several regimes: ``both``, and its difference to the reference.
+
+    Args:
+        regimes: regime -> its rows.
+    """
+    heads = ["rule"]
+    for regime in regimes:
+        heads += [f"{regime}: both", f"minus {REFERENCE}"]
+    lines = []
+    for row in ROWS:
+        if not any(row.name in found for found in regimes.values()):
+            continue
+        cells = [row.name]
+        for found in regimes.values():
+            cells += _both(found, row.name)
+        lines.append(cells)
+    return markdown_table(heads, lines) + "\n"
+
+
+def _both(found: Results, row: str) -> tuple[str, str]:
+    """Return a row's ``both`` and its difference to the reference, as far as there is one."""
+    cells, reference = found.get(row), found.get(REFERENCE, {})
+    if not cells:
+        return "", ""
+    same = cells.keys() == reference.keys() and row != REFERENCE
+    apart = difference(cells, reference, "both").text("+.3f") if same else ""
+    return interval(cells, "both").text(".3f"), apart
 
 
 def spread(results: Results, row: str, key: str = "both") -> float:
