@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from klora_compile.measuring.norms import Pair, frobenius_norms, inner_products
+from klora_compile.measured import LayersOfSlots, MeasuredLoras, MeasuredSlot, layer_ks, shifted
+from klora_compile.measuring.norms import Pair
 from klora_compile.measuring.places import place_of
 from klora_compile.measuring.statistics import OnLayer, Statistics
-from klora_compile.planning.deriving import MADE, derivations, derive, note_of
+from klora_compile.planning.deriving import MADE, note_of
 from klora_compile.planning.fates import fate_with
 from klora_compile.planning.pairing import families_together
-from klora_compile.planning.picking import settled
 from klora_compile.planning.plan import Plan, make_plan
-from klora_compile.profiles.once import measure_once
 from klora_compile.profiles.store import CACHE_BYTES, Store
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
@@ -25,7 +24,7 @@ from klora_compile.rules.rule import Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.settings.shared import Settings
-from klora_compile.slots import role_of, scheduled, slot_of, slots_of
+from klora_compile.slots import made, role_of, scheduled, slot_of, slots_of
 from klora_compile.sources import Lora, by_source, read_sources
 from klora_runtime import __version__
 from klora_runtime.artifact.delta import Stored
@@ -33,9 +32,6 @@ from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.artifact.schedule import Slot
 from klora_runtime.lazy_torch import torch
-
-#: Slot -> layer name -> layer.
-LayersOfSlots = Mapping[str, Mapping[str, Layer]]
 
 
 def compile_fusion(
@@ -121,103 +117,86 @@ def compile_sources(
         LoraError: the values of a layer cannot be measured.
         PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
-    own = _by_slot(adapters)
-    ruled = scheduled(own)
-    beside = {slot: each for slot, each in own.items() if slot not in ruled}
-    given = {slot: own[slot] for slot in ruled}
-    config = settled(config, given)
+    loras = MeasuredLoras(adapters, device=device, store=store)
+    return compile_measured(loras, config, on_layer=on_layer)
+
+
+def compile_measured(
+    loras: MeasuredLoras, config: Config, *, on_layer: OnLayer | None = None
+) -> Fusion:
+    """Compile LoRAs; what was computed of them before is not computed again.
+
+    Args:
+        loras: the LoRAs.
+        config: the rule and the shared settings.
+        on_layer: see :func:`compile_fusion`.
+
+    Raises:
+        LoraError: see :func:`compile_sources`.
+        PairingError: see :func:`compile_sources`.
+    """
+    config = loras.settled(config)
     rule = config.rule
-    jobs = derivations(given, config)
-    total = len(jobs) + sum(map(len, given.values()))
-    derived = derive(given, jobs, rule, on_layer=_shifted(on_layer, 0, total))
-    layers = {slot: derived[slot] for slot in ruled}
-    more = {slot: each for slot, each in derived.items() if slot not in ruled}
-    ks = layer_ks(layers, rule)
-    sides = _sides(layers, ks, rule, device, store, _shifted(on_layer, len(jobs), total))
-    products = _products(layers, sides) if rule.needs_products else {}
-    numbers = _numbers({**layers, **beside}, sides, ks, products, _norms(more), _norms(beside))
-    return _fusion(adapters, {**layers, **more, **beside}, make_plan(numbers, config), config)
-
-
-def _measured(
-    layers: Collection[Layer],
-    sums: Mapping[str, Sequence[int]],
-    device: str | torch.device,
-    on_layer: OnLayer | None,
-) -> dict[str, Statistics]:
-    """Measure layers without a cache."""
-    from klora_compile.measuring.measure import measure  # it imports torch
-
-    return measure(layers, sums, device=torch.device(device), on_layer=on_layer)
-
-
-def _by_slot(adapters: Mapping[str, Adapter]) -> dict[str, Mapping[str, Layer]]:
-    """Return slot -> layer name -> layer; the layers of a LoRA in two files are together."""
-    found: dict[str, Mapping[str, Layer]] = {}
-    for source, adapter in adapters.items():
-        slot = slot_of(source)
-        found[slot] = {**found.get(slot, {}), **adapter.layers}
-    return found
-
-
-def layer_ks(layers: LayersOfSlots, rule: Rule) -> dict[str, int]:
-    """Return K of each layer that two or more LoRAs adapt, if the rule uses Top-K sums (eq. 5)."""
-    ks = {}
-    for name in sorted({name for own in layers.values() for name in own}):
-        found = [own[name] for own in layers.values() if name in own]
-        k = rule.count([layer.rank for layer in found], found[0].numel)
-        if len(found) > 1 and k is not None:
-            ks[name] = k
-    return ks
+    jobs = loras.lacking(config)
+    total = len(jobs) + sum(map(len, loras.given.values()))
+    slots = loras.slots(config, jobs, on_layer=shifted(on_layer, 0, total))
+    layers = {slot: each.layers for slot, each in slots.items()}
+    ruled = {slot: slots[slot] for slot in scheduled(slots)}
+    more = {slot: slots[slot] for slot in made(slots)}
+    beside = {slot: each for slot, each in slots.items() if slot not in (*ruled, *more)}
+    own = {slot: layers[slot] for slot in ruled}
+    ks = layer_ks(own, rule)
+    sides = _sides(ruled, ks, rule, shifted(on_layer, len(jobs), total))
+    products = _products(loras.products(own), sides) if rule.needs_products else {}
+    numbers = _numbers(
+        {slot: layers[slot] for slot in (*ruled, *beside)},
+        *(sides, ks, products, _norms(more), _norms(beside)),
+    )
+    return _fusion(loras.adapters, layers, make_plan(numbers, config), config)
 
 
 def _sides(
-    layers: LayersOfSlots,
+    slots: Mapping[str, MeasuredSlot],
     ks: Mapping[str, int],
     rule: Rule,
-    device: str | torch.device,
-    store: Store | None,
     on_layer: OnLayer | None,
 ) -> dict[str, dict[str, Side]]:
     """Return slot -> layer name -> its numbers; only norms if the rule needs no more."""
-    total = sum(map(len, layers.values()))
+    total = sum(len(each.layers) for each in slots.values())
+    sums = {name: (k,) for name, k in ks.items()}
     sides: dict[str, dict[str, Side]] = {}
-    for slot, own in layers.items():
-        values, sums = own.values(), {name: (k,) for name, k in ks.items()}
-        shifted = _shifted(on_layer, sum(map(len, sides.values())), total)
+    for slot, each in slots.items():
+        on_own = shifted(on_layer, sum(map(len, sides.values())), total)
+        own = each.layers
         if "l1" not in rule.needs:
-            norms = frobenius_norms(values, on_layer=shifted)
+            norms = each.norms(on_own)
             sides[slot] = {name: _side(own[name], norm, rule) for name, norm in norms.items()}
             continue
-        if store is None:
-            found = _measured(values, sums, device, shifted)
-        else:
-            found = measure_once(values, sums, device=device, store=store, on_layer=shifted)
         sides[slot] = {
-            name: _with_sums(_side(own[name], each.frobenius, rule), each, ks.get(name))
-            for name, each in found.items()
+            name: _with_sums(_side(own[name], found.frobenius, rule), found, ks.get(name))
+            for name, found in each.statistics(sums, on_own).items()
         }
     return sides
 
 
-def _norms(layers: LayersOfSlots) -> dict[str, dict[str, Side]]:
+def _norms(slots: Mapping[str, MeasuredSlot]) -> dict[str, dict[str, Side]]:
     """Return slot -> layer name -> its numbers, for slots that no rule compares."""
     return {
         slot: {
             name: Side(
-                own[name].rank,
-                own[name].scaling,
-                abs(own[name].scaling) * norm,
-                error=own[name].error if own[name].form == MADE else None,
+                layer.rank,
+                layer.scaling,
+                abs(layer.scaling) * each.norms()[name],
+                error=layer.error if layer.form == MADE else None,
             )
-            for name, norm in frobenius_norms(own.values()).items()
+            for name, layer in each.layers.items()
         }
-        for slot, own in layers.items()
+        for slot, each in slots.items()
     }
 
 
 def _products(
-    layers: LayersOfSlots, sides: Mapping[str, Mapping[str, Side]]
+    products: Mapping[str, Mapping[Pair, float]], sides: Mapping[str, Mapping[str, Side]]
 ) -> dict[str, dict[Pair, float]]:
     """Return layer name -> two slots -> inner product of their scaled deltas."""
     return {
@@ -225,15 +204,8 @@ def _products(
             (one, other): sides[one][name].scaling * sides[other][name].scaling * product
             for (one, other), product in pairs.items()
         }
-        for name, pairs in inner_products(layers).items()
+        for name, pairs in products.items()
     }
-
-
-def _shifted(on_layer: OnLayer | None, done: int, total: int) -> OnLayer | None:
-    """Return a callback for one LoRA that reports to ``on_layer`` of all LoRAs."""
-    if on_layer is None:
-        return None
-    return lambda name, index, _: on_layer(name, done + index, total)
 
 
 def _side(layer: Layer, norm: float, rule: Rule) -> Side:
