@@ -105,16 +105,30 @@ def sample(pipe: Any, request: Request) -> Iterator[Shot]:
             pipe.set_progress_bar_config(
                 desc=f"picture {done} of {request.total}", leave=False, disable=None
             )
-            generator = torch.Generator("cpu").manual_seed(seed)
-            begin = time.perf_counter()
-            try:
-                result = pipe(prompt=prompt, generator=generator, **same)
-            except KloraError:
-                raise
-            except Exception as error:  # pipelines raise many types
-                raise _failure(pipe, prompt, seed, error) from error
-            seconds = time.perf_counter() - begin
-            yield _shot(pipe, prompt, seed, result, seconds)
+            yield picture(pipe, prompt, seed, same)
+
+
+def picture(pipe: Any, prompt: str, seed: int, same: Mapping[str, Any]) -> Shot:
+    """Make one picture with its own generator on the CPU.
+
+    Args:
+        pipe: the pipeline.
+        prompt: the prompt.
+        seed: seed of the generator.
+        same: further arguments of the call, from :func:`arguments`.
+
+    Raises:
+        KloraError: the pipeline failed.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    begin = time.perf_counter()
+    try:
+        result = pipe(prompt=prompt, generator=generator, **same)
+    except KloraError:
+        raise
+    except Exception as error:  # pipelines raise many types
+        raise _failure(pipe, prompt, seed, error) from error
+    return _shot(pipe, prompt, seed, result, time.perf_counter() - begin)
 
 
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:

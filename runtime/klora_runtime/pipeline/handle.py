@@ -156,6 +156,11 @@ class FusionHandle:
         return self._given
 
     @property
+    def mode(self) -> str:
+        """How the fusion acts, or acted last: ``merge`` or ``branch``."""
+        return self._live.mode.name
+
+    @property
     def models(self) -> tuple[nn.Module, ...]:
         """The component modules that carry the fusion; empty after :meth:`remove`."""
         return self._attachment.models
