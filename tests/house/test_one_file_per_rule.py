@@ -47,6 +47,8 @@ HOMONYMS = {
         "rules/klora.py",
         "sampling/pipeline.py",
         "sampling/run.py",
+        "trying/loras.py",
+        "trying/studio.py",
         "devices/device_types.py",
         "layers/choice.py",
         "pipeline/base_files.py",
