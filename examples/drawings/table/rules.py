@@ -151,6 +151,16 @@ def alike(first: Literal["content", "style"], until: float) -> Way:
 #: A schedule in which both LoRAs act, first mainly the subject's, then mainly the style's.
 _CROSSING = Phases(content_phases="0:1,0.5:0.5", style_phases="0:0.5,0.5:1")
 
+#: Schedules in which the subject's LoRA fades and the style's stays, (content, style) by name.
+_FADING = {
+    "fading: subject 1, from 1/3 0.5": ("0:1,0.333:0.5", "0:1"),
+    "fading: subject 1, from 1/2 0.4": ("0:1,0.5:0.4", "0:1"),
+    "fading: subject 1, from 2/3 0.4": ("0:1,0.667:0.4", "0:1"),
+    "fading: subject 1, from 1/2 0": ("0:1,0.5:0", "0:1"),
+    "fading: subject 1, from 2/3 0": ("0:1,0.667:0", "0:1"),
+    "fading: subject 1.3 : 0.7, from 1/2 0.4 : 1.3": ("0:1.3,0.5:0.4", "0:0.7,0.5:1.3"),
+}
+
 #: Each rule by the unique name of its row, simplest first.
 RULES: Mapping[str, Way] = {
     "base, prompt only": nothing,
@@ -177,6 +187,7 @@ RULES: Mapping[str, Way] = {
     f"LoRA Switch, tau 5 of {STEPS} steps": klora(Switch(steps=STEPS, tau=5)),
     f"LoRA Switch, tau 1 of {STEPS} steps": klora(Switch(steps=STEPS, tau=1)),
     "phases: 1 : 0.5, from 1/2 0.5 : 1": klora(_CROSSING),
+    **{name: klora(Phases(*points)) for name, points in _FADING.items()},
     "groups, the lab's table": klora(Groups()),
     "auto-strength": klora(AutoStrength()),
     "TIES": klora(Ties()),
