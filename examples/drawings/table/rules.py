@@ -187,7 +187,10 @@ RULES: Mapping[str, Way] = {
     f"LoRA Switch, tau 5 of {STEPS} steps": klora(Switch(steps=STEPS, tau=5)),
     f"LoRA Switch, tau 1 of {STEPS} steps": klora(Switch(steps=STEPS, tau=1)),
     "phases: 1 : 0.5, from 1/2 0.5 : 1": klora(_CROSSING),
-    **{name: klora(Phases(*points)) for name, points in _FADING.items()},
+    **{
+        name: klora(Phases(content_phases=one, style_phases=two))
+        for name, (one, two) in _FADING.items()
+    },
     "groups, the lab's table": klora(Groups()),
     "auto-strength": klora(AutoStrength()),
     "TIES": klora(Ties()),
