@@ -108,20 +108,17 @@ def _draw(
     material: Material,
     packages: Path,
 ) -> None:
-    """Draw the cells that are not kept yet."""
-    for row in ROWS:
-        if row.name not in rows:
+    """Draw the cells that are not kept yet, a pair of LoRAs after the other."""
+    jobs = [(row, cell) for row in ROWS if row.name in rows for cell in row.cells(material)]
+    for row, cell in sorted(jobs, key=lambda job: job[1].files):
+        done, place = found.setdefault(row.name, {}), f"{cell.subject}, {cell.style}"
+        if place in done:
             continue
-        done = found.setdefault(row.name, {})
-        for cell in row.cells(material):
-            place = f"{cell.subject}, {cell.style}"
-            if place in done:
-                continue
-            truth = drawing(packages, STYLES[cell.style], cell.subject)
-            if truth is None:
-                raise ValueError(f"There is no true drawing of {place}.")
-            done[place] = studio.verdicts(row, cell, truth)
-            kept.add(row.name, place, done[place])
+        truth = drawing(packages, STYLES[cell.style], cell.subject)
+        if truth is None:
+            raise ValueError(f"There is no true drawing of {place}.")
+        done[place] = studio.verdicts(row, cell, truth)
+        kept.add(row.name, place, done[place])
 
 
 def _known(rows: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from diffusers import StableDiffusionPipeline
 
 from drawings.loras.files import read
 from klora_compile import compile_fusion
+from klora_compile.compiler import compile_measured
+from klora_compile.measured import MeasuredLoras
 from klora_compile.rules import (
     Auto,
     AutoStrength,
@@ -30,6 +33,8 @@ from klora_compile.rules import (
     Ties,
 )
 from klora_compile.rules import Rule as FusionRule
+from klora_compile.settings.config import Config
+from klora_compile.trying.loras import loras_to_try
 from klora_runtime import apply_fusion
 from klora_runtime.artifact.fusion import Entry
 from klora_runtime.artifact.timeline import Timeline
@@ -116,9 +121,15 @@ def klora(rule: FusionRule) -> Way:
     def way(
         pipe: StableDiffusionPipeline, content: Path, style: Path
     ) -> AbstractContextManager[object]:
-        return apply_fusion(pipe, compile_fusion(content, style, rule))
+        return apply_fusion(pipe, compile_measured(_measured(content, style), Config(rule)))
 
     return way
+
+
+@lru_cache(maxsize=1)
+def _measured(content: Path, style: Path) -> MeasuredLoras:
+    """Return the LoRAs of a pair, which is read once for all rules that follow each other on it."""
+    return loras_to_try(content, style)
 
 
 def alike(first: Literal["content", "style"], until: float) -> Way:
