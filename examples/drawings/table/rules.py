@@ -33,6 +33,7 @@ from klora_compile.rules import (
     Ties,
 )
 from klora_compile.rules import Rule as FusionRule
+from klora_compile.rules.groups import TABLES
 from klora_compile.settings.config import Config
 from klora_compile.trying.loras import loras_to_try
 from klora_runtime import apply_fusion
@@ -170,7 +171,12 @@ _FADING = {
     "fading: subject 1, from 1/2 0": ("0:1,0.5:0", "0:1"),
     "fading: subject 1, from 2/3 0": ("0:1,0.667:0", "0:1"),
     "fading: subject 1.3 : 0.7, from 1/2 0.4 : 1.3": ("0:1.3,0.5:0.4", "0:0.7,0.5:1.3"),
+    "fading: 1 : 1, from 2/3 0.4 : 1.4": ("0:1,0.667:0.4", "0:1,0.667:1.4"),
 }
+
+#: The lab's table, and how its weights fade late too.
+_LATE = {"content *": "0:1,0.667:0.4"}
+_LATE_STYLE = {**_LATE, "style *": "0:1,0.667:1.4"}
 
 #: Each rule by the unique name of its row, simplest first.
 RULES: Mapping[str, Way] = {
@@ -203,6 +209,8 @@ RULES: Mapping[str, Way] = {
         for name, (one, two) in _FADING.items()
     },
     "groups, the lab's table": klora(Groups()),
+    "groups, subject from 2/3 0.4": klora(Groups(table={**TABLES["unet-demo"], **_LATE})),
+    "groups, from 2/3 0.4 : 1.4": klora(Groups(table={**TABLES["unet-demo"], **_LATE_STYLE})),
     "auto-strength": klora(AutoStrength()),
     "TIES": klora(Ties()),
     "DARE": klora(Dare()),
