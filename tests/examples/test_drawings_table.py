@@ -292,6 +292,27 @@ def test_a_run_draws_what_is_not_kept_yet(place: Path, monkeypatch: pytest.Monke
     assert "Name another folder" in draw(place).output
 
 
+def test_processes_share_the_pairs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def verdicts(self: Any, row: Row, cell: Cell, truth: Any) -> Any:
+        drawn.append(f"{cell.subject}, {cell.style}")
+        return [verdict(0.25)]
+
+    monkeypatch.setattr(studio.Studio, "verdicts", verdicts)
+    styles = [Recipe("style", name, (), ()) for name in ("ink", "soft", "blob")]
+    wider = Material(MATERIAL.subjects, styles, MATERIAL.exists)
+    monkeypatch.setattr(run, "material_of", lambda *_: wider)
+    monkeypatch.setattr(run, "digests", lambda *_: {})
+    draw(place, "--share", "2/2")
+    assert drawn == ["penguin, ink"]
+    told = draw(place, "--share", "1/2").output
+    assert drawn[1:] == ["penguin, blob", "penguin, soft"]
+    assert f"| {REFERENCE} | 0.25" in told  # with the other process's cell
+    for wrong in ("0/2", "3/2", "half"):
+        assert f"'{wrong}' is no share. Write 1/2" in draw(place, "--share", wrong).output
+
+
 def test_no_rule_is_drawn_with_a_lora_that_misses_its_subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,22 @@ from drawings.table.rows import REFERENCE, ROWS, Material
 from drawings.table.rules import STEPS
 from drawings.table.written import markdown, pilot
 
+#: Which of how many processes this is, from 1.
+Share = tuple[int, int]
+
+
+class _Share(click.ParamType[Share]):
+    """A share of the pairs, written as 1/2."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Share:
+        first, _, count = str(value).partition("/")
+        if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+            self.fail(f"{value!r} is no share. Write 1/2 for the first of two.")
+        return int(first), int(count)
+
+
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -52,6 +68,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--seeds", default=2, show_default=True, help="Pictures per cell.")
 @click.option("--steps", default=STEPS, show_default=True)
 @click.option("--guidance", default=3.0, show_default=True)
+@click.option(
+    "--share",
+    type=_Share(),
+    default="1/1",
+    show_default=True,
+    help="Draw a share of the pairs: processes draw side by side.",
+)
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(
     packages: Path,
@@ -64,6 +87,7 @@ def main(
     seeds: int,
     steps: int,
     guidance: float,
+    share: Share,
     threads: int,
 ) -> None:
     """Draw rows with the base and judges in RUN and the LoRAs in LORAS/REGIME."""
@@ -90,7 +114,7 @@ def main(
     pictures = out / "pictures" / f"{regime}-{part}"
     studio = Studio(pipe, judges, folder, pictures, seeds, steps, guidance)
     try:
-        _draw(studio, kept, found, rows, material, packages)
+        _draw(studio, kept, found, rows, material, packages, share)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     text = markdown(found)
@@ -107,10 +131,15 @@ def _draw(
     rows: tuple[str, ...],
     material: Material,
     packages: Path,
+    share: Share,
 ) -> None:
     """Draw the cells that are not kept yet, a pair of LoRAs after the other."""
     jobs = [(row, cell) for row in ROWS if row.name in rows for cell in row.cells(material)]
+    first, count = share
+    mine = set(sorted({cell.files for _, cell in jobs})[first - 1 :: count])
     for row, cell in sorted(jobs, key=lambda job: job[1].files):
+        if cell.files not in mine:
+            continue
         done, place = found.setdefault(row.name, {}), f"{cell.subject}, {cell.style}"
         if place in done:
             continue
