@@ -1,4 +1,4 @@
-"""The demo's 12 subjects in its 3 styles: one catalogue, one pipeline, one sheet of all 36 pairs.
+"""The demo's subjects in its styles: one catalogue, one pipeline, one sheet of all pairs.
 
     python examples/catalogue.py out/catalogue
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 import demo
-from drawings.loras.files import lora_path
-from drawings.pipeline import load
-from drawings.sheet import Table, draw_sheet
-from drawings.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS, prompt
+from drawings.base.subjects import prompt
+from drawings.sheet import draw_sheet
+from drawings.shipped import LORAS, OWN_SUBJECTS, STYLES, SUBJECTS, base, style_lora, subject_lora
+from PIL import Image
 
 from klora_runtime import Catalogue, Fusion, FusionLibrary, apply_fusion
 
@@ -25,40 +25,41 @@ BUDGET = 2**30
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.argument("subjects", nargs=-1, type=click.Choice(HELD_OUT_SUBJECTS))
+@click.argument("subjects", nargs=-1, type=click.Choice(SUBJECTS))
 def main(folder: Path, subjects: Sequence[str]) -> None:
     """Fuse SUBJECTS, or all of them, with every style, and draw them into FOLDER."""
-    subjects, styles = subjects or HELD_OUT_SUBJECTS, tuple(HELD_OUT_STYLES)
+    subjects = subjects or SUBJECTS
     folder.mkdir(parents=True, exist_ok=True)
     file, store = folder / "demo.klora-catalogue.safetensors", folder / "store"
     files = {
-        "--content": [lora_path(demo.WEIGHTS, "subject", name) for name in subjects],
-        "--style": [lora_path(demo.WEIGHTS, "style", name) for name in styles],
+        "--content": [subject_lora(name) for name in subjects],
+        "--style": [style_lora(name) for name in STYLES],
     }
     demo.klora("profile", *files["--content"], *files["--style"], "--store", store)
     named = [word for role, own in files.items() for file_ in own for word in (role, file_.stem)]
     demo.klora("catalogue", store, *named, "--force", "-o", file)
-    pipe = load(demo.WEIGHTS)
-    library = FusionLibrary(BUDGET, catalogue=Catalogue.open(file, loras=demo.WEIGHTS))
-    fused = {}
-    with apply_fusion(pipe, _fusion(library, subjects[0], styles[0])) as handle:
+    pipe = base()
+    library = FusionLibrary(BUDGET, catalogue=Catalogue.open(file, loras=LORAS))
+    styles = [
+        demo.alone(pipe, style_lora(style), prompt(OWN_SUBJECTS[style], style)) for style in STYLES
+    ]
+    rows: dict[str, list[Image.Image | None]] = {"style LoRA\nalone": [None, *styles]}
+    for subject in subjects:
+        rows[subject] = [demo.alone(pipe, subject_lora(subject), prompt(subject))]
+    with apply_fusion(pipe, _fusion(library, subjects[0], STYLES[0])) as handle:
         for subject in subjects:
-            for style in styles:
+            for style in STYLES:
                 handle.swap(_fusion(library, subject, style))
-                fused[subject, style] = demo.draw(pipe, [prompt(subject, style)])
-    table = Table(
-        styles={style: demo.style_alone(pipe, style, 1) for style in styles},
-        subjects={subject: demo.subject_alone(pipe, subject, 1) for subject in subjects},
-        fused=fused,
-    )
+                rows[subject].append(demo.draw(pipe, prompt(subject, style)))
     sheet = folder / "pictures.png"
-    draw_sheet(table, "K-LoRA s, by a catalogue of klora").save(sheet)
-    print(f"\n{len(fused)} pairs are on {sheet}; the catalogue is {file}.")
+    title = "K-LoRA s, by a catalogue of klora"
+    draw_sheet(title, ["subject LoRA\nalone", *STYLES], rows).save(sheet)
+    count = len(subjects) * len(STYLES)
+    print(f"\n{count} pairs are on {sheet}; the catalogue is {file}.")
 
 
 def _fusion(library: FusionLibrary, subject: str, style: str) -> Fusion:
-    pair = (("subject", subject), ("style", style))
-    return library.pair(*(lora_path(demo.WEIGHTS, role, name).stem for role, name in pair))
+    return library.pair(subject_lora(subject).stem, style_lora(style).stem)
 
 
 if __name__ == "__main__":

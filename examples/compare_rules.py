@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from drawings.shipped import STYLES, SUBJECTS, style_lora, subject_lora
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -19,7 +20,6 @@ from klora_runtime.artifact.blocks import blocks
 from klora_runtime.artifact.fusion import Fusion
 from klora_runtime.artifact.palette import colours
 
-WEIGHTS = Path(__file__).parent / "drawings" / "weights"
 SHOWN: tuple[tuple[str, dict[str, Any]], ...] = (
     ("klora", {}),
     ("klora", {"bias": 0.5}),
@@ -35,11 +35,11 @@ SHOWN: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @click.command()
 @click.argument("picture", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--subject", default="penguin", show_default=True)
-@click.option("--style", default="ink", show_default=True)
+@click.option("--subject", type=click.Choice(SUBJECTS), default="penguin", show_default=True)
+@click.option("--style", type=click.Choice(STYLES), default="ink", show_default=True)
 def main(picture: Path, subject: str, style: str) -> None:
     """Draw the schedule of each rule for a subject and a style into PICTURE."""
-    loras = WEIGHTS / f"subject-{subject}.safetensors", WEIGHTS / f"style-{style}.safetensors"
+    loras = subject_lora(subject), style_lora(style)
     figure = Figure(figsize=(12, 4.4), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(SHOWN), sharey=True)
     fusion = None

@@ -1,4 +1,4 @@
-"""The README's code, in a copy of the weights of drawings.
+"""The README's code, in a copy of the base and the LoRAs of drawings.
 
 python examples/quickstart.py
 """
@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 
 folder = Path(tempfile.mkdtemp()) / "try"
-shutil.copytree(Path(__file__).parent / "drawings" / "weights", folder)
+drawings = Path(__file__).parent / "drawings"
+shutil.copytree(drawings / "loras" / "weights", folder)
+shutil.copytree(drawings / "base" / "weights", folder / "base")
 os.chdir(folder)
 
 # README: begin
@@ -24,9 +26,9 @@ from klora_runtime import apply_fusion, save_fusion  # noqa: E402
 fusion = compile_fusion("subject-penguin.safetensors", "style-ink.safetensors", Klora(bias=0.3))
 save_fusion(fusion, "more-penguin.klora.safetensors")  # ship this one file
 
-pipe = DiffusionPipeline.from_pretrained("base", custom_pipeline="base", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained("base")
 handle = apply_fusion(pipe, "more-penguin.klora.safetensors")
-image = pipe("a penguin, ink style", num_inference_steps=20).images[0]  # any prompt, any steps
+image = pipe("a penguin, ink style", num_inference_steps=20, guidance_scale=3).images[0]
 handle.set(style=0.8)  # how strongly each LoRA acts
 print(handle.report())
 handle.remove()  # every weight back to the bit

@@ -20,8 +20,7 @@ from random import Random
 
 import click
 import torch
-from drawings.loras.files import lora_path
-from drawings.subjects import HELD_OUT_STYLES, HELD_OUT_SUBJECTS
+from drawings.shipped import LORAS, STYLES, SUBJECTS, style_lora, subject_lora
 
 from klora_compile.cataloguing.building import Draft, Selection, build, draft
 from klora_compile.cataloguing.selecting import Filters, loras_of, matching
@@ -36,7 +35,6 @@ from klora_runtime.artifact.schedule import Source
 from klora_runtime.catalogue.document import CataloguedLora, Keys, Kind
 from klora_runtime.linking.numbers import Numbers, Place, Ranks, Table
 
-WEIGHTS = Path(__file__).parents[1] / "drawings" / "weights"
 RANKS = (8, 16, 32)
 REQUESTS = 300
 
@@ -199,8 +197,8 @@ def serve(path: Path, count: int, requests: int) -> None:
 
 def _real(folder: Path, requests: int, per_pair: float) -> None:
     """Print the times of the demo's LoRAs, with factors and against ``klora compile``."""
-    subjects = [lora_path(WEIGHTS, "subject", name) for name in HELD_OUT_SUBJECTS]
-    styles = [lora_path(WEIGHTS, "style", name) for name in HELD_OUT_STYLES]
+    subjects = [subject_lora(name) for name in SUBJECTS]
+    styles = [style_lora(name) for name in STYLES]
     store, path = Store(folder / "store"), folder / "demo.safetensors"
     begin = time.perf_counter()
     gather([*subjects, *styles], store, options=ReadOptions(), device="cpu", engine=None)
@@ -213,7 +211,7 @@ def _real(folder: Path, requests: int, per_pair: float) -> None:
     ]
     build(draft(store, Selection(*roles, {}), Config()), path)
     linked = time.perf_counter() - begin
-    catalogue, random = Catalogue.open(path, loras=WEIGHTS), Random(2)
+    catalogue, random = Catalogue.open(path, loras=LORAS), Random(2)
     seen = [(a, b) for a in catalogue.contents for b in catalogue.styles]
     begin = time.perf_counter()
     for pair in seen:

@@ -6,7 +6,7 @@
 The bound is the size of the best possible code for independent Gaussian numbers with the same
 spectra, by rate-distortion theory (reverse water-filling), without headers.
 
-The demo's model has no autoencoder: its latents are its pictures before clipping to [0, 1].
+Pictures are compared as the demo's autoencoder decodes them, in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import click
 import torch
-from drawings.loras.files import lora_path
-from drawings.pipeline import DrawingPipeline, load
-from drawings.subjects import prompt
+from diffusers import StableDiffusionPipeline
+from drawings.base.subjects import prompt
+from drawings.shipped import GUIDANCE, STEPS, base, style_lora, subject_lora
 from tqdm import tqdm
 
 from klora_compile import compile_fusion, read_adapter
@@ -34,7 +34,6 @@ from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
 
-WEIGHTS = Path(__file__).parents[1] / "drawings" / "weights"
 PAIR = ("frog", "ink")
 TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
 HEADS = (
@@ -62,18 +61,15 @@ class Form:
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--steps", default=16, show_default=True)
+@click.option("--steps", default=STEPS, show_default=True)
 @click.option("--pictures", default=8, show_default=True, help="Seeds that are drawn.")
 def main(files: Sequence[Path], steps: int, pictures: int) -> None:
     """Print a table, a row for each way to store the fusion of two LoRAs."""
     if len(files) not in (0, 2):
         raise click.UsageError(f"expected no files or two, found {len(files)}.")
-    content, style = files or (
-        lora_path(WEIGHTS, "subject", PAIR[0]),
-        lora_path(WEIGHTS, "style", PAIR[1]),
-    )
+    content, style = files or (subject_lora(PAIR[0]), style_lora(PAIR[1]))
     rows = []
-    pipe = None if files else load(WEIGHTS)
+    pipe = None if files else base()
     whole = None
     for form in tqdm(forms(content, style), desc="forms", total=len(TOLERANCES) + 2):
         row = list(cells(form))
@@ -164,13 +160,19 @@ def cells(form: Form) -> Iterator[str]:
 
 
 @torch.no_grad()
-def draw(pipe: DrawingPipeline, fusion: Fusion | None, steps: int, count: int) -> torch.Tensor:
+def draw(
+    pipe: StableDiffusionPipeline, fusion: Fusion | None, steps: int, count: int
+) -> torch.Tensor:
     """Return (count, 3, 48, 48): one picture per seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     words = [prompt(*PAIR)] * count
     handle = None if fusion is None else apply_fusion(pipe, fusion)
     drawn: torch.Tensor = pipe(
-        words, num_inference_steps=steps, generator=generators, output_type="pt"
+        words,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        generator=generators,
+        output_type="pt",
     ).images
     if handle is not None:
         handle.remove()

@@ -72,6 +72,16 @@ def drawing(packages: Path, package: str, name: str) -> torch.Tensor | None:
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
+def picture(drawn: torch.Tensor) -> Image.Image:
+    """Return a drawing in [-1, 1] as a picture.
+
+    Args:
+        drawn: (3, height, width).
+    """
+    values = ((drawn + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(values))
+
+
 @lru_cache
 def icons(packages: Path, package: str) -> Any:
     """Return a package of drawings as it is: ``icons`` and ``aliases`` by name."""

@@ -37,5 +37,5 @@ def test_the_example_draws_every_pair(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(demo, "klora", lambda *w: klora([*map(str, w)], standalone_mode=False))
     result = CliRunner().invoke(example.main, [str(tmp_path / "out"), "penguin", "frog"])
     assert result.exit_code == 0, result.output
-    assert "6 pairs are on" in result.output
+    assert "10 pairs are on" in result.output
     assert (tmp_path / "out" / "pictures.png").read_bytes().startswith(b"\x89PNG")

@@ -400,5 +400,5 @@ def test_a_sheet_names_its_rows_and_leaves_room_for_missing_pictures(
     path = folder_of(tmp_path, REFERENCE) / "fox-ink.png"
     path.parent.mkdir(parents=True)
     Image.new("RGB", (96, 48), "blue").save(path)
-    page = sheet.draw_sheet(tmp_path, tmp_path, "NP-LoRA")
-    assert sum(count for count, colour in page.getcolors(2**20) if colour == (0, 0, 255)) == 96**2
+    page = sheet.table_sheet(tmp_path, tmp_path, "NP-LoRA")
+    assert sum(count for count, colour in page.getcolors(2**20) if colour == (0, 0, 255)) == 144**2

@@ -14,6 +14,7 @@ import compare_rules
 import demo
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from klora_compile.cli import main as klora
 
@@ -38,17 +39,29 @@ def test_the_quickstart_runs(
     assert "mode merge" in capsys.readouterr().out
 
 
-FEW = ("penguin", "--style", "ink", "--seeds", "1")
-
-
 def test_a_demo_of_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, and so are its commands."""
     monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "PAIRS", demo.PAIRS[:1])
     monkeypatch.setattr(demo, "klora", lambda *words: run_klora(*map(str, words)))
-    result = CliRunner().invoke(demo.main, [str(tmp_path / "demo"), *FEW])
+    result = CliRunner().invoke(demo.main, [str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
+    assert result.output.startswith("Fuses 1 pairs of LoRAs by 3 rules, writes 3 artifacts, ")
     assert "after remove() the bare model's pictures are the same" in result.output
     assert_pictures(tmp_path / "demo")
+
+
+def test_a_demo_whose_model_stays_changed_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shades = iter(range(256))
+    monkeypatch.setattr(demo, "PAIRS", ())
+    monkeypatch.setattr(demo, "base", lambda: None)
+    monkeypatch.setattr(demo, "show", lambda *_: None)
+    monkeypatch.setattr(demo, "draw", lambda *_: Image.new("L", (1, 1), next(shades)))
+    result = CliRunner().invoke(demo.main, [str(tmp_path / "demo")])
+    assert result.exit_code == 1
+    assert "pictures are CHANGED" in result.output
 
 
 def run_klora(*words: str) -> None:
@@ -56,14 +69,19 @@ def run_klora(*words: str) -> None:
 
 
 def assert_pictures(folder: Path) -> None:
-    for name in ("pictures.png", "schedule.png"):
+    for name in ("pictures.png", "schedule.png", "pictures/penguin-ink/4-steps/k-lora-s.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(folder.glob("*.klora.safetensors"))) >= 3
+
+
+def test_the_demo_draws_at_most_sixty_pictures() -> None:
+    assert demo.pictures() <= 60
 
 
 @pytest.mark.slow
 def test_the_demo_leaves_pictures(tmp_path: Path) -> None:
     script = str(ROOT / "examples" / "demo.py")
-    command = [sys.executable, script, str(tmp_path / "demo"), *FEW]
+    command = [sys.executable, script, str(tmp_path / "demo")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the models are tiny
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     assert run.returncode == 0, run.stderr

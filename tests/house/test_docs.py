@@ -72,8 +72,10 @@ def desk(
         (tmp_path / folder).mkdir()
         shutil.copy(tmp_path / f"{name}.safetensors", tmp_path / folder)
     (tmp_path / "FOLDER").symlink_to(shipped.model)
-    for path in (ROOT / "examples" / "drawings" / "weights").iterdir():
+    drawings = ROOT / "examples" / "drawings"
+    for path in (drawings / "loras" / "weights").iterdir():
         (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "base").symlink_to(drawings / "base" / "weights")
     monkeypatch.chdir(tmp_path)
     pair = ("compile", "fox.safetensors", "ink.safetensors", "-o")
     assert klora(*pair, ARTIFACT).exit_code == 0
@@ -99,8 +101,10 @@ def _sign(folder: Path) -> None:
 def test_the_readme_uses_the_weights_of_the_repository() -> None:
     """What `desk` has beside the files of other pages."""
     (block,) = (block for block in blocks(README, "sh") if "klora compile" in block)
-    assert block.startswith("cp -rL examples/drawings/weights try && cd try\n")
-    assert all(line.startswith("klora ") for line in block.splitlines()[1:])
+    loras, base, *rest = block.splitlines()
+    assert loras == "cp -r examples/drawings/loras/weights try"
+    assert base == "cp -r examples/drawings/base/weights try/base && cd try"
+    assert all(line.startswith("klora ") for line in rest)
 
 
 def test_the_readme_fits_on_a_page() -> None:

@@ -1,4 +1,4 @@
-"""Models that bring Python files, in a folder and on the Hub; and the repository's own models."""
+"""Models that bring Python files, in a folder and on the Hub; and the repository's own model."""
 
 from __future__ import annotations
 
@@ -7,148 +7,149 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import DiffusionPipeline
-from drawings.pipeline import load
-from PIL import Image
+from drawings.shipped import BASE, style_lora, subject_lora
+from PIL import ImageOps
 from support.hub import Hub
-from support.lora_files import ROOT
-from support.shipped import Shipped, error_of, klora, pixels
-from tiny_pipeline import tiny_lora
+from support.shipped import Shipped, error_of, klora, pixels, sampled
 
 from klora_compile import compile_fusion
-from klora_runtime import apply_fusion, save_fusion
+from klora_runtime import save_fusion
 
-DRAWINGS = ROOT / "examples" / "drawings"
-WEIGHTS = DRAWINGS / "weights"
-PROMPT = "a penguin, ink style"
+#: Stable Diffusion whose pictures are negatives.
+CODE = """
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import ImageOps
+
+
+class OwnPipeline(StableDiffusionPipeline):
+    def __call__(self, prompt, num_inference_steps=4, generator=None):
+        steps = {"num_inference_steps": num_inference_steps}
+        found = super().__call__(prompt, generator=generator, **steps)
+        found.images = [ImageOps.invert(image) for image in found.images]
+        return found
+"""
 
 pytestmark = pytest.mark.usefixtures("modules_cache")
 
 
-@pytest.fixture(scope="module")
-def penguin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fusion for the model of drawings."""
-    path = tmp_path_factory.mktemp("fused") / "penguin.klora.safetensors"
-    loras = (WEIGHTS / f"{name}.safetensors" for name in ("subject-penguin", "style-ink"))
-    save_fusion(compile_fusion(*loras, device="cpu"), path)
-    return path
+@pytest.fixture
+def own(shipped: Shipped, tmp_path: Path) -> Path:
+    """A model with a pipeline of its own."""
+    model = tmp_path / "own"
+    shutil.copytree(shipped.model, model)
+    (model / "pipeline.py").write_text(CODE)
+    rename(model, "OwnPipeline")
+    return model
 
 
-def sample(artifact: Path, model: object, output: Path, *options: object) -> object:
-    words = ("sample", artifact, "--model", model, "--prompt", PROMPT, "--steps", 2)
-    return klora(*words, "--device", "cpu", "-o", output, *options)
+def rename(model: Path, pipeline: object) -> None:
+    """Let the index of a model name this pipeline."""
+    index = model / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": pipeline}))
 
 
-def test_the_model_of_drawings_works_with_its_own_pipeline(penguin: Path, tmp_path: Path) -> None:
-    output = tmp_path / "penguin.png"
-    result = sample(penguin, WEIGHTS / "base", output, "--trust-remote-code")
+def marking(place: Path) -> str:
+    """The same code, which also leaves a file when it is loaded."""
+    return f"{CODE}\n\nPath({str(place)!r}).touch()\n"
+
+
+def test_a_pipeline_of_its_own_draws(own: Path, shipped: Shipped, tmp_path: Path) -> None:
+    output = tmp_path / "x.png"
+    result = sampled(shipped, output, "--trust-remote-code", model=own)
     assert result.exit_code == 0, result.output
-    pipe = load(WEIGHTS)
-    with apply_fusion(pipe, penguin):
-        generator = torch.Generator().manual_seed(0)
-        expected = pipe(PROMPT, num_inference_steps=2, generator=generator).images[0]
-    with Image.open(output) as found:
-        assert found.convert("RGB").tobytes() == expected.tobytes()
+    assert pixels(output) == pixels(ImageOps.invert(shipped.picture()))
 
 
-def test_its_code_does_not_run_unless_it_is_trusted(penguin: Path, tmp_path: Path) -> None:
-    model, ran = tmp_path / "base", tmp_path / "ran"
-    shutil.copytree(WEIGHTS / "base", model)
-    (model / "pipeline.py").write_text(marking(ran))
-    error = error_of(sample(penguin, model, tmp_path / "x.png"), 1)
+def test_its_code_does_not_run_unless_it_is_trusted(
+    own: Path, shipped: Shipped, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    (own / "pipeline.py").write_text(marking(ran))
+    error = error_of(sampled(shipped, tmp_path / "x.png", model=own), 1)
     assert error == (
-        f"{model} brings Python code of its own, which would run on this machine. Read it, and add "
-        f"--trust-remote-code if you trust it.\n  - {model / 'pipeline.py'}"
+        f"{own} brings Python code of its own, which would run on this machine. Read it, and add "
+        f"--trust-remote-code if you trust it.\n  - {own / 'pipeline.py'}"
     )
     assert not ran.exists()
 
 
-def marking(place: Path) -> str:
-    """The pipeline of drawings, which also leaves a file when it is loaded."""
-    code = (DRAWINGS / "pipeline.py").read_text()
-    return f"{code}\nPath({str(place)!r}).touch()\n"
-
-
 @pytest.mark.parametrize("part", [None, "unet"])
-def test_code_that_the_index_names(part: str | None, penguin: Path, tmp_path: Path) -> None:
+def test_code_that_the_index_names(
+    part: str | None, own: Path, shipped: Shipped, tmp_path: Path
+) -> None:
     """The pipeline's, or that of a part, as diffusers writes it."""
-    model, ran = tmp_path / "base", tmp_path / "ran"
-    shutil.copytree(WEIGHTS / "base", model)
-    (model / "pipeline.py").rename(model / "mine.py")
-    (model / "mine.py").unlink()
-    code = model / (part or "") / "mine.py"
+    ran = tmp_path / "ran"
+    (own / "pipeline.py").unlink()
+    code = own / (part or "") / "mine.py"
     code.write_text(marking(ran))
-    index = json.loads((model / "model_index.json").read_text())
     if part is None:
-        index["_class_name"] = ["mine", "DrawingPipeline"]
+        rename(own, ["mine", "OwnPipeline"])
     else:
-        index |= {"_class_name": "DiffusionPipeline", part: ["mine", "Unet"]}
-    (model / "model_index.json").write_text(json.dumps(index))
-    error = error_of(sample(penguin, model, tmp_path / "x.png"), 1)
+        rename(own, "StableDiffusionPipeline")
+        index = json.loads((own / "model_index.json").read_text())
+        (own / "model_index.json").write_text(json.dumps(index | {part: ["mine", "Unet"]}))
+    error = error_of(sampled(shipped, tmp_path / "x.png", model=own), 1)
     assert "brings Python code of its own, which would run on this machine." in error
     assert str(code) in error
     assert not ran.exists()
     if part is None:
-        result = sample(penguin, model, tmp_path / "x.png", "--trust-remote-code")
+        result = sampled(shipped, tmp_path / "x.png", "--trust-remote-code", model=own)
         assert result.exit_code == 0, result.output
         assert ran.exists()
 
 
-def test_a_pipeline_that_nobody_has(penguin: Path, tmp_path: Path) -> None:
-    model = tmp_path / "base"
-    shutil.copytree(WEIGHTS / "base", model)
-    (model / "pipeline.py").unlink()
-    error = error_of(sample(penguin, model, tmp_path / "x.png", "--trust-remote-code"), 1)
-    assert error.startswith("the model is for DrawingPipeline, which diffusers ")
-    assert f"and there is no {model / 'pipeline.py'}. Update diffusers" in error
+def test_a_pipeline_that_nobody_has(own: Path, shipped: Shipped, tmp_path: Path) -> None:
+    (own / "pipeline.py").unlink()
+    result = sampled(shipped, tmp_path / "x.png", "--trust-remote-code", model=own)
+    error = error_of(result, 1)
+    assert error.startswith("the model is for OwnPipeline, which diffusers ")
+    assert f"and there is no {own / 'pipeline.py'}. Update diffusers" in error
 
 
-@pytest.mark.parametrize("named", ["DrawingPipeline", ["pipeline", "DrawingPipeline"]])
+@pytest.mark.parametrize("named", ["OwnPipeline", ["pipeline", "OwnPipeline"]])
 def test_a_pipeline_of_its_own_on_the_hub(
-    named: object, hub: Hub, penguin: Path, tmp_path: Path
+    named: object, hub: Hub, own: Path, shipped: Shipped, tmp_path: Path
 ) -> None:
-    ran, folder = tmp_path / "ran", WEIGHTS / "base"
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    index = {**json.loads(files["model_index.json"]), "_class_name": named}
-    files |= {
-        "model_index.json": json.dumps(index).encode(),
-        "pipeline.py": marking(ran).encode(),
-    }
-    hub.add("me/drawings", files)
-    error = error_of(sample(penguin, "me/drawings", tmp_path / "x.png"), 1)
-    assert error.startswith("hf://me/drawings brings Python code of its own (pipeline.py), which")
+    ran, output = tmp_path / "ran", tmp_path / "x.png"
+    (own / "pipeline.py").write_text(marking(ran))
+    rename(own, named)
+    hub.add(
+        "me/own",
+        {
+            path.relative_to(own).as_posix(): path.read_bytes()
+            for path in own.rglob("*")
+            if path.is_file()
+        },
+    )
+    error = error_of(sampled(shipped, output, model="me/own"), 1)
+    assert error.startswith("hf://me/own brings Python code of its own (pipeline.py), which")
     assert not ran.exists()
     assert not any("diffusion_pytorch_model" in request for request in hub.requests)
-    output = tmp_path / "there.png"
-    result = sample(penguin, "me/drawings", output, "--trust-remote-code", "--json")
+    result = sampled(shipped, output, "--trust-remote-code", "--json", model="me/own")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["model"].startswith("hf://me/drawings@")
-    here = tmp_path / "here.png"
-    assert sample(penguin, folder, here, "--trust-remote-code").exit_code == 0
-    assert pixels(output) == pixels(here)
+    assert json.loads(result.stdout)["model"].startswith("hf://me/own@")
+    assert pixels(output) == pixels(ImageOps.invert(shipped.picture()))
 
 
-def test_a_pipeline_without_its_file_on_the_hub(hub: Hub, penguin: Path, tmp_path: Path) -> None:
-    index = (WEIGHTS / "base" / "model_index.json").read_bytes()
-    hub.add("me/drawings", {"model_index.json": index})
-    error = error_of(sample(penguin, "me/drawings", tmp_path / "x.png", "--trust-remote-code"), 2)
-    assert "me/drawings has no file pipeline.py; found model_index.json" in error
+def test_a_pipeline_without_its_file_on_the_hub(
+    hub: Hub, own: Path, shipped: Shipped, tmp_path: Path
+) -> None:
+    hub.add("me/own", {"model_index.json": (own / "model_index.json").read_bytes()})
+    result = sampled(shipped, tmp_path / "x.png", "--trust-remote-code", model="me/own")
+    error = error_of(result, 2)
+    assert "me/own has no file pipeline.py; found model_index.json" in error
 
 
-def test_the_next_model_of_drawings_needs_no_code(tmp_path: Path) -> None:
-    model = DRAWINGS / "base" / "weights"
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
-    loras = [tiny_lora(pipe, tmp_path / f"{n}.safetensors", seed=n) for n in (1, 2)]
-    path = tmp_path / "fused.klora.safetensors"
+def test_the_model_of_drawings_needs_no_trust(tmp_path: Path) -> None:
+    path = tmp_path / "penguin.klora.safetensors"
+    loras = subject_lora("penguin"), style_lora("ink")
     save_fusion(compile_fusion(*loras, device="cpu"), path)
-    result = sample(path, model, tmp_path / "x.png")
+    words = ("sample", path, "--model", BASE, "--prompt", "a penguin, ink style", "--steps", 2)
+    result = klora(*words, "--device", "cpu", "-o", tmp_path / "x.png")
     assert result.exit_code == 0, result.output
 
 
 def test_an_ordinary_model_needs_no_trust(shipped: Shipped, tmp_path: Path) -> None:
-    assert sample(shipped.artifact, shipped.model, tmp_path / "x.png").exit_code == 0
+    assert sampled(shipped, tmp_path / "x.png").exit_code == 0

@@ -16,12 +16,11 @@ import random
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from drawings.base.subjects import STYLES
-from drawings.material import drawing
+from drawings.material import drawing, picture
 from drawings.table.intervals import bootstrap
 from drawings.table.pictures import first, folder_of
 
@@ -133,18 +132,17 @@ def _pair(truth: torch.Tensor | None, two: list[Image.Image]) -> Image.Image:
     places = [(_GAP, "A", two[0]), (_CELL + 2 * _GAP, "B", two[1])]
     below = _CELL + _LABEL + 2 * _GAP
     if truth is not None:
-        values = ((truth + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         centre = (paper.width - _CELL) // 2
         pen.text((centre, _GAP), "true drawing", fill="black")
-        _paste(paper, Image.fromarray(np.ascontiguousarray(values)), (centre, _GAP + _LABEL))
-    for left, label, picture in places:
+        _paste(paper, picture(truth), (centre, _GAP + _LABEL))
+    for left, label, drawn in places:
         pen.text((left, below), label, fill="black")
-        _paste(paper, picture, (left, below + _LABEL))
+        _paste(paper, drawn, (left, below + _LABEL))
     return paper
 
 
-def _paste(paper: Image.Image, picture: Image.Image, place: tuple[int, int]) -> None:
-    paper.paste(picture.resize((_CELL, _CELL), Image.Resampling.BICUBIC), place)
+def _paste(paper: Image.Image, drawn: Image.Image, place: tuple[int, int]) -> None:
+    paper.paste(drawn.resize((_CELL, _CELL), Image.Resampling.BICUBIC), place)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import click
 from drawings.loras.recipes import Regime
 from drawings.table.kept import Kept, Results
 from drawings.table.plane import plot_plane
-from drawings.table.sheet import draw_sheet
+from drawings.table.sheet import table_sheet
 from drawings.table.written import markdown, side_by_side
 
 _PARTS = ("tuning", "reported")
@@ -52,7 +52,7 @@ def main(packages: Path, out: Path, results: Path, best: str) -> None:
             click.echo(text)
     _write(runs, results / "results.json")
     for regime in runs:
-        sheet = draw_sheet(packages, out / "pictures" / f"{regime}-tuning", best)
+        sheet = table_sheet(packages, out / "pictures" / f"{regime}-tuning", best)
         sheet.save(results / f"{regime}.png")
 
 

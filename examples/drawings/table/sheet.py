@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from drawings.base.subjects import STYLES
-from drawings.material import drawing
+from drawings.material import drawing, picture
+from drawings.sheet import draw_sheet
 from drawings.table.pictures import first, folder_of
 from drawings.table.rows import REFERENCE
 
-_CELL, _GAP, _TEXT = 96, 6, 14
-_PAPER, _INK = "white", "#222222"
 _SUBJECT, _STYLE = (f"ceiling: {kind} LoRA alone, its own prompt" for kind in ("subject", "style"))
 
 
-def draw_sheet(packages: Path, pictures: Path, best: str, count: int = 10) -> Image.Image:
+def table_sheet(packages: Path, pictures: Path, best: str, count: int = 10) -> Image.Image:
     """Return a row of pictures per fusion: each LoRA alone, rules, and the true drawing.
 
     Args:
@@ -26,32 +24,23 @@ def draw_sheet(packages: Path, pictures: Path, best: str, count: int = 10) -> Im
         best: row to show beside the sum and K-LoRA.
         count: of fusions; the styles take turns.
     """
-    shown = {"sum 1 : 1": REFERENCE, "K-LoRA s": "K-LoRA s", best: best}
+    shown = {"plain sum": REFERENCE, "K-LoRA s": "K-LoRA s", best: best}
     shared = sorted(path.stem for path in folder_of(pictures, REFERENCE).glob("*.png"))
     pairs = [tuple(stem.rsplit("-", 1)) for stem in shared]
     styles = sorted({style for _, style in pairs})
     subjects = sorted({subject for subject, _ in pairs})
     chosen = [(each, styles[turn % len(styles)]) for turn, each in enumerate(subjects)][:count]
-    heads = ["subject alone", "style alone", *shown, "true drawing"]
-    size = len(heads) * (_CELL + _GAP) + _GAP, len(chosen) * (_CELL + _GAP + _TEXT) + 3 * _TEXT
-    paper = Image.new("RGB", size, _PAPER)
-    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(11)
-    for column, head in enumerate(heads):
-        pen.text((_GAP + column * (_CELL + _GAP), _GAP), head, fill=_INK, font=font)
-    for row, (subject, style) in enumerate(chosen):
-        top = 2 * _TEXT + row * (_CELL + _GAP + _TEXT)
-        pen.text((_GAP, top), f"{subject}, {style}", fill=_INK, font=font)
-        cells = [
+    rows = {
+        f"{subject}\n+ {style}": [
             _any(folder_of(pictures, _SUBJECT), f"{subject}-*.png"),
             _any(folder_of(pictures, _STYLE), f"*-{style}.png"),
             *(_any(folder_of(pictures, name), f"{subject}-{style}.png") for name in shown.values()),
             _true(packages, subject, style),
         ]
-        for column, picture in enumerate(cells):
-            if picture is not None:
-                large = picture.resize((_CELL, _CELL), Image.Resampling.BICUBIC)
-                paper.paste(large, (_GAP + column * (_CELL + _GAP), top + _TEXT))
-    return paper
+        for subject, style in chosen
+    }
+    columns = ["subject LoRA\nalone", "style LoRA\nalone", *shown, "true drawing"]
+    return draw_sheet("Each LoRA alone, both fused, and the true drawing", columns, rows)
 
 
 def _any(folder: Path, pattern: str) -> Image.Image | None:
@@ -62,7 +51,4 @@ def _any(folder: Path, pattern: str) -> Image.Image | None:
 
 def _true(packages: Path, subject: str, style: str) -> Image.Image | None:
     true = drawing(packages, STYLES[style], subject)
-    if true is None:
-        return None
-    values = ((true + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(values))
+    return None if true is None else picture(true)
