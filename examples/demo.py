@@ -91,6 +91,7 @@ class Studio:
 def main(folder: Path) -> None:
     """Fuse LoRAs of subjects and styles, and write artifacts and pictures into FOLDER."""
     begin = time.perf_counter()
+    torch.set_num_threads(1)  # two threads of so small a model wait for each other
     click.echo(
         f"Fuses {len(PAIRS)} pairs of LoRAs by {len(FUSED)} rules, writes "
         f"{len(PAIRS) * len(RULES) + 1} artifacts, and draws {pictures()} pictures: about two "

@@ -8,11 +8,13 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import compare_rules
 import demo
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -39,6 +41,15 @@ def test_the_quickstart_runs(
     assert "mode merge" in capsys.readouterr().out
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """As many threads as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_demo_of_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, and so are its commands."""
     monkeypatch.setattr(demo, "STEPS", 2)
@@ -51,6 +62,7 @@ def test_a_demo_of_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert_pictures(tmp_path / "demo")
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_demo_whose_model_stays_changed_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
