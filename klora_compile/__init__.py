@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from klora_runtime.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from klora_compile.calibrating.fusion import calibrate_fusion
+    from klora_compile.calibrating.pictures import OwnPictures
     from klora_compile.compiler import compile_fusion
     from klora_compile.halves import Halves
     from klora_compile.reading.adapter import Adapter, read_adapter
@@ -39,9 +41,11 @@ __all__ = [
     "Halves",
     "KloraError",
     "LoraError",
+    "OwnPictures",
     "PairingError",
     "ReadOptions",
     "Settings",
+    "calibrate_fusion",
     "compile_fusion",
     "compress",
     "drop_unused",
@@ -58,9 +62,11 @@ _HOMES = {
     "Halves": "klora_compile.halves",
     "KloraError": "klora_runtime.errors",
     "LoraError": "klora_runtime.errors",
+    "OwnPictures": "klora_compile.calibrating.pictures",
     "PairingError": "klora_runtime.errors",
     "ReadOptions": "klora_compile.settings.read_options",
     "Settings": "klora_compile.settings.shared",
+    "calibrate_fusion": "klora_compile.calibrating.fusion",
     "compile_fusion": "klora_compile.compiler",
     "compress": "klora_compile.storing.compress",
     "drop_unused": "klora_compile.storing.dropping",

@@ -18,9 +18,10 @@ from klora_compile.profiles.store import CACHE_BYTES, Store
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import source_stated
+from klora_compile.rules.kit.calibrated import Calibrated
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_ONE, RULES
-from klora_compile.rules.rule import Rule
+from klora_compile.rules.rule import Derived, Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.settings.shared import Settings
@@ -31,6 +32,7 @@ from klora_runtime.artifact.delta import Stored
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import Rule as StatedRule
 from klora_runtime.artifact.schedule import Slot
+from klora_runtime.errors import ConfigError
 from klora_runtime.lazy_torch import torch
 
 
@@ -95,6 +97,22 @@ def default_rule(slots: Iterable[str]) -> Rule:
     return RULES[RULE_OF_ONE if len(scheduled(slots)) == 1 else DEFAULT_RULE]()
 
 
+def refuse_uncalibrated(rule: Rule, calibrated: bool) -> None:
+    """Refuse a rule that needs a base model without one, and a base model for another rule.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if calibrated and not isinstance(rule, Calibrated):
+        names = [name for name, kind in RULES.items() if issubclass(kind, Calibrated)]
+        raise ConfigError(
+            f"rule {rule.name} needs no base model. Leave --calibrate out, or take --rule "
+            f"{' or '.join(names)}."
+        )
+    if isinstance(rule, Calibrated) and not calibrated:
+        raise ConfigError(rule.unmade)
+
+
 def compile_sources(
     adapters: Mapping[str, Adapter],
     config: Config,
@@ -102,6 +120,7 @@ def compile_sources(
     device: str | torch.device,
     store: Store | None = None,
     on_layer: OnLayer | None = None,
+    calibrated: Mapping[str, Mapping[str, Derived]] | None = None,
 ) -> Fusion:
     """Compile adapters; see :func:`compile_fusion`.
 
@@ -112,12 +131,14 @@ def compile_sources(
         device: where to measure, from :func:`place_of`.
         store: keeps statistics, so that a LoRA is measured only once; None to keep nothing.
         on_layer: see :func:`compile_fusion`.
+        calibrated: slot -> layer name -> what a calibration computed.
 
     Raises:
+        ConfigError: the rule needs a calibration.
         LoraError: the values of a layer cannot be measured.
         PairingError: only one LoRA adapts some layers, and the settings do not allow it.
     """
-    loras = MeasuredLoras(adapters, device=device, store=store)
+    loras = MeasuredLoras(adapters, device=device, store=store, calibrated=calibrated)
     return compile_measured(loras, config, on_layer=on_layer)
 
 
@@ -132,11 +153,14 @@ def compile_measured(
         on_layer: see :func:`compile_fusion`.
 
     Raises:
+        ConfigError: see :func:`compile_sources`.
         LoraError: see :func:`compile_sources`.
         PairingError: see :func:`compile_sources`.
     """
     config = loras.settled(config)
     rule = config.rule
+    if loras.calibrated is None:
+        refuse_uncalibrated(rule, False)
     jobs = loras.lacking(config)
     total = len(jobs) + sum(map(len, loras.given.values()))
     slots = loras.slots(config, jobs, on_layer=shifted(on_layer, 0, total))

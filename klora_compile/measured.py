@@ -19,9 +19,10 @@ from klora_compile.profiles.store import Store
 from klora_compile.reading.adapter import Adapter
 from klora_compile.reading.layers import Layer
 from klora_compile.rules.kit.picking import Together
-from klora_compile.rules.rule import Rule
+from klora_compile.rules.rule import Derived, Rule
 from klora_compile.settings.config import Config
-from klora_compile.slots import scheduled, slot_of
+from klora_compile.slots import scheduled
+from klora_compile.sources import layers_by_slot
 from klora_runtime.lazy_torch import torch
 
 #: Layer name -> layer.
@@ -99,6 +100,7 @@ class MeasuredLoras:
             match each other.
         device: where to measure, from :func:`~klora_compile.measuring.places.place_of`.
         store: keeps statistics on disk too; None to keep them in memory only.
+        calibrated: slot -> layer name -> what a base model calibrated; None without one.
     """
 
     def __init__(
@@ -107,12 +109,12 @@ class MeasuredLoras:
         *,
         device: str | torch.device,
         store: Store | None = None,
+        calibrated: Mapping[str, Mapping[str, Derived]] | None = None,
     ) -> None:
         self.adapters = adapters
+        self.calibrated = calibrated
         self._device, self._store = device, store
-        own: dict[str, dict[str, Layer]] = {}
-        for source, adapter in adapters.items():  # the layers of a LoRA in two files are together
-            own.setdefault(slot_of(source), {}).update(adapter.layers)
+        own = layers_by_slot(adapters)
         self._own = {slot: self._slot(layers) for slot, layers in own.items()}
         self.given = {slot: own[slot] for slot in scheduled(own)}
         self._derived: dict[tuple[str, str], MeasuredSlot] = {}
@@ -175,7 +177,9 @@ class MeasuredLoras:
         notes = self._notes(config)
         lacking = [key for key in notes.items() if key not in self._derived]
         if lacking:
-            made = derive(self.given, jobs, config.rule, on_layer=on_layer)
+            made = derive(
+                self.given, jobs, config.rule, calibrated=self.calibrated, on_layer=on_layer
+            )
             for slot, note in lacking:
                 if slot in made:  # without a layer in common, nothing is merged
                     self._derived[slot, note] = self._slot(made[slot])

@@ -12,6 +12,7 @@ from klora_compile.planning.fates import fate_with
 from klora_compile.planning.pairing import check_slots, refuse_other_base
 from klora_compile.planning.plan import LayerPlan, make_plan
 from klora_compile.reading.layers import layer_name
+from klora_compile.rules.kit.calibrated import Calibrated
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
 from klora_compile.rules.kit.picking import Picking
 from klora_compile.rules.rule import Rule
@@ -57,7 +58,10 @@ def reschedule(
         before.rule if rule is None else rule,
         before.settings if settings is None else settings,
         before.picked if same else None,
+        before.calibration if same else None,
     )
+    if isinstance(config.rule, Calibrated) and config.calibration is None:
+        raise ConfigError(config.rule.unmade)
     if isinstance(config.rule, Picking):
         raise ConfigError(
             f"rule {config.rule.name} measures the LoRAs together, which an artifact does not "

@@ -12,6 +12,7 @@ from typing import Any
 from klora_compile.halves import Halves, refuse_separated
 from klora_compile.planning.pairing import check_loras, check_slots
 from klora_compile.reading.adapter import Adapter, OnModule, open_adapter
+from klora_compile.reading.layers import Layer
 from klora_compile.reading.survey import base_of
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
@@ -192,6 +193,15 @@ def read_again(
                     lora = opened.read()
             adapters[name] = lora
     return adapters
+
+
+def layers_by_slot(adapters: Mapping[str, Adapter]) -> dict[str, Mapping[str, Layer]]:
+    """Return slot -> layer name -> layer; the layers of a LoRA in two files are together."""
+    found: dict[str, Mapping[str, Layer]] = {}
+    for source, adapter in adapters.items():
+        slot = slot_of(source)
+        found[slot] = {**found.get(slot, {}), **adapter.layers}
+    return found
 
 
 def other_sources(fusion: Fusion, adapters: Mapping[str, Adapter]) -> Iterator[str]:

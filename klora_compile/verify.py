@@ -13,8 +13,11 @@ import torch
 from klora_compile.compiler import compile_sources
 from klora_compile.measuring.statistics import OnLayer
 from klora_compile.planning.pairing import check_loras, check_slots
+from klora_compile.rules.kit.calibrated import Calibrated
 from klora_compile.rules.lookup import RULES, known_rule
-from klora_compile.settings.config import Config
+from klora_compile.rules.rule import Derived, Rule
+from klora_compile.settings.calibration import Calibration
+from klora_compile.settings.config import CALIBRATED, Config
 from klora_compile.slots import made, scheduled, slots_of
 from klora_compile.sources import Lora, other_sources, read_again
 from klora_compile.storing.dropping import holds_unused, without_unused
@@ -62,7 +65,8 @@ def verify_fusion(
         differ by 1e-6 of their size and breakpoints by 1e-6, as between a CPU and a GPU. Factors
         must be equal to the bit; the error of compressed ones must be the stated one. Scores of an
         earlier rule that the present rule does not use are not compared, nor is what that rule
-        merged. A layer may lack the slots that never act.
+        merged. What a base model calibrated is taken as it is, and all that follows is compared. A
+        layer may lack the slots that never act.
 
     Raises:
         LoraError: a file cannot be read completely.
@@ -83,7 +87,13 @@ def verify_fusion(
     except (ConfigError, TypeError) as error:
         return [f"rule: its parameters are not valid: {error}"]
     check_loras({name: adapter.survey for name, adapter in adapters.items()}, config.rule)
-    again = compile_sources(adapters, config, device=where, on_layer=on_layer)
+    again = compile_sources(
+        adapters,
+        config,
+        device=where,
+        calibrated=calibrated_slots(fusion, config.rule),
+        on_layer=on_layer,
+    )
     if fusion.is_thin:
         again = thin(again, adapters)
     return list(_compare(_without(fusion, other_merges(fusion)), again))
@@ -126,6 +136,38 @@ def not_compared(fusion: Fusion) -> tuple[str, ...]:
         "what an earlier rule merged": bool(other_merges(fusion)),
     }
     return tuple(what for what, there in skipped.items() if there)
+
+
+def calibrated_slots(fusion: Fusion, rule: Rule) -> dict[str, dict[str, Derived]] | None:
+    """Return slot -> layer name -> what a calibration gave, as a fusion states it; None if none.
+
+    Without the base model it cannot be computed again.
+    """
+    if not isinstance(rule, Calibrated):
+        return None
+    return {
+        slot: {
+            entry.layer: Derived(entry.factors[slot].delta)
+            for entry in fusion.entries
+            if slot in entry.factors
+        }
+        for slot in rule.derives(scheduled(fusion.slots))
+        if slot in fusion.slots
+    }
+
+
+def not_computed(fusion: Fusion) -> Iterator[str]:
+    """Yield in words what only the base model could tell, and verification takes as stated."""
+    found = Calibration.from_parameters(fusion.rule.parameters.get(CALIBRATED))
+    rule = known_rule(fusion.rule.name, fusion.rule.parameters)
+    if isinstance(rule, Calibrated):
+        for slot, own in (calibrated_slots(fusion, rule) or {}).items():
+            yield f"the factors of {slot} in {len(own)} layers, which need the base model"
+    elif found is not None:
+        yield (
+            f"the weights in the parameters of rule {shown(fusion.rule.name)}, which rule "
+            f"{shown(found.by)} fitted with the base model {shown(found.model)}"
+        )
 
 
 def other_merges(fusion: Fusion) -> tuple[str, ...]:

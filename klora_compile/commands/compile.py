@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from klora_compile.commands.beside import Beside, BesideLora, by_name
+from klora_compile.commands.calibration_options import Calibrating, calibration_options
 from klora_compile.commands.lora_files import (
     Files,
     LoraFiles,
@@ -29,12 +30,12 @@ from klora_compile.commands.parameters import (
     drop_unused_option,
     shift_option,
 )
-from klora_compile.commands.progress import layer_bar
+from klora_compile.commands.progress import layer_bar, part_bar
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.commands.rule_options import RuleCommand, rule_option
 from klora_compile.commands.setting_options import given, reading_options, shared_options
 from klora_compile.halves import files_of
-from klora_compile.rules.lookup import DEFAULT_RULE
+from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_A_MODEL
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.slots import slot_names, slots_of
 from klora_runtime.artifact.checks import refuse_always_name
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Measure all LoRAs, and keep nothing for the next time.",
 )
+@calibration_options
 @drop_unused_option
 @click.option(
     "--compress",
@@ -107,6 +109,7 @@ def compile_command(
     output: Path,
     device: str,
     no_cache: bool,
+    calibrating: Calibrating | None,
     drop_unused: bool,
     compress: float | None,
     as_thin: bool,
@@ -145,7 +148,7 @@ def compile_command(
     base = () if reading.base is None else (Path(reading.base),)
     check_output(output, force, inputs=(*files, *base))
 
-    from klora_compile.compiler import compile_sources, default_rule
+    from klora_compile.compiler import compile_sources, default_rule, refuse_uncalibrated
     from klora_compile.measuring.places import place_of
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
@@ -155,15 +158,22 @@ def compile_command(
 
     sources = by_source(contents, styles, beside)
     if not _is_named("rule"):
-        rule = default_rule(slots_of(sources)).name
+        rule = RULE_OF_A_MODEL if calibrating else default_rule(slots_of(sources)).name
     config = Config.named(rule, **given(settings))
+    refuse_uncalibrated(config.rule, calibrating is not None)
     runs_of(config.settings.clock, shift)
     where, begin = place_of(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(sources, config, reading, on_module=on_module)
     store = None if no_cache else _cache()
-    with layer_bar("measuring") as on_layer:
-        fusion = compile_sources(adapters, config, device=where, store=store, on_layer=on_layer)
+    if calibrating is None:
+        with layer_bar("measuring") as on_layer:
+            fusion = compile_sources(adapters, config, device=where, store=store, on_layer=on_layer)
+    else:
+        with part_bar("calibrating") as on_part:
+            fusion = calibrating.compiled(
+                adapters, config, output, device, on_part, measured_on=where, store=store
+            )
     fusion = _as_stored(fusion, adapters, drop_unused, compress, as_thin)
     size = save_fusion(fusion, output, overwrite=force)
     seconds = time.perf_counter() - begin

@@ -1,4 +1,7 @@
-"""Progress bars on stderr while layers or LoRAs are measured; silent without a terminal."""
+"""Progress bars on stderr while layers or LoRAs are measured, or a base model calibrates.
+
+They are silent without a terminal.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,24 @@ def layer_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(done - bar.n)
 
         yield on_layer
+
+
+@contextmanager
+def part_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a tqdm bar of a calibration, which says what was done last and the time that is left."""
+    if not sys.stderr.isatty():
+        yield lambda name, done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, leave=False) as bar:
+
+        def on_part(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
+
+        yield on_part
 
 
 @contextmanager

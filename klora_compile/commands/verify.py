@@ -100,14 +100,22 @@ def _compared(
 ) -> Verification:
     """Compile the LoRAs again and compare."""
     from klora_compile.report.verification import Verification
-    from klora_compile.verify import not_compared, verify_fusion
+    from klora_compile.verify import not_compared, not_computed, verify_fusion
     from klora_runtime.artifact.file import load_fusion
 
     fusion = load_fusion(file, check="full", signed_by=signed_by)
     sources = _by_slot(file, fusion, loras, halves)
     with layer_bar("comparing") as on_layer:
         found = verify_fusion(fusion, sources, base=base, device=device, on_layer=on_layer)
-    return Verification(file, files, fusion, tuple(found), not_compared(fusion), signed_by)
+    return Verification(
+        file,
+        files,
+        fusion,
+        tuple(found),
+        skipped=not_compared(fusion),
+        taken=tuple(not_computed(fusion)),
+        signed_by=signed_by,
+    )
 
 
 def _by_slot(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from klora_compile.measuring.statistics import OnLayer
 from klora_compile.reading.layers import Layer
-from klora_compile.rules.rule import Rule
+from klora_compile.rules.rule import Derived, Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.shared import Settings
 from klora_compile.slots import slot_of
@@ -63,6 +63,7 @@ def derive(
     jobs: Sequence[Derivation],
     rule: Rule,
     *,
+    calibrated: Mapping[str, Mapping[str, Derived]] | None = None,
     on_layer: OnLayer | None = None,
 ) -> dict[str, Layers]:
     """Return slot -> layers, with derived slots instead of given ones or beside them.
@@ -73,6 +74,7 @@ def derive(
         given: see :func:`derivations`.
         jobs: what to compute.
         rule: the rule that computes it.
+        calibrated: slot -> layer name -> what a calibration has computed already, all of that slot.
         on_layer: see :data:`~klora_compile.measuring.statistics.OnLayer`.
     """
     if not jobs:
@@ -83,7 +85,10 @@ def derive(
     slots |= {job.slot: {} for job in jobs if job.slot not in given}
     with single_thread(), full_float32():
         for done, job in enumerate(jobs, start=1):
-            found = rule.derive(job.slot, job.layers)
+            if calibrated is not None and job.slot in calibrated:
+                found = calibrated[job.slot].get(job.name)
+            else:
+                found = rule.derive(job.slot, job.layers)
             if found is not None:
                 like = job.layers[job.slot if job.slot in given else next(iter(job.layers))]
                 layer = replace(like, delta=found.delta)

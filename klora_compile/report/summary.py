@@ -14,7 +14,8 @@ from klora_compile.report.truncation import Truncation, truncations
 from klora_compile.rules.lookup import known_rule
 from klora_compile.rules.rule import Rule
 from klora_compile.runs import Run, runs_of
-from klora_compile.settings.config import PICKED, Picked
+from klora_compile.settings.calibration import Calibration
+from klora_compile.settings.config import CALIBRATED, PICKED, Picked
 from klora_compile.slots import HALVES
 from klora_runtime.artifact.schedule import ALWAYS, Schedule
 from klora_runtime.artifact.timeline import ClockName
@@ -160,6 +161,9 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
     picked = Picked.from_parameters(summary.settings.get(PICKED))
     if picked is not None:
         rows.append(("picked", shown(f"by rule {picked.by}: {picked.why}")))
+    calibration = Calibration.from_parameters(summary.settings.get(CALIBRATED))
+    if calibration is not None:
+        rows.append(("calibrated", shown(calibration.text)))
     rows.append(("clock", _clock_text(summary)))
     for name, value in summary.derived.items():
         rows.append((shown(name), gamma_text(summary.gamma if name == "gamma" else value)))

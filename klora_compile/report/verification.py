@@ -24,6 +24,8 @@ class Verification:
     """One sentence each; see :func:`klora_compile.verify.verify_fusion`."""
     skipped: tuple[str, ...] = ()
     """What the artifact also holds, in words, and was not compared."""
+    taken: tuple[str, ...] = ()
+    """What a base model calibrated, in words, and was not computed again."""
     signed_by: Path | None = None
     """The key or certificate that the file is signed by; None if no signature was asked for."""
 
@@ -46,6 +48,7 @@ class Verification:
             "good": error is None,
             "layers": None if self.fusion is None else len(self.fusion.entries),
             "against": [str(path) for path in self.against],
+            "not_computed": list(self.taken),
             "signed_by": None if self.signed_by is None else str(self.signed_by),
             "problems": problems,
         }
@@ -61,6 +64,8 @@ class Verification:
         if self.skipped:
             were = "were" if self.skipped[0].startswith("sums") else "was"
             how += f"; it also holds {' and '.join(self.skipped)}, which {were} not compared"
+        if self.taken:
+            how += f"; taken as stated: {' and '.join(self.taken)}"
         if self.signed_by is not None:
             how += f"; signed by {shown(self.signed_by)}"
         return f"{shown(self.file)}: good ({len(self.fusion.entries)} layers, {how})"

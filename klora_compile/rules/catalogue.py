@@ -20,3 +20,5 @@ from klora_compile.rules.ties import Ties as Ties
 from klora_compile.rules.dare import Dare as Dare
 from klora_compile.rules.della import Della as Della
 from klora_compile.rules.auto import Auto as Auto
+from klora_compile.rules.ssr import Ssr as Ssr
+from klora_compile.rules.fit import Fitted as Fitted

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from klora_compile.rules import catalogue
+from klora_compile.rules.kit.calibrated import Calibrated
 from klora_compile.rules.rule import Rule
 from klora_runtime.errors import ConfigError, shown
 
@@ -20,6 +21,9 @@ DEFAULT_RULE = next(iter(RULES))
 
 #: The default for one LoRA alone: the first rule that takes one.
 RULE_OF_ONE = next(name for name, kind in RULES.items() if kind.least == 1)
+
+#: The default with a base model: the first rule that one calibrates.
+RULE_OF_A_MODEL = next(name for name, kind in RULES.items() if issubclass(kind, Calibrated))
 
 
 def rule_class(name: str) -> type[Rule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,18 @@ _WEIGHTS = re.compile(
 
 
 def load_pipeline(
-    model: str, fusion: Fusion, *, device: str, dtype: str, trust_remote_code: bool = False
+    model: str,
+    components: Sequence[str],
+    *,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load the pipeline of a diffusers folder and move it to a device.
 
     Args:
         model: a folder that ``pipe.save_pretrained`` wrote, or an id on the Hub.
-        fusion: the fusion to apply; ``auto`` follows the dtype of its denoiser.
+        components: those that a fusion changes; ``auto`` follows the dtype of the denoiser.
         device: see :func:`klora_runtime.devices.names.as_device`.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, the dtype of
             the denoiser's files on a GPU.
@@ -57,7 +62,7 @@ def load_pipeline(
         refuse_own_code(folder, index, model)
     _require_libraries(folder, index, model)
     own = own_pipeline(folder, index)
-    wanted = _dtype(folder, fusion, where, dtype)
+    wanted = _dtype(folder, components, where, dtype)
     loader: Any = diffusers.DiffusionPipeline
     keyword = "torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"
     try:
@@ -190,7 +195,7 @@ def _is_there(library: str, *folders: Path) -> bool:
         return False
 
 
-def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> torch.dtype:
+def _dtype(folder: Path, components: Sequence[str], device: torch.device, name: str) -> torch.dtype:
     if name != "auto":
         dtype = getattr(torch, name)
         assert isinstance(dtype, torch.dtype)
@@ -198,7 +203,7 @@ def _dtype(folder: Path, fusion: Fusion, device: torch.device, name: str) -> tor
     if type_of(device).is_host:
         return torch.float32
     stored: Counter[str] = Counter()
-    denoisers = [name for name in fusion.components if name not in STEPLESS]
+    denoisers = [name for name in components if name not in STEPLESS]
     for path in sorted(
         file for name in denoisers for file in (folder / name).glob("*.safetensors")
     ):

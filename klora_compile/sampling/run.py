@@ -106,7 +106,7 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
     fusion = complete(load_fusion(file, signed_by=how.signed_by), how.sources)
     always = {n: load_fusion(path, signed_by=how.signed_by) for n, path in how.always.items()}
     pipe = load_pipeline(
-        *(model, fusion),
+        *(model, fusion.components),
         device=how.device,
         dtype=how.dtype,
         trust_remote_code=how.trust_remote_code,

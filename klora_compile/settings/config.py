@@ -10,12 +10,16 @@ from klora_compile.fields import BySlot, settings_of
 from klora_compile.rules.kit.picking import Picking
 from klora_compile.rules.lookup import DEFAULT_RULE, rule_class
 from klora_compile.rules.rule import Rule
+from klora_compile.settings.calibration import Calibration
 from klora_compile.settings.shared import Settings
 from klora_runtime.artifact.schedule import Schedule
 from klora_runtime.errors import ConfigError
 
 #: Key of a :class:`Picked` among the parameters of an artifact's rule.
 PICKED = "picked"
+
+#: Key of a :class:`~klora_compile.settings.calibration.Calibration` there.
+CALIBRATED = "calibrated"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Config:
     settings: Settings = field(default_factory=Settings)
     picked: Picked | None = None
     """How the rule was picked; None if it was named."""
+    calibration: Calibration | None = None
+    """How a base model calibrated the rule; None if it needs none, or is not calibrated yet."""
 
     def __post_init__(self) -> None:
         """Check the kinds of both, what picked the rule, and that it can go by the clock."""
@@ -113,6 +119,7 @@ class Config:
             rule_class(rule).from_parameters(parameters),
             Settings.from_parameters(parameters),
             Picked.from_parameters(parameters.get(PICKED)),
+            Calibration.from_parameters(parameters.get(CALIBRATED)),
         )
 
     @classmethod
@@ -128,7 +135,11 @@ class Config:
     def parameters(self) -> dict[str, Any]:
         """Return every setting with its default filled in, as the artifact records it."""
         own = self.rule.parameters() | self.settings.parameters()
-        return own if self.picked is None else own | {PICKED: self.picked.parameters()}
+        if self.picked is not None:
+            own |= {PICKED: self.picked.parameters()}
+        if self.calibration is not None:
+            own |= {CALIBRATED: self.calibration.parameters()}
+        return own
 
     def changed(self, rule: str | None = None, /, **changes: Any) -> Self:
         """Return a config with some settings changed; a new rule starts with its own defaults.

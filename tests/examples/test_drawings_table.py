@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from drawings.base.subjects import HELD_OUT_SUBJECTS
 from drawings.loras.acceptance import Entry, Ledger
 from drawings.loras.recipes import Recipe, Regime
 from drawings.table import __main__ as run
 from drawings.table import blind, ingredients, sheet
 from drawings.table import drawing as studio
+from drawings.table.calibrated import own_pictures
 from drawings.table.candidates import candidates
 from drawings.table.ingredients import material_of
 from drawings.table.kept import Kept, digest
@@ -70,6 +72,13 @@ def test_rules_have_both_loras_and_the_joint_prompt() -> None:
     pair = (("subject", "penguin"), ("style", "ink"))
     assert row.cells(MATERIAL) == [Cell("penguin", "ink", "a penguin, ink style", pair)]
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_a_calibration_is_asked_for_each_lora_alone() -> None:
+    own = own_pictures(Path("subject-sea-horse.safetensors"), Path("style-ink.safetensors"))
+    assert own.prompts["content"] == ["a sea horse"]
+    assert own.prompts["style"][:2] == ["a dog, ink style", "a chair, ink style"]
+    assert not any(word in text for word in HELD_OUT_SUBJECTS for text in own.prompts["style"])
 
 
 def test_a_pair_without_a_true_drawing_has_no_cell() -> None:

@@ -35,7 +35,9 @@ HOMONYMS = {
     },
     "phases": {"export/writing.py", "export/schedule.py"},  # the files that klora export writes
     "auto": {  # the device, the mode, the base, the measure of K-LoRA's sums, a picture's size
+        "calibrating/calibrate.py",
         "cataloguing/compiling.py",
+        "commands/calibration_options.py",
         "commands/catalogue_build.py",
         "commands/compile.py",
         "commands/profile.py",

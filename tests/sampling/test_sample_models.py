@@ -181,9 +181,9 @@ def test_auto_dtype_is_the_stored_one_on_a_gpu(
     tiny_pipeline("sd1").unet.to(dtype).save_pretrained(tmp_path / "unet", variant=variant)
     fusion = load_fusion(shipped.artifact)
     gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
-    assert pipeline._dtype(tmp_path, fusion, gpu, "auto") is dtype
-    assert pipeline._dtype(tmp_path, fusion, cpu, "auto") is torch.float32
-    assert pipeline._dtype(tmp_path, fusion, gpu, "float32") is torch.float32
+    assert pipeline._dtype(tmp_path, fusion.components, gpu, "auto") is dtype
+    assert pipeline._dtype(tmp_path, fusion.components, cpu, "auto") is torch.float32
+    assert pipeline._dtype(tmp_path, fusion.components, gpu, "float32") is torch.float32
     assert pipeline._variant(tmp_path) == variant
 
 
@@ -193,7 +193,9 @@ def test_a_folder_of_one_variant_is_loaded_in_the_dtype_that_was_asked(
     tiny_pipeline("sd1").to(torch.float16).save_pretrained(tmp_path / "fp16", variant="fp16")
     fusion = load_fusion(shipped.artifact)
     for name, dtype in {"auto": torch.float32, "bfloat16": torch.bfloat16}.items():
-        pipe = pipeline.load_pipeline(str(tmp_path / "fp16"), fusion, device="cpu", dtype=name)
+        pipe = pipeline.load_pipeline(
+            str(tmp_path / "fp16"), fusion.components, device="cpu", dtype=name
+        )
         assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {dtype}
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from drawings.loras.files import read
+from drawings.table.calibrated import act_calibrated
 from klora_compile import compile_fusion
 from klora_compile.compiler import compile_measured
 from klora_compile.measured import MeasuredLoras
@@ -23,12 +24,14 @@ from klora_compile.rules import (
     Dare,
     Della,
     Est,
+    Fitted,
     Groups,
     Klora,
     NpKlora,
     NpLora,
     Phases,
     Soft,
+    Ssr,
     Switch,
     Ties,
 )
@@ -178,6 +181,9 @@ _FADING = {
 _LATE = {"content *": "0:1,0.667:0.4"}
 _LATE_STYLE = {**_LATE, "style *": "0:1,0.667:1.4"}
 
+#: A short fit: a row has some hundred pairs.
+_FIT = Fitted(updates=40, rate=0.1, hold=0.02)
+
 #: Each rule by the unique name of its row, simplest first.
 RULES: Mapping[str, Way] = {
     "base, prompt only": nothing,
@@ -216,4 +222,9 @@ RULES: Mapping[str, Way] = {
     "DARE": klora(Dare()),
     "DELLA": klora(Della()),
     "auto": klora(Auto()),
+    "SSR-Merge, calibrated": partial(act_calibrated, Ssr()),
+    "fit, calibrated": partial(act_calibrated, _FIT),
+    "fit, calibrated, subject until 1/3": partial(
+        act_calibrated, replace(_FIT, content_until=1 / 3)
+    ),
 }
