@@ -15,7 +15,16 @@ import click
 import demo
 from drawings.base.subjects import prompt
 from drawings.sheet import draw_sheet
-from drawings.shipped import LORAS, OWN_SUBJECTS, STYLES, SUBJECTS, base, style_lora, subject_lora
+from drawings.shipped import (
+    LORAS,
+    OWN_STYLE,
+    OWN_SUBJECTS,
+    STYLES,
+    SUBJECTS,
+    base,
+    style_lora,
+    subject_lora,
+)
 from PIL import Image
 
 from klora_runtime import Catalogue, Fusion, FusionLibrary, apply_fusion
@@ -45,7 +54,7 @@ def main(folder: Path, subjects: Sequence[str]) -> None:
     ]
     rows: dict[str, list[Image.Image | None]] = {"style LoRA\nalone": [None, *styles]}
     for subject in subjects:
-        rows[subject] = [demo.alone(pipe, subject_lora(subject), prompt(subject))]
+        rows[subject] = [demo.alone(pipe, subject_lora(subject), prompt(subject, OWN_STYLE))]
     with apply_fusion(pipe, _fusion(library, subjects[0], STYLES[0])) as handle:
         for subject in subjects:
             for style in STYLES:

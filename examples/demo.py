@@ -28,6 +28,7 @@ from drawings.sheet import draw_sheet
 from drawings.shipped import (
     ACCELERATOR,
     GUIDANCE,
+    OWN_STYLE,
     OWN_SUBJECTS,
     PAIRS,
     STEPS,
@@ -163,7 +164,7 @@ def row(
     name = "-".join(pair)
     drawn: list[Image.Image | None] = []
     for kind, lora, text in (
-        ("subject", subject_lora(subject), prompt(subject)),
+        ("subject", subject_lora(subject), prompt(subject, OWN_STYLE)),
         ("style", style_lora(style), prompt(OWN_SUBJECTS[style], style)),
     ):
         with apply_fusion(studio.pipe, compile_fusion(lora)):

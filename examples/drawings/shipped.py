@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from drawings.base.subjects import HELD_OUT_STYLES
 from drawings.loras.files import lora_path
+from drawings.loras.recipes import Regime
 
 _HERE = Path(__file__).parent
 BASE = _HERE / "base" / "weights"
@@ -17,8 +18,11 @@ LORAS = _HERE / "loras" / "weights"
 RECORDS = _HERE / "loras" / "records.json"
 TRUE_DRAWINGS = _HERE / "loras" / "true"
 
-#: Of the regime ``entangled``: LoRAs that the subject judge accepted.
-SUBJECTS = tuple("penguin octopus mushroom rocket frog headphone tractor".split())
+#: Of the regime in which one sees what a fusion does; LoRAs that the subject judge accepted.
+REGIME = Regime.DISENTANGLED
+SUBJECTS = tuple("penguin octopus mushroom rocket cactus frog".split())
+#: The training style of a subject's pictures alone.
+OWN_STYLE = "noto"
 STYLES = tuple(HELD_OUT_STYLES)
 #: A subject that the LoRA of each style was trained on.
 OWN_SUBJECTS = {
@@ -26,16 +30,16 @@ OWN_SUBJECTS = {
     "soft": "scissors",
     "firefox": "dog",
     "blob": "postbox",
-    "mono": "honeybee",
+    "mono": "pushpin",
 }
 
 #: Subject and style of the demo's pictures, whose true drawings are here too.
 PAIRS = (
-    ("penguin", "ink"),
-    ("octopus", "soft"),
-    ("mushroom", "firefox"),
+    ("penguin", "mono"),
+    ("octopus", "firefox"),
+    ("mushroom", "soft"),
     ("rocket", "blob"),
-    ("headphone", "mono"),
+    ("cactus", "ink"),
 )
 
 #: How the base is sampled, unless something else is asked for.

@@ -54,7 +54,7 @@ def test_the_pairs_of_the_demo_are_of_loras_that_ship() -> None:
 
 @pytest.mark.parametrize("path", LORAS, ids=lambda path: path.stem)
 def test_a_lora_is_the_one_of_the_records(path: Path) -> None:
-    record = json.loads(shipped.RECORDS.read_text())[Regime.ENTANGLED][path.stem]
+    record = json.loads(shipped.RECORDS.read_text())[shipped.REGIME][path.stem]
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert Entry(**record).accepted
 
@@ -97,6 +97,7 @@ def test_only_accepted_loras_are_published(tmp_path: Path, monkeypatch: pytest.M
     (here / "weights" / "subject-earlier.safetensors").touch()
     for name, place in (("LORAS", "weights"), ("TRUE_DRAWINGS", "true"), ("RECORDS", "r.json")):
         monkeypatch.setattr(publish, name, here / place)
+    monkeypatch.setattr(publish, "REGIME", Regime.ENTANGLED)
     monkeypatch.setattr(publish, "SUBJECTS", ("penguin",))
     monkeypatch.setattr(publish, "STYLES", ("ink",))
     monkeypatch.setattr(publish, "PAIRS", (("penguin", "ink"),))

@@ -21,7 +21,16 @@ from drawings.base.subjects import STYLES as PACKAGES_OF_STYLES
 from drawings.loras.acceptance import Ledger
 from drawings.loras.recipes import Regime
 from drawings.material import drawing, picture
-from drawings.shipped import LORAS, PAIRS, RECORDS, STYLES, SUBJECTS, TRUE_DRAWINGS, true_drawing
+from drawings.shipped import (
+    LORAS,
+    PAIRS,
+    RECORDS,
+    REGIME,
+    STYLES,
+    SUBJECTS,
+    TRUE_DRAWINGS,
+    true_drawing,
+)
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -32,13 +41,12 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def main(packages: Path, loras: Path) -> None:
     """Copy the LoRAs that ship from LORAS, and render their true drawings from PACKAGES."""
     records = {regime.value: Ledger(loras / regime.value).read() for regime in Regime}
-    entangled = loras / Regime.ENTANGLED
-    known = records[Regime.ENTANGLED]
+    trained, known = loras / REGIME, records[REGIME]
     stems = [*(f"subject-{name}" for name in SUBJECTS), *(f"style-{name}" for name in STYLES)]
     missing = [stem for stem in stems if stem not in known or not known[stem].accepted]
     if missing:
         raise click.ClickException(
-            f"{entangled} has no accepted LoRA of {', '.join(missing)}. Train it first."
+            f"{trained} has no accepted LoRA of {', '.join(missing)}. Train it first."
         )
     pictures = {pair: _rendered(packages, *pair) for pair in PAIRS}
     for folder, kind in ((LORAS, "*.safetensors"), (TRUE_DRAWINGS, "*.png")):
@@ -46,7 +54,7 @@ def main(packages: Path, loras: Path) -> None:
         for earlier in folder.glob(kind):
             earlier.unlink()
     for stem in stems:
-        shutil.copyfile(entangled / f"{stem}.safetensors", LORAS / f"{stem}.safetensors")
+        shutil.copyfile(trained / f"{stem}.safetensors", LORAS / f"{stem}.safetensors")
     for pair, drawn in pictures.items():
         drawn.save(true_drawing(*pair))
     found = {
