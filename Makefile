@@ -44,9 +44,9 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What the documents print of speed and size: an hour. One part alone: make bench-race, bench-attach,
-# bench-measuring, bench-reading, bench-size, bench-swapping, bench-catalogue, bench-before; with
+# bench-measuring, bench-reading, bench-size, bench-swapping, bench-sweeping, bench-catalogue, bench-before; with
 # options of its own: make bench-race ARGS="--device cuda", make bench-before ARGS=COMMIT.
-PARTS := $(addprefix bench-,race attach measuring reading size swapping catalogue before)
+PARTS := $(addprefix bench-,race attach measuring reading size swapping sweeping catalogue before)
 .PHONY: $(PARTS)
 
 bench: $(PARTS)

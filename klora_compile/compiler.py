@@ -20,7 +20,7 @@ from klora_compile.reading.layers import Layer, layer_name
 from klora_compile.reading.provenance import source_stated
 from klora_compile.rules.kit.calibrated import Calibrated
 from klora_compile.rules.kit.numbers import LayerNumbers, Side
-from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_ONE, RULES
+from klora_compile.rules.lookup import RULES, usual_rule
 from klora_compile.rules.rule import Derived, Rule
 from klora_compile.settings.config import Config
 from klora_compile.settings.read_options import ReadOptions
@@ -94,7 +94,7 @@ def compile_fusion(
 
 def default_rule(slots: Iterable[str]) -> Rule:
     """Return the rule for these slots if none is named."""
-    return RULES[RULE_OF_ONE if len(scheduled(slots)) == 1 else DEFAULT_RULE]()
+    return RULES[usual_rule(len(scheduled(slots)))]()
 
 
 def refuse_uncalibrated(rule: Rule, calibrated: bool) -> None:

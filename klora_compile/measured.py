@@ -121,6 +121,12 @@ class MeasuredLoras:
         self._together: Together | None = None
         self._products: dict[str, dict[Pair, float]] | None = None
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Parts of a pipeline that the LoRAs change, sorted."""
+        every = (layer for own in self._own.values() for layer in own.layers.values())
+        return tuple(sorted({layer.component for layer in every}))
+
     def settled(self, config: Config) -> Config:
         """Return a config whose rule makes a schedule itself.
 
@@ -155,13 +161,23 @@ class MeasuredLoras:
         if any(rule.needs_products for rule in rules):
             self.products(self.given)
 
+    def notes(self, config: Config) -> dict[str, str]:
+        """Return derived slot -> the note that says how; equal notes mean equal layers.
+
+        Args:
+            config: a settled config.
+        """
+        origins = config.rule.derives(tuple(self.given))
+        notes = {slot: note_of(slot, own, config) for slot, own in origins.items()}
+        return {slot: str(note) for slot, note in notes.items()}
+
     def lacking(self, config: Config) -> list[Derivation]:
         """Return what must be computed for the derived slots of a config.
 
         Args:
             config: a settled config.
         """
-        lacking = [key[0] for key in self._notes(config).items() if key not in self._derived]
+        lacking = [key[0] for key in self.notes(config).items() if key not in self._derived]
         return [job for job in derivations(self.given, config) if job.slot in lacking]
 
     def slots(
@@ -174,7 +190,7 @@ class MeasuredLoras:
             jobs: what :meth:`lacking` returned.
             on_layer: called after each layer that is derived.
         """
-        notes = self._notes(config)
+        notes = self.notes(config)
         lacking = [key for key in notes.items() if key not in self._derived]
         if lacking:
             made = derive(
@@ -203,12 +219,6 @@ class MeasuredLoras:
         if self._together is None:
             self._together = measured_together(self.given)
         return self._together
-
-    def _notes(self, config: Config) -> dict[str, str]:
-        """Return derived slot -> the note that says how; equal notes mean equal layers."""
-        origins = config.rule.derives(tuple(self.given))
-        notes = {slot: note_of(slot, own, config) for slot, own in origins.items()}
-        return {slot: str(note) for slot, note in notes.items()}
 
     def _slot(self, layers: Layers) -> MeasuredSlot:
         return MeasuredSlot(layers, self._device, self._store)

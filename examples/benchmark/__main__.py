@@ -9,7 +9,7 @@ import click
 from diffusers.utils import logging
 from tqdm import tqdm
 
-from benchmark import attach, catalogue, measuring, reading, size, swapping
+from benchmark import attach, catalogue, measuring, reading, size, swapping, sweeping
 from benchmark.before import command as before
 from benchmark.contestants import KINDS
 from benchmark.models import MODELS, default_model
@@ -119,6 +119,7 @@ main.add_command(measuring.main, "measuring")
 main.add_command(reading.main, "reading")
 main.add_command(size.main, "size")
 main.add_command(swapping.main, "swapping")
+main.add_command(sweeping.main, "sweeping")
 main.add_command(published_command, "published")
 
 if __name__ == "__main__":

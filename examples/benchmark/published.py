@@ -43,6 +43,7 @@ PUBLISHED: Mapping[str, Sequence[Run]] = {
     "reading": (Run("reading --share 1 --rounds 3", 1),),
     "size": (Run("size", 2),),
     "swapping": (Run("swapping", 2),),
+    "sweeping": (Run("sweeping", 1),),
     "catalogue": (Run("catalogue", 1),),
     "before": (Run("before 584a707", 1),),
 }

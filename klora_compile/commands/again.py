@@ -28,7 +28,7 @@ def _take_over(
     settings = {**making.settings, "guidance": making.settings.get("guidance_scale")}
     always = {name: _found(each, picture) for name, each in making.always.items()}
     context.default_map = {
-        "file": _found(making.artifact, picture),
+        **({"file": _found(making.artifact, picture)} if making.artifact else {}),
         "model": _named(making.model, picture),
         "prompts": making.prompts,
         "steps": making.settings.get("num_inference_steps"),
@@ -49,7 +49,7 @@ again_option = click.option(
     is_eager=True,
     callback=_take_over,
     metavar="PICTURE",
-    help="Make this .png of klora sample again: FILE, --model, --prompt and the other options are "
+    help="Make this .png of klora again: FILE, --model, --prompt and the other options are "
     "as they were, unless named. Files are looked for here and beside the picture.",
 )
 

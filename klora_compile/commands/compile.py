@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations, product
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from klora_compile.commands.beside import Beside, BesideLora, by_name
+from klora_compile.commands.beside import Beside
 from klora_compile.commands.calibration_options import Calibrating, calibration_options
-from klora_compile.commands.lora_files import (
-    Files,
-    LoraFiles,
-    both_denoisers,
-    halves_order,
-    lora_of,
-    refuse_idle_order,
-)
-from klora_compile.commands.names import located_files, weight_names_option
+from klora_compile.commands.lora_arguments import NamedLoras, lora_arguments
+from klora_compile.commands.lora_files import Files
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
     Device,
@@ -34,36 +25,18 @@ from klora_compile.commands.progress import layer_bar, part_bar
 from klora_compile.commands.result import json_option, print_result
 from klora_compile.commands.rule_options import RuleCommand, rule_option
 from klora_compile.commands.setting_options import given, reading_options, shared_options
-from klora_compile.halves import files_of
+from klora_compile.commands.user_cache import no_cache_option, user_cache
 from klora_compile.rules.lookup import DEFAULT_RULE, RULE_OF_A_MODEL
 from klora_compile.settings.read_options import ReadOptions
-from klora_compile.slots import slot_names, slots_of
-from klora_runtime.artifact.checks import refuse_always_name
+from klora_compile.slots import slots_of
 
 if TYPE_CHECKING:
-    from klora_compile.profiles.store import Store
     from klora_compile.reading.adapter import Adapter
     from klora_runtime.artifact.fusion import Fusion
 
 
 @click.command("compile", cls=RuleCommand)
-@click.argument("loras", nargs=-1, type=LoraFiles(), metavar="[CONTENT [STYLE]]")
-@click.option(
-    "--content", multiple=True, type=LoraFiles(), help="A content LoRA. Repeat it for several."
-)
-@click.option(
-    "--style", multiple=True, type=LoraFiles(), help="A style LoRA. Repeat it for several."
-)
-@click.option(
-    "--always",
-    multiple=True,
-    type=BesideLora(),
-    help="A LoRA that acts beside the others, in all its layers at every step, such as an "
-    "accelerator: turbo=lightning.safetensors:0.8. No rule sees it. Repeat it for several.",
-)
-@halves_order
-@both_denoisers
-@weight_names_option
+@lora_arguments
 @artifact_output
 @rule_option(DEFAULT_RULE)
 @shared_options()
@@ -75,11 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where to measure. auto takes a GPU if there is one.",
 )
-@click.option(
-    "--no-cache",
-    is_flag=True,
-    help="Measure all LoRAs, and keep nothing for the next time.",
-)
+@no_cache_option
 @calibration_options
 @drop_unused_option
 @click.option(
@@ -136,27 +105,23 @@ def compile_command(
     """
     if as_thin and compress is not None:
         raise click.UsageError("--thin stores no factors, so there is nothing to --compress.")
-    roles = _by_role(loras, content, style)
-    refuse_idle_order(halves, (*roles[0], *roles[1], *(each.files for each in always)))
-    roles, always = _located(roles, always, weight_names, output, force)
-    contents, styles = (
-        tuple(lora_of(files, halves, both=both_denoisers) for files in role) for role in roles
+    found = NamedLoras(loras, content, style, always, halves, both_denoisers, weight_names).found(
+        settings["weights"], lambda: check_output(output, force, inputs=())
     )
-    beside, factors = by_name(always, settings["weights"], halves, both=both_denoisers)
-    settings["weights"] += tuple(factors.items())
-    files = _distinct([files_of(lora) for lora in (*contents, *styles, *beside.values())])
+    settings["weights"] += tuple(found.factors.items())
     base = () if reading.base is None else (Path(reading.base),)
-    check_output(output, force, inputs=(*files, *base))
+    check_output(output, force, inputs=(*found.files, *base))
 
     from klora_compile.compiler import compile_sources, default_rule, refuse_uncalibrated
     from klora_compile.measuring.places import place_of
+    from klora_compile.profiles.store import CACHE_BYTES, Store
     from klora_compile.report.compilation import Compilation
     from klora_compile.runs import runs_of
     from klora_compile.settings.config import Config
     from klora_compile.sources import by_source, read_sources
     from klora_runtime.artifact.file import save_fusion
 
-    sources = by_source(contents, styles, beside)
+    sources = by_source(found.contents, found.styles, found.always)
     if not _is_named("rule"):
         rule = RULE_OF_A_MODEL if calibrating else default_rule(slots_of(sources)).name
     config = Config.named(rule, **given(settings))
@@ -165,7 +130,8 @@ def compile_command(
     where, begin = place_of(device), time.perf_counter()
     with layer_bar("reading") as on_module:
         adapters = read_sources(sources, config, reading, on_module=on_module)
-    store = None if no_cache else _cache()
+    cache = user_cache(no_cache)
+    store = None if cache is None else Store(cache, limit=CACHE_BYTES)
     if calibrating is None:
         with layer_bar("measuring") as on_layer:
             fusion = compile_sources(adapters, config, device=where, store=store, on_layer=on_layer)
@@ -179,21 +145,6 @@ def compile_command(
     seconds = time.perf_counter() - begin
     compilation = Compilation(fusion, adapters, output, size, seconds, shift)
     print_result(as_json, "compilation", compilation.json, compilation.text)
-
-
-def _cache() -> Store | None:
-    """Return the user's cache; None, with a warning, if it has no folder."""
-    from klora_compile.profiles.store import CACHE_BYTES, Store, cache_folder
-
-    folder = cache_folder()
-    if folder is None:
-        click.echo(
-            "no folder for the cache can be made, so no statistics are kept; set KLORA_CACHE to "
-            "one, or add --no-cache.",
-            err=True,
-        )
-        return None
-    return Store(folder, limit=CACHE_BYTES)
 
 
 def _as_stored(
@@ -218,55 +169,6 @@ def _as_stored(
 
         fusion = thin(fusion, adapters)
     return fusion
-
-
-def _by_role(
-    loras: tuple[Files, ...], content: tuple[Files, ...], style: tuple[Files, ...]
-) -> tuple[tuple[Files, ...], tuple[Files, ...]]:
-    """Return the content and the style LoRAs, from arguments or from options."""
-    if loras and (content or style):
-        raise click.UsageError("name the LoRAs as CONTENT STYLE or with --content and --style.")
-    if content or style:
-        return content, style
-    if len(loras) not in (1, 2):
-        raise click.UsageError(
-            f"expected CONTENT STYLE, or one LoRA alone, found {len(loras)} LoRAs; name more with "
-            "--content and --style."
-        )
-    return loras[:1], loras[1:]
-
-
-def _located(
-    roles: tuple[tuple[Files, ...], tuple[Files, ...]],
-    always: tuple[Beside, ...],
-    weight_names: tuple[tuple[str | None, str], ...],
-    output: Path,
-    force: bool,
-) -> tuple[tuple[tuple[Files, ...], tuple[Files, ...]], tuple[Beside, ...]]:
-    """Return the LoRAs with the paths of their files.
-
-    Those on the Hub are downloaded, unless the output cannot be written.
-    """
-    contents, styles = roles
-    for each in always:
-        refuse_always_name(each.name)
-    slots = slot_names(len(contents), len(styles))
-    named = dict(zip(slots, [*contents, *styles], strict=True))
-    named |= {each.name: each.files for each in always}
-    if any(isinstance(file, str) for files in named.values() for file in files):
-        check_output(output, force, inputs=())
-    found = located_files(named, weight_names)
-    paths = [found[slot] for slot in slots]
-    beside = tuple(replace(each, files=found[each.name]) for each in always)
-    return (tuple(paths[: len(contents)]), tuple(paths[len(contents) :])), beside
-
-
-def _distinct(loras: Sequence[tuple[Path, ...]]) -> list[Path]:
-    """Return the files of all LoRAs; refuse a file that two of them have."""
-    for one, other in ((a, b) for x, y in combinations(loras, 2) for a, b in product(x, y)):
-        if one.samefile(other):
-            raise click.UsageError(f"{one} and {other} are one file; name two LoRAs.")
-    return [file for own in loras for file in own]
 
 
 def _is_named(parameter: str) -> bool:

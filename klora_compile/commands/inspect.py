@@ -74,7 +74,7 @@ def _inspect_picture(file: Path, as_json: bool) -> None:
         return
     for line in making.parameters().splitlines():
         click.echo(shown(line, limit=10_000))
-    named = {"artifact": making.artifact, **making.loras}
+    named = {**({"artifact": making.artifact} if making.artifact else {}), **making.loras}
     for name, each in named.items():
         hashes = (f"{kind} {each[kind]}" for kind in ("sha256", "autov2", "autov3") if kind in each)
         click.echo(f"{shown(name)}: {shown(each['file'])}, {shown(', '.join(hashes))}")

@@ -46,6 +46,26 @@ def part_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
+def picture_bar() -> Iterator[Callable[[str, int], None]]:
+    """Give a tqdm bar, with the time left, that is told each picture and how many remain."""
+    if not sys.stderr.isatty():
+        yield lambda name, left: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="sampling", unit="picture") as bar:
+
+        def on_picture(name: str, left: int) -> None:
+            if bar.total is None:
+                bar.total = left
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(bar.total - left - bar.n)
+
+        yield on_picture
+        bar.update((bar.total or 0) - bar.n)
+
+
+@contextmanager
 def lora_bar(what: str) -> Iterator[Callable[[object, int, int], None]]:
     """Give a tqdm bar that counts LoRAs or pairs."""
     if not sys.stderr.isatty():

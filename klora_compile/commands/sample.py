@@ -12,22 +12,21 @@ from klora_compile.commands.beside import Beside, BesideArtifact, by_name
 from klora_compile.commands.names import artifact_argument
 from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import (
-    Device,
     NumberOr,
     Weight,
     signed_by_option,
     source_option,
 )
 from klora_compile.commands.result import json_option, print_result
+from klora_compile.commands.sampling_options import (
+    metadata_option,
+    model_option,
+    sampling_options,
+)
 from klora_compile.extras import missing_library
 
 if TYPE_CHECKING:
     from klora_compile.sampling.making import Making
-
-#: ``klora_runtime.layers.choice.MODES``, repeated here so that the help does not import torch.
-MODES = ("auto", "merge", "branch")
-#: The same of ``klora_runtime.pipeline.attachment.MISSING``.
-MISSING = ("error", "skip")
 
 #: Argument of a pipeline's call -> parameter of this command.
 _CALL = {
@@ -45,14 +44,7 @@ _SIZE = click.IntRange(1, 2**20)
 @click.command("sample")
 @artifact_argument
 @again_option
-@click.option(
-    "--model",
-    "--pretrained-model-name-or-path",
-    "model",
-    required=True,
-    metavar="DIR",
-    help="A diffusers folder (pipe.save_pretrained wrote it), or OWNER/NAME of one on the Hub.",
-)
+@model_option
 @click.option(
     "--prompt",
     "prompts",
@@ -93,19 +85,7 @@ _SIZE = click.IntRange(1, 2**20)
 )
 @click.option("--height", type=_SIZE, help="Pixels.  [default: the pipeline's]")
 @click.option("--width", type=_SIZE, help="Pixels.  [default: the pipeline's]")
-@click.option(
-    "--scheduler",
-    metavar="NAME",
-    help="A scheduler of diffusers, such as DDIM or EulerDiscrete, with the settings of the "
-    "model's own.",
-)
-@click.option(
-    "--mode",
-    type=click.Choice(MODES),
-    default="auto",
-    show_default=True,
-    help="How the fusion acts on the model.",
-)
+@sampling_options
 @click.option(
     "--weight",
     "weights",
@@ -121,39 +101,10 @@ _SIZE = click.IntRange(1, 2**20)
     "turbo=turbo.klora.safetensors:0.8. Repeat it for several.",
 )
 @click.option(
-    "--missing",
-    type=click.Choice(MISSING),
-    default="error",
-    show_default=True,
-    help="Layers of FILE that the model lacks: refuse FILE, or skip them and say how many.",
-)
-@click.option(
     "--compile",
     "compiled",
     is_flag=True,
     help="torch.compile the denoiser: a slow first picture, then faster ones.",
-)
-@click.option(
-    "--device",
-    type=Device(),
-    default="auto",
-    show_default=True,
-    help="Where to sample. auto takes a GPU if there is one.",
-)
-@click.option(
-    "--dtype",
-    "--torch-dtype",
-    "dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Type of the weights. auto is float32 on a CPU, and on a GPU the type of the "
-    "denoiser's files.",
-)
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run the Python files that the model itself brings, such as pipeline.py. Read them first.",
 )
 @click.option(
     "-o",
@@ -162,11 +113,7 @@ _SIZE = click.IntRange(1, 2**20)
     required=True,
     help="The picture to write: .png, .jpg, .webp; for one video also .gif.",
 )
-@click.option(
-    "--no-metadata",
-    is_flag=True,
-    help="Do not write into a .png how it was made: prompt, seed, settings, digests of the LoRAs.",
-)
+@metadata_option
 @source_option
 @signed_by_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")

@@ -26,6 +26,15 @@ RULE_OF_ONE = next(name for name, kind in RULES.items() if kind.least == 1)
 RULE_OF_A_MODEL = next(name for name, kind in RULES.items() if issubclass(kind, Calibrated))
 
 
+def usual_rule(loras: int) -> str:
+    """Return the name of the rule for a number of LoRAs if none is named.
+
+    Args:
+        loras: number of LoRAs, without those that always act.
+    """
+    return RULE_OF_ONE if loras == 1 else DEFAULT_RULE
+
+
 def rule_class(name: str) -> type[Rule]:
     """Return the rule of this name.
 

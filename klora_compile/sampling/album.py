@@ -95,6 +95,22 @@ def write_shots(
     return words
 
 
+def write_picture(image: Image.Image, path: Path, *, overwrite: bool = False) -> None:
+    """Write one picture.
+
+    Raises:
+        KloraError: see :func:`write_shots`.
+    """
+    ending = path.suffix.lower()
+    if ending in (".jpg", ".jpeg"):
+        image = image.convert("RGB")
+    with replacing(path, overwrite=overwrite) as temporary:
+        try:
+            image.save(temporary, **_QUALITY.get(ending, {}))
+        except (ValueError, KeyError) as error:
+            raise KloraError(f"{shown(path)} cannot be written: {shown(error)}.") from error
+
+
 def _one_image(shots: Sequence[Shot]) -> tuple[Image.Image, str]:
     if shots[0].is_video:
         return _frames_sheet(shots)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ class Making:
     """Everything that a picture, or a sheet of pictures, was made with."""
 
     artifact: Mapping[str, str]
-    """``file`` (name), ``sha256``, and ``hub``, its name and commit on the Hub."""
+    """``file`` (name), ``sha256``, and ``hub``, its name and commit on the Hub; empty if the fusion
+        was never written to a file."""
     always: Mapping[str, Mapping[str, str]]
     """The same of artifacts beside it, by name."""
     loras: Mapping[str, Mapping[str, str]]
@@ -75,6 +76,10 @@ class Making:
     dtype: str
     facts: Mapping[str, Any]
     """What was in effect, see :data:`FACTS`; None where it is unknown."""
+    rule: str | None = None
+    """The fusion's rule; None in pictures of an earlier klora."""
+    rule_settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of that rule, and those of all rules, as an artifact states them."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -99,8 +104,10 @@ class Making:
             "Size": size,
             "Model": self.model,
             "Lora hashes": ", ".join(f"{name}: {digest}" for name, digest in hashes.items()),
-            "klora artifact": self.artifact["file"],
-            "klora artifact hash": self.artifact["sha256"][:_AUTOV2],
+            "klora artifact": self.artifact.get("file"),
+            "klora artifact hash": self.artifact.get("sha256", "")[:_AUTOV2],
+            "klora rule": self.rule,
+            "klora settings": _stated(self.rule_settings),
             "klora weights": ", ".join(f"{slot} {w:g}" for slot, w in self.weights.items()),
             "Version": f"klora {__version__}",
         }
@@ -169,6 +176,9 @@ def refuse_others(then: Making, now: Making) -> None:
     Raises:
         KloraError: a digest differs; ``issues`` lists them.
     """
+    if not then.artifact:
+        _refuse_other_fusion(then, now)
+        return
     before = {"the artifact": then.artifact, **then.always}
     after = {"the artifact": now.artifact, **now.always}
     issues = [
@@ -181,11 +191,33 @@ def refuse_others(then: Making, now: Making) -> None:
         raise KloraError("these are not the artifacts that the picture was made with:", issues)
 
 
+def _refuse_other_fusion(then: Making, now: Making) -> None:
+    """Refuse to repeat a picture without an artifact with a fusion of other LoRAs or settings."""
+    before, after = _fusion(then), _fusion(now)
+    issues = [
+        f"{shown(name)}: expected {shown(before.get(name, 'none'))}, found "
+        f"{shown(after.get(name, 'none'))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if issues:
+        raise KloraError(
+            "the artifact is not of the fusion that the picture was made with:", issues
+        )
+
+
+def _fusion(making: Making) -> dict[str, Any]:
+    """Return everything that a fusion is compiled from, by name."""
+    digests = {f"sha256 of {name}": each["sha256"] for name, each in making.loras.items()}
+    return {"rule": making.rule, **making.rule_settings, **digests}
+
+
 def _checked(found: Any) -> Making:
     """Return the making that JSON states, after checking all types that are used."""
     for name, kind in _TYPES.items():
         _require(isinstance(found[name], kind))
-    artifacts = (found["artifact"], *found["always"].values())
+    artifacts = [each for each in (found["artifact"], *found["always"].values()) if each]
+    _require(bool(found["artifact"]) or isinstance(found.get("rule"), str))
     for needed, each in (
         *((("file", "sha256"), each) for each in artifacts),
         *((("file", "sha256", "autov2"), each) for each in found["loras"].values()),
@@ -196,7 +228,10 @@ def _checked(found: Any) -> Making:
     _require(bool(prompts) and all(type(prompt) is str for prompt in prompts))
     _require(all(type(weight) in (int, float) for weight in found["weights"].values()))
     _require(found["facts"].keys() >= FACTS.keys() and found["count"] > 0)
-    return Making(**{name: found[name] for name in _TYPES} | {"prompts": tuple(prompts)})
+    _require(isinstance(found.get("rule"), str | None))
+    _require(isinstance(found.get("rule_settings", {}), dict))
+    own = {name: found[name] for name in ("rule", "rule_settings") if name in found}
+    return Making(**{name: found[name] for name in _TYPES} | own | {"prompts": tuple(prompts)})
 
 
 #: Field of a making -> its type in JSON.
@@ -214,7 +249,19 @@ def _require(holds: bool) -> None:
         raise ValueError
 
 
+def _stated(parameters: Mapping[str, Any]) -> str:
+    """Return settings in a few words; of a table only that there is one."""
+    return ", ".join(
+        f"{name} {'table' if isinstance(value, Mapping) else _plain(value)}"
+        for name, value in parameters.items()
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _quoted(value: object) -> str:
     """Return a value of A1111's text; quoted if it would be read as several."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = _plain(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:"\n') else text

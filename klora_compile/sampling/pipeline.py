@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _WEIGHTS = re.compile(
 
 def load_pipeline(
     model: str,
-    components: Sequence[str],
+    components: Iterable[str],
     *,
     device: str,
     dtype: str,
@@ -44,7 +44,7 @@ def load_pipeline(
 
     Args:
         model: a folder that ``pipe.save_pretrained`` wrote, or an id on the Hub.
-        components: those that a fusion changes; ``auto`` follows the dtype of the denoiser.
+        components: parts that a fusion changes; ``auto`` follows the dtype of the denoisers.
         device: see :func:`klora_runtime.devices.names.as_device`.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, the dtype of
             the denoiser's files on a GPU.
@@ -195,7 +195,7 @@ def _is_there(library: str, *folders: Path) -> bool:
         return False
 
 
-def _dtype(folder: Path, components: Sequence[str], device: torch.device, name: str) -> torch.dtype:
+def _dtype(folder: Path, components: Iterable[str], device: torch.device, name: str) -> torch.dtype:
     if name != "auto":
         dtype = getattr(torch, name)
         assert isinstance(dtype, torch.dtype)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from klora_compile.base_models import model_name
 from klora_compile.sampling.album import check_ending, write_shots
-from klora_compile.sampling.making import FACTS, Making, lora_hashes, refuse_others, sampler_name
-from klora_compile.sampling.pictures import Request, Shot, arguments, makes_videos, sample
+from klora_compile.sampling.making import Making, refuse_others
+from klora_compile.sampling.pictures import Request, Shot, makes_videos, sample
 from klora_compile.sampling.pipeline import compile_denoiser, load_pipeline, use_scheduler
+from klora_compile.sampling.stating import making_of
 from klora_runtime.artifact.digests import file_digest
 from klora_runtime.artifact.file import load_fusion
 from klora_runtime.artifact.fusion import Fusion
@@ -138,44 +137,19 @@ def sample_to_file(file: Path, model: str, request: Request, output: Path, how: 
 
 
 def making(file: Path, pipe: Any, fusion: Fusion, request: Request, how: How) -> Making:
-    """Return how pictures are about to be made.
-
-    Raises:
-        ConfigError: the pipeline's call does not take an argument; see
-            :func:`~klora_compile.sampling.pictures.arguments`.
-    """
-    given = {k: v for k, v in arguments(pipe, request).items() if k != "output_type"}
-    defaults = {n: p.default for n, p in inspect.signature(pipe.__call__).parameters.items()}
-    return Making(
+    """Return how pictures are about to be made; see :func:`making_of`."""
+    return making_of(
+        pipe,
+        fusion,
+        request,
         artifact=_named(file),
         always={name: _named(Path(path)) for name, path in how.always.items()},
-        loras={
-            name: {
-                "file": source.file,
-                "sha256": source.sha256,
-                **lora_hashes(source.sha256, how.sources.get(name)),
-            }
-            for name, source in fusion.sources.items()
-        },
-        model=model_name(Path(pipe.name_or_path)),
-        prompts=request.prompts,
-        seed=request.seed,
-        count=request.count,
-        settings=given,
+        files=how.sources,
         scheduler=how.scheduler,
         mode=how.mode,
         weights=how.weights,
         missing=how.missing,
         dtype=how.dtype,
-        facts={
-            "sampler": sampler_name(getattr(pipe, "scheduler", None)),
-            **{
-                fact: value if isinstance(value, int | float) else None
-                for fact, name in FACTS.items()
-                if name is not None
-                for value in (given.get(name, defaults.get(name)),)
-            },
-        },
     )
 
 

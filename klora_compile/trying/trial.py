@@ -80,7 +80,7 @@ def trial_of(settings: Mapping[str, Any]) -> Trial:
             fields.setdefault(own[stem], {})[slot] = value
     prompt, seed = given.get("prompt"), given.get("seed", 0)
     if not isinstance(prompt, str):
-        raise ConfigError(f"prompt: expected a text, found {prompt!r}.")
+        raise ConfigError(f"prompt: expected a text, found {prompt!r}; name one.")
     call = {
         argument: given[name]
         for name, (argument, _) in SAMPLING.items()

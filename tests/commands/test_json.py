@@ -24,6 +24,7 @@ TURBO = "turbo.safetensors"
 ARTIFACT = "fox-in-ink.klora.safetensors"
 BESIDE = ("--always", f"turbo={TURBO}")
 PEFT = ("--keys", "peft")
+SWEPT = ("--model", "model", "--prompt", "a", "--steps", "1", "--device", "cpu")
 
 #: Kind -> runs that print objects of it, which have each of its fields between them.
 RUNS: dict[str, list[tuple[str, ...]]] = {
@@ -63,6 +64,10 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("sample", ARTIFACT, "--model", "model", "--prompt", "a", "--steps", "1", "-o", "a.png")
     ],
     "picture": [("inspect", "made.png")],
+    "sweep": [
+        ("sweep", *PAIR, *SWEPT, "--rule", "klora,np", "--bias", "0,0.1", "-o", "grid.png"),
+        ("sweep", *PAIR, *SWEPT, "--cells", "wrong.json", "-o", "wrong.png"),
+    ],
     "card": [("card", ARTIFACT, "-o", "README.md")],
     "push": [("push", ARTIFACT, "me/new", "--dry-run")],
     "pull": [("pull", "me/fused", "-o", "pulled.klora.safetensors")],
@@ -73,6 +78,8 @@ OPEN = {
     "sources.{slot}.notes",
     "layers[].stored.{slot}.rows",
     "truncation_error",
+    "rule_settings",
+    "cells[].settings",
     "phases[].truncation_error",
 }
 
@@ -148,6 +155,7 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("--model", shipped.model, "--prompt", "a", "--steps", 1, "--weight", "style=0.5")
     words += ("--always", f"turbo={fast}", "--device", "cpu", "-o", folder / "made.png")
     assert klora("sample", folder / ARTIFACT, *words).exit_code == 0
+    (folder / "wrong.json").write_text('[{"rule": "groups", "table": {"content.3 *": "0:1"}}]')
     return folder
 
 

@@ -31,6 +31,7 @@ ARTIFACT = "fox-in-ink.klora.safetensors"
 #: Few steps, and keys that need no base model of a known family.
 FOR_A_TINY_MODEL = {
     "sample": ("--steps", "2", "--device", "cpu"),
+    "sweep": ("--steps", "2", "--device", "cpu"),
     "export": ("--keys", "peft"),
 }
 WITH_CODE = [page for page in PAGES if "contributing" not in page.parts]
@@ -152,6 +153,8 @@ def test_python_blocks_run_one_after_the_other(page: Path, desk: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in WITH_CODE if commands(p)], ids=named)
 def test_commands_run_as_printed(page: Path, desk: Path) -> None:
     skip_without_its_library(page)
+    for name, table in re.findall(r"^```csv title=\"(.*?)\"\n(.*?)^```", page.read_text(), FLAGS):
+        (desk / name).write_text(table)
     for arguments in commands(page):
         if arguments[0] == "compile":
             (desk / arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from support.lora_files import ROOT
 
 import klora_compile
 import klora_runtime
-from klora_compile import export, rules
+from klora_compile import export, rules, sweeping
 from klora_compile.fields import setting_of
 from klora_compile.rules.est import Est
 from klora_compile.rules.klora import Klora
@@ -53,10 +53,12 @@ def test_the_reference_shows_every_public_name() -> None:
     extension = griffe.load_extensions(f"{ROOT / 'docs' / 'settings.py'}:PublicRules")
     folders = [ROOT, ROOT / "runtime"]
     package = griffe.load("klora_compile", extensions=extension, search_paths=folders)
-    for path, module in {"": klora_compile, "rules": rules, "export": export}.items():
+    rooms = {"": klora_compile, "rules": rules, "export": export, "sweeping": sweeping}
+    for path, module in rooms.items():
         assert sorted((package[path] if path else package).exports) == sorted(module.__all__)
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
-    for name in ("klora_compile", "klora_compile.rules", "klora_compile.export", "klora_runtime"):
+    own = [".".join(filter(None, ("klora_compile", room))) for room in rooms]
+    for name in (*own, "klora_runtime"):
         assert f"\n## {name}\n" in page
         assert f"\n::: {name}\n" in page
     elsewhere = {name for name in package.exports if "klora_runtime" in package[name].target_path}

@@ -16,7 +16,7 @@ from support.pairs import slow
 from support.shipped import PROMPT, Shipped, error_of, klora, pixels, sampled
 from tiny_pipeline import tiny_pipeline
 
-from klora_compile.commands.sample import MODES
+from klora_compile.commands.sampling_options import MODES
 from klora_compile.sampling.pictures import OPTIONS
 from klora_compile.sampling.sheet import Row, contact_sheet
 from klora_runtime.layers import choice

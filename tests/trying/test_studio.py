@@ -195,7 +195,7 @@ def test_the_pipeline_is_left_as_it_was(shipped: Shipped, files: dict[str, Path]
         ({"bias": 7}, "bias: expected a number from -1 to 1, found 7."),
         ({"weight": 0.5}, "weight: name the LoRA behind a dot, such as weight.style."),
         ({"steps": 0}, "steps: expected a whole number from 1 to 10000, found 0."),
-        ({"prompt": None}, "prompt: expected a text, found None."),
+        ({"prompt": None}, "prompt: expected a text, found None; name one."),
     ],
 )
 def test_settings_that_are_wrong(settings: dict[str, Any], error: str) -> None:
