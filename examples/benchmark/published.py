@@ -41,7 +41,7 @@ PUBLISHED: Mapping[str, Sequence[Run]] = {
         Run("measuring --cache", 1),
     ),
     "reading": (Run("reading --share 1 --rounds 3", 1),),
-    "size": (Run("size", 2),),
+    "size": (Run("size", 1),),
     "swapping": (Run("swapping", 2),),
     "sweeping": (Run("sweeping", 1),),
     "catalogue": (Run("catalogue", 1),),
