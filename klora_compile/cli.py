@@ -16,7 +16,7 @@ from klora_runtime.errors import ConfigError, KloraError
 #: The commands. Command NAME is ``NAME_command`` of ``commands.NAME``.
 COMMANDS = (
     *("cache", "card", "catalogue", "compile", "export", "inspect", "profile", "pull", "push"),
-    *("recompile", "sample", "sign", "sweep"),
+    *("recompile", "sample", "sign", "sweep", "tune"),
     "verify",
 )
 

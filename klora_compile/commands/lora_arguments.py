@@ -104,6 +104,19 @@ class NamedLoras:
         every = (*contents, *styles, *beside.values())
         return FoundLoras(contents, styles, beside, factors, _distinct(list(map(files_of, every))))
 
+    def words(self) -> tuple[str, ...]:
+        """Return the words of a command line that name the same LoRAs, without their weights."""
+        words = [_joined(files) for files in self.loras]
+        for flag, role in (("--content", self.content), ("--style", self.style)):
+            words += [word for files in role for word in (flag, _joined(files))]
+        for each in self.always:
+            words += ["--always", f"{each.name}={_joined(each.files)}"]
+        words += [] if self.halves is None else ["--halves", self.halves]
+        words += ["--both-denoisers"] if self.both_denoisers else []
+        for slot, file in self.weight_names:
+            words += ["--weight-name", file if slot is None else f"{slot}={file}"]
+        return tuple(words)
+
     def _located(
         self,
         roles: tuple[tuple[Files, ...], tuple[Files, ...]],
@@ -122,6 +135,10 @@ class NamedLoras:
         paths = [found[slot] for slot in slots]
         beside = tuple(replace(each, files=found[each.name]) for each in self.always)
         return (tuple(paths[: len(contents)]), tuple(paths[len(contents) :])), beside
+
+
+def _joined(files: Files) -> str:
+    return ",".join(map(str, files))
 
 
 def _by_role(

@@ -159,10 +159,11 @@ class SlotText(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
     Args:
         what: the name of the text.
+        of: what stands before the sign.
     """
 
-    def __init__(self, what: str) -> None:
-        self.name = f"SLOT={what}"
+    def __init__(self, what: str, of: str = "SLOT") -> None:
+        self.name = f"{of}={what}"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class Studio:
     """A pipeline and measured LoRAs; also a context manager, which leaves the pipeline bare.
 
     The picture of a trial is, to the pixel, that of ``klora sample`` with the artifact that ``klora
-    compile`` makes with the same settings. One thread at a time.
+    compile`` makes with the same settings. One thread at a time makes pictures; others may ask for
+    fusions meanwhile.
 
     Args:
         pipe: a diffusers pipeline without a fusion.
@@ -65,6 +67,7 @@ class Studio:
         self._mode, self._missing = mode, missing
         self._handle: FusionHandle | None = None
         self._made: tuple[Config, Fusion] | None = None
+        self._compiling = threading.Lock()
 
     def __enter__(self) -> Studio:
         return self
@@ -90,12 +93,8 @@ class Studio:
             LoraError: the values of a layer cannot be measured.
             PairingError: the LoRAs share no layer, or only one has some and that is not allowed.
         """
-        if self._made is None or self._made[0] != config:
-            adapters = self.loras.adapters
-            check_slots(slots_of(adapters), config.rule, config.settings)
-            check_loras({name: each.survey for name, each in adapters.items()}, config.rule)
-            self._made = config, compile_measured(self.loras, config)
-        return self._made[1]
+        with self._compiling:
+            return self._compiled(config)
 
     def picture(self, trial: Trial, *, on_evaluation: Callable[[], None] | None = None) -> Picture:
         """Make the picture of a trial.
@@ -112,8 +111,9 @@ class Studio:
         """
         same = arguments(self.pipe, Request((trial.prompt,), settings=trial.call))
         begin = time.perf_counter()
-        derives = bool(self.loras.lacking(self.loras.settled(trial.config)))
-        fusion = self.fusion(trial.config)
+        with self._compiling:
+            derives = bool(self.loras.lacking(self.loras.settled(trial.config)))
+            fusion = self._compiled(trial.config)
         made = time.perf_counter()
         handle = self._put_on(fusion)
         ready = time.perf_counter()
@@ -127,6 +127,14 @@ class Studio:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def _compiled(self, config: Config) -> Fusion:
+        if self._made is None or self._made[0] != config:
+            adapters = self.loras.adapters
+            check_slots(slots_of(adapters), config.rule, config.settings)
+            check_loras({name: each.survey for name, each in adapters.items()}, config.rule)
+            self._made = config, compile_measured(self.loras, config)
+        return self._made[1]
 
     def _put_on(self, fusion: Fusion) -> FusionHandle:
         """Put a fusion on the pipeline: swap, or apply it anew if the present mode cannot."""

@@ -160,7 +160,9 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_is_documented() -> None:
-    assert {run[0] for runs in RUNS.values() for run in runs} == set(main.list_commands(None))  # type: ignore[arg-type]
+    documented = {run[0] for runs in RUNS.values() for run in runs}
+    pages = {"tune"}  # it serves until it is interrupted, and prints an address alone
+    assert documented | pages == set(main.list_commands(None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", RUNS)

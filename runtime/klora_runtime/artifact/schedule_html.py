@@ -6,13 +6,13 @@ The picture stays within a few hundred kilobytes, however many layers and breakp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import groupby, pairwise
 
 from klora_runtime.artifact.blocks import Block, blocks
 from klora_runtime.artifact.palette import Rgb, colours, mixed, parts_of, shown_slots
-from klora_runtime.artifact.schedule import Schedule
+from klora_runtime.artifact.schedule import Schedule, ScheduledEntry
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.errors import shown
 
@@ -38,6 +38,8 @@ def schedule_html(
     text: str,
     weights: Mapping[str, float] | None = None,
     progress: float | None = None,
+    *,
+    about: Callable[[ScheduledEntry], str] | None = None,
 ) -> str:
     """Return the map of a schedule with a text above it.
 
@@ -49,6 +51,7 @@ def schedule_html(
         text: plain text of one or more lines.
         weights: slot -> factor on its coefficients; a missing slot has 1.
         progress: a progress to mark in the map.
+        about: returns the tooltip of a layer, of one or more lines; None for one per block.
     """
     palette = colours(shown_slots(fusion))
     acting = [block.acting() for block in blocks(fusion)]
@@ -61,7 +64,7 @@ def schedule_html(
             title += f" (one layer in {every} is drawn)"
         parts.insert(1, f"<strong>{title}</strong>")
         axis = "progress of sampling" + (" by noise" if fusion.clock == "noise" else "")
-        parts.append(_svg(drawn, palette, weights or {}, progress, title, axis))
+        parts.append(_svg(drawn, palette, weights or {}, progress, title, axis, about))
     else:
         parts.append("<em>No layer of the denoiser acts.</em>")
     return f'<div style="font-size:12px">{"".join(parts)}</div>'
@@ -94,6 +97,7 @@ def _svg(
     progress: float | None,
     title: str,
     axis: str,
+    about: Callable[[ScheduledEntry], str] | None,
 ) -> str:
     rows = sum(len(block.entries) for block in drawn)
     height = min(_HEIGHT, rows * _ROW)
@@ -110,7 +114,8 @@ def _svg(
         f'style="display:block;max-width:100%" width="{_LABELS + _WIDTH + 10}" '
         f'height="{height + 2 * _LINE}" viewBox="{-_LABELS} 0 {_LABELS + _WIDTH + 10} '
         f'{height + 2 * _LINE}" font-size="10" fill="currentColor">'
-        f"{_heat(drawn, palette, weights, rows, height)}{_block_names(drawn, step)}{now}"
+        f"{_heat(drawn, palette, weights, rows, height)}{_block_names(drawn, step)}"
+        f"{'' if about is None else _tooltips(drawn, step, about)}{now}"
         f"{_axis(height, axis)}</svg>"
     )
 
@@ -182,6 +187,17 @@ def _block_names(drawn: Sequence[Block], step: float) -> str:
             free = middle + _LINE / 2
         top += height
     return "".join(parts)
+
+
+def _tooltips(drawn: Sequence[Block], step: float, about: Callable[[ScheduledEntry], str]) -> str:
+    """Draw a transparent row over each layer, with its tooltip."""
+    entries = [entry for block in drawn for entry in block.entries]
+    rows = (
+        f'<rect y="{row * step:.2f}" width="{_WIDTH}" height="{step:.2f}">'
+        f"<title>{escape(about(entry))}</title></rect>"
+        for row, entry in enumerate(entries)
+    )
+    return f'<g class="klora-layers" fill="transparent">{"".join(rows)}</g>'
 
 
 def _axis(height: float, text: str) -> str:
