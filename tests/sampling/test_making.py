@@ -53,7 +53,10 @@ def test_the_text_is_that_of_a1111(desk: Shipped) -> None:
     assert settings == (
         "Steps: 2, Sampler: DDIM, CFG scale: 4.5, Seed: 5, Size: 40x48, Model: model, "
         f'Lora hashes: "{hashes}", klora artifact: {desk.artifact}, '
-        f"klora artifact hash: {digest(desk.artifact)[:10]}, klora weights: style 0.5, "
+        f"klora artifact hash: {digest(desk.artifact)[:10]}, klora rule: klora, klora settings: "
+        '"alpha 1.5, beta 0.5, content_weight 1, gamma paper, network_alpha applied, pattern s, '
+        "semantics paper, style_weight 1, text_encoder both, tie content, top_k auto, unpaired "
+        'keep", klora weights: style 0.5, '
         "Version: klora 0.1.0"
     )
 

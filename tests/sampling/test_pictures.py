@@ -142,9 +142,9 @@ def test_a_sheet_holds_every_picture_as_it_is_and_its_labels() -> None:
     pictures = [Image.new("RGB", (50, 40), colour) for colour in colours]
     rows = [Row("a fox", pictures[:3]), Row("", pictures[3:])]
     sheet = contact_sheet(rows, ["seed 0", "seed 1", "seed 2"])
-    assert sheet.size == (96 + 2 * 6 + 3 * (50 + 6), 12 + 2 * 6 + 2 * (40 + 6))
+    assert sheet.size == (26 + 2 * 6 + 3 * (50 + 6), 12 + 2 * 6 + 2 * (40 + 6))
     for index, picture in enumerate(pictures):
-        place = (108 + index % 3 * 56, 24 + index // 3 * 46)
+        place = (38 + index % 3 * 56, 24 + index // 3 * 46)
         box = (*place, place[0] + 50, place[1] + 40)
         assert sheet.crop(box).tobytes() == picture.tobytes()
     dark = [sheet.crop(box).convert("L").getextrema()[0] < 100 for box in LABELS.values()]
@@ -158,10 +158,10 @@ def test_a_sheet_holds_every_picture_as_it_is_and_its_labels() -> None:
 
 #: Boxes of the sheet above: left, top, right, bottom.
 LABELS = {
-    "first row": (0, 24, 102, 64),
-    "empty row": (0, 70, 102, 110),
-    "headings": (108, 0, 276, 23),
-    "between": (108, 65, 276, 69),
+    "first row": (0, 24, 32, 64),
+    "empty row": (0, 70, 32, 110),
+    "headings": (38, 0, 206, 23),
+    "between": (38, 65, 206, 69),
 }
 
 
