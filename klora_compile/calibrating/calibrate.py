@@ -18,7 +18,14 @@ from klora_compile.calibrating.checkpoint import Checkpoint
 from klora_compile.calibrating.coefficients import FitState, frozen, matches, updates
 from klora_compile.calibrating.moments import adding, meetings, no_moments, routed
 from klora_compile.calibrating.pictures import OwnPictures, prompts_of, turns
-from klora_compile.calibrating.recording import Call, Recorder, denoisers, draw, following
+from klora_compile.calibrating.recording import (
+    Call,
+    Recorder,
+    denoisers,
+    draw,
+    following,
+    weights_digest,
+)
 from klora_compile.compiler import compile_sources, refuse_uncalibrated
 from klora_compile.measuring.statistics import OnLayer
 from klora_compile.planning.deriving import derivations
@@ -114,6 +121,7 @@ class Calibrating:
             by=self.config.rule.name,
             settings=self.config.rule.parameters(),
             model=model_name(Path(name)) if name else type(self.pipe).__name__,
+            weights=weights_digest(self.models),
             prompts=self.prompts,
             seed=self.own.seed,
             pictures=self.own.count,

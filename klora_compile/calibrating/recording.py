@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from klora_runtime.errors import KloraError, shown
 from klora_runtime.pipeline.clock import Clock
 from klora_runtime.pipeline.components import models_in
 from klora_runtime.pipeline.occupancy import Occupancy
+
+#: Numbers of each weight that a digest takes.
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,23 @@ class Call:
 def denoisers(pipe: Any, fusion: Fusion) -> dict[str, nn.Module]:
     """Return name -> model of the components with steps that a fusion changes."""
     return models_in(pipe, [name for name in fusion.components if name not in STEPLESS])
+
+
+def weights_digest(models: Mapping[str, nn.Module]) -> str:
+    """Return a digest of the names, shapes and some numbers of every weight of denoisers.
+
+    It tells one base model from another in the time that reading a few numbers takes; weights of
+    special classes, such as quantised ones, count by name and shape alone.
+    """
+    found = hashlib.sha256()
+    for component, model in sorted(models.items()):
+        for path, parameter in model.named_parameters():
+            found.update(f"{component}.{path} {tuple(parameter.shape)}\n".encode())
+            if type(parameter) is nn.Parameter and parameter.device.type != "meta":
+                every = max(1, parameter.numel() // _SAMPLE)
+                sample = parameter.detach().flatten()[::every].float().cpu()
+                found.update(sample.numpy().tobytes())
+    return found.hexdigest()
 
 
 @contextmanager

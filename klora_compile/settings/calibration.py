@@ -17,6 +17,8 @@ class Calibration:
     """Its settings."""
     model: str
     """Name of the base model, without folders; with its commit if it is from the Hub."""
+    weights: str
+    """Digest of a sample of its denoiser's weights."""
     prompts: Mapping[str, tuple[str, ...]]
     """Slot -> prompts of its LoRA's own pictures."""
     seed: int
@@ -71,6 +73,7 @@ class Calibration:
 _PLAIN = {
     "by": str,
     "model": str,
+    "weights": str,
     "seed": int,
     "pictures": int,
     "dtype": str,

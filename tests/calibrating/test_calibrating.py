@@ -19,7 +19,7 @@ from klora_compile.calibrating.branches import branches_of, branching
 from klora_compile.calibrating.calibrate import Calibrating
 from klora_compile.calibrating.coefficients import matches
 from klora_compile.calibrating.pictures import prompts_of, turns
-from klora_compile.calibrating.recording import Call, prediction
+from klora_compile.calibrating.recording import Call, prediction, weights_digest
 from klora_compile.rules import Direct, Fitted, Groups, Ssr
 from klora_compile.rules.rule import Rule
 from klora_compile.settings.calibration import Calibration
@@ -252,9 +252,10 @@ def test_a_calibration_is_reproducible_and_goes_on_after_a_stop(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = written(calibrated(pipe, loras, rule), tmp_path)
-    assert written(calibrated(pipe, loras, rule), tmp_path) == whole
-    other = calibrated(pipe, loras, rule, own=replace(OWN, seed=5))
+    own = replace(OWN, count=2, steps=2) if isinstance(rule, Ssr) else OWN
+    whole = written(calibrated(pipe, loras, rule, own=own), tmp_path)
+    assert written(calibrated(pipe, loras, rule, own=own), tmp_path) == whole
+    other = calibrated(pipe, loras, rule, own=replace(own, seed=5))
     assert written(other, tmp_path) != whole
     monkeypatch.setattr(checkpoint, "_PAUSE", 0.0)
     kept = tmp_path / "state"
@@ -266,11 +267,12 @@ def test_a_calibration_is_reproducible_and_goes_on_after_a_stop(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrated(pipe, loras, rule, checkpoint=kept, on_part=stopping)
+        calibrated(pipe, loras, rule, own=own, checkpoint=kept, on_part=stopping)
     assert kept.is_file()
     reported: list[int] = []
     again = calibrated(
         *(pipe, loras, rule),
+        own=own,
         checkpoint=kept,
         on_part=lambda what, done, _: reported.append(done) if what == "update" else None,
     )
@@ -294,6 +296,15 @@ def test_a_checkpoint_of_another_calibration_is_not_read(tmp_path: Path) -> None
     assert checkpoint.Checkpoint(tmp_path / "nothing", {}).load() is None
 
 
+def test_the_digest_tells_one_base_model_from_another(pipe: Any) -> None:
+    models = {"unet": pipe.unet}
+    digest = weights_digest(models)
+    assert weights_digest(models) == digest
+    assert weights_digest({"unet": tiny_pipeline("sd1").unet}) == digest
+    assert weights_digest({"unet": tiny_pipeline("sd1", seed=1).unet}) != digest
+    assert weights_digest({"transformer": pipe.unet}) != digest
+
+
 def test_the_record_is_read_back(pipe: Any, loras: tuple[Path, Path]) -> None:
     fusion = calibrated(pipe, loras, FIT)
     stated = fusion.rule.parameters["calibrated"]
@@ -302,6 +313,7 @@ def test_the_record_is_read_back(pipe: Any, loras: tuple[Path, Path]) -> None:
     assert found.parameters() == stated
     assert found.prompts == {"content": ("a fox",), "style": ("ink",)}
     assert found.settings["updates"] == 4
+    assert found.weights == weights_digest({"unet": pipe.unet})
     assert (found.threads, found.torch) == (torch.get_num_threads(), str(torch.__version__))
     assert Calibration.from_parameters({**stated, "seed": "x"}) is None
     assert Config.of_fusion(fusion).calibration == found
