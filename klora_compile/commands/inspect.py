@@ -12,6 +12,7 @@ from klora_compile.commands.names import file_argument
 from klora_compile.commands.parameters import shift_option
 from klora_compile.commands.result import json_option, print_json
 from klora_compile.commands.setting_options import reading_options
+from klora_compile.report.plot_theme import THEMES
 from klora_compile.settings.read_options import ReadOptions
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the schedule as a heat map into this picture (.png, .pdf, .svg).",
 )
+@click.option(
+    "--theme",
+    type=click.Choice(list(THEMES)),
+    help="Colours of that picture.  [default: light]",
+)
 @shift_option
 @click.option(
     "--norms",
@@ -39,6 +45,7 @@ def inspect_command(
     file: Path,
     as_json: bool,
     plot: Path | None,
+    theme: str | None,
     shift: float | None,
     numbers: bool,
     reading: ReadOptions,
@@ -52,10 +59,12 @@ def inspect_command(
     """
     from klora_runtime.artifact.document import is_artifact
 
+    if theme is not None and plot is None:
+        raise click.UsageError("--theme is of the picture that --plot draws; name one.")
     if file.suffix.lower() == ".png":
         _inspect_picture(file, as_json)
     elif is_artifact(file):
-        _inspect_artifact(file, as_json, plot, shift, numbers)
+        _inspect_artifact(file, as_json, plot, theme or next(iter(THEMES)), shift, numbers)
     elif plot is not None:
         raise click.UsageError(f"{file} is not an artifact: --plot draws a schedule.")
     elif shift is not None:
@@ -101,7 +110,12 @@ def _inspect_lora(file: Path, as_json: bool, numbers: bool, options: ReadOptions
 
 
 def _inspect_artifact(
-    file: Path, as_json: bool, plot: Path | None, shift: float | None, numbers: bool
+    file: Path,
+    as_json: bool,
+    plot: Path | None,
+    theme: str,
+    shift: float | None,
+    numbers: bool,
 ) -> None:
     from klora_compile.report.compression import storage_lines
     from klora_compile.report.inspection import inspection
@@ -124,7 +138,7 @@ def _inspect_artifact(
     if plot is not None:
         from klora_compile.report.plot import plot_schedule
 
-        plot_schedule(fusion, plot, overwrite=True, shift=shift)
+        plot_schedule(fusion, plot, overwrite=True, shift=shift, theme=theme)
         click.echo(f"wrote {plot}", err=True)
     if as_json:
         print_json("fusion", inspection(fusion, shift))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
 from klora_compile.extras import missing_library
-from klora_compile.report.schedule_map import MARKED_STEPS, slot_label
+from klora_compile.report.plot_labels import fit_blocks, fit_ticks, legend_columns, legend_label
+from klora_compile.report.plot_theme import THEMES, Theme
+from klora_compile.report.schedule_map import MARKED_STEPS
 from klora_compile.report.scores import number_of
 from klora_compile.report.summary import gamma_of, rule_of
 from klora_compile.runs import Run, runs_of
@@ -29,14 +32,22 @@ from klora_runtime.errors import KloraError, shown
 
 _COLUMNS = 1200
 _RATIO_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0, 1000.0)
-_INK = "#222222"
-_MAX_LABELS = 45
+_WIDTH = 11.0
+#: Characters of a line of the name, of the title, and of the text below the axis.
+_NAME, _TITLE = 90, 105
+#: In SVG, letters stay text; equal fusions give equal files.
+_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "schedule"}
 #: Styles of the lines that mark the steps of runs.
 _LINES = ("dotted", "dashed")
 
 
 def plot_schedule(
-    fusion: Schedule, path: Path, *, overwrite: bool = False, shift: float | None = None
+    fusion: Schedule,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    shift: float | None = None,
+    theme: str = "light",
 ) -> None:
     """Draw the schedule as a heat map into an image file.
 
@@ -49,12 +60,26 @@ def plot_schedule(
         overwrite: replace an existing file.
         shift: see :func:`~klora_compile.runs.runs_of`; by the clock of the noise, lines mark the
             steps of each run that is assumed.
+        theme: ``light`` or ``dark``.
 
     Raises:
         ConfigError: see :func:`~klora_compile.runs.runs_of`.
         KloraError: matplotlib is not installed, the file exists and ``overwrite`` is false, or it
             cannot be written; an old file is unchanged.
     """
+    figure = schedule_figure(fusion, shift, THEMES[theme])
+    from matplotlib import rc_context
+
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with replacing(path, overwrite=overwrite) as temporary, rc_context(_SVG):
+        try:
+            figure.savefig(temporary, metadata=dated.get(path.suffix.lower()))
+        except (OSError, ValueError) as error:
+            raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
+
+
+def schedule_figure(fusion: Schedule, shift: float | None, theme: Theme) -> Any:
+    """Return the picture of :func:`plot_schedule` as a figure of matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -65,24 +90,29 @@ def plot_schedule(
         raise KloraError("there is nothing to plot: no denoiser layer of the fusion acts.")
     layers = [entry for block in rows for entry in block.entries]
     height = min(14.0, max(4.5, 2.0 + 0.055 * len(layers)))
-    figure = Figure(figsize=(11, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), dpi=150, layout="constrained", facecolor=theme.paper)
+    ratios, ticks = None, list[float]()
     if any(_ratio(fusion, entry) for entry in layers):
         heat, ratios = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
-        _draw_ratios(ratios, fusion, layers)
+        ticks = _draw_ratios(ratios, fusion, layers, theme)
     else:
-        heat, ratios = figure.subplots(), None
-    draw_heat(heat, fusion, layers)
-    _draw_steps(heat, runs)
-    _draw_blocks(heat, ratios, rows)
-    _draw_titles(figure, heat, fusion, rows)
-    with replacing(path, overwrite=overwrite) as temporary:
-        try:
-            figure.savefig(temporary, facecolor="white")
-        except (OSError, ValueError) as error:
-            raise KloraError(f"{shown(path)} cannot be written: {shown(error)}") from error
+        heat = figure.subplots()
+    draw_heat(heat, fusion, layers, theme)
+    _draw_steps(heat, runs, theme)
+    _draw_lines(heat, ratios, rows, theme)
+    _draw_titles(figure, heat, fusion, rows, theme)
+    _draw_legend(figure, fusion, theme)
+    for axes in filter(None, (heat, ratios)):
+        theme.apply(axes)
+    fit_blocks(figure, heat, [(_literal(block.name), len(block.entries)) for block in rows])
+    if ratios is not None:
+        fit_ticks(figure, ratios, ticks)
+    return figure
 
 
-def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
+def draw_heat(
+    axes: Any, fusion: Schedule, layers: list[ScheduledEntry], theme: Theme = THEMES["light"]
+) -> None:
     """Draw layers over progress into matplotlib axes, one row each."""
     palette = colours(shown_slots(fusion))
     progress = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
@@ -91,21 +121,21 @@ def draw_heat(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None
         for start, coefficients in entry.timeline.rows():
             parts = parts_of(coefficients)
             colour = mixed([(palette[slot], part) for slot, part in parts.items()])
-            image[row, progress >= start] = colour if parts else (255, 255, 255)
+            image[row, progress >= start] = colour if parts else theme.blank
     axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0.0, 1.0, len(layers), 0.0))
     by = " by noise" if fusion.clock == "noise" else ""
-    axes.set_xlabel(f"progress of sampling{by}", color=_INK)
+    axes.set_xlabel(f"progress of sampling{by}", color=theme.ink)
     axes.set_xlim(0.0, 1.0)
 
 
-def _draw_steps(heat: Any, runs: Sequence[Run]) -> None:
+def _draw_steps(heat: Any, runs: Sequence[Run], theme: Theme) -> None:
     """Mark the steps of runs, each with lines of its own, and say so below the axis."""
     for run, style in zip(runs, _LINES, strict=False):
         for moment in run.progress(MARKED_STEPS):
-            heat.axvline(moment, color=_INK, linewidth=0.8, linestyle=style)
+            heat.axvline(moment, color=theme.ink, linewidth=0.8, linestyle=style)
     marks = ", ".join(f"{run.text} {style}" for run, style in zip(runs, _LINES, strict=False))
     if marks:
-        heat.set_xlabel(f"{heat.get_xlabel()}; lines: {MARKED_STEPS} steps, {marks}", color=_INK)
+        heat.set_xlabel(f"{heat.get_xlabel()}; lines: {MARKED_STEPS} steps, {marks}")
 
 
 def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:
@@ -113,20 +143,18 @@ def _ratio(fusion: Schedule, entry: ScheduledEntry) -> float:
     return number_of(fusion, entry, "ratio") or 0.0
 
 
-def _draw_blocks(heat: Any, ratios: Any, rows: list[Block]) -> None:
-    """Draw lines between the blocks, and their names where there is room."""
-    ends = np.cumsum([len(block.entries) for block in rows])
-    starts = ends - [len(block.entries) for block in rows]
-    for end in ends[:-1]:
-        heat.axhline(end, color="white", linewidth=2.0)
+def _draw_lines(heat: Any, ratios: Any, rows: list[Block], theme: Theme) -> None:
+    """Draw lines between the blocks."""
+    for end in np.cumsum([len(block.entries) for block in rows])[:-1]:
+        heat.axhline(end, color=theme.paper, linewidth=2.0)
         if ratios is not None:
-            ratios.axhline(end, color="#dddddd", linewidth=0.8)
-    every = -(-len(rows) // _MAX_LABELS)
-    heat.set_yticks(((starts + ends) / 2)[::every], [_literal(b.name) for b in rows[::every]])
-    heat.tick_params(axis="y", labelsize=7, length=0)
+            ratios.axhline(end, color=theme.faint, linewidth=0.8)
 
 
-def _draw_ratios(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> None:
+def _draw_ratios(
+    axes: Any, fusion: Schedule, layers: list[ScheduledEntry], theme: Theme
+) -> list[float]:
+    """Draw the ratio of each layer; return the ticks that its axis may have."""
     points = [
         (row + 0.5, ratio)
         for row, entry in enumerate(layers)
@@ -134,13 +162,13 @@ def _draw_ratios(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> N
     ]
     rule = rule_of(fusion)
     formula = "" if rule is None else rule.ratio_formula
-    axes.set_xlabel(f"ratio  {formula}".rstrip(), color=_INK)
-    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"ratio  {formula}".rstrip(), color=theme.ink)
+    axes.tick_params(axis="y", length=0, labelleft=False)
     ends = None if rule is None else rule.range()
     if ends is not None:
-        axes.axvspan(max(ends[0], 1e-3), ends[1], color="#eeeeee", zorder=0)
+        axes.axvspan(max(ends[0], 1e-3), ends[1], color=theme.band, zorder=0)
     if not points:
-        return
+        return []
     heights, values = zip(*points, strict=True)
     colours = [_rgb(CONTENT_RGB if value >= 1 else STYLE_RGB) for value in values]
     axes.scatter(values, heights, s=9, c=colours, linewidths=0, zorder=2)
@@ -148,15 +176,14 @@ def _draw_ratios(axes: Any, fusion: Schedule, layers: list[ScheduledEntry]) -> N
     ticks = [tick for tick in _RATIO_TICKS if left <= tick <= right]
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=1)
+    axes.axvline(1.0, color=theme.line, linewidth=0.8, zorder=1)
     axes.set_xlim(left, right)
+    axes.set_xticks([])
+    return ticks
 
 
-def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block]) -> None:
-    from matplotlib.patches import Patch
-
-    names = " × ".join(_literal(source.file.split(".")[0]) for source in fusion.sources.values())
+def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block], theme: Theme) -> None:
+    names = " × ".join(shown(source.file.split(".")[0]) for source in fusion.sources.values())
     shown_layers = sum(len(block.entries) for block in rows)
     switching = sum(entry.timeline.switches for block in rows for entry in block.entries)
     silent = sum(len(block.entries) for block in blocks(fusion)) - shown_layers
@@ -164,27 +191,35 @@ def _draw_titles(figure: Any, heat: Any, fusion: Schedule, rows: list[Block]) ->
     gamma_text = f", γ = {gamma:.4g}" if isinstance(gamma, float) else ""
     rule = rule_of(fusion)
     words = [fusion.rule.name, *([] if rule is None else [rule.text()])]
-    figure.suptitle(names, fontsize=14, color=_INK)
-    heat.set_title(
-        f"{_literal(', '.join(words))}{gamma_text}: "
-        f"{switching} of {shown_layers} layers switch"
-        + (f" ({silent} that never act are left out)" if silent else ""),
-        fontsize=9,
-        color=_INK,
-        loc="left",
+    title = (
+        f"{shown(', '.join(words))}{gamma_text}: {switching} of {shown_layers} layers switch"
+        + (f" ({silent} that never act are left out)" if silent else "")
     )
-    heat.legend(
+    figure.suptitle(_lines(names, _NAME), fontsize=14, color=theme.ink)
+    heat.set_title(_lines(title, _TITLE), fontsize=9, color=theme.ink, loc="left")
+
+
+def _draw_legend(figure: Any, fusion: Schedule, theme: Theme) -> None:
+    """Name the colours below everything, each with the file of its LoRA."""
+    from matplotlib.patches import Patch
+
+    palette = colours(shown_slots(fusion))
+    labels = {slot: legend_label(fusion, slot) for slot in palette}
+    figure.legend(
         handles=[
-            Patch(color=_rgb(colour), label=slot_label(fusion, slot))
-            for slot, colour in colours(shown_slots(fusion)).items()
+            Patch(color=_rgb(colour), label=_literal(labels[slot]))
+            for slot, colour in palette.items()
         ],
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.3,
-        ncols=len(shown_slots(fusion)),
+        loc="outside lower center",
+        ncols=legend_columns(list(labels.values()), _WIDTH),
         fontsize=9,
         frameon=False,
+        labelcolor=theme.ink,
     )
+
+
+def _lines(text: str, width: int) -> str:
+    return "\n".join(map(_literal, wrap(text, width)))
 
 
 def _literal(text: object) -> str:

@@ -1,4 +1,4 @@
-"""Colours of slots: blues for contents, oranges for styles, dark to light; two for the rest."""
+"""Colours of slots: cool ones for contents, warm ones for styles; two for the rest."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ CONTENT_RGB: Rgb = (38, 103, 168)
 STYLE_RGB: Rgb = (232, 133, 44)
 MERGED_RGB: Rgb = (127, 90, 160)
 ALWAYS_RGB: Rgb = (110, 110, 110)
-_OF_ROLES = {
-    CONTENT: CONTENT_RGB,
-    STYLE: STYLE_RGB,
-    MERGED: MERGED_RGB,
-    ALWAYS: ALWAYS_RGB,
+#: Role -> colours of its slots, in their order; further slots have them again, lighter.
+_OF_ROLES: Mapping[str, tuple[Rgb, ...]] = {
+    CONTENT: (CONTENT_RGB, (0, 140, 110), (90, 185, 225), (75, 70, 150)),
+    STYLE: (STYLE_RGB, (196, 56, 84), (222, 194, 45), (140, 86, 52)),
+    MERGED: (MERGED_RGB,),
+    ALWAYS: (ALWAYS_RGB, (170, 170, 170)),
 }
 
 _WHITE: Rgb = (255, 255, 255)
 
-#: How far the colour of a role's last slot is from the role's colour towards white, 0 to 1.
-_LIGHTEST = 0.6
+#: How much of its colour a slot keeps each time that the colours of its role are used again.
+_KEPT = 0.6
 
 
 def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
@@ -34,8 +35,9 @@ def colours(slots: Mapping[str, Slot]) -> dict[str, Rgb]:
     found = {}
     for name in ordered:
         kin = [other for other in ordered if roles[other] == roles[name]]
-        share = _LIGHTEST * kin.index(name) / max(1, len(kin) - 1)
-        found[name] = mixed([(_OF_ROLES[roles[name]], 1.0 - share), (_WHITE, share)])
+        hues = _OF_ROLES[roles[name]]
+        rounds, place = divmod(kin.index(name), len(hues))
+        found[name] = mixed([(hues[place], _KEPT**rounds), (_WHITE, 1.0 - _KEPT**rounds)])
     return found
 
 
