@@ -94,10 +94,11 @@ def subjects_needed(deviation: float, half_width: float = 0.02) -> int:
 
 
 def pilot(results: Results, rows: Sequence[str]) -> str:
-    """Say how many subjects each row's difference to the reference takes."""
+    """Say how many subjects each row's difference to the reference takes; ceilings have none."""
+    reference = results[REFERENCE]
     return "\n".join(
         f"{row}: sd {(found := spread(results, row)):.3f}, {subjects_needed(found)} subjects for "
         "a half-width of 0.02"
         for row in rows
-        if row != REFERENCE and row in results
+        if row != REFERENCE and row in results and results[row].keys() == reference.keys()
     )
