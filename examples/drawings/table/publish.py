@@ -51,8 +51,9 @@ def main(packages: Path, out: Path, results: Path, best: str) -> None:
             (results / f"{part}.md").write_text(text, encoding="utf-8")
             click.echo(text)
     _write(runs, results / "results.json")
-    for regime in runs:
-        sheet = table_sheet(packages, out / "pictures" / f"{regime}-tuning", best)
+    for regime, parts in runs.items():
+        latest = list(parts)[-1]  # ceilings are among the reported rows
+        sheet = table_sheet(packages, out / "pictures" / f"{regime}-{latest}", best)
         sheet.save(results / f"{regime}.png")
 
 
