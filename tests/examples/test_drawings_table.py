@@ -399,7 +399,7 @@ def test_results_are_published_with_means_over_seeds(
         *("results.json", "tuning.md", "entangled.png"),
         *("entangled-tuning.md", "entangled-tuning.png"),
     }
-    pixels = Image.open(kept_here / "entangled.png").getcolors(2**20)
+    pixels = Image.open(kept_here / "entangled.png").convert("RGB").getcolors(2**20)
     assert any(colour == (255, 0, 0) for _, colour in pixels)
 
 

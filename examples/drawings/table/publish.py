@@ -22,6 +22,8 @@ from drawings.table.sheet import table_sheet
 from drawings.table.written import markdown, side_by_side
 
 _PARTS = ("tuning", "reported")
+#: Of a sheet, which has to be small.
+_COLOURS = 256
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -54,7 +56,7 @@ def main(packages: Path, out: Path, results: Path, best: str) -> None:
     for regime, parts in runs.items():
         latest = list(parts)[-1]  # ceilings are among the reported rows
         sheet = table_sheet(packages, out / "pictures" / f"{regime}-{latest}", best)
-        sheet.save(results / f"{regime}.png")
+        sheet.quantize(_COLOURS).save(results / f"{regime}.png", optimize=True)
 
 
 def means(results: Results) -> Results:
@@ -69,9 +71,8 @@ def means(results: Results) -> Results:
 
 
 def _write(runs: Mapping[str, Any], path: Path) -> None:
-    """Write JSON with a line per row, so that a change is seen in a diff."""
-    text = json.dumps(runs, indent=1)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    """Write JSON without spaces; the tables beside it are for reading."""
+    path.write_text(json.dumps(runs, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

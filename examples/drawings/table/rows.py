@@ -128,13 +128,13 @@ def alone(pipe: Any, files: Sequence[Path]) -> Iterator[None]:
         pipe.unet.unload_lora()
 
 
-#: Ceilings first. The floor, the base by its prompt alone, is among the rules.
-ROWS = (
+CEILINGS = (
     Row("ceiling: subject LoRA alone, its own prompt", own_subjects, alone),
     Row("ceiling: style LoRA alone, its own prompt", own_styles, alone),
     Row("ceiling: LoRA of the true drawing", true_fusions, alone),
-    *(rule(name, way) for name, way in RULES.items()),
 )
+#: Ceilings first. The floor, the base by its prompt alone, is among the rules.
+ROWS = (*CEILINGS, *(rule(name, way) for name, way in RULES.items()))
 
 #: The rule that all others are compared with.
 REFERENCE = "direct sum 1 : 1"
