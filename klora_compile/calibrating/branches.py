@@ -18,6 +18,7 @@ from klora_compile.reading.layers import Layer
 from klora_runtime.artifact.delta import Dense, LowRank
 from klora_runtime.artifact.schedule import STEPLESS
 from klora_runtime.layers.additions import Kind, kind_of
+from klora_runtime.layers.targets import REAL_DTYPES
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _branch(
 
 
 def _computes(weight: torch.Tensor) -> bool:
-    return weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return weight.dtype in REAL_DTYPES
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def assert_within_the_tolerance(plain: Fusion, small: Fusion, tolerance: float) 
     assert report.worst == pytest.approx(max(errors.values()), rel=1e-3)
     assert errors[f"{report.layer}.weight", report.slot] > 0.999 * max(errors.values())
     assert report.slots == report.of == len(errors)
-    assert 0.98 * tolerance < report.error < report.worst
+    assert 0.96 * tolerance < report.error < report.worst  # few values a layer at 0.1
 
 
 def test_what_was_lost_of_all_counts_each_delta_with_its_scale() -> None:
