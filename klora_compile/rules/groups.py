@@ -8,9 +8,9 @@ The first word is a role or a slot (``content``, ``content.2``), the second one 
 names with ``*``, ``?`` and ``[0-9]``. A LoRA acts in a layer with the product of all rows that
 match both, and with 1 if none does. So the order of rows does not matter.
 
-Tables come by name too: ``unet-demo``, the default, was found for the U-Net of the demo; and base
-models have tables of their own (:attr:`~klora_runtime.families.family.Family.block_weights`), which
-are refused for others.
+Tables come by name too: ``unet-demo``, the default, was found for the first U-Net of the demo, and
+on today's it equals the plain sum. Base models have tables of their own
+(:attr:`~klora_runtime.families.family.Family.block_weights`), which are refused for others.
 """
 
 from __future__ import annotations
