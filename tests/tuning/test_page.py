@@ -29,6 +29,8 @@ CHROMIUM = next(
 FIRST = {"rule": "klora", "steps": "2", "seed": "0", "prompt": PROMPT}
 #: Milliseconds that anything on the page may take on a busy machine.
 PATIENCE = 120_000
+#: Seconds without a change after which nothing more is drawn.
+QUIET = 1.0
 
 pytestmark = [
     pytest.mark.slow,
@@ -96,6 +98,7 @@ class Tab:
     """A tab with the page, and what one does there."""
 
     page: Any
+    served: Served
     asked: list[str]
     """Every address that the tab asked for."""
 
@@ -107,7 +110,7 @@ class Tab:
         page, asked = context.new_page(), []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(served.address, timeout=PATIENCE)
-        tab = cls(page, asked)
+        tab = cls(page, served, asked)
         tab.wait_drawn()
         return tab
 
@@ -125,12 +128,18 @@ class Tab:
         return str(self.page.get_attribute("#picture img", "src"))
 
     def wait_other(self, source: str) -> None:
-        """Wait for another picture, and the plain sum beside it."""
+        """Wait for another picture, and until none follows: each press of a key may draw one."""
         self.page.wait_for_function(
             "(old) => document.querySelector('#picture img')?.getAttribute('src') !== old",
             arg=source,
         )
-        self.wait_drawn()
+        before, since = None, time.monotonic()
+        while before is None or time.monotonic() - since < QUIET:
+            self.wait_drawn()
+            now = self.source(), self.served.evaluations
+            if now != before:
+                before, since = now, time.monotonic()
+            self.page.wait_for_timeout(50)
 
     def map(self) -> str:
         return str(self.page.inner_html("#map svg"))
@@ -204,7 +213,7 @@ def test_one_goes_back_to_what_was_tried(tab: Tab) -> None:
     tab.slide("weight-style", 4)
     tab.wait_other(source)
     weak, source = tab.picture(), tab.source()
-    tab.slide("weight-style", 4)
+    tab.slide("weight-style", 1)  # one press, so that the strip has nothing in between
     tab.wait_other(source)
     source = tab.source()
     tab.page.click("#strip button >> nth=1")
