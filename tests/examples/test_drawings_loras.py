@@ -136,8 +136,11 @@ def test_a_lora_is_trained_saved_and_taken_off(
     pipe.unload_lora_weights()
 
 
-def accepted(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: float) -> Any:
+def accepted(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *found: float, attempts: int = 2
+) -> Any:
     """Train with trainings that reach these similarities; return the record and their plans."""
+    folder.mkdir(exist_ok=True)
     plans: list[Plan] = []
     reached = iter(found)
 
@@ -151,7 +154,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: float) -> An
     monkeypatch.setattr(acceptance, "similarity", lambda *_: next(reached))
     pipe: Any = None
     judge = torch.Tensor.flatten
-    entry = train_until_accepted(pipe, FOX, torch.zeros(1), Plan(100), folder, judge)
+    entry = train_until_accepted(pipe, FOX, torch.zeros(1), Plan(100), folder, judge, attempts)
     return entry, plans
 
 
@@ -173,10 +176,21 @@ def test_the_best_of_all_trainings_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     assert lora_path(tmp_path, "subject", "fox").read_bytes() == b"\x01"
 
 
+def test_more_trainings_go_on_from_those_of_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    accepted(monkeypatch, tmp_path, 0.5, 0.3)
+    entry, plans = accepted(monkeypatch, tmp_path, 0.7, attempts=3)
+    assert [(plan.updates, plan.seed) for plan in plans] == [(256, 2)]
+    assert (entry.attempts, entry.updates, entry.similarity) == (3, 256, 0.7)
+    same, plans = accepted(monkeypatch, tmp_path, attempts=4)
+    assert (same, plans) == (entry, [])
+
+
 def test_the_summary_counts_trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    at_once, _ = accepted(monkeypatch, tmp_path, 0.9)
-    later, _ = accepted(monkeypatch, tmp_path, 0.1, 0.9)
-    never, _ = accepted(monkeypatch, tmp_path, 0.1, 0.1)
+    at_once, _ = accepted(monkeypatch, tmp_path / "a", 0.9)
+    later, _ = accepted(monkeypatch, tmp_path / "b", 0.1, 0.9)
+    never, _ = accepted(monkeypatch, tmp_path / "c", 0.1, 0.1)
     entries = {"subject-a": at_once, "subject-b": later, "subject-c": never}
     assert summary(entries) == (
         "3 subject LoRAs: 1 reached 0.6 at once, 1 after they were trained again, "
@@ -210,13 +224,20 @@ def test_loras_that_are_there_are_left_alone(
     trained: list[str] = []
 
     def train_one(
-        pipe: Any, recipe: Recipe, pictures: Any, plan: Plan, folder: Path, judge: Any
+        pipe: Any,
+        recipe: Recipe,
+        pictures: Any,
+        plan: Plan,
+        folder: Path,
+        judge: Any,
+        attempts: int,
     ) -> Entry:
         trained.append(recipe.name)
         assert not plan.moved  # a subject stays where it is
         lora_path(folder, "subject", recipe.name).parent.mkdir(parents=True, exist_ok=True)
         lora_path(folder, "subject", recipe.name).touch()
-        entry = Entry(1, plan.updates, 0.5, reached[recipe.name], "")
+        found = reached[recipe.name]
+        entry = Entry(attempts if found < 0.6 else 1, plan.updates, 0.5, found, "")
         Ledger(folder).add(recipe.stem, entry)
         return entry
 
@@ -231,6 +252,11 @@ def test_loras_that_are_there_are_left_alone(
     assert trained == ["penguin", "octopus"]
     assert "2 subject LoRAs: 1 reached 0.6 at once, 0 after" in both.output
     assert "1 did not and take no part: subject-octopus." in both.output
+    more = [*arguments, "subject-penguin", "subject-octopus", "--attempts", "3"]
+    assert CliRunner().invoke(run.main, more).exit_code == 0
+    assert trained == ["penguin", "octopus", "octopus"]
+    CliRunner().invoke(run.main, more)
+    assert trained == ["penguin", "octopus", "octopus"]
 
 
 def test_processes_can_share_a_folder_of_loras(tmp_path: Path) -> None:

@@ -42,8 +42,21 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
 @click.argument("names", nargs=-1)
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
+@click.option(
+    "--attempts",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Trainings of a subject that does not reach 0.6, each longer than the last.",
+)
 def main(
-    packages: Path, run: Path, out: Path, regime: str, names: tuple[str, ...], threads: int
+    packages: Path,
+    run: Path,
+    out: Path,
+    regime: str,
+    names: tuple[str, ...],
+    threads: int,
+    attempts: int,
 ) -> None:
     """Train LoRAs on the base in RUN, and say how many subjects had to be trained again."""
     torch.set_num_threads(threads)
@@ -58,7 +71,9 @@ def main(
     asked = any(recipe.kind == "subject" for recipe in recipes)
     judge = Judges.load(run / "judges.pt").subject if asked else None
     for recipe in recipes:
-        if recipe.stem in ledger.read() and lora_path(folder, recipe.kind, recipe.name).is_file():
+        known = ledger.read().get(recipe.stem)
+        there = lora_path(folder, recipe.kind, recipe.name).is_file()
+        if known is not None and there and known.settled(attempts):
             continue
         pictures = [drawing(packages, STYLES[style], name) for name, style in recipe.drawings]
         entry = train_until_accepted(
@@ -68,6 +83,7 @@ def main(
             Plan(_UPDATES[recipe.kind][Regime(regime)], moved=recipe.kind == "style"),
             folder,
             judge if recipe.kind == "subject" else None,
+            attempts,
         )
         click.echo(f"{recipe.stem}: {entry}")
     click.echo(summary(ledger.read()))

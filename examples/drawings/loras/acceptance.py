@@ -22,7 +22,7 @@ Judge = Callable[[Tensor], Tensor]
 #: What a subject's LoRA must reach on its own training drawings.
 ENOUGH = 0.6
 #: A training that was not enough is followed by one with so many times the updates.
-_LONGER, _ATTEMPTS = 1.6, 2
+_LONGER = 1.6
 _SEEDS, _STEPS, _GUIDANCE = 2, 10, 3.0
 
 
@@ -44,6 +44,10 @@ class Entry:
     def accepted(self) -> bool:
         """Whether rules may be judged with it."""
         return self.similarity is None or self.similarity >= ENOUGH
+
+    def settled(self, attempts: int) -> bool:
+        """Whether so many trainings leave nothing to do."""
+        return self.accepted or self.attempts >= attempts
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,23 @@ def train_until_accepted(
     plan: Plan,
     folder: Path,
     judge: Judge | None,
+    attempts: int,
 ) -> Entry:
     """Train a LoRA, longer and from another seed while it does not reach ``ENOUGH``, and record it.
+
+    A LoRA that the folder has with fewer trainings goes on with the next one.
 
     Args:
         pictures: those of the recipe, (drawings, 3, height, width) in [-1, 1].
         plan: of the first training.
         folder: holds the best LoRA of all trainings, and the ledger.
         judge: of subjects; None accepts the first training.
+        attempts: trainings at most, with those of before.
     """
-    best: Entry | None = None
     path = lora_path(folder, recipe.kind, recipe.name)
-    for attempt in range(1, _ATTEMPTS + 1):
+    best = Ledger(folder).read().get(recipe.stem) if path.is_file() else None
+    while best is None or not best.settled(attempts):
+        attempt = 1 if best is None else best.attempts + 1
         updates = round(plan.updates * _LONGER ** (attempt - 1))
         now = replace(plan, updates=updates, seed=plan.seed + attempt - 1)
         try:
@@ -98,9 +107,7 @@ def train_until_accepted(
             best = Entry(attempt, updates, round(loss, 5), found, digest)
         assert best is not None
         best = replace(best, attempts=attempt)
-        if best.accepted:
-            break
-    Ledger(folder).add(recipe.stem, best)
+        Ledger(folder).add(recipe.stem, best)
     return best
 
 
