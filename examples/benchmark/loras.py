@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from random_loras import random_lora
 from safetensors.torch import save_file
 from torch import nn
@@ -19,6 +20,7 @@ from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Entry, Fusion
 from klora_runtime.artifact.schedule import CONTENT, STYLE
 from klora_runtime.artifact.timeline import Timeline
+from klora_runtime.families.family import DENOISER_PREFIX
 
 #: Linear layers of attention and feed-forward, of UNets and of FLUX's two kinds of blocks.
 _ADAPTED = re.compile(r".*\.(attn\d?|ff|ff_context)\..+|single_.*\.(proj_mlp|proj_out)")
@@ -87,6 +89,17 @@ def write_pair(model: str, share: float, rank: int, folder: Path) -> list[Path]:
             tensors[f"{component}.{layer.module}.lora_B.weight"] = layer.up
         save_file(tensors, str(path))
     return paths
+
+
+def write_kohya(model: str, share: float, rank: int, path: Path) -> None:
+    """Write a LoRA of random float16 numbers in kohya's spelling; see :func:`write_pair`."""
+    tensors = {}
+    for layer in lora(layer_shapes(model, share), rank, 0):
+        name = f"{DENOISER_PREFIX}{layer.module.replace('.', '_')}"
+        tensors[f"{name}.lora_down.weight"] = layer.down
+        tensors[f"{name}.lora_up.weight"] = layer.up
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    save_file(tensors, str(path))
 
 
 def adapts(name: str) -> bool:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from klora_runtime.families.catalogue import FAMILIES
 
+#: (component, last name of a module) -> kernel; the first family that has one decides.
+_KERNELS: dict[tuple[str, str], tuple[int, ...]] = {}
+for _family in FAMILIES.values():
+    for _component in _family.denoisers:
+        for _name, _kernel in _family.kernels.items():
+            _KERNELS.setdefault((_component, _name), _kernel)
+
 
 def folded_kernel(component: str, module: str) -> tuple[int, ...]:
     """Return the kernel of a layer whose tensors may be folded to matrices; () if it has none.
@@ -11,9 +18,7 @@ def folded_kernel(component: str, module: str) -> tuple[int, ...]:
     Args:
         module: module path in diffusers' names.
     """
-    name = module.rpartition(".")[2]
-    kernels = (family.kernels for family in FAMILIES.values() if component in family.denoisers)
-    return next((own[name] for own in kernels if name in own), ())
+    return _KERNELS.get((component, module.rpartition(".")[2]), ())
 
 
 def is_pointwise(family: str | None, component: str, module: str) -> bool:

@@ -7,9 +7,9 @@ at each place, the longest matching name is taken.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from klora_compile.families.tables import WHOLE
 from klora_runtime.families.rows import Layout
@@ -22,24 +22,29 @@ class Vocabulary:
     names: frozenset[str]
     roots: frozenset[str]
     """Names that a path may begin with."""
-    _step: re.Pattern[str] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        longest_first = sorted(self.names, key=lambda name: (-len(name), name))
-        names = "|".join(map(re.escape, longest_first))
-        object.__setattr__(self, "_step", re.compile(rf"({names}|\d+)(?:_|$)"))
+    @cached_property
+    def _by_first_word(self) -> Mapping[str, Sequence[tuple[int, str]]]:
+        """First word of a name -> number of words and name of all that begin so, longest first."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for words in sorted((name.split("_") for name in self.names), key=len, reverse=True):
+            found.setdefault(words[0], []).append((len(words), "_".join(words)))
+        return found
 
     def dotted(self, flat: str) -> str | None:
         """Return ``flat`` with dots between its names; None if it is not a path of these names."""
-        parts, position = [], 0
-        while position < len(flat):
-            match = self._step.match(flat, position)
-            if match is None:
-                return None
-            parts.append(match[1])
-            position = match.end()
-        whole = bool(parts) and parts[0] in self.roots and not flat.endswith("_")
-        return ".".join(parts) if whole else None
+        words, parts, place = flat.split("_"), [], 0
+        while place < len(words):
+            for count, name in self._by_first_word.get(words[place], ()):
+                if count == 1 or "_".join(words[place : place + count]) == name:
+                    break
+            else:
+                count, name = 1, words[place]
+                if not name.isdecimal():
+                    return None
+            parts.append(name)
+            place += count
+        return ".".join(parts) if parts[0] in self.roots else None
 
 
 def vocabulary(layouts: Iterable[Layout]) -> Vocabulary:

@@ -186,6 +186,8 @@ class OpenAdapter:
 def _refuse_large(found: Survey, options: ReadOptions) -> None:
     """Refuse a LoRA whose dense deltas do not fit into the host's memory."""
     numbers = sum(prod(piece.facts.shape or ()) for piece in found.pieces if piece.grows)
+    if not numbers:
+        return
     needed, free = 4 * numbers, _HOST_SHARE * free_host_memory()
     if needed > free and options.max_error <= MAX_ERROR:
         raise LoraError(

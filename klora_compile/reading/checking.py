@@ -18,13 +18,14 @@ from klora_runtime.artifact.safetensors_file import TensorInfo
 MAX_ELEMENTS = 2**29
 
 #: Dtypes of indices and flags.
+_NUMBERS = frozenset(REAL + FLOAT8)
 _INTEGERS = ("U8", "I16", "I32", "I64")
 
 
 def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
     """Yield the problems of a module's dtypes, and of the shape of its alpha."""
     for part, info in tensors.items():
-        if part == ALPHA:
+        if part is ALPHA:
             if math.prod(info.shape) != 1:
                 yield "alpha is not one number"
             continue
@@ -33,7 +34,7 @@ def dtype_problems(tensors: Mapping[Part, TensorInfo]) -> Iterator[str]:
                 found = DTYPES[info.dtype].in_torch
                 yield f"{part.name} is torch.{found}, expected uint8, int16, int32 or int64"
             continue
-        if info.dtype not in REAL + FLOAT8:
+        if info.dtype not in _NUMBERS:
             found = DTYPES[info.dtype].in_torch
             yield (f"{part.name} is torch.{found}, expected float32, float16, bfloat16 or float8")
 

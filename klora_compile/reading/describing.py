@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from klora_compile.families.convolutions import folded_kernel
 from klora_compile.reading.checking import dtype_problems, form_problems, size_problems
-from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES, form_of
+from klora_compile.reading.forms.catalogue import BIASES, MAGNITUDES
 from klora_compile.reading.forms.dora import ROW_MAGNITUDE, Axis, axes
 from klora_compile.reading.forms.full import Full, as_bias
 from klora_compile.reading.forms.lora import UP_BIAS, without_ones
-from klora_compile.reading.forms.parts import ALPHA, Form, Header, Need, Part, Shape
+from klora_compile.reading.forms.parts import ALPHA, Form, Header, Need, Part, Settings, Shape
 from klora_compile.reading.layers import LayerFacts, layer_name
 from klora_compile.reading.names.account import Account, Module
-from klora_compile.reading.names.keys import UnplacedKey
+from klora_compile.reading.names.keys import UnplacedModule
 from klora_compile.reading.names.placing import in_diffusers_names, placements, targets_of
 from klora_compile.reading.pieces import Piece
 from klora_compile.reading.scale.peft_config import MAX_ALPHA
@@ -55,8 +55,7 @@ class Base(Protocol):
     def shape(self, component: str, module: str, parameter: str = "weight") -> Shape | None: ...
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """The description of a file's module."""
 
     pieces: tuple[Piece, ...] = ()
@@ -65,8 +64,7 @@ class Description:
     """Its problems, one sentence each."""
 
 
-@dataclass(frozen=True)
-class _Subject:
+class _Subject(NamedTuple):
     """A module whose tensors are consistent."""
 
     module: Module
@@ -76,20 +74,28 @@ class _Subject:
     form: Form | None
     """Form of the weight's delta; None if only a bias changes."""
     header: Header
+    rank: int | None
+    """Rank that its tensors declare; None if the form has none."""
+    shape: Shape | None
+    """Shape of the weight's delta; None if there is none, or only the base model shows it."""
+    magnitude: Part | None
+    """The part with DoRA's magnitude, if there is one."""
 
     @property
     def shapes(self) -> Mapping[Part, Shape]:
         """Shapes of its tensors."""
         return self.header.shapes
 
-    @property
-    def magnitude(self) -> Part | None:
-        """The part with DoRA's magnitude, if there is one."""
-        return next((part for part in MAGNITUDES if part in self.shapes), None)
+
+class _Stated(NamedTuple):
+    """What the file states of a whole component."""
+
+    hindrance: str | None
+    settings: Settings
+    is_dora: bool
 
 
-@dataclass(frozen=True)
-class _Scale:
+class _Scale(NamedTuple):
     """A module's scale, as the file states it."""
 
     rank: int | None
@@ -121,19 +127,17 @@ class Describer:
         self._file, self._account = file, account
         self._scales, self._options = scales, options
         self._base = base
+        self._of_components: dict[str, _Stated] = {}
 
     def describe(self, module: Module) -> Description:
         """Return the parameters that a module changes, and its problems."""
-        component, _ = self._account.place(module)
-        form = self._scales.hindrance(component) or form_of(module.parts)
+        component, path = self._account.place(module)
+        form = self._stated(component).hindrance or module.form
         if isinstance(form, str):
             return Description(problems=(form,))
-        subject = self._subject(module, form)
-        if isinstance(subject, str):
-            return Description(problems=(subject,))
-        problems = [*self._dtype_problems(module), *form_problems(form, subject.header)]
-        if problems:
-            return Description(problems=tuple(problems))
+        subject = self._subject(module, component, path, form)
+        if not isinstance(subject, _Subject):
+            return Description(problems=subject)
         scale = self._scale(subject)
         weights = [] if form is None else [self._weight(subject, form, scale)]
         biases = list(self._biases(subject, scale))
@@ -147,13 +151,35 @@ class Describer:
         inner = next((shape[1] for shape in shapes if shape is not None and len(shape) > 1), None)
         return self._placed([*weights, *biases], inner, scale.problems)
 
-    def _subject(self, module: Module, form: Form | None) -> _Subject | str:
-        """Return a module with its header, or its problem."""
-        component, path = self._account.place(module)
+    def _stated(self, component: str) -> _Stated:
+        found = self._of_components.get(component)
+        if found is None:
+            scales = self._scales
+            found = self._of_components[component] = _Stated(
+                scales.hindrance(component), scales.settings(component), scales.is_dora(component)
+            )
+        return found
+
+    def _subject(
+        self, module: Module, component: str, path: str, form: Form | None
+    ) -> _Subject | tuple[str, ...]:
+        """Return a module with its header, or the problems of its tensors."""
         header = self._header(module, component, path, form)
         if isinstance(header, str):
-            return header
-        return _Subject(module, component, path, form, header)
+            return (header,)
+        problems = (*self._dtype_problems(module), *form_problems(form, header))
+        if problems:
+            return problems
+        return _Subject(
+            module=module,
+            component=component,
+            path=path,
+            form=form,
+            header=header,
+            rank=None if form is None else form.rank(header),
+            shape=None if form is None else form.shape(header),
+            magnitude=next((part for part in MAGNITUDES if part in header.shapes), None),
+        )
 
     def _header(self, module: Module, component: str, path: str, form: Form | None) -> Header | str:
         """Return the header of a module, or why the base model does not complete it."""
@@ -171,7 +197,7 @@ class Describer:
             kernel=folded_kernel(component, self._targets(module, path)[0].path),
             weight=weight,
             has_bias=has_bias,
-            settings=self._scales.settings(component),
+            settings=self._stated(component).settings,
             spelled=module.key.raw,
         )
 
@@ -199,7 +225,7 @@ class Describer:
 
     def _targets(self, module: Module, path: str) -> tuple[Placement, ...]:
         """Return the modules of diffusers that a file's module becomes."""
-        if not isinstance(module.key, UnplacedKey):
+        if not isinstance(module.key, UnplacedModule):
             return (in_diffusers_names(path),)
         assert self._account.table is not None
         return targets_of(self._account.table, module.key.stem)
@@ -211,8 +237,7 @@ class Describer:
     def _scale(self, subject: _Subject) -> _Scale:
         """Return rank and alpha, and their problems."""
         form = subject.form
-        declared = None if form is None else form.rank(subject.header)
-        rank = declared
+        rank = declared = subject.rank
         if form is not None and form.settings_state_rank and rank is None:
             rank = self._scales.rank(subject.component, subject.path)
         if form is None or rank is None:
@@ -242,9 +267,9 @@ class Describer:
             subject.component,
             subject.path,
             rank,
-            kernel=len(form.shape(subject.header) or ()) > 2,
+            kernel=len(subject.shape or ()) > 2,
             by_kohya=subject.module.key.layout == "kohya",
-            whole=form.rank(subject.header) is None,
+            whole=subject.rank is None,
             root_is_folded=form.root_is_folded,
             tensor=None if key is None else self._file.number(key),
         )
@@ -253,23 +278,18 @@ class Describer:
     def _is_record_stale(self) -> bool:
         """Whether the tensors of some layer contradict kohya's record."""
         for module in self._account.modules:
-            form = form_of(module.parts)
+            form = module.form
             if ALPHA not in module.parts or form is None or isinstance(form, str):
                 continue
-            subject = self._subject(module, form)
-            if isinstance(subject, str):
+            subject = self._subject(module, *self._account.place(module), form)
+            if not isinstance(subject, _Subject) or subject.rank is None:
                 continue
-            if any(self._dtype_problems(module)) or form_problems(form, subject.header):
-                continue
-            rank = form.rank(subject.header)
-            if rank is not None and self._scales.is_contradicted(
-                self._layer_scale(subject, form, rank)
-            ):
+            if self._scales.is_contradicted(self._layer_scale(subject, form, subject.rank)):
                 return True
         return False
 
     def _weight(self, subject: _Subject, form: Form, scale: _Scale) -> Piece:
-        shape = form.shape(subject.header)
+        shape = subject.shape
         name = form.title(subject.header) if subject.magnitude is None else "dora"
         needs = form.needs if subject.magnitude is None else Need.WEIGHT
         facts = LayerFacts(
@@ -296,7 +316,7 @@ class Describer:
 
     def _bias_of_base(self, subject: _Subject, form: Form) -> Piece:
         """Return the bias that a form changes along with its weight."""
-        shape = form.shape(subject.header)
+        shape = subject.shape
         facts = LayerFacts(
             component=self._denoiser(subject.component),
             module=subject.path,
@@ -334,7 +354,7 @@ class Describer:
                 f"its magnitude {list(subject.shapes[subject.magnitude])} matches neither the "
                 f"rows nor the columns of its weight {list(weight.facts.shape or ())}"
             )
-        if weight.facts.form == "lora" and self._scales.is_dora(subject.component):
+        if weight.facts.form == "lora" and self._stated(subject.component).is_dora:
             yield "its metadata says DoRA, but it has no magnitude"
 
     def _placed(
@@ -361,7 +381,7 @@ class Describer:
 
     def _places(self, piece: Piece, inner: int | None) -> tuple[Placement, ...] | str:
         key, table = piece.module.key, self._account.table
-        if not isinstance(key, UnplacedKey):
+        if not isinstance(key, UnplacedModule):
             return (in_diffusers_names(piece.facts.module),)
         assert table is not None
         if piece.facts.shape is None:  # the piece is only shown

@@ -117,5 +117,7 @@ class Layer:
 
 def layer_name(component: str, module: str, parameter: str) -> str:
     """See :attr:`LayerFacts.name`."""
+    if component and module and parameter == "weight":
+        return f"{component}.{module}"
     named = "" if parameter == "weight" else parameter
     return ".".join(filter(None, (component, module, named)))

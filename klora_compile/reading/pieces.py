@@ -48,12 +48,13 @@ class Piece:
         return tuple(self._layer(place) for place in self.places)
 
     def _layer(self, place: Placement) -> LayerFacts:
-        parameter = place.parameter or self.facts.parameter
-        one = replace(self.facts, module=place.module, parameter=parameter)
-        if one.shape is None:
-            return one
-        rows = one.shape[0] if place.rows is None else sum(map(len, place.rows))
-        return replace(one, shape=(rows, *one.shape[1:]))
+        facts = self.facts
+        parameter, shape = place.parameter or facts.parameter, facts.shape
+        if shape is not None and place.rows is not None:
+            shape = (sum(map(len, place.rows)), *shape[1:])
+        if (place.module, parameter, shape) == (facts.module, facts.parameter, facts.shape):
+            return facts
+        return replace(facts, module=place.module, parameter=parameter, shape=shape)
 
 
 def file_axis(pieces: Sequence[Piece]) -> Axis | str | None:

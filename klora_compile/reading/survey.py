@@ -12,7 +12,7 @@ from klora_compile.reading.describing import Describer
 from klora_compile.reading.files.base import BaseModel
 from klora_compile.reading.files.lora_file import LoraFile
 from klora_compile.reading.files.refusals import named
-from klora_compile.reading.forms.catalogue import FORMS, form_of
+from klora_compile.reading.forms.catalogue import FORMS
 from klora_compile.reading.forms.dora import Axis
 from klora_compile.reading.layers import LayerFacts
 from klora_compile.reading.metadata import Origin, origin_of
@@ -70,7 +70,7 @@ class Survey:
 
 def _without_layers(account: Account) -> Iterator[str]:
     """Yield the problems of parts for all layers in a file that has no layer of their form."""
-    forms = {form_of(module.parts) for module in account.modules}
+    forms = {module.form for module in account.modules}
     for part, key in account.shared.items():
         for form in FORMS:
             if form.alone and form.shares(part) and form not in forms:
@@ -152,12 +152,13 @@ def _layers_of(
     twice: list[str] = []
     for piece in pieces:
         for facts in piece.layers:
-            if facts.name in layers:
+            name = facts.name
+            if name in layers:
                 twice.append(
-                    f"{shown(piece.module.name)}: the file has {shown(facts.name)} twice, here and "
-                    f"in {shown(modules[facts.name])}; keep one of them"
+                    f"{shown(piece.module.name)}: the file has {shown(name)} twice, here and "
+                    f"in {shown(modules[name])}; keep one of them"
                 )
-            layers[facts.name], modules[facts.name] = facts, piece.module.name
+            layers[name], modules[name] = facts, piece.module.name
     named = options.denoiser
     if twice and named and any(piece.module.name.startswith(f"{named}.") for piece in pieces):
         twice = [

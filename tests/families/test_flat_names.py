@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from klora_compile.families.flat_names import UNET, Vocabulary, vocabulary
-from klora_compile.reading.names.keys import ParsedKey, parse_key
+from klora_compile.reading.names.keys import ParsedKey, PlacedModule, parse_key
 from klora_runtime.families import text_encoders
 
 CLIP = vocabulary(text_encoders.CLIP.layouts)
@@ -30,8 +30,9 @@ def flattened(prefix: str, name: str) -> str:
 def parsed(key: str) -> tuple[str, str]:
     result = parse_key(key)
     assert isinstance(result, ParsedKey), (key, result)
-    assert result.layout == "kohya"
-    return result.component, result.module
+    assert isinstance(result.module, PlacedModule), (key, result)
+    assert result.module.layout == "kohya"
+    return result.module.component, result.module.module
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,9 @@ def test_keys_of_real_files_name_modules_of_the_real_models(name: str) -> None:
     for layout in ("kohya", "peft"):
         header, _ = read_raw(real_lora(f"{name}.{layout}"))
         found = {
-            (key.component, key.module)
+            (key.module.component, key.module.module)
             for key in map(parse_key, set(header) - {"__metadata__"})
-            if isinstance(key, ParsedKey)
+            if isinstance(key, ParsedKey) and isinstance(key.module, PlacedModule)
         }
         assert len(found) >= 128
         assert found <= modules

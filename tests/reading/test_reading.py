@@ -12,12 +12,13 @@ from support.lora_files import needs_real_loras, peft_keys, random_pair, real_lo
 from support.pairs import slow
 
 from klora_compile import compile_fusion, read_adapter
-from klora_compile.reading.forms.catalogue import ENDINGS
+from klora_compile.reading.forms.catalogue import ENDINGS, FORMS
 from klora_compile.reading.forms.lokr import W2_B
 from klora_compile.reading.forms.lora import DOWN
 from klora_compile.reading.forms.parts import Part
-from klora_compile.reading.names import spelling
-from klora_compile.reading.names.keys import ParsedKey, parse_key
+from klora_compile.reading.names import keys, spelling
+from klora_compile.reading.names.account import account_for
+from klora_compile.reading.names.keys import ParsedKey, PlacedModule, parse_key
 from klora_compile.reading.names.spelling import REFUSED_FORMS
 from klora_compile.rules import Klora
 from klora_compile.settings.read_options import ReadOptions
@@ -182,7 +183,7 @@ def test_every_prefix(prefix: str) -> None:
     path = module if prefix in DOTTED else module.replace(".", "_")
     layout = "peft" if prefix in DOTTED else "kohya"
     for suffix, part in ((".lora_A.weight", DOWN), (".lokr_w2_b", W2_B)):
-        expected = ParsedKey(layout, component, module, part)
+        expected = ParsedKey(PlacedModule(layout, component, module), part)
         assert parse_key(f"{prefix}{path}{suffix}") == expected
 
 
@@ -193,12 +194,34 @@ def test_every_suffix(part: Part) -> None:
             parse_key(f"unet.{UNET}{suffix}", [f"unet.{UNET}{part.beside}"]),
             parse_key(f"lora_unet_{FLAT_UNET}{suffix}", [f"lora_unet_{FLAT_UNET}{part.beside}"]),
         )
-        assert dotted == ParsedKey("peft", "unet", UNET, part)
-        assert flat == ParsedKey("kohya", "unet", UNET, part)
+        assert dotted == ParsedKey(PlacedModule("peft", "unet", UNET), part)
+        assert flat == ParsedKey(PlacedModule("kohya", "unet", UNET), part)
 
 
 def test_the_suffixes_above_are_all_there_are() -> None:
     assert {suffix for row in SUFFIXES.values() for suffix in row.split()} == set(ENDINGS)
+
+
+def test_no_part_belongs_to_two_forms() -> None:
+    """So one look-up of a part gives its form."""
+    parts = [part for form in FORMS for part in form.parts]
+    assert len(set(parts)) == len(parts)
+
+
+def test_the_keys_of_a_module_are_placed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    place = keys._place
+
+    def counted(raw: str) -> object:
+        placed.append(raw)
+        return place(raw)
+
+    monkeypatch.setattr(keys, "_place", counted)
+    for root in (f"lora_unet_{FLAT_UNET}", f"unet.{UNET}"):
+        endings = (".lora_down.weight", ".lora_up.weight", ".alpha")
+        account = account_for({f"{root}{ending}": (4, 4) for ending in endings})
+        assert len(account.modules) == 1
+    assert placed == [f"lora_unet_{FLAT_UNET}", f"unet.{UNET}"]
 
 
 def test_the_prefixes_above_are_all_there_are() -> None:
@@ -212,13 +235,14 @@ def test_the_prefixes_above_are_all_there_are() -> None:
 def test_a_path_without_a_component_is_known_by_its_first_name(root: str) -> None:
     parsed = parse_key(f"base_model.model.{root}.layer.lora_A.weight")
     assert isinstance(parsed, ParsedKey)
-    assert parsed.component == spelling.ROOTS[root]
+    assert isinstance(parsed.module, PlacedModule)
+    assert parsed.module.component == spelling.ROOTS[root]
 
 
 def test_a_module_name_may_have_a_hyphen() -> None:
     """Z-Image names its first and last layers by their patch sizes."""
     parsed = parse_key("transformer.all_x_embedder.2-1.lora_A.weight")
-    assert parsed == ParsedKey("peft", "transformer", "all_x_embedder.2-1", DOWN)
+    assert parsed == ParsedKey(PlacedModule("peft", "transformer", "all_x_embedder.2-1"), DOWN)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +260,7 @@ def test_pefts_name_of_an_adapter_is_left_out(key: str) -> None:
     parsed = parse_key(key)
     assert isinstance(parsed, ParsedKey)
     assert parsed == parse_key(plain)
-    assert parsed.layer == LAYER
+    assert parsed.module.layer == LAYER
 
 
 DOWN_SUFFIXES = [suffix for suffix, part in ENDINGS.items() if part == DOWN]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.loras import write_pair
+from benchmark.loras import write_kohya, write_pair
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ def _small(folder: Path) -> None:
         write_pair("sdxl", 0.2, 4, folder / "small")
 
 
+def _kohya(folder: Path) -> None:
+    """Write ``kohya.safetensors``: all 722 layers of SDXL, rank 4, with an alpha each."""
+    if not (folder / "kohya.safetensors").exists():
+        write_kohya("sdxl", 1.0, 4, folder / "kohya.safetensors")
+
+
 _PAIR = "{inputs}/small/content.safetensors {inputs}/small/style.safetensors"
 _ARTIFACT = "{own}/small.klora.safetensors"
 _COMPILE = f"compile {_PAIR} --device cpu --force -o {_ARTIFACT}"
@@ -61,6 +67,13 @@ from io import StringIO
 from klora_compile.cli import main
 with redirect_stdout(StringIO()):
     main({_COMPILE!r}.format(inputs=inputs, own=own).split(), standalone_mode=False)
+"""
+
+_OPEN = "from klora_compile.reading.adapter import open_adapter"
+_OPEN_TWENTY = """
+for _ in range(20):
+    with open_adapter(inputs / {name!r}):
+        pass
 """
 
 _COMPILED = """
@@ -113,6 +126,22 @@ CASES: Mapping[str, Case] = {
             inputs=_small,
             setup=_RUN_ONCE + "from klora_runtime import load_fusion",
             timed=f"for _ in range(20): load_fusion({_ARTIFACT!r}.format(own=own))",
+        ),
+        Case(
+            "open",
+            "open and check a LoRA of 144 layers, 288 keys",
+            3.0,
+            inputs=_small,
+            setup=_OPEN,
+            timed=_OPEN_TWENTY.format(name="small/content.safetensors"),
+        ),
+        Case(
+            "open-kohya",
+            "open and check a LoRA of 722 layers, 2,166 keys",
+            3.0,
+            inputs=_kohya,
+            setup=_OPEN,
+            timed=_OPEN_TWENTY.format(name="kohya.safetensors"),
         ),
         *(
             Case(name, what, aim, inputs=_small, setup=_RUN_ONCE, command=command)

@@ -59,4 +59,6 @@ def full_model(names: Collection[str]) -> str | None:
 
 def token_embedding(key: str) -> bool:
     """Return whether a tensor is a token embedding, which pivotal tuning writes beside a LoRA."""
+    if "emb" not in key and not key.startswith(("clip_", "string_to_param")):
+        return False  # the search takes long, and no file has many of them
     return _TOKEN_EMBEDDING.search(key) is not None and _ADAPTER.search(key) is None

@@ -85,6 +85,8 @@ FORMS: tuple[Form, ...] = (
     Poly(),
 )
 
+_FORM_OF_PART: Mapping[Part, Form] = {part: form for form in FORMS for part in form.parts}
+
 #: Part that is the delta of the bias beside a weight -> name of the form.
 BIASES: Mapping[Part, str] = {
     UP_BIAS: "bias",
@@ -129,12 +131,12 @@ def form_of(parts: Iterable[Part]) -> Form | str | None:
     Returns:
         The form; None if only a bias changes; or the problem.
     """
-    parts = set(parts)
-    found = [form for form in FORMS if not parts.isdisjoint(form.parts)]
+    parts = tuple(parts)
+    found = {_FORM_OF_PART[part] for part in parts if part in _FORM_OF_PART}
     if len(found) > 1:
-        return f"is {' and '.join(form.name for form in found)} at once"
+        return f"is {' and '.join(form.name for form in FORMS if form in found)} at once"
     if found:
-        return found[0]
-    if parts.isdisjoint(BIASES):
+        return found.pop()
+    if not any(part in BIASES for part in parts):
         return "has no down and no up"
     return None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from klora_runtime.artifact.delta import Delta
 from klora_runtime.lazy_torch import torch
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A kind of tensor of a layer, in the terms of its form."""
 
     name: str
@@ -24,9 +23,6 @@ class Part:
     """An ending that the module must also have for the ending to be this part's."""
     whole_numbers: bool = False
     """Whether its values are integers."""
-
-    def __hash__(self) -> int:
-        return hash(self.name)  # of all fields would be slow, and every tensor is looked up by it
 
     @property
     def all_endings(self) -> tuple[str, ...]:
@@ -54,8 +50,7 @@ class Need(Enum):
     WEIGHT = "weight"
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The facts about a layer before any values are read."""
 
     shapes: Shapes
@@ -66,7 +61,7 @@ class Header:
     """Shape of the base model's weight; None without a base model."""
     has_bias: bool = False
     """Whether the base model's layer has a bias; False without a base model."""
-    settings: Settings = field(default_factory=dict)
+    settings: Settings = MappingProxyType({})
     """PEFT's configuration of the component; empty if the file has none."""
     spelled: str = ""
     """Prefix of the module's name, if it identifies a trainer."""

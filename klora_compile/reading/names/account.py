@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from klora_compile.reading.files.whole_models import token_embedding
 from klora_compile.reading.forms.catalogue import MAGNITUDES, form_of, shared_part
-from klora_compile.reading.forms.parts import Header, Part, Shape
+from klora_compile.reading.forms.parts import Form, Header, Part, Shape
 from klora_compile.reading.names.keys import (
+    NamedModule,
     ParsedKey,
+    PlacedModule,
     RefusedKey,
-    UnplacedKey,
+    UnplacedModule,
     names_adapter,
     parse_key,
 )
@@ -28,8 +30,6 @@ from klora_runtime.families.catalogue import FAMILIES
 from klora_runtime.families.family import Family, TextEncoder
 from klora_runtime.families.rows import Layout
 
-_Key = ParsedKey | UnplacedKey
-
 _EMBEDDING = (
     "is an embedding of tokens, which klora does not carry; load it beside the fusion with "
     "pipe.load_textual_inversion"
@@ -40,8 +40,10 @@ _EMBEDDING = (
 class Module:
     """A module of a file and the keys of its parts."""
 
-    key: ParsedKey | UnplacedKey
+    key: NamedModule
     parts: Mapping[Part, str]
+    form: Form | str | None
+    """See :func:`~klora_compile.reading.forms.catalogue.form_of`."""
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ class Account:
 
     def place(self, module: Module) -> tuple[str, str]:
         """Return component and path of a module, with the file's own path if a table places it."""
-        if isinstance(module.key, UnplacedKey):
+        if isinstance(module.key, UnplacedModule):
             assert self.table is not None
             return component_of(self.table, module.key.stem), module.key.stem.name
         key, encoder = module.key, self._text_encoder(module.key)
@@ -102,7 +104,7 @@ class Account:
             return key.component, key.module
         return encoder.component, encoder.model.home(key.written) or key.module
 
-    def _text_encoder(self, key: ParsedKey) -> TextEncoder | None:
+    def _text_encoder(self, key: PlacedModule) -> TextEncoder | None:
         """Return the text encoder that a key belongs to, or None."""
         if self.table is None or key.prefix is None:
             return None
@@ -114,7 +116,7 @@ class Account:
         return None if own is None else own.encoder(key.prefix)
 
 
-def _encoder_of(family: Family, key: ParsedKey) -> TextEncoder | None:
+def _encoder_of(family: Family, key: PlacedModule) -> TextEncoder | None:
     """Return the family's text encoder that a key belongs to, or None.
 
     VideoX-Fun writes one prefix for all text encoders; it then means the family's text encoder
@@ -131,7 +133,7 @@ def _with_encoders(choice: Choice, modules: Sequence[Module]) -> tuple[str, ...]
     """Return :attr:`Account.with_encoders`."""
     own = set() if choice.table is None else {choice.table.family, *choice.families}
     families = [key for key in FAMILIES if key in own]
-    keys = [m.key for m in modules if isinstance(m.key, ParsedKey) and m.key.prefix is not None]
+    keys = [m.key for m in modules if isinstance(m.key, PlacedModule) and m.key.prefix is not None]
     having = [f for f in families if all(_encoder_of(FAMILIES[f], key) for key in keys)]
     return tuple(having or families)
 
@@ -139,7 +141,7 @@ def _with_encoders(choice: Choice, modules: Sequence[Module]) -> tuple[str, ...]
 def _text_problems(families: Sequence[str], modules: Sequence[Module]) -> Iterator[str]:
     """Yield a problem for each module that two families have in different text encoders."""
     for module in modules:
-        if not isinstance(module.key, ParsedKey) or module.key.prefix is None:
+        if not isinstance(module.key, PlacedModule) or module.key.prefix is None:
             continue
         found = {f: _encoder_of(FAMILIES[f], module.key) for f in families}
         places = {f: encoder.component for f, encoder in found.items() if encoder is not None}
@@ -163,15 +165,16 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
     """
     keys = sorted(shapes)
     why: dict[str, str] = {}
-    parsed: dict[str, _Key] = {}
+    parsed: dict[str, ParsedKey] = {}
     refused: dict[str, str] = {}
     shared: dict[Part, str] = {}
+    named: dict[str, NamedModule | str] = {}
     for key in keys:
         once = shared_part(key.removeprefix(PEFT_ROOT))
         if once is not None:
             shared[once] = key
             continue
-        found = _EMBEDDING if token_embedding(key) else parse_key(key, shapes)
+        found = _EMBEDDING if token_embedding(key) else parse_key(key, shapes, named)
         if isinstance(found, str):
             why[key] = found
         elif isinstance(found, RefusedKey):
@@ -179,19 +182,20 @@ def account_for(shapes: Mapping[str, Shape], family: str | None = None) -> Accou
             refused[found.raw] = found.form
         else:
             parsed[key] = found
-    for key in [key for key, each in parsed.items() if each.raw in refused]:
-        why[key] = _refusal(refused[parsed.pop(key).raw])
-    used = {each.raw for each in parsed.values()}
-    modules, problems = _modules(dict(_for_tables(parsed)))
+    for key in [key for key, each in parsed.items() if each.module.raw in refused]:
+        why[key] = _refusal(refused[parsed.pop(key).module.raw])
+    by_raw = {each.module.raw: each.module for each in parsed.values()}
+    used = set(by_raw)
+    modules, problems = _modules(parsed, dict(_for_tables(by_raw)))
     choice = _choice(modules, shapes, family)
     strangers = [m for m in modules if _stem_in(m, choice.strangers)]
     for module in strangers:
-        assert isinstance(module.key, UnplacedKey)
+        assert isinstance(module.key, UnplacedModule)
         why |= dict.fromkeys(module.parts.values(), choice.strangers[module.key.stem])
         used.discard(module.key.raw)
     for module in modules:
         if _stem_in(module, choice.ambiguous):
-            assert isinstance(module.key, UnplacedKey)
+            assert isinstance(module.key, UnplacedModule)
             said = choice.ambiguous[module.key.stem]
             problems += [f"{shown(key)}: {said}" for key in module.parts.values()]
     with_encoders = _with_encoders(choice, modules)
@@ -213,7 +217,7 @@ def _adapter_problems(table: Layout | None, modules: Sequence[Module]) -> Iterat
     why = None if table is None else table.without_adapters
     for module in modules if why is not None else ():
         keys = [key for key in module.parts.values() if names_adapter(key)]
-        if keys and isinstance(module.key, UnplacedKey):
+        if keys and isinstance(module.key, UnplacedModule):
             yield f"{shown(keys[0])}: {why}"
 
 
@@ -227,58 +231,69 @@ def _refusal(form: str) -> str:
     return f"is part of {form}, which klora does not read"
 
 
-def _for_tables(parsed: Mapping[str, _Key]) -> Iterator[tuple[str, _Key]]:
-    """Yield the keys; a denoiser's go to one table if some must, or if a table has them all."""
-    stated = {each.stem for each in parsed.values() if each.stem is not None and _is_stated(each)}
-    stems = {each.stem for each in parsed.values() if each.stem is not None} - stated
-    flat = any(isinstance(each, UnplacedKey) and each.stem.flat for each in parsed.values())
+def _for_tables(by_raw: Mapping[str, NamedModule]) -> Iterator[tuple[str, NamedModule]]:
+    """Yield the modules; a denoiser's go to one table if some must, or if a table has them all.
+
+    Args:
+        by_raw: modules by their keys without endings.
+    """
+    having = [each for each in by_raw.values() if each.stem is not None]
+    stated = {each.stem for each in having if each.stem is not None and _is_stated(each)}
+    stems = {each.stem for each in having if each.stem is not None} - stated
+    flat = any(isinstance(each, UnplacedModule) and each.stem.flat for each in having)
     dotted = any(not stem.flat for stem in stems)
     for_tables = flat or (dotted and fits(stems))
     renamed = bool(stated) and in_authors_names(stated)
-    for key, each in parsed.items():
+    for raw, each in by_raw.items():
         moved = renamed if _is_stated(each) else for_tables
-        if moved and isinstance(each, ParsedKey) and each.stem is not None:
-            yield key, UnplacedKey(each.layout, each.stem, each.part, each.raw)
+        if moved and isinstance(each, PlacedModule) and each.stem is not None:
+            yield raw, UnplacedModule(each.layout, each.stem, raw)
         else:
-            yield key, each
+            yield raw, each
 
 
-def _is_stated(key: _Key) -> bool:
+def _is_stated(module: NamedModule) -> bool:
     """Return whether the file names the component, which suggests diffusers' names."""
-    return isinstance(key, ParsedKey) and key.stated
+    return isinstance(module, PlacedModule) and module.stated
 
 
-def _modules(parsed: Mapping[str, _Key]) -> tuple[list[Module], list[str]]:
+def _modules(
+    parsed: Mapping[str, ParsedKey], by_raw: Mapping[str, NamedModule]
+) -> tuple[list[Module], list[str]]:
     """Return the modules, sorted by name, and problems of duplicate tensors."""
-    keys: dict[str, _Key] = {}
-    parts: dict[str, dict[Part, str]] = {}
+    layers = {raw: module.layer for raw, module in by_raw.items()}
+    named: dict[str, NamedModule] = {}
+    for raw, layer in layers.items():
+        named.setdefault(layer, by_raw[raw])
+    parts: dict[str, dict[Part, str]] = {layer: {} for layer in named}
     problems = []
-    for key, each in parsed.items():
-        keys.setdefault(each.layer, each)
-        own = parts.setdefault(each.layer, {})
-        if each.part in own:
+    for key, (module, part) in parsed.items():
+        layer = layers[module.raw]
+        own = parts[layer]
+        if part in own:
             problems.append(
-                f"{shown(key)}: is a second {each.part.name} of {shown(each.layer)}, beside "
-                f"{shown(own[each.part])}"
+                f"{shown(key)}: is a second {part.name} of {shown(layer)}, beside "
+                f"{shown(own[part])}"
             )
-        own[each.part] = key
-        if sum(part in own for part in MAGNITUDES) > 1:
-            problems.append(f"{shown(key)}: is a second magnitude of {shown(each.layer)}")
-    return [Module(keys[name], parts[name]) for name in sorted(keys)], problems
+        own[part] = key
+        if part in MAGNITUDES and all(each in own for each in MAGNITUDES):
+            problems.append(f"{shown(key)}: is a second magnitude of {shown(layer)}")
+    found = [Module(named[n], parts[n], form_of(parts[n])) for n in sorted(named)]
+    return found, problems
 
 
 def _choice(modules: Sequence[Module], shapes: Mapping[str, Shape], family: str | None) -> Choice:
     stems = {
         module.key.stem: _rows_and_columns(module, shapes)
         for module in modules
-        if isinstance(module.key, UnplacedKey)
+        if isinstance(module.key, UnplacedModule)
     }
     return choose(stems, family) if stems else Choice(None)
 
 
 def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
     """Return rows and columns of a module's weight; None if its parts do not show them."""
-    form = form_of(module.parts)
+    form = module.form
     own = {part: shapes[key] for part, key in module.parts.items()}
     if form is None or isinstance(form, str) or form.problems(Header(own)):
         return None
@@ -287,4 +302,4 @@ def _rows_and_columns(module: Module, shapes: Mapping[str, Shape]) -> tuple[int,
 
 
 def _stem_in(module: Module, stems: Collection[object]) -> bool:
-    return isinstance(module.key, UnplacedKey) and module.key.stem in stems
+    return isinstance(module.key, UnplacedModule) and module.key.stem in stems

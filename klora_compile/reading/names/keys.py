@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from klora_compile.reading.forms.catalogue import ENDINGS
 from klora_compile.reading.forms.parts import Part
@@ -36,21 +37,19 @@ _ADAPTER = re.compile(
 _FLAT = re.compile(r"[A-Za-z0-9-]+(_+[A-Za-z0-9-]+)*")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
-#: Last part of a key -> its possible endings, the longest first.
-_BY_LAST_NAME: dict[str, list[str]] = {}
-for _ending in sorted([*ENDINGS, *REFUSED_FORMS], key=len, reverse=True):
-    _BY_LAST_NAME.setdefault(_ending.rpartition(".")[2], []).append(_ending)
+_KNOWN_ENDINGS = frozenset((*ENDINGS, *REFUSED_FORMS))
+_ALL_FLAT = tuple(row.prefix for row in FLAT_PREFIXES)
+_MOST_NAMES = max(ending.count(".") for ending in _KNOWN_ENDINGS)
 
 
 @dataclass(frozen=True)
-class ParsedKey:
-    """A parsed key."""
+class PlacedModule:
+    """A module whose name in a file is that of a component of diffusers' pipeline."""
 
     layout: str
     """``peft`` (module paths with dots) or ``kohya`` (with underscores)."""
     component: str
     module: str
-    part: Part
     stem: Stem | None = field(default=None, compare=False)
     """The module in the file's spelling, if a model's authors may have one of the same name."""
     prefix: str | None = field(default=None, compare=False)
@@ -61,7 +60,7 @@ class ParsedKey:
     stated: bool = field(default=False, compare=False)
     """Whether the file names the component; the module is then usually in diffusers' names."""
     raw: str = field(default="", compare=False)
-    """The key without its ending."""
+    """Its keys without their endings."""
 
     @property
     def layer(self) -> str:
@@ -70,19 +69,29 @@ class ParsedKey:
 
 
 @dataclass(frozen=True)
-class UnplacedKey:
-    """A parsed key whose module is in the authors' names, or of an unknown component."""
+class UnplacedModule:
+    """A module in the authors' names, or of an unknown component."""
 
     layout: str
     stem: Stem
-    part: Part
     raw: str = field(default="", compare=False)
-    """The key without its ending."""
+    """Its keys without their endings."""
 
     @property
     def layer(self) -> str:
         """The module in the file's spelling."""
         return self.stem.name
+
+
+#: A module as the keys of a file name it.
+NamedModule = PlacedModule | UnplacedModule
+
+
+class ParsedKey(NamedTuple):
+    """A parsed key."""
+
+    module: NamedModule
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -94,42 +103,54 @@ class RefusedKey:
     form: str
 
 
-def parse_key(key: str, others: Container[str] = ()) -> ParsedKey | UnplacedKey | RefusedKey | str:
+def parse_key(
+    key: str, others: Container[str] = (), modules: dict[str, NamedModule | str] | None = None
+) -> ParsedKey | RefusedKey | str:
     """Parse a key of a LoRA file.
 
     Args:
         key: the key.
         others: all keys of the file.
+        modules: modules of the file so far by their keys without ending, or what is wrong with
+            them; added to.
 
     Returns:
         The parsed key, or one sentence about why it cannot be used.
     """
-    key = _ADAPTER.sub(r"\1\2", key)
+    if names_adapter(key):
+        key = _ADAPTER.sub(r"\1\2", key)
     for ending, meaning in PARAMETER_ENDINGS.items():
         if key.endswith(ending):
             key = key.removesuffix(ending) + meaning
-    endings = _BY_LAST_NAME.get(key.rpartition(".")[2], ())
-    suffix = next((s for s in endings if _ends_in(key, s, others)), None)
+    suffix = _ending(key, others)
     if suffix is None:
         return "its ending belongs to no known form of LoRA"
-    if suffix in REFUSED_FORMS:
-        return RefusedKey(key.removesuffix(suffix), REFUSED_FORMS[suffix])
     raw = key.removesuffix(suffix)
+    if suffix in REFUSED_FORMS:
+        return RefusedKey(raw, REFUSED_FORMS[suffix])
+    modules = {} if modules is None else modules
+    module = modules.get(raw)
+    if module is None:
+        module = modules[raw] = _module(raw)
+    return module if isinstance(module, str) else ParsedKey(module, ENDINGS[suffix])
+
+
+def _module(raw: str) -> NamedModule | str:
+    """Return the module of keys without their endings, or why it is none."""
     place = _place(raw)
     if isinstance(place, str):
         return place
     if place.module is None:
         assert place.stem is not None
-        return UnplacedKey(place.layout, place.stem, ENDINGS[suffix], raw)
+        return UnplacedModule(place.layout, place.stem, raw)
     component, module = place.module
     written = module
     if component.startswith("text_encoder"):
         module = _text_module(place.prefix or "", module.removeprefix(CLIP_PREFIX))
-    return ParsedKey(
+    return PlacedModule(
         place.layout,
         component,
         module,
-        ENDINGS[suffix],
         place.stem,
         prefix=place.prefix,
         written=written,
@@ -143,15 +164,20 @@ def names_adapter(key: str) -> bool:
     return _ADAPTER.search(key) is not None
 
 
-def _ends_in(key: str, suffix: str, others: Container[str]) -> bool:
-    if not key.endswith(suffix):
-        return False
-    beside = ENDINGS[suffix].beside if suffix in ENDINGS else None
-    return beside is None or key.removesuffix(suffix) + beside in others
+def _ending(key: str, others: Container[str]) -> str | None:
+    """Return the longest ending that a key has; None if it has none."""
+    _, *names = key.rsplit(".", _MOST_NAMES)
+    while names:
+        suffix = "." + ".".join(names)
+        if suffix in _KNOWN_ENDINGS:
+            beside = ENDINGS[suffix].beside if suffix in ENDINGS else None
+            if beside is None or key.removesuffix(suffix) + beside in others:
+                return suffix
+        names = names[1:]
+    return None
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """The prefix and the path of a key; it has a module or a stem, or both."""
 
     layout: str
@@ -163,7 +189,7 @@ class _Place:
 
 
 def _place(path: str) -> _Place | str:
-    for row in FLAT_PREFIXES:
+    for row in FLAT_PREFIXES if path.startswith(_ALL_FLAT) else ():
         if path.startswith(row.prefix):
             flat = path.removeprefix(row.prefix).removeprefix("_").replace(".", "_")
             dotted = (vocabulary.dotted(flat) for vocabulary in row.vocabularies)

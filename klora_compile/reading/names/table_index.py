@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from klora_runtime.families.rows import Layout, Row, outline
 
 
-@dataclass(frozen=True)
-class Stem:
+class Stem(NamedTuple):
     """A module in a file's spelling."""
 
     name: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from klora_compile.reading.forms.catalogue import PEFT_TYPES
@@ -82,6 +82,7 @@ class AdapterConfig:
         if issues:
             raise LoraError(f"{where}: {name} cannot be followed.", issues)
         self._values: Mapping[str, Any] = values
+        self._firsts: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._ends: dict[int, Mapping[str, Sequence[tuple[str, Any]]]] = {}
 
     def alpha(self, component: str, module: str, rank: int) -> float | None:
@@ -146,10 +147,13 @@ class AdapterConfig:
         """Return whether the file states that its layers are DoRA."""
         return bool(self._get(component, "use_dora"))
 
-    def _first(self, component: str, keys: Iterable[str]) -> Any:
-        """Return the value of the first of these keys that is present."""
-        values = (self._get(component, key) for key in keys)
-        return next((value for value in values if value is not None), None)
+    def _first(self, component: str, keys: tuple[str, ...]) -> Any:
+        """Return the value of the first of these keys that is present; every module asks for it."""
+        place = component, keys
+        if place not in self._firsts:
+            values = (self._get(component, key) for key in keys)
+            self._firsts[place] = next((value for value in values if value is not None), None)
+        return self._firsts[place]
 
     def settings(self, component: str) -> Settings:
         """Return all settings of a component."""

@@ -27,9 +27,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from klora_compile.reading.forms.parts import Settings
 from klora_compile.reading.scale.entries import entries_of
@@ -56,16 +55,14 @@ MIN_ALPHA = 1e-12
 _SAME = 2.0**-8
 
 
-@dataclass(frozen=True)
-class Alpha:
+class Alpha(NamedTuple):
     """An alpha and its source."""
 
     value: float
     source: str
 
 
-@dataclass(frozen=True)
-class LayerScale:
+class LayerScale(NamedTuple):
     """The facts about a layer that its scale depends on."""
 
     component: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
+from itertools import product
 
 from klora_runtime.families.family import Family, Mark
 
@@ -80,24 +81,30 @@ def family_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str | None:
 
 def families_of(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> frozenset[str]:
     """Return all families whose marks the layers carry; see :func:`family_of`."""
+    by_width: dict[tuple[str, int], list[str]] = {}
+    for (component, module), shape in shapes.items():
+        if len(shape) > 1:
+            by_width.setdefault((component, shape[1]), []).append(module)
     found = {
         key: family
         for key, family in FAMILIES.items()
-        if any(_carried(mark, family, shapes) for mark in family.marks)
+        if any(_carried(mark, family, by_width) for mark in family.marks)
     }
     shared = {other.key for family in found.values() for other in family.shares_marks_of}
     return frozenset(found) - shared
 
 
-def _carried(mark: Mark, family: Family, shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> bool:
-    """Return whether a layer has the mark."""
+def _carried(mark: Mark, family: Family, by_width: Mapping[tuple[str, int], Sequence[str]]) -> bool:
+    """Return whether a layer has the mark.
+
+    Args:
+        by_width: component and input width -> paths of such layers.
+    """
     components = family.denoisers if mark.component is None else (mark.component,)
     return any(
-        component in components
-        and len(shape) > 1
-        and shape[1] in mark.widths
-        and mark.names.search(module)
-        for (component, module), shape in shapes.items()
+        mark.names.search(module)
+        for place in product(components, mark.widths)
+        for module in by_width.get(place, ())
     )
 
 

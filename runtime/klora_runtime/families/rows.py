@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 #: A number in a module path, without leading zeros: no module is called ``blocks.01``.
 _NUMBER = re.compile(r"0(?![0-9])|[1-9][0-9]*")
@@ -20,8 +21,7 @@ _NUMBER = re.compile(r"0(?![0-9])|[1-9][0-9]*")
 Split = Callable[[int, int], list[list[range]]]
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """The destination of some rows of a file's module."""
 
     module: str
@@ -99,23 +99,35 @@ class Row:
     @property
     def is_pattern(self) -> bool:
         """Return whether the source has a ``{}``."""
-        return "{}" in self.numbers
+        return "{}" in self.source
+
+    @cached_property
+    def outline(self) -> str:
+        """The source with every number replaced by 0."""
+        return outline(self.source.replace("{}", "0"))
 
 
 class RowsAlike:
     """Rows of one table whose sources differ only in their numbers, in the table's order.
 
-    Some tables have a row per number; a dictionary finds these.
+    Some tables have a row per number; a dictionary finds these. It is made on first use: most rows
+    of the hundred tables are never asked for.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._constant: dict[tuple[str, ...], tuple[int, Row]] = {}
-        self._patterns: list[tuple[int, Row]] = []
-        for position, row in enumerate(rows):
-            if row.is_pattern:
-                self._patterns.append((position, row))
-            else:
-                self._constant.setdefault(row.numbers, (position, row))
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    @cached_property
+    def _patterns(self) -> Sequence[tuple[int, Row]]:
+        return [(place, row) for place, row in enumerate(self._rows) if row.is_pattern]
+
+    @cached_property
+    def _constant(self) -> Mapping[tuple[str, ...], tuple[int, Row]]:
+        found: dict[tuple[str, ...], tuple[int, Row]] = {}
+        for place, row in enumerate(self._rows):
+            if not row.is_pattern:
+                found.setdefault(row.numbers, (place, row))
+        return found
 
     def find(self, numbers: tuple[str, ...]) -> tuple[Row, tuple[str, ...]] | None:
         """Return the first row that fits a module's numbers, and the values of its ``{}``."""
@@ -151,8 +163,9 @@ class Layout:
             stem: the module path without the component's prefix.
             flat: whether underscores replace dots.
         """
-        alike = self.by_outline(flat=flat).get(outline(stem))
-        return None if alike is None else alike.find(tuple(_NUMBER.findall(stem)))
+        plain, numbers = _split(stem)
+        alike = self.by_outline(flat=flat).get(plain)
+        return None if alike is None else alike.find(numbers)
 
     def in_diffusers_names(self) -> Layout:
         """The layout of files that write the same modules under diffusers' own names."""
@@ -179,14 +192,20 @@ class Layout:
     def _outlined(self, *, flat: bool) -> Mapping[str, RowsAlike]:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            source = row.source.replace(".", "_") if flat else row.source
-            found.setdefault(outline(source.replace("{}", "0")), []).append(row)
+            name = row.outline.replace(".", "_") if flat else row.outline
+            found.setdefault(name, []).append(row)
         return {name: RowsAlike(rows) for name, rows in found.items()}
 
 
 def outline(path: str) -> str:
     """Return a module path with every number replaced by 0."""
     return _NUMBER.sub("0", path)
+
+
+@lru_cache(maxsize=4096)
+def _split(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return the outline of a module path, and its numbers; each table asks it of each module."""
+    return outline(path), tuple(_NUMBER.findall(path))
 
 
 def thirds(out: int, _: int) -> list[list[range]]:
