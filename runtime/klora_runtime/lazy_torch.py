@@ -19,7 +19,11 @@ else:
     class _OnUse(ModuleType):
         """A module that is imported when one of its attributes is first asked for."""
 
+        _module: ModuleType | None = None
+
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
+            if self._module is None:  # asking importlib each time takes microseconds
+                self._module = import_module(self.__name__)
+            return getattr(self._module, name)
 
     torch = _OnUse("torch")

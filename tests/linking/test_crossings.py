@@ -102,5 +102,5 @@ def test_pairs_together_are_pairs_one_by_one() -> None:
 
 
 def test_what_is_not_confirmed_is_found_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossings, "_REACH", 0)
+    monkeypatch.setattr(crossings, "_OF_STEP", range(9, 10))
     test_every_layer_gets_the_literal_timeline(RULES[0], 0.7310585786300049)

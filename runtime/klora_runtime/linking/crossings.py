@@ -5,7 +5,11 @@ value between the float64 before it and itself: it changes at most once in a pie
 so that is the breakpoint. Where no proposal is confirmed, the search by halves finds it.
 
 A proposal goes backwards through the operations of S, one at a time. Each of them rounds, so in
-each the first of a few neighbouring float64 is taken at which the rest of the inequality holds.
+each the first of a few neighbouring float64 is taken at which the operation reaches its result.
+
+Here a truth value is a float64, 1 or 0, unless a name says otherwise: torch compares float64 into
+float64 in a third of the time that it needs into bool, and selects or gathers slower still. So
+layers without a breakpoint are computed too, and left out at the end.
 """
 
 from __future__ import annotations
@@ -22,19 +26,22 @@ from klora_runtime.linking.inequality import Inequality
 #: Progress of a switch that does not happen; all others are smaller.
 NEVER = 1.0
 
-#: Neighbours of a proposal that are tried, on either side of it.
-_REACH = 2
+#: Neighbours of a proposal for S that are tried, by tie, as a range of steps from it: two products
+#: round, and a tie to the content lets it act a little longer.
+_OF_SCALE = {"content": range(-1, 3), "style": range(-2, 2)}
 
-#: The smallest proposal: smaller ones could step below 0.
-_TINY = 1e-300
+#: Neighbours that are tried for an operation with one rounding.
+_OF_STEP = range(-1, 1)
 
 
 @dataclass(frozen=True)
 class Choices:
     """Which of two LoRAs acts in each layer, over progress."""
 
+    ratio: torch.Tensor
+    """Same shape as the sums, float64: S_c / (gamma S_s)."""
     begins: torch.Tensor
-    """Same shape as the sums, bool: whether the content acts at progress 0."""
+    """Same shape, bool: whether the content acts at progress 0."""
     switches: torch.Tensor
     """(..., switches) float64: ascending progress at which the other LoRA acts from then on;
     :data:`NEVER` fills the places of switches that do not happen, in between too."""
@@ -50,6 +57,22 @@ class _Piece:
     """What is subtracted from alpha * t + beta in it; None if arrays cannot compute S."""
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of one call, all of one shape or broadcast to it."""
+
+    inequality: Inequality
+    s_c: torch.Tensor
+    s_s: torch.Tensor
+    gamma: torch.Tensor
+    ratio: torch.Tensor
+
+    def content(self, scale: torch.Tensor | float) -> torch.Tensor:
+        """Return whether the content acts where S has this value."""
+        scaled = self.gamma * scale * self.s_s
+        return scaled.le_(self.s_c) if self.inequality.tie == "content" else scaled.lt_(self.s_c)
+
+
 def choices(
     inequality: Inequality, s_c: torch.Tensor, s_s: torch.Tensor, gamma: torch.Tensor
 ) -> Choices:
@@ -58,27 +81,25 @@ def choices(
     Args:
         inequality: the inequality with its constants.
         s_c: sizes of the content's deltas, float64 above 0, of any shape.
-        s_s: sizes of the style's deltas, float64 above 0, of that shape.
-        gamma: balance of the LoRAs, float64 above 0, of that shape or broadcast to it.
+        s_s: sizes of the style's deltas, float64 above 0, of that shape or broadcast to it.
+        gamma: balance of the LoRAs, float64 above 0, likewise.
     """
-    shape = (s_c + s_s + gamma).shape
-    s_c, s_s, gamma = (each.expand(shape) for each in (s_c, s_s, gamma))
-    pieces = _pieces(inequality)
+    ratio = s_c / (gamma * s_s)
+    s_c, s_s = s_c.expand(ratio.shape), s_s.expand(ratio.shape)
+    layers = _Layers(inequality, s_c, s_s, gamma, ratio)
     columns: list[torch.Tensor] = []
     first = before = torch.empty(0)
-    for piece in pieces:
-        begins, ends = (
-            _content(inequality, gamma * inequality.scale(t) * s_s, s_c)
-            for t in (piece.start, piece.last)
-        )
+    for piece in _pieces(inequality):
+        begins, ends = (layers.content(inequality.scale(t)) for t in (piece.start, piece.last))
         if not columns:
             first = begins
         else:
-            wrapped = torch.full(s_c.shape, NEVER, dtype=torch.float64)
+            wrapped = torch.full_like(ratio, NEVER)
             columns.append(wrapped.masked_fill_(before != begins, piece.start))
-        columns.append(_crossed(inequality, piece, begins, ends, s_c, s_s, gamma))
+        columns.append(_crossed(layers, piece, begins, ends))
         before = ends
-    return Choices(first, torch.stack(columns, -1))
+    one = columns[0].unsqueeze(-1) if len(columns) == 1 else torch.stack(columns, -1)
+    return Choices(ratio, first.to(torch.bool), one)
 
 
 @cache
@@ -100,32 +121,23 @@ def _less(inequality: Inequality, start: float) -> float | None:
     return less if Fraction(less) == turns * Fraction(inequality.alpha) else None
 
 
-def _content(inequality: Inequality, scaled: torch.Tensor, s_c: torch.Tensor) -> torch.Tensor:
-    return s_c >= scaled if inequality.tie == "content" else s_c > scaled
-
-
 def _crossed(
-    inequality: Inequality,
-    piece: _Piece,
-    begins: torch.Tensor,
-    ends: torch.Tensor,
-    s_c: torch.Tensor,
-    s_s: torch.Tensor,
-    gamma: torch.Tensor,
+    layers: _Layers, piece: _Piece, begins: torch.Tensor, ends: torch.Tensor
 ) -> torch.Tensor:
     """Return the progress at which the choice changes inside a piece, or NEVER."""
-    found = torch.full(begins.shape, NEVER, dtype=torch.float64)
-    there = torch.nonzero((begins != ends).flatten()).flatten()
-    if not len(there):
-        return found
-    own = [each.reshape(-1)[there] for each in (s_c, s_s, gamma)]
+    crosses = (begins - ends).abs_()
     if piece.less is None:
-        values = torch.full(there.shape, -1.0, dtype=torch.float64)
+        found, confirmed = torch.full_like(crosses, NEVER), torch.zeros_like(crosses)
     else:
-        values = _proposed(inequality, piece.less, *own)
-    for index in torch.nonzero(values < 0.0).flatten().tolist():
-        values[index] = _halved(inequality, piece, *(float(each[index]) for each in own))
-    found.view(-1)[there] = values
+        proposed, confirmed = _proposed(layers, piece.less)
+        found = torch.where(crosses.to(torch.bool), proposed, NEVER)
+    if torch.equal(confirmed.mul_(crosses), crosses):
+        return found
+    flat, sizes = found.view(-1), (layers.s_c, layers.s_s, layers.gamma)
+    own = [each.expand(crosses.shape).reshape(-1) for each in sizes]
+    for index in torch.nonzero((confirmed != crosses).view(-1)).flatten().tolist():
+        numbers = (float(each[index]) for each in own)
+        flat[index] = _halved(layers.inequality, piece, *numbers)
     return found
 
 
@@ -139,52 +151,44 @@ def _halved(inequality: Inequality, piece: _Piece, s_c: float, s_s: float, gamma
     return first_where(changed, piece.start, piece.last)
 
 
-def _proposed(
-    inequality: Inequality,
-    less: float,
-    s_c: torch.Tensor,
-    s_s: torch.Tensor,
-    gamma: torch.Tensor,
-) -> torch.Tensor:
-    """Return the first progress without content, -1 where no proposal is confirmed."""
-    alpha, beta = inequality.alpha, inequality.beta
+def _proposed(layers: _Layers, less: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first progress without content, and whether that is confirmed.
 
-    def content(scale: torch.Tensor) -> torch.Tensor:
-        return _content(inequality, gamma * scale * s_s, s_c)
-
-    def of_line(line: torch.Tensor) -> torch.Tensor:
-        return content(line if less == 0.0 else line - less)
-
-    def of_product(product: torch.Tensor) -> torch.Tensor:
-        return of_line(product + beta)
+    Where the choice does not change, both mean nothing.
+    """
+    alpha, beta = layers.inequality.alpha, layers.inequality.beta
 
     def at(t: torch.Tensor) -> torch.Tensor:
-        return of_product(alpha * t)
+        line = (alpha * t).add_(beta)
+        return layers.content(line if less == 0.0 else line.sub_(less))
 
-    scale, _ = _first(content, s_c / (gamma * s_s))
-    line = scale if less == 0.0 else _first(of_line, scale + less)[0]
-    half = (line - _before(line)) * 0.5
-    product, _ = _first(of_product, line - beta - half)
-    progress, confirmed = _first(at, product / alpha)
-    return torch.where(confirmed, progress, -1.0)
+    scale = line = _first(layers.content, layers.ratio, _OF_SCALE[layers.inequality.tie])
+    if less != 0.0:
+        line = _first(lambda line: (line - less).lt_(scale), scale + less, _OF_STEP)
+    half = (line - _step(line, -1)).mul_(0.5)
+    near = (line - beta).sub_(half)  # the sum rounds up to the line from here on
+    product = _first(lambda product: (product + beta).lt_(line), near, _OF_STEP)
+    progress = _first(lambda t: (alpha * t).lt_(product), product / alpha, _OF_STEP)
+    return progress, at(_step(progress, -1)).sub_(at(progress))
 
 
 def _first(
-    content: Callable[[torch.Tensor], torch.Tensor], near: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    holds: Callable[[torch.Tensor], torch.Tensor], near: torch.Tensor, steps: range
+) -> torch.Tensor:
     """Return the first float64 near each proposal at which a monotone condition ends.
 
-    Returns:
-        That float64, where the second result is true: the condition holds at the one before it.
+    Args:
+        holds: the condition, which holds below that float64.
+        near: the proposals.
+        steps: where to look, from the proposals on; the result may lie one after the last.
     """
-    bits = near.clamp(min=_TINY).view(torch.int64) - _REACH  # floats above 0 sort like their bits
-    begins = holds = content(bits.view(torch.float64))
-    for _ in range(2 * _REACH):
-        bits = bits + holds  # a step without a branch; choosing among values takes longer
-        holds = content(bits.view(torch.float64))
-    return bits.view(torch.float64), begins & ~holds
+    count = holds(_step(near, steps[0]))
+    for step in steps[1:]:
+        count.add_(holds(_step(near, step)))
+    bits = near.view(torch.int64) + count.to(torch.int64)
+    return bits.add_(steps[0]).view(torch.float64)
 
 
-def _before(value: torch.Tensor) -> torch.Tensor:
-    """Return the float64 before each value above 0."""
-    return (value.view(torch.int64) - 1).view(torch.float64)
+def _step(value: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return the float64 that many places after each value above 0; they sort like their bits."""
+    return (value.view(torch.int64) + steps).view(torch.float64) if steps else value

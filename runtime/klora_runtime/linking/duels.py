@@ -38,15 +38,12 @@ class Duels:
 
     def digests(self) -> list[bytes]:
         """Return a digest of each pair's gamma and choices."""
-        found, pairs = [], len(self.gamma)
-        parts = [each.contiguous() for each in (self.gamma, self.begins, self.switches)]
-        views = [(memory_of(part), part.nbytes // pairs) for part in parts]
-        for pair in range(pairs):
-            digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-            for view, size in views:
-                digest.update(view[pair * size : (pair + 1) * size])
-            found.append(digest.digest())
-        return found
+        parts = (self.gamma, self.begins, self.switches)
+        bytes_of = [part.contiguous().flatten(1).view(torch.uint8) for part in parts]
+        rows = torch.cat(bytes_of, 1)
+        data, size = memory_of(rows), rows.shape[1]
+        pieces = (data[size * pair : size * (pair + 1)] for pair in range(len(rows)))
+        return [hashlib.blake2b(piece, digest_size=DIGEST_BYTES).digest() for piece in pieces]
 
 
 def duels(duel: Duel, meeting: Meeting, content: Side, styles: Side) -> Duels:
@@ -61,7 +58,7 @@ def duels(duel: Duel, meeting: Meeting, content: Side, styles: Side) -> Duels:
     where = meeting.component_of_shared
     gamma = _gammas(duel, meeting, content, styles)
     fought = ~(content.is_zero | styles.is_zero | (where < 0))
-    spread = gamma[:, where.clamp(min=0)] if meeting.components else torch.ones(1, len(where))
+    spread = _spread(gamma, meeting)
     all_fought = bool(fought.all())
 
     def only_fought(values: torch.Tensor) -> torch.Tensor:
@@ -69,16 +66,24 @@ def duels(duel: Duel, meeting: Meeting, content: Side, styles: Side) -> Duels:
 
     s_c, s_s, balance = map(only_fought, (content.size, styles.size, spread))
     found = choices(duel.inequality, s_c, s_s, balance)
-    ratio = s_c / (balance * s_s)
     if all_fought:
-        return Duels(gamma, fought, ratio, found.begins, found.switches)
+        return Duels(gamma, fought, found.ratio, found.begins, found.switches)
     return Duels(
         gamma,
         fought,
-        torch.where(fought, ratio, 0.0),
+        torch.where(fought, found.ratio, 0.0),
         found.begins & fought,
         torch.where(fought.unsqueeze(-1), found.switches, NEVER),
     )
+
+
+def _spread(gamma: torch.Tensor, meeting: Meeting) -> torch.Tensor:
+    """Return gamma of each shared layer, (P, S) or broadcast to it."""
+    if not meeting.components:
+        return torch.ones(1, 1, dtype=torch.float64)
+    if len(meeting.components) == 1:
+        return gamma
+    return gamma[:, meeting.component_of_shared.clamp(min=0)]
 
 
 def counts_of_sums(duel: Duel, meeting: Meeting, content: Side, style: Side) -> torch.Tensor | None:
@@ -92,19 +97,14 @@ def counts_of_sums(duel: Duel, meeting: Meeting, content: Side, style: Side) -> 
 
 def _gammas(duel: Duel, meeting: Meeting, content: Side, styles: Side) -> torch.Tensor:
     """Return gamma of each pair and component."""
+    if not isinstance(duel.gamma, str):
+        return torch.full_like(styles.totals, duel.gamma * duel.favour)
+    if duel.gamma == "paper":
+        found = content.totals / styles.totals * duel.favour
+        return torch.where(styles.totals > 0.0, found, UNDEFINED)
     rows = []
-    for pair, totals in enumerate(styles.totals):
-        row = []
-        for component, at in meeting.weighed.items():
-            found: float | None
-            if not isinstance(duel.gamma, str):
-                found = duel.gamma
-            elif duel.gamma == "paper":
-                total = totals[component]
-                found = content.totals[0][component] / total if total > 0.0 else None
-            else:
-                found = gamma_of_ratios(content.l1[0][at].tolist(), styles.l1[pair][at].tolist())
-            row.append(UNDEFINED if found is None else found * duel.favour)
-        rows.append(row)
-    shape = len(styles.totals), len(meeting.components)
-    return torch.tensor(rows, dtype=torch.float64).reshape(shape)
+    for l1 in styles.l1:
+        both = ((content.l1[0][at], l1[at]) for at in meeting.weighed.values())
+        means = [gamma_of_ratios(c.tolist(), s.tolist()) for c, s in both]
+        rows.append([UNDEFINED if mean is None else mean * duel.favour for mean in means])
+    return torch.tensor(rows, dtype=torch.float64).reshape(styles.totals.shape)

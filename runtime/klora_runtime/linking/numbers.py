@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -78,8 +78,6 @@ class Numbers:
     sums: Mapping[int, torch.Tensor]
     """Rank of a partner -> sums of the K largest absolute values, K = rank * partner's rank, at
     most all; for terms with a fixed K, that K -> sums."""
-    totals: dict[tuple[int, str, bool], float] = field(default_factory=dict, repr=False)
-    """Sums of L1 norms that were computed before."""
 
     def scale(self, ignores_alpha: bool) -> torch.Tensor:
         """Return the factor on each delta, (layers,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klora_runtime.lazy_torch import torch
@@ -24,8 +24,8 @@ class Side:
     """(S,) int64."""
     l1: torch.Tensor
     """(P, S) float64: L1 norms of the scaled deltas; norms where no sums are compared."""
-    totals: tuple[Mapping[str, float], ...]
-    """For each of the P: component -> sum of the L1 norms of its shared weights."""
+    totals: torch.Tensor
+    """(P, components) float64: sums of the L1 norms of shared weights, rounded once."""
 
 
 def side_of(
@@ -49,15 +49,14 @@ def side_of(
 
     if not terms.measures:
         norm = scaled([each.norm for each in loras])
-        return Side(norm * norm, norm == 0.0, ranks, norm, tuple({} for _ in loras))
+        return Side(norm * norm, norm == 0.0, ranks, norm, _totals(meeting, norm))
     assert partner is not None
     (other,) = (each for each in meeting.shared_in if each != slot)
     asked = partner.tensor[meeting.shared_in[other]]
     l1 = scaled([each.l1 for each in loras])
     is_zero = (l1 == 0.0) | (scaled([each.frobenius for each in loras]) == 0.0)
     size = scaled([_sums(terms, each, asked, partner, at) for each in loras])
-    totals = tuple(_totals(meeting, row) for row in l1)
-    return Side(size, is_zero, ranks, l1, totals)
+    return Side(size, is_zero, ranks, l1, _totals(meeting, l1))
 
 
 def _sums(
@@ -76,5 +75,6 @@ def _sums(
     return found
 
 
-def _totals(meeting: Meeting, l1: torch.Tensor) -> Mapping[str, float]:
-    return {name: math.fsum(l1[at].tolist()) for name, at in meeting.weighed.items()}
+def _totals(meeting: Meeting, l1: torch.Tensor) -> torch.Tensor:
+    rows = [[math.fsum(row[at].tolist()) for at in meeting.weighed.values()] for row in l1]
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(l1), len(meeting.components))
