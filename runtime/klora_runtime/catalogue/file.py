@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import Self, TypeVar
 
 from klora_runtime.artifact.replacing import replacing
 from klora_runtime.artifact.tensor_file import TensorFile, tensor_digest, write_tensors
@@ -20,6 +21,8 @@ from klora_runtime.catalogue.document import METADATA_KEY, Document, document_te
 from klora_runtime.errors import ArtifactError, FileFormatError, shown
 from klora_runtime.lazy_torch import torch
 from klora_runtime.linking.numbers import Numbers
+
+N = TypeVar("N", int, "torch.Tensor")
 
 #: Rows of a LoRA's tensor before its Top-K sums.
 _ROWS = ("scaling", "norm", "frobenius", "l1")
@@ -38,6 +41,23 @@ class Pairs:
     """(P, components) float64; -1 where it is undefined, 0 for pairs that are refused."""
     choices: torch.Tensor
     """(P, 16) uint8: digest of the choices; 0 for pairs that are refused."""
+
+    def place_of(self, content: int, style: int) -> int | None:
+        """Return the row of a pair; None if there is none."""
+        wanted = _key(content, style)
+        place = int(torch.searchsorted(self._keys, wanted))
+        found = place < len(self._keys) and int(self._keys[place]) == wanted
+        return place if found else None
+
+    @cached_property
+    def _keys(self) -> torch.Tensor:
+        """(P,) int64: one number for each pair, ascending."""
+        wide = self.pairs.to(torch.int64)
+        return _key(wide[:, 0], wide[:, 1])
+
+
+def _key(content: N, style: N) -> N:
+    return content * 2**32 + style
 
 
 class CatalogueFile:

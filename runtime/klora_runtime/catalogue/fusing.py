@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from klora_runtime.artifact.delta import Stored
@@ -35,7 +36,8 @@ def fusion_of_pair(
     """
     terms = pair.terms
     gamma = pair.gamma
-    return Fusion(
+    return Fusion.linked(
+        partial(_entries, pair, loras, factors),
         sources={
             source_name(slot, half): source
             for slot, lora in loras.items()
@@ -50,7 +52,6 @@ def fusion_of_pair(
         },
         rule=Rule(terms.rule, terms.parameters, {"gamma": gamma} if gamma else {}),
         family=kind.family,
-        entries=tuple(_entry(layer, pair, loras, factors) for layer in layers_of(pair)),
         tool=tool,
         families=kind.families,
         clock=terms.clock,
@@ -60,6 +61,12 @@ def fusion_of_pair(
 def source_name(slot: str, half: str) -> str:
     """Return the name of a source of a slot."""
     return slot if half == WHOLE else f"{slot}.{half}"
+
+
+def _entries(
+    pair: Pair, loras: Mapping[str, CataloguedLora], factors: Mapping[str, Factors] | None
+) -> tuple[Entry, ...]:
+    return tuple(_entry(layer, pair, loras, factors) for layer in layers_of(pair))
 
 
 def _entry(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +99,7 @@ class OpenCatalogue:
             for lora in loras.values():
                 if lora.keys is None:
                     raise KloraError(computed(lora))
-        pair = self.link(content, style)
-        return fusion_of_pair(pair, loras, kind, self.document.tool, factors)
+        return fusion_of_pair(self._link(slots), loras, kind, self.document.tool, factors)
 
     def link(self, content: str, style: str) -> Pair:
         """Return all choices between a subject and a style, as arrays.
@@ -110,9 +108,7 @@ class OpenCatalogue:
             ConfigError, KloraError, ArtifactError: see :meth:`fusion`.
         """
         self._kind(content, style)
-        slots = self._slots(content, style)
-        numbers = {slot: self.file.numbers(number) for slot, number in slots.items()}
-        return link(self.document.terms, numbers)
+        return self._link(self._slots(content, style))
 
     def facts(self, content: str, style: str) -> PairFacts:
         """Return what the catalogue states about a pair.
@@ -163,6 +159,10 @@ class OpenCatalogue:
             self._factors[number] = self.read(number)
         return self._factors[number]
 
+    def _link(self, slots: Mapping[str, int]) -> Pair:
+        numbers = {slot: self.file.numbers(number) for slot, number in slots.items()}
+        return link(self.document.terms, numbers)
+
     def _slots(self, content: str, style: str) -> dict[str, int]:
         return {
             CONTENT: self._number(CONTENT, content),
@@ -180,15 +180,8 @@ class OpenCatalogue:
 
     def _place(self, content: str, style: str) -> int:
         """Return the number of a pair."""
-        wanted = self._number(CONTENT, content), self._number(STYLE, style)
-        pairs = self.file.pairs.pairs
-
-        def key(place: int) -> tuple[int, int]:
-            row = pairs[place]
-            return int(row[0]), int(row[1])
-
-        place = bisect_left(range(len(pairs)), wanted, key=key)
-        if place == len(pairs) or key(place) != wanted:
+        place = self.file.pairs.place_of(self._number(CONTENT, content), self._number(STYLE, style))
+        if place is None:
             raise ConfigError(
                 f"the catalogue holds no pair of {shown(content)} and {shown(style)}; add it with "
                 "klora catalogue STORE --add."

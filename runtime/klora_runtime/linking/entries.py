@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from klora_runtime.artifact.making import made
 from klora_runtime.artifact.schedule import CONTENT, STEPLESS, STYLE
 from klora_runtime.artifact.timeline import Timeline
 from klora_runtime.linking.crossings import NEVER
@@ -21,6 +22,7 @@ _Segments = tuple[tuple[float, ...], tuple[tuple[str, ...], ...]]
 _START = (0.0,)
 _NOTHING: _Segments = (_START, ((),))
 _ALONE = {slot: ((slot,),) for slot in (CONTENT, STYLE)}
+_TURNS = {CONTENT: ((CONTENT,), (STYLE,)), STYLE: ((STYLE,), (CONTENT,))}
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class _Layers:
 
     pair: Pair
     coefficients: dict[Any, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    constant: dict[Any, Timeline] = field(default_factory=dict)
+    """Timelines of one segment, which many layers share."""
 
     def __post_init__(self) -> None:
         pair = self.pair
@@ -120,7 +124,8 @@ class _Layers:
             assert pair.terms.duel is not None
             self.ratio = pair.fought.ratio[0].tolist()
             self.begins = pair.fought.begins[0].tolist()
-            self.switches = pair.fought.switches[0].tolist()
+            columns = pair.fought.switches[0].unbind(-1)  # torch lists a matrix row by row, slowly
+            self.switches = [column.tolist() for column in columns]
             k = counts_of_sums(pair.terms.duel, pair.meeting, *pair.sides)
             self.k = None if k is None else k.tolist()
 
@@ -146,22 +151,22 @@ class _Layers:
         )
 
     def __iter__(self) -> Iterator[LinkedLayer]:
-        own = self.meeting.own
-        slots = tuple(self.pair.loras)
-        for number, place in enumerate(self.meeting.places):
-            at = {slot: own[slot][number] for slot in slots}
+        places = zip(self.meeting.places, self.meeting.rows, strict=True)
+        for number, (place, at) in enumerate(places):
             yield self._layer(number, place, at)
 
     def _layer(self, number: int, place: Place, at: Mapping[str, int | None]) -> LinkedLayer:
         weight = self.meeting.weight_of[number]
+        ruled = self._ruled(at)
         if weight is None or self.terms.duel is None:
-            fate, segments, ratio = self._choose(number)
+            fate, segments, ratio = self._choose(number, ruled)
         else:
-            fate, segments, ratio = self._follow(number, self._choose(weight))
-        present = tuple(s for s, i in at.items() if i is not None and not self.rows[s].is_zero[i])
-        beside = tuple(slot for slot in present if slot in self.beside)
+            chosen = self._choose(weight, self._ruled(self.meeting.rows[weight]))
+            fate, segments, ratio = self._follow(ruled, chosen)
+        beside = self._acting(at, self.beside) if self.beside else ()
         if beside and not any(segments[1]):
             fate = "always"
+        present = ruled + beside
         if fate == "dropped" and present:
             fate = "idle"
         shared = self.meeting.rank_of_shared.get(number)
@@ -169,24 +174,36 @@ class _Layers:
         scores: dict[str, Any] = {"k": k, "ratio": ratio}
         scales = {}
         for slot, i in at.items():
-            scores[slot] = None if i is None else self._scores(slot, i, shared)
-            if i is not None:
+            if i is None:
+                scores[slot] = None
+            else:
+                scores[slot] = self._scores(self.rows[slot], i, shared)
                 scales[slot] = self.rows[slot].scaling[i]
         timeline = self._timeline(place.component, segments, beside)
-        return LinkedLayer(place, fate, timeline, present, scales, scores)
+        return made(
+            LinkedLayer,
+            place=place,
+            fate=fate,
+            timeline=timeline,
+            present=present,
+            scales=scales,
+            scores=scores,
+        )
 
-    def _present(self, number: int) -> tuple[str, ...]:
+    def _ruled(self, at: Mapping[str, int | None]) -> tuple[str, ...]:
         """Return content and style, if their deltas of a layer are not zero."""
+        return self._acting(at, (CONTENT, STYLE))
+
+    def _acting(self, at: Mapping[str, int | None], slots: tuple[str, ...]) -> tuple[str, ...]:
         found = []
-        for slot in (CONTENT, STYLE):
-            at = self.meeting.own[slot][number]
-            if at is not None and not self.rows[slot].is_zero[at]:
+        for slot in slots:
+            i = at[slot]
+            if i is not None and not self.rows[slot].is_zero[i]:
                 found.append(slot)
         return tuple(found)
 
-    def _choose(self, number: int) -> tuple[str, _Segments, float | None]:
+    def _choose(self, number: int, present: tuple[str, ...]) -> tuple[str, _Segments, float | None]:
         """Choose for a layer by itself: its fate, segments and ratio."""
-        present = self._present(number)
         if not present:
             return "zero", _NOTHING, None
         if self.meeting.places[number].component in STEPLESS:
@@ -201,30 +218,29 @@ class _Layers:
         if len(present) == 1:
             return "one-sided", (_START, (present,)), None
         assert shared is not None
-        starts = (0.0, *(start for start in self.switches[shared] if start < NEVER))
         first = CONTENT if self.begins[shared] else STYLE
-        if len(starts) == 1:
+        starts = [column[shared] for column in self.switches if column[shared] < NEVER]
+        if not starts:
             return f"always {first}", (_START, _ALONE[first]), self.ratio[shared]
-        turns = ((first,), (STYLE if first == CONTENT else CONTENT,))
-        acting_in = tuple(turns[place % 2] for place in range(len(starts)))
-        return "switching", (starts, acting_in), self.ratio[shared]
+        turns = _TURNS[first]
+        acting_in = tuple(turns[place % 2] for place in range(len(starts) + 1))
+        return "switching", ((0.0, *starts), acting_in), self.ratio[shared]
 
     def _is_owned(self, number: int) -> bool:
         return any(self.meeting.own[slot][number] is not None for slot in (CONTENT, STYLE))
 
     def _follow(
-        self, number: int, chosen: tuple[str, _Segments, float | None]
+        self, present: tuple[str, ...], chosen: tuple[str, _Segments, float | None]
     ) -> tuple[str, _Segments, float | None]:
         """Choose for a bias: what acts on its weight acts on it."""
-        present = self._present(number)
         _, (starts, acting), ratio = chosen
         if not present:
             return "zero", _NOTHING, ratio
         kept = tuple(tuple(slot for slot in row if slot in present) for row in acting)
         return "with its weight" if any(kept) else "dropped", (starts, kept), ratio
 
-    def _scores(self, slot: str, at: int, shared: int | None) -> dict[str, Any]:
-        row = self.rows[slot]
+    @staticmethod
+    def _scores(row: _Row, at: int, shared: int | None) -> dict[str, Any]:
         scores: dict[str, Any] = {
             "rank": row.rank[at],
             "scaling": row.scaling[at],
@@ -232,11 +248,22 @@ class _Layers:
         }
         if row.l1 is not None:
             top_k = None if shared is None or row.shared_top_k is None else row.shared_top_k[shared]
-            scores |= {"l1": row.l1[at], "top_k": top_k}
+            scores["l1"] = row.l1[at]
+            scores["top_k"] = top_k
         return scores
 
     def _timeline(self, component: str, segments: _Segments, beside: tuple[str, ...]) -> Timeline:
         """Return the timeline of all slots with weights applied; equal neighbours join."""
+        if len(segments[0]) > 1:
+            return self._timeline_of(component, segments, beside)
+        key = component, segments[1], beside
+        if key not in self.constant:
+            self.constant[key] = self._timeline_of(component, segments, beside)
+        return self.constant[key]
+
+    def _timeline_of(
+        self, component: str, segments: _Segments, beside: tuple[str, ...]
+    ) -> Timeline:
         starts: list[float] = []
         acting: list[tuple[str, ...]] = []
         for start, slots in zip(*segments, strict=True):
@@ -252,4 +279,4 @@ class _Layers:
                 slot: tuple(weight if slot in row else 0.0 for row in acting)
                 for slot, weight in weights.items()
             }
-        return Timeline(tuple(starts), found)
+        return made(Timeline, starts=tuple(starts), coefficients=found)

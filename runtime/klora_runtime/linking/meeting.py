@@ -32,6 +32,12 @@ class Meeting:
         }
 
     @cached_property
+    def rows(self) -> tuple[Mapping[str, int | None], ...]:
+        """For each layer: slot -> its number in the slot's table, or None."""
+        columns = zip(*self.own.values(), strict=True)
+        return tuple(dict(zip(self.own, column, strict=True)) for column in columns)
+
+    @cached_property
     def shared(self) -> tuple[int, ...]:
         """Numbers of the layers that content and style change."""
         rows = zip(self.own[CONTENT], self.own[STYLE], strict=True)
