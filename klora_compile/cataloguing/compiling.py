@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 
 from klora_compile.compiler import compile_sources
@@ -17,13 +18,20 @@ from klora_runtime.catalogue.fusing import source_name
 from klora_runtime.linking.terms import Terms
 
 
-def compiled(terms: Terms, loras: Mapping[str, CataloguedLora], folder: Path) -> Fusion:
+def compiled(
+    terms: Terms,
+    loras: Mapping[str, CataloguedLora],
+    folder: Path,
+    base: str | PathLike[str] | None = None,
+) -> Fusion:
     """Compile the LoRAs of a pair from their files.
 
     Args:
         terms: the terms of the catalogue.
         loras: slot -> LoRA.
         folder: where their files are.
+        base: the base model, if a form needs its weights; see
+            :attr:`~klora_compile.settings.read_options.ReadOptions.base`.
 
     Raises:
         KloraError: a file is missing, or cannot be read as it was profiled.
@@ -31,7 +39,7 @@ def compiled(terms: Terms, loras: Mapping[str, CataloguedLora], folder: Path) ->
     held = LoraFolder(folder)
     adapters = {
         source_name(slot, half): read_adapter(
-            held.file(source), ReadOptions.from_notes(source.notes)
+            held.file(source), ReadOptions.from_notes(source.notes, base)
         )
         for slot, lora in loras.items()
         for half, source in lora.sources.items()

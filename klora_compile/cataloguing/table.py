@@ -12,6 +12,9 @@ from klora_runtime.artifact.replacing import replacing
 from klora_runtime.catalogue.opened import OpenCatalogue, PairFacts
 from klora_runtime.errors import ConfigError
 
+#: The keys of a row, all of them text in Parquet; ``gamma`` is JSON there.
+_COLUMNS = ("content", "style", "verdict", "reason", "gamma", "choices")
+
 _PARQUET, _JSON_LINES = ".parquet", ".jsonl"
 
 
@@ -43,7 +46,8 @@ def write_table(catalogue: OpenCatalogue, path: Path, *, overwrite: bool) -> Non
             import pyarrow.parquet
 
             rows = [row | {"gamma": json.dumps(row["gamma"])} for row in rows_of(catalogue)]
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), new)
+            schema = pyarrow.schema([(name, pyarrow.string()) for name in _COLUMNS])
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), new)
             return
         with new.open("w", encoding="utf-8") as file:
             for row in rows_of(catalogue):

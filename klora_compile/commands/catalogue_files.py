@@ -12,8 +12,10 @@ from klora_compile.commands.output import check_output
 from klora_compile.commands.parameters import artifact_output, engine_option, workers_option
 from klora_compile.commands.progress import lora_bar
 from klora_compile.commands.result import json_option, print_json
+from klora_compile.commands.setting_options import base_option
 
 if TYPE_CHECKING:
+    from klora_compile.commands.names import Named
     from klora_runtime.catalogue.document import CataloguedLora
     from klora_runtime.catalogue.opened import OpenCatalogue
 
@@ -154,6 +156,7 @@ def check_command(
 @click.argument("style")
 @artifact_output
 @_loras
+@base_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @json_option
 def get_command(
@@ -162,6 +165,7 @@ def get_command(
     style: str,
     output: Path,
     loras: Path | None,
+    base: Named | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -176,7 +180,8 @@ def get_command(
     from klora_runtime.errors import shown
 
     catalogue = OpenCatalogue.open(file, loras=loras)
-    size = save_fusion(_fusion(catalogue, subject, style, loras), output, overwrite=force)
+    fusion = _fusion(catalogue, subject, style, loras, base)
+    size = save_fusion(fusion, output, overwrite=force)
     if as_json:
         print_json("catalogue_artifact", {"output": str(output), "bytes_out": size})
     else:
@@ -212,7 +217,9 @@ def steps_command(file: Path, output: Path, force: bool, as_json: bool) -> None:
         click.echo(f"{shown(output)}, {bytes_text(size)}; rounded to 16 bits, not exact")
 
 
-def _fusion(catalogue: OpenCatalogue, subject: str, style: str, loras: Path | None) -> Any:
+def _fusion(
+    catalogue: OpenCatalogue, subject: str, style: str, loras: Path | None, base: Named | None
+) -> Any:
     """Return the fusion of a pair; the compiler computes factors that no file holds."""
     slots = catalogue.slots_of(subject, style)
     own = {slot: catalogue.document.loras[number] for slot, number in slots.items()}
@@ -221,7 +228,7 @@ def _fusion(catalogue: OpenCatalogue, subject: str, style: str, loras: Path | No
     from klora_compile.cataloguing.compiling import compiled
 
     catalogue.link(subject, style)  # refuses a pair that does not fit
-    return compiled(catalogue.document.terms, own, loras)
+    return compiled(catalogue.document.terms, own, loras, base)
 
 
 def _is_taken(lora: CataloguedLora, family: str | None, licence: str | None) -> bool:

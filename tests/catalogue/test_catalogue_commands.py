@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,34 @@ def test_list_show_and_check(studio: Studio) -> None:
     found = told("catalogue", "check", studio.file, "--all", "--loras", studio.folder)
     assert (found["pairs"], found["files"], found["problems"]) == (12, 7, [])
     assert "12 pairs linked again" in klora("catalogue", "check", studio.file, "--all")
+
+
+def test_a_table_in_parquet_holds_the_same_rows(studio: Studio) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    path = studio.folder / "pairs.parquet"
+    studio.build("--table", path)
+    schema = parquet.read_table(path).schema
+    assert {str(kind) for kind in schema.types} == {"string"}  # no pair has a reason here
+    wide = peft_keys({TO_Q: random_pair(6, 9, 1)})
+    other = write_lora(studio.folder / "styles" / "wide.safetensors", wide)
+    klora("profile", other, "--store", studio.store)
+    studio.build("--table", path, "--force")
+    table = parquet.read_table(path)
+    assert table.schema == schema
+    pairs = told("catalogue", "list", studio.file, "--pairs")["pairs"]
+    rows = [row | {"gamma": json.loads(row["gamma"])} for row in table.to_pylist()]
+    assert rows == pairs
+    assert {row["verdict"] for row in rows} == {"linked", "refused"}
+
+
+def test_parquet_without_its_library_is_refused_before_linking(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    said = studio.build("--table", studio.folder / "pairs.parquet", code=1)
+    assert "parquet" in said
+    assert not studio.file.exists()
 
 
 def test_new_loras_are_added_without_linking_old_pairs_again(

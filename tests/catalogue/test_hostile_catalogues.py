@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +183,18 @@ def test_unknown_names_and_missing_loras_are_said(folder: Path, tmp_path: Path) 
         catalogue.fusion("0-000", "0-002")
     with pytest.raises(ConfigError, match="without LoRAs"):
         Catalogue.open(folder / "whole.safetensors").opened.read(0)
+
+
+def test_a_catalogue_alone_keeps_no_factors(folder: Path) -> None:
+    catalogue = Catalogue.open(folder / "whole.safetensors", loras=folder / "loras")
+
+    def a_delta() -> weakref.ref[object]:
+        entry = catalogue.fusion("0-000", "0-002").entries[-1]
+        return weakref.ref(next(iter(entry.factors.values())).delta)
+
+    found = a_delta()
+    gc.collect()
+    assert found() is None
 
 
 def test_a_library_keeps_the_factors_of_each_lora_once(folder: Path) -> None:

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lora_files import GOLDEN
+from support.lora_files import GOLDEN, peft_keys, random_pair, write_lora
+from support.many_loras import BLOCK
 
-from klora_runtime import ArtifactError, ConfigError, Fusion, FusionLibrary, load_fusion
+from klora_compile import compile_fusion, compress
+from klora_compile.rules import Klora
+from klora_runtime import (
+    ArtifactError,
+    ConfigError,
+    Fusion,
+    FusionLibrary,
+    load_fusion,
+    save_fusion,
+)
 from klora_runtime.catalogue import library as library_module
 
 SIZE = load_fusion(GOLDEN).nbytes
@@ -73,6 +83,40 @@ def test_a_changed_file_is_loaded_again(files: list[Path], loads: list[str]) -> 
     link.symlink_to(files[0])
     library.get(link)
     assert loads == ["a", "a"]
+
+
+def test_what_is_decoded_later_counts_from_the_start(tmp_path: Path) -> None:
+    """Deltas that never act stay compressed until somebody reads them."""
+    names = [f"{BLOCK}.attn{n}.to_{letter}" for n in (1, 2) for letter in "qk"]
+    files = [
+        write_lora(
+            tmp_path / f"{seed}.safetensors",
+            peft_keys({name: random_pair(70, 90, 3, seed=seed) for name in names}),
+        )
+        for seed in (1, 2)
+    ]
+    path = tmp_path / "small.klora.safetensors"
+    rule = Klora(gamma=1e-3)  # the content alone acts
+    save_fusion(compress(compile_fusion(*files, rule, device="cpu"), 0.01), path)
+    library = FusionLibrary(2**20)
+    fusion = library.get(path)
+    idle = [
+        held
+        for entry in fusion.entries
+        for slot, held in entry.factors.items()
+        if not entry.timeline.uses(slot)
+    ]
+    before = fusion.nbytes
+    counted = library.nbytes
+    assert sum(held.pending for held in idle) > 0
+    for held in idle:
+        assert held.pending == sum(part.nbytes for part in held.delta.parts) or not held.pending
+    assert before < fusion.nbytes <= counted == library.nbytes
+    assert not any(held.pending for held in idle)
+    assert library.get(path) is fusion
+    tight = FusionLibrary(counted - 1)
+    tight.get(path)
+    assert path not in tight
 
 
 def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:

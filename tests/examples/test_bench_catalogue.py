@@ -28,7 +28,7 @@ def test_a_row_is_of_a_catalogue_that_can_be_opened(
     assert row[0] == "4 x 4"
     assert len(Catalogue.open(path)) == 16
     bench.serve(path, 4, 10)
-    assert "| fusion(a, b): thin |" in capsys.readouterr().out
+    assert "| fusion(a, b), thin |" in capsys.readouterr().out
 
 
 def test_the_example_draws_every_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,16 +229,24 @@ class Stored:
 
     @classmethod
     def packed(
-        cls, scale: float, quantised: Quantised, data: torch.Tensor, decode: Callable[[], Delta]
+        cls,
+        scale: float,
+        quantised: Quantised,
+        data: torch.Tensor,
+        decoded: int,
+        decode: Callable[[], Delta],
     ) -> Stored:
         """Return a compressed delta that is decoded when it is first needed.
 
         Args:
             data: the bytes that hold it, possibly with others.
+            decoded: bytes of the decoded delta.
             decode: returns the delta; what it raises comes out of :attr:`delta`.
         """
         found = object.__new__(cls)
-        vars(found).update(scale=scale, quantised=quantised, _data=data, _decode=decode)
+        vars(found).update(
+            scale=scale, quantised=quantised, _data=data, _decoded=decoded, _decode=decode
+        )
         return found
 
     def __getattr__(self, name: str) -> Any:
@@ -249,13 +257,19 @@ class Stored:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if decode is not None:  # else another thread has decoded it meanwhile
             held["delta"] = decode()
-            for spent in ("_decode", "_data"):  # they hold the packed bytes
+            for spent in ("_decode", "_decoded", "_data"):  # they hold the packed bytes
                 held.pop(spent, None)
         return held["delta"]
 
     def __reduce__(self) -> Any:
         """Copy and pickle the decoded delta."""
         return type(self), (self.scale, self.delta, self.quantised)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that decoding adds; 0 if it is decoded."""
+        found: int = vars(self).get("_decoded", 0)
+        return found
 
     def sizes(self) -> Mapping[Hashable, int]:
         """Return address of each tensor's memory -> its bytes."""

@@ -56,8 +56,9 @@ class Catalogue:
     def fusion(self, content: str, style: str) -> Fusion:
         """Return the fusion of a subject and a style, equal to what ``klora compile`` makes.
 
-        With a folder of LoRAs the factors of each LoRA are read once and stay in memory;
-        :class:`FusionLibrary` keeps them within a budget.
+        With a folder of LoRAs their factors are read from the files each time, and only the
+        fusion holds them; :class:`FusionLibrary` keeps those of many LoRAs within a budget. The
+        catalogue itself keeps no more than its file holds: the numbers of each LoRA once.
 
         Args:
             content: name of the subject's LoRA.

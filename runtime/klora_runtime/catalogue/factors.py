@@ -73,5 +73,5 @@ def computed(lora: CataloguedLora) -> str:
     """Return why the runtime cannot read the factors of a LoRA."""
     return (
         f"the factors of {shown(lora.name)} are computed from its file, which takes the compiler. "
-        "Write an artifact: klora catalogue get FILE SUBJECT STYLE -o OUT"
+        "Write an artifact: klora catalogue get FILE SUBJECT STYLE --loras FOLDER -o OUT"
     )

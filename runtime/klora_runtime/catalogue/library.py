@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -27,6 +28,14 @@ _Key = tuple[str, int, int]
 _Lora = int
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept, and its bytes once all of it is decoded."""
+
+    value: Fusion | Factors
+    nbytes: int
+
+
 class FusionLibrary:
     """A cache of loaded artifacts that evicts the least recently used ones. Threads may share it.
 
@@ -35,7 +44,7 @@ class FusionLibrary:
 
     Args:
         budget: bytes of factors that may stay loaded, 0 or more. A larger fusion is returned but
-            not kept.
+            not kept. Compressed factors that are decoded later count as if they were decoded.
         device: where the factors are kept; on the pipelines' device, a swap does not send them.
         signed_by: the key that every artifact must be signed by, see
             :func:`klora_runtime.load_fusion`.
@@ -61,7 +70,7 @@ class FusionLibrary:
         self._paths: dict[tuple[str, str | None], Path] = {}  # of names on the Hub
         self.catalogue = catalogue
         # The most recently used one is last.
-        self._kept: OrderedDict[_Key | _Lora, Fusion | Factors] = OrderedDict()
+        self._kept: OrderedDict[_Key | _Lora, _Kept] = OrderedDict()
         self._lock = Lock()
 
     def get(
@@ -89,9 +98,9 @@ class FusionLibrary:
         key = _key(path)
         with self._lock:
             known = None if key is None else self._kept.get(key)
-            if key is not None and isinstance(known, Fusion):
+            if key is not None and known is not None and isinstance(known.value, Fusion):
                 self._kept.move_to_end(key)
-                return known
+                return known.value
         fusion = load_fusion(path, device=self.device, sources=sources, signed_by=self.signed_by)
         if not fusion.is_thin and key is not None and key == _key(path):  # the file did not change
             self._keep(key, fusion)
@@ -119,7 +128,7 @@ class FusionLibrary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all kept factors."""
+        """Bytes of all kept factors, once all of them are decoded."""
         with self._lock:
             return sum(each.nbytes for each in self._kept.values())
 
@@ -154,9 +163,9 @@ class FusionLibrary:
         assert self.catalogue is not None
         with self._lock:
             known = self._kept.get(number)
-            if isinstance(known, Factors):
+            if known is not None and isinstance(known.value, Factors):
                 self._kept.move_to_end(number)
-                return known
+                return known.value
         found = self.catalogue.opened.read(number, self.device)
         self._keep(number, found)
         return found
@@ -167,12 +176,20 @@ class FusionLibrary:
                 for other in [*self._kept]:  # earlier versions of the file
                     if isinstance(other, tuple) and other[0] == key[0] and other != key:
                         del self._kept[other]
-            self._kept[key] = value
+            self._kept[key] = _Kept(value, _bytes_of(value))
             self._kept.move_to_end(key)
             total = sum(each.nbytes for each in self._kept.values())
             while total > self.budget:
                 _, oldest = self._kept.popitem(last=False)
                 total -= oldest.nbytes
+
+
+def _bytes_of(value: Fusion | Factors) -> int:
+    """Return the most bytes that factors take: those of today, and what decoding adds."""
+    if isinstance(value, Factors):
+        return value.nbytes
+    stored = (held for entry in value.entries for held in entry.factors.values())
+    return value.nbytes + sum(held.pending for held in stored)
 
 
 def _key(path: str | os.PathLike[str]) -> _Key | None:

@@ -46,7 +46,6 @@ class OpenCatalogue:
         self.file = file
         self.device = device
         self._folder = loras
-        self._factors: dict[int, Factors] = {}
         document = file.document
         self._contents = {document.loras[i].name: i for i in document.contents}
         self._styles = {document.loras[i].name: i for i in document.styles}
@@ -82,12 +81,12 @@ class OpenCatalogue:
 
     def fusion(self, content: str, style: str) -> Fusion:
         """Return a fusion; see :meth:`klora_runtime.Catalogue.fusion`."""
-        factors = None
-        if self._folder is not None:
-            factors = {
-                slot: self._kept(number) for slot, number in self._slots(content, style).items()
-            }
-        return self.fusion_with(content, style, factors)
+        if self._folder is None:
+            return self.fusion_with(content, style, None)
+        self._kind(content, style)  # refuses a pair that does not fit before files are read
+        slots = self._slots(content, style)
+        read = {number: self.read(number) for number in sorted(set(slots.values()))}
+        return self.fusion_with(content, style, {slot: read[n] for slot, n in slots.items()})
 
     def fusion_with(
         self, content: str, style: str, factors: Mapping[str, Factors] | None
@@ -153,11 +152,6 @@ class OpenCatalogue:
         if self._folder is None:
             raise ConfigError("the catalogue was opened without LoRAs; add loras=FOLDER.")
         return read_factors(self.document.loras[number], self._folder, device or self.device)
-
-    def _kept(self, number: int) -> Factors:
-        if number not in self._factors:
-            self._factors[number] = self.read(number)
-        return self._factors[number]
 
     def _link(self, slots: Mapping[str, int]) -> Pair:
         numbers = {slot: self.file.numbers(number) for slot, number in slots.items()}

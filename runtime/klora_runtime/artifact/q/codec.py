@@ -38,6 +38,11 @@ class PackedSlot:
         """(rows, numbers per row) of each stored matrix."""
         return matrices_of(self.shape, len(self.quantised.levels), dense=self.dense)
 
+    @property
+    def decoded_nbytes(self) -> int:
+        """Bytes of the delta in float32."""
+        return sum(4 * rows * numbers for rows, numbers in self.matrices)
+
 
 def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
     """Check that a compressed delta has the rank and shape that its levels describe.
@@ -80,7 +85,9 @@ def unpacked(
             continue
         for place, (where, slot) in enumerate(slots.items()):
             decode = partial(packed.delta, place)
-            found[where] = Stored.packed(slot.scale, slot.quantised, packed.data, decode)
+            found[where] = Stored.packed(
+                slot.scale, slot.quantised, packed.data, slot.decoded_nbytes, decode
+            )
     return found
 
 
