@@ -263,10 +263,9 @@ def test_a_model_that_lacks_layers_is_refused(kit: Any, acting: Any) -> None:
 
 def test_a_graph_runs_in_inference_mode_with_biases_and_norms(kit: Any, acting: Any) -> None:
     """ComfyUI runs every node so, and loads models in it."""
-    name = "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale"
     with torch.inference_mode():
         patcher = kit.patcher(kit.flux())
-        norm = tuple(patcher.model.get_parameter(name).shape)
+        norm = tuple(patcher.model.get_parameter(kit.flux_norm(patcher.model)).shape)
         small = [
             vector("transformer_blocks.0.attn.norm_q", "weight", norm),
             vector("transformer_blocks.0.attn.to_v", "bias", (32,)),

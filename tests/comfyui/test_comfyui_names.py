@@ -53,13 +53,13 @@ def test_biases_and_norms_have_their_places(kit: Any, names: Any) -> None:
     found = rows_of(names.places_in(kit.flux(), fusion, ["transformer"]))
     assert found == {
         "double_blocks.0.img_attn.qkv.bias": [(bias.module, ((64, 96),))],
-        "double_blocks.0.img_attn.norm.query_norm.scale": [(norm.module, None)],
+        kit.flux_norm(kit.flux()).removeprefix("diffusion_model."): [(norm.module, None)],
     }
 
 
 def norm_shape(kit: Any) -> tuple[int, ...]:
-    name = "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale"
-    return tuple(kit.flux().get_parameter(name).shape)
+    model = kit.flux()
+    return tuple(model.get_parameter(kit.flux_norm(model)).shape)
 
 
 def test_names_that_comfyui_knows_in_diffusers_spelling(kit: Any, names: Any) -> None:

@@ -112,7 +112,7 @@ def hand_entry_in_place(entry: Any) -> Any:
     return replace(entry, component="transformer")
 
 
-@pytest.mark.parametrize("name", ["flux", "sd1", "wan"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_diffusers_gives_the_same_latents(comfy: Comfy, acting: Any, name: str) -> None:
     from support.comfyui.tiny import noise_for, tiny_model
 
@@ -196,6 +196,43 @@ def by_sd1(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> 
     return x - sigma * noise
 
 
+def by_sdxl(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
+    encoded, more = prompt(model, index)
+    height, width = (8.0 * side for side in x.shape[-2:])
+    noise: torch.Tensor = twin(
+        x / (sigma**2 + 1.0) ** 0.5,
+        model.model_sampling.timestep(torch.tensor([sigma])),
+        encoder_hidden_states=encoded,
+        added_cond_kwargs={
+            "text_embeds": more["pooled_output"],
+            "time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]]),
+        },
+    ).sample
+    return x - sigma * noise
+
+
+def by_z_image(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
+    encoded, _ = prompt(model, index)
+    found = twin([x[0].unsqueeze(1)], torch.tensor([1.0 - sigma]), [encoded[0]]).sample
+    backwards: torch.Tensor = found[0].squeeze(1)[None]
+    return x + sigma * backwards
+
+
+def by_qwen(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
+    encoded, _ = prompt(model, index)
+    height, width = x.shape[-2] // 2, x.shape[-1] // 2
+    tokens = torch.nn.functional.pixel_unshuffle(x[:, :, 0], 2).flatten(2).transpose(1, 2)
+    flow = twin(
+        hidden_states=tokens,
+        timestep=torch.tensor([sigma]),
+        encoder_hidden_states=encoded,
+        encoder_hidden_states_mask=torch.ones(encoded.shape[:2]),
+        img_shapes=[[(1, height, width)]],
+    ).sample
+    flow = flow.transpose(1, 2).unflatten(2, (height, width))
+    return x - sigma * torch.nn.functional.pixel_shuffle(flow, 2).unsqueeze(2)
+
+
 def by_wan(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
     encoded, _ = prompt(model, index)
     flow: torch.Tensor = twin(
@@ -208,5 +245,8 @@ def by_wan(twin: Any, model: Any, x: torch.Tensor, sigma: float, index: int) -> 
 PREDICTED: Mapping[str, Callable[..., torch.Tensor]] = {
     "flux": by_flux,
     "sd1": by_sd1,
+    "sdxl": by_sdxl,
+    "z-image": by_z_image,
     "wan": by_wan,
+    "qwen-image": by_qwen,
 }

@@ -23,6 +23,7 @@ NEEDS_COMFYUI = "KLORA_COMFYUI does not name a folder of ComfyUI"
 
 _CPU = torch.device("cpu")
 _numbers = count()
+_FLUX_NORM = "diffusion_model.double_blocks.0.img_attn.norm.query_norm"
 
 
 class Double:
@@ -59,6 +60,12 @@ class Double:
         """Parameter of diffusers -> where its numbers are in the denoiser."""
         table = models.FLUX_PLACES if name == "flux" else models.SD1_PLACES
         return models.places(model, table)
+
+    def flux_norm(self, model: Any) -> str:
+        """The parameter of FLUX.1's first norm; its name depends on ComfyUI's version."""
+        known = dict(model.named_parameters())
+        names = (f"{_FLUX_NORM}.{end}" for end in ("scale", "weight"))
+        return next(name for name in names if name in known)
 
     def noise(self, channels: int) -> torch.Tensor:
         return torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -200,8 +207,12 @@ def _stand_in_for_torchvision() -> None:
     importlib.import_module("diffusers.loaders.peft")  # it asks early whether torchvision is there
     for name in ("torchvision", "torchaudio"):
         if importlib.util.find_spec(name) is None:
-            for module in (name, f"{name}.transforms", f"{name}.functional"):
+            for module in (name, *(f"{name}.{part}" for part in _PARTS)):
                 sys.modules[module] = _Empty(module)
+
+
+#: Modules of torchvision and torchaudio that ComfyUI imports.
+_PARTS = ("functional", "models", "ops", "transforms", "transforms.functional")
 
 
 def _files(folders: Any, name: str) -> list[str]:

@@ -226,6 +226,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
 _COMFYUIS = {
     "comfy_patched_weights",
     "comfy_cast_weights",
+    "comfy_force_cast_weights",
     "prev_comfy_cast_weights",
     "weight_function",
     "bias_function",

@@ -7,6 +7,7 @@ They are given numbered weights, so neither klora's tables nor ComfyUI's key map
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from diffusers.loaders import single_file_utils as single_file
+from diffusers.models.transformers import transformer_z_image
 from support.comfyui.models import filled
 
 _FLUX = {
@@ -72,7 +74,6 @@ _SDXL = {
     "transformer_depth_middle": 2,
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
     "use_linear_in_transformer": True,
-    "num_head_channels": 16,
 }
 _Z_IMAGE = {
     "image_model": "lumina2",
@@ -86,11 +87,12 @@ _Z_IMAGE = {
     "n_heads": 4,
     "n_kv_heads": 4,
     "axes_dims": [32, 32, 32],
-    "axes_lens": [64, 32, 32],
+    "axes_lens": [96, 32, 32],
     "rope_theta": 256.0,
     "ffn_dim_multiplier": 8.0 / 3.0,
     "z_image_modulation": True,
     "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
 }
 _WAN = {
     "image_model": "wan2.1",
@@ -137,13 +139,28 @@ class Tiny:
     size: tuple[int, ...] = (8, 8)
     pooled: int | None = None
     scheduler: str = "simple"
-    left_out: tuple[str, ...] = ()
-    """Modules of the twin that are wider than ComfyUI's in a tiny model."""
 
 
 def _unet(**settings: Any) -> Any:
     own = {"cross_attention_dim": 24, "layers_per_block": 2, "norm_num_groups": 32, **settings}
     return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, **own)
+
+
+def _z_image() -> Any:
+    """diffusers fixes the width of one layer, which ComfyUI derives from the model's width."""
+    model = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=384,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        cap_feat_dim=24,
+        axes_dims=[32, 32, 32],
+        axes_lens=[96, 32, 32],
+    )
+    model.t_embedder = transformer_z_image.TimestepEmbedder(256, mid_size=384)
+    return model
 
 
 def _of_unet(state: dict[str, Any], twin: Any) -> dict[str, Any]:
@@ -157,12 +174,15 @@ def _without_twin(convert: Callable[..., Any]) -> Callable[[dict[str, Any], Any]
 
 #: diffusers' converter of FLUX.1 knows the released width alone.
 _FLUX_WIDTH = 3072
+#: Norms of FLUX.1, whose parameter later versions of ComfyUI call weight.
+_NORM = re.compile(r"(\.(?:query|key)_norm)\.weight$")
 
 
 def _of_flux(state: dict[str, Any], twin: Any) -> dict[str, Any]:
     """Convert with each row of joined layers as often as the released model is wider."""
     times = _FLUX_WIDTH // 32
-    wide = {k: v.repeat_interleave(times, 0) if ".linear1." in k else v for k, v in state.items()}
+    named = {_NORM.sub(r"\1.scale", key): value for key, value in state.items()}
+    wide = {k: v.repeat_interleave(times, 0) if ".linear1." in k else v for k, v in named.items()}
     found = single_file.convert_flux_transformer_checkpoint_to_diffusers(wide)
     joined = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     return {
@@ -213,7 +233,7 @@ FAMILIES: Mapping[str, Tiny] = {
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 1, 2),
-            attention_head_dim=(2, 4, 8),
+            attention_head_dim=(1, 1, 2),
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=256,
@@ -229,19 +249,8 @@ FAMILIES: Mapping[str, Tiny] = {
         _Z_IMAGE,
         "z-image",
         "transformer",
-        lambda: ZImageTransformer2DModel(
-            in_channels=16,
-            dim=384,
-            n_layers=1,
-            n_refiner_layers=1,
-            n_heads=4,
-            n_kv_heads=4,
-            cap_feat_dim=24,
-            axes_dims=[32, 32, 32],
-            axes_lens=[64, 32, 32],
-        ),
+        _z_image,
         _without_twin(single_file.convert_z_image_transformer_checkpoint_to_diffusers),
-        left_out=("t_embedder",),
     ),
     "wan": Tiny(
         "WAN21_T2V",
@@ -333,11 +342,7 @@ def numbers_of(name: str) -> dict[str, torch.Tensor]:
         twin = family.twin()
     known = twin.state_dict()
     found = family.converter(state, twin)
-    return {
-        key: value.long().reshape(known[key].shape)
-        for key, value in found.items()
-        if not key.startswith(family.left_out)
-    }
+    return {key: value.long().reshape(known[key].shape) for key, value in found.items()}
 
 
 def flat(model: Any) -> torch.Tensor:
