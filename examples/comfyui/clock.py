@@ -82,15 +82,55 @@ def warn_of_a_part(rehearsal: Rehearsal, clock: ClockName, stretch: Stretch, sam
     if clock != "step" or stretch.steps:
         return
     first, last, most = rehearsal.sigmas[0], rehearsal.sigmas[-1], float(sampling.sigma_max)
-    if first < most * (1.0 - _CLOSE) or last > 0.0:
-        _LOG.warning(
-            "klora: this run goes from noise level %.4g to %.4g, and the model's greatest is %.4g. "
-            "If it is a part of a longer schedule (denoise below 1, an advanced sampler), set "
-            "steps and start_at_step of Apply fusion; otherwise ignore this.",
-            first,
-            last,
-            most,
-        )
+    if first >= most * (1.0 - _CLOSE) and last <= 0.0:
+        return
+    if is_whole(rehearsal.sigmas, sampling):
+        return
+    _LOG.warning(
+        "klora: this run goes from noise level %.4g to %.4g, and the model's greatest is %.4g. "
+        "If it is a part of a longer schedule (denoise below 1, an advanced sampler), set "
+        "steps and start_at_step of Apply fusion; otherwise ignore this.",
+        first,
+        last,
+        most,
+    )
+
+
+def is_whole(sigmas: Sequence[float], sampling: Any) -> bool:
+    """Return whether some scheduler of ComfyUI makes this list as a whole schedule.
+
+    A scheduler may begin below the model's greatest noise level (``ddim_uniform``), make more steps
+    than it is asked for, and lose the last but one level, which some samplers leave out.
+
+    Args:
+        sigmas: noise levels of a run, from the noisiest.
+        sampling: ComfyUI's ``model_sampling``.
+    """
+    from comfy.samplers import SCHEDULER_NAMES
+
+    return any(_makes(name, sigmas, sampling) for name in SCHEDULER_NAMES)
+
+
+def _makes(scheduler: str, sigmas: Sequence[float], sampling: Any) -> bool:
+    from comfy.samplers import calculate_sigmas
+
+    for asked in range(len(sigmas), 0, -1):
+        try:
+            made = [float(sigma) for sigma in calculate_sigmas(sampling, scheduler, asked)]
+        except Exception:  # one of another pack: it need not know this model
+            return False
+        if len(made) < len(sigmas):
+            return False  # fewer steps than asked for make a shorter list
+        if _equal(made, sigmas) or _equal([*made[:-2], *made[-1:]], sigmas):
+            return True
+    return False
+
+
+def _equal(made: Sequence[float], sigmas: Sequence[float]) -> bool:
+    return len(made) == len(sigmas) and all(
+        math.isclose(one, other, rel_tol=_CLOSE, abs_tol=_CLOSE)
+        for one, other in zip(made, sigmas, strict=True)
+    )
 
 
 def noise_level(sampling: Any, sigma: float) -> float:

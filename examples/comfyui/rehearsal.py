@@ -9,6 +9,7 @@ with another stand-in; it has no such steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,15 +150,21 @@ def rehearse(
         noise: the run's noise, for shape, dtype and device.
 
     Raises:
-        IncompatibleModelError: the sampler has no fixed steps, or cannot be run in this way.
+        IncompatibleModelError: the sampler has no fixed steps or cannot be run in this way, or the
+            noise levels are no numbers.
     """
     name = name_of(sampler)
+    levels = tuple(float(sigma) for sigma in sigmas)
+    if not all(map(math.isfinite, levels)):
+        raise IncompatibleModelError(
+            "the scheduler of this run made noise levels that are no numbers. Use more steps, or "
+            "another scheduler."
+        )
     runs = [_run(sampler, name, guider, sigmas, extra_args, noise, share) for share in _SHARES]
     if not _same(*runs):
         raise _refusal(name, "its evaluations depend on the picture, so it has no steps")
     if len(sigmas) > 1 and None not in runs[0]:
         raise _refusal(name, "it reports no steps")
-    levels = tuple(float(sigma) for sigma in sigmas)
     return Rehearsal(name, levels, evaluations_of(runs[0]))
 
 

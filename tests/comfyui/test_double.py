@@ -99,6 +99,20 @@ def comfy_kit() -> Comfy:
     return Comfy()
 
 
+@pytest.mark.parametrize("steps", [1, 5, 7, 60])
+@pytest.mark.parametrize("name", ["flux", "sd1"])
+@pytest.mark.parametrize("scheduler", sampling.SCHEDULER_NAMES)
+def test_schedulers_make_the_same_levels(
+    comfy: Comfy, scheduler: str, name: str, steps: int
+) -> None:
+    import comfy.samplers
+
+    levels = comfy_model(name).model_sampling
+    own = sampling.calculate_sigmas(levels, scheduler, steps)
+    real = comfy.samplers.calculate_sigmas(levels, scheduler, steps)
+    torch.testing.assert_close(own, real)
+
+
 @pytest.mark.parametrize("name", ["euler", "heun", "euler_cfg_pp"])
 def test_samplers_evaluate_and_report_in_the_same_order(
     comfy: Comfy, acting: Any, name: str

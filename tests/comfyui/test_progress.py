@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_levels_of_models_without_a_table(clock: Any) -> None:
     ],
 )
 def test_a_run_that_looks_like_a_part_is_warned_of(
+    kit: Any,
     clock: Any,
     rehearsal: Any,
     logs: list[str],
@@ -99,6 +101,45 @@ def test_a_run_that_looks_like_a_part_is_warned_of(
     run = run_of(rehearsal, sigmas)
     clock.warn_of_a_part(run, clock_name, clock.Stretch(steps), FlowSampling())
     assert ("set steps and start_at_step of Apply fusion" in "".join(logs)) is warns
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 20, 60])
+@pytest.mark.parametrize("family", ["flux", "sd1"])
+def test_a_whole_run_of_any_scheduler_is_not_warned_of(
+    kit: Any, clock: Any, rehearsal: Any, logs: list[str], family: str, steps: int
+) -> None:
+    import comfy.samplers as samplers
+
+    levels = getattr(kit, family)().model_sampling
+    for scheduler in samplers.SCHEDULER_NAMES:
+        sigmas = [float(s) for s in samplers.calculate_sigmas(levels, scheduler, steps)]
+        if not all(map(math.isfinite, sigmas)):  # kl_optimal with one step; it cannot be sampled
+            continue
+        for own in (sigmas, [*sigmas[:-2], *sigmas[-1:]]):
+            clock.warn_of_a_part(run_of(rehearsal, own), "step", clock.Stretch(), levels)
+    assert logs == []
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "ddim_uniform"])
+def test_parts_of_a_schedule_are_warned_of(
+    kit: Any, clock: Any, rehearsal: Any, logs: list[str], scheduler: str
+) -> None:
+    import comfy.samplers as samplers
+
+    levels = kit.flux().model_sampling
+    sigmas = [float(s) for s in samplers.calculate_sigmas(levels, scheduler, 20)]
+    for part in (slice(8, None), slice(None, 8), slice(4, 12), slice(-5, None)):
+        clock.warn_of_a_part(run_of(rehearsal, sigmas[part]), "step", clock.Stretch(), levels)
+        assert "set steps and start_at_step" in logs.pop()
+
+
+def test_a_scheduler_of_another_pack_may_fail(
+    kit: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.samplers as samplers
+
+    monkeypatch.setattr(samplers, "SCHEDULER_NAMES", ["broken"])
+    assert not clock.is_whole(LINE[1:], kit.flux().model_sampling)
 
 
 def test_a_stretch_states_both_numbers_or_none(clock: Any) -> None:

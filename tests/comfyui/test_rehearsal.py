@@ -112,6 +112,12 @@ def test_what_cannot_be_followed_is_refused_by_name(
         rehearsed(rehearsal, kit, sampler, SIGMAS)
 
 
+def test_noise_levels_that_are_no_numbers_are_refused(rehearsal: Any, kit: Any) -> None:
+    sigmas = torch.tensor([float("nan"), 0.0])
+    with pytest.raises(IncompatibleModelError, match="made noise levels that are no numbers. Use"):
+        rehearsed(rehearsal, kit, sample_euler, sigmas)
+
+
 def test_a_run_that_differs_from_its_rehearsal_is_stopped(kit: Any, acting: Any) -> None:
     if kit.name != "double":
         pytest.skip("ComfyUI's samplers do not do this")

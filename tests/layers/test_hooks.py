@@ -56,6 +56,31 @@ def accelerate_hook(leaf: nn.Module) -> Callable[[], None]:
     return lambda: hooks.remove_hook_from_module(leaf)
 
 
+class Around:
+    """An object that puts its own method around a layer's, and later puts that method back."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.original_forward = leaf.forward
+        self._leaf = leaf
+        leaf.forward = self.forward_around
+
+    def forward_around(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original_forward(*args, **kwargs) * 0.5 + 1
+
+    def take_off(self) -> None:
+        self._leaf.forward = self.original_forward
+
+
+def two_objects(leaf: nn.Module) -> Callable[[], None]:
+    inner, outer = Around(leaf), Around(leaf)
+
+    def take_off() -> None:
+        outer.take_off()
+        inner.take_off()
+
+    return take_off
+
+
 HOOKS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "torch's forward hook": lambda leaf: (
         leaf.register_forward_hook(lambda m, args, out: out.square()).remove
@@ -66,6 +91,8 @@ HOOKS: dict[str, Callable[[Any], Callable[[], None]]] = {
     "diffusers' hook around": diffusers_hook(Halving),
     "diffusers' hook instead": diffusers_hook(Squaring),
     "accelerate's": accelerate_hook,
+    "an object around": lambda leaf: Around(leaf).take_off,
+    "two objects around": two_objects,
 }
 
 

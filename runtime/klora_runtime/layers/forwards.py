@@ -1,8 +1,9 @@
 """Redirection of hooks that hold a module's old ``forward`` to that of its new class.
 
 Hooks of accelerate and diffusers replace ``module.forward`` on the instance and keep the previous
-method, which belongs to the class that the module had then. If the module gets another class, they
-still call the old class's ``forward``. :func:`lead` replaces it wherever such hooks keep it;
+method, which belongs to the class that the module had then. So do other programs that put an object
+around a layer (ComfyUI's *Load LoRA (Bypass)*). If the module gets another class, they still call
+the old class's ``forward``. :func:`lead` replaces it wherever such hooks and objects keep it;
 :func:`unled` finds replacements that keep it elsewhere.
 """
 
@@ -66,6 +67,21 @@ def _places(module: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str]]
         ):
             held = vars(reference)
             yield from ((held, name) for name in _HELD if name in held)
+    yield from _around(module)
+
+
+def _around(module: nn.Module) -> Iterator[tuple[MutableMapping[str, Any], str]]:
+    """Yield where objects around a module keep its ``forward``, from the outermost inwards.
+
+    Such an object replaced ``module.forward`` by a method of its own, and may be around another.
+    """
+    found, seen = vars(module).get("forward"), {id(module)}
+    while isinstance(found, MethodType) and id(found.__self__) not in seen:
+        seen.add(id(found.__self__))
+        held = getattr(found.__self__, "__dict__", {})
+        names = [name for name in _HELD if name in held]
+        yield from ((held, name) for name in names)
+        found = held[names[0]] if names else None
 
 
 def _function(cls: Any) -> Any:

@@ -42,6 +42,7 @@ class Double:
             "comfy": _module("comfy"),
             "comfy.lora": keys,
             "comfy.patcher_extension": patching,
+            "comfy.samplers": sampling,
             "comfy_api": _module("comfy_api"),
             "comfy_api.latest": schema,
             "folder_paths": folders,
@@ -77,12 +78,13 @@ class Double:
         steps: int = 5,
         part: slice = slice(None),
         callback: Any = None,
+        scheduler: str | None = None,
     ) -> torch.Tensor:
         """Sample; ``part`` of the list of noise levels."""
-        most = patcher.model.model_sampling.sigma_max
-        sigmas = (torch.linspace(1, 0, steps + 1) ** (1 if most == 1.0 else 2) * most)[part]
+        levels = patcher.model.model_sampling
+        sigmas = sampling.calculate_sigmas(levels, scheduler or "simple", steps)[part]
         function = sampling.SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-        channels = 16 if most == 1.0 else 4
+        channels = 16 if levels.sigma_max == 1.0 else 4
         return sampling.sample(patcher, self.noise(channels), sigmas, function, callback)
 
     def load(self, patcher: Any) -> None:
@@ -107,8 +109,9 @@ class Comfy(Double):
         importlib.import_module("comfy.samplers")  # the rest comes with it
 
     def modules(self) -> dict[str, ModuleType]:
-        names = ("comfy", "comfy.lora", "comfy.patcher_extension", "comfy_api", "comfy_api.latest")
-        return {name: importlib.import_module(name) for name in (*names, "folder_paths")}
+        own = ("comfy", "comfy.lora", "comfy.patcher_extension", "comfy.samplers")
+        names = (*own, "comfy_api", "comfy_api.latest", "folder_paths")
+        return {name: importlib.import_module(name) for name in names}
 
     def patcher(self, model: Any) -> Any:
         from comfy.model_patcher import ModelPatcher
@@ -137,13 +140,14 @@ class Comfy(Double):
         steps: int = 5,
         part: slice = slice(None),
         callback: Any = None,
+        scheduler: str | None = None,
     ) -> torch.Tensor:
         import comfy.samplers
         from support.comfyui.tiny import FAMILIES, conditioning, noise_for
 
         if not isinstance(sampler, str):
             raise TypeError("ComfyUI's own samplers have names")
-        scheduler = FAMILIES[patcher.model.tiny].scheduler
+        scheduler = scheduler or FAMILIES[patcher.model.tiny].scheduler
         runner = comfy.samplers.KSampler(
             patcher, steps, _CPU, sampler, scheduler, None, patcher.model_options
         )

@@ -1,4 +1,4 @@
-"""The double of ``comfy.samplers``: a loop, samplers of one, two and any number of evaluations."""
+"""The double of ``comfy.samplers``: schedulers, samplers, and the loop around them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class FlowSampling(CONST):
     """The ``model_sampling`` of a flow model without a shift."""
 
     sigma_max = 1.0
+    sigmas = torch.arange(1, 1001, dtype=torch.float32) / 1000
 
 
 class DiscreteSampling:
@@ -36,6 +37,22 @@ class DiscreteSampling:
 
     def noise_scaling(self, sigma: Any, noise: Any, latent: Any, _: bool) -> Any:
         return sigma * noise + latent
+
+
+SCHEDULER_NAMES = ["simple", "ddim_uniform"]
+
+
+def calculate_sigmas(sampling: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """Noise levels of a whole schedule out of a model's table, ``ddim_uniform`` without its last.
+
+    The spacing of ``ddim_uniform`` is whole, so it may make more steps than it is asked for.
+    """
+    table, count = sampling.sigmas, len(sampling.sigmas)
+    if scheduler == "simple":
+        chosen = [count - 1 - int(step * count / steps) for step in range(steps)]
+    else:
+        chosen = list(range(1, count, max(count // steps, 1)))[::-1]
+    return torch.cat([table[chosen], torch.zeros(1)])
 
 
 class Guider:
