@@ -62,7 +62,12 @@ def apply_to_clip(clip: Any, fusion: Fusion, weights: Mapping[str, float]) -> An
             "for, or leave the input clip empty.",
             missing,
         )
-    new.add_patches(load_lora(tensors, names, log_missing=False), 1.0)
+    taken = new.add_patches(load_lora(tensors, names, log_missing=False), 1.0)
+    if len(set(taken)) != len(entries):
+        raise IncompatibleModelError(
+            f"ComfyUI takes {len(set(taken))} of {len(entries)} layers of text encoders in the "
+            "artifact; nothing was changed. Leave the input clip empty, and report this."
+        )
     return new
 
 

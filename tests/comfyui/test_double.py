@@ -20,7 +20,7 @@ def comfy() -> Comfy:
     return Comfy()
 
 
-@pytest.mark.parametrize("make", [models.flux, models.sd1])
+@pytest.mark.parametrize("make", [models.flux, models.sd1, models.wan])
 def test_key_maps_of_models_agree(comfy: Comfy, make: Any) -> None:
     """On the double's models; ComfyUI's map also has other spellings."""
     import comfy.lora
@@ -50,14 +50,14 @@ def comfy_model(name: str) -> Any:
 
 
 def test_modules_of_the_double_have_the_names_and_shapes_of_comfyui(comfy: Comfy) -> None:
-    for make, name in ((models.flux, "flux"), (models.sd1, "sd1")):
+    for make, name in ((models.flux, "flux"), (models.sd1, "sd1"), (models.wan, "wan")):
         double = {key: tuple(value.shape) for key, value in make().state_dict().items()}
         real = comfy_model(name).state_dict()
         # The norm has another name in later versions, and acts on heads.
         norm = {comfy.flux_norm(make())} if name == "flux" else set()
-        assert double.keys() - real.keys() <= norm
-        shared = double.keys() - norm
-        if name == "flux":
+        assert {k for k in double if "patch_in" not in k} - real.keys() <= norm
+        shared = (double.keys() & real.keys()) - norm
+        if name in ("flux", "wan"):
             assert {k for k in shared if double[k] != tuple(real[k].shape)} == set()
 
 

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 from support.comfyui.kits import PACK, pack
-from support.comfyui.literal import flux_fusion, storable
+from support.comfyui.literal import (
+    error,
+    flux_fusion,
+    literally,
+    of_one_model,
+    storable,
+    wan_fusion,
+)
 from support.handmade import hand_entry, hand_fusion
 
 from klora_runtime import save_fusion
@@ -56,6 +63,33 @@ def test_a_graph_of_all_nodes_runs(kit: Any, nodes: dict[str, Any]) -> None:
     assert 0.0 <= float(picture.min()) < float(picture.max()) <= 1.0
     assert "slot content: content" in text
     assert "models: transformer; clock: step" in text
+
+
+def test_two_models_in_turn_have_one_schedule(kit: Any, nodes: dict[str, Any]) -> None:
+    """Wan 2.2: two nodes over one total of steps; the second model goes on from the first."""
+    fusion, parts = wan_fusion(), (slice(0, 4), slice(3, None))
+    models, literals = [kit.patcher(kit.wan()) for _ in range(2)], []
+    latent = expected = swapped = None
+    for part, model, name, start in zip(
+        parts, models, ("transformer", "transformer_2"), (0, 3), strict=True
+    ):
+        settings = {"fusion": fusion, "steps": 6, "start_at_step": start}
+        applied = run(nodes["KloraApplyFusion"], model=model, denoiser=name, **settings)[0]
+        latent = kit.sample(applied, steps=6, part=part, latent=latent)
+        progress = [(step + 0.5) / 6 for step in range(start, start + 3)]
+        own = of_one_model(fusion, name)
+        places = kit.places("wan", model.model)
+        expected = literally(
+            kit, model, [(own, {})], places, progress, steps=6, part=part, latent=expected
+        )
+        literals.append(error(latent, expected))
+        other = "transformer" if name == "transformer_2" else "transformer_2"
+        wrong = run(nodes["KloraApplyFusion"], model=model, denoiser=other, **settings)[0]
+        swapped = kit.sample(wrong, steps=6, part=part, latent=swapped)
+    assert max(literals) < 1e-5
+    assert latent is not None
+    assert swapped is not None
+    assert error(swapped, latent) > 1e-2
 
 
 def test_the_map_shows_who_acts_when(nodes: dict[str, Any]) -> None:

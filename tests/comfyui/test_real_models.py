@@ -28,8 +28,8 @@ def comfy() -> Comfy:
     return Comfy()
 
 
-def fusion_of(name: str, every: int = 1) -> Fusion:
-    """A fusion of every layer of a model that has a matrix or a kernel, or of one in several."""
+def fusion_of(name: str) -> Fusion:
+    """A fusion of every layer of a model that has a matrix or a kernel."""
     from support.comfyui.tiny import FAMILIES, numbers_of
 
     family = FAMILIES[name]
@@ -38,16 +38,15 @@ def fusion_of(name: str, every: int = 1) -> Fusion:
         for path, places in numbers_of(name).items()
         if path.endswith(".weight") and places.dim() > 1
     }
-    chosen = list(shapes.items())[::every]
     entries = [
         hand_entry(
             f"{family.component}.{path}",
             shape,
-            switch=0.1 + 0.8 * index / len(chosen),
+            switch=0.1 + 0.8 * index / len(shapes),
             size=0.05,
             seed=index,
         )
-        for index, (path, shape) in enumerate(chosen)
+        for index, (path, shape) in enumerate(shapes.items())
     ]
     return hand_fusion(*entries, family=family.family)
 
@@ -74,42 +73,6 @@ def test_every_layer_equals_the_literal_computation(
     assert error(found, bare) > 0.01
     assert error(found, expected) < 1e-5
     assert torch.equal(comfy.sample(patcher, sampler, steps=STEPS), bare)
-
-
-def test_two_models_in_turn_have_one_schedule(comfy: Comfy, acting: Any, clock: Any) -> None:
-    """Wan 2.2: each model has its own layers, and its own part of the steps."""
-    from support.comfyui.tiny import numbers_of, tiny_model
-
-    high, low = (comfy.patcher(tiny_model("wan")) for _ in range(2))
-    one = fusion_of("wan", every=2)
-    fusion = hand_fusion(
-        *one.entries,
-        *(
-            hand_entry(f"transformer_2.{e.module}", e.shape, switch=0.6, size=0.05, seed=90 + i)
-            for i, e in enumerate(one.entries)
-        ),
-        family="wan",
-    )
-    places = numbers_of("wan")
-    for patcher, name, part, steps in (
-        (high, "transformer", slice(0, 4), [0, 1, 2]),
-        (low, "transformer_2", slice(3, None), [3, 4, 5]),
-    ):
-        told = acting.Applied(fusion, stretch=clock.Stretch(6, steps[0]), denoiser=name)
-        found = comfy.sample(acting.apply_to(patcher, told), steps=6, part=part)
-        own = hand_fusion(
-            *(hand_entry_in_place(e) for e in fusion.entries if e.component == name),
-            family="wan",
-        )
-        progress = [(step + 0.5) / 6 for step in steps]
-        expected = literally(comfy, patcher, [(own, {})], places, progress, steps=6, part=part)
-        assert error(found, expected) < 1e-5
-
-
-def hand_entry_in_place(entry: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(entry, component="transformer")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

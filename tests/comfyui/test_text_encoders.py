@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.comfyui.literal import constant
 from support.comfyui.models import add, filled
 from support.handmade import delta_of, hand_entry, hand_fusion
 from torch import nn
@@ -51,10 +52,7 @@ def a_fusion() -> Any:
     entries = []
     for seed, name in enumerate(("self_attn.q_proj", "mlp.fc1")):
         entry = hand_entry(f"text_encoder.{_LAYER}.{name}", (8, 8), seed=seed)
-        constant = replace(
-            entry.timeline, starts=(0.0,), coefficients={"content": (1.0,), "style": (0.5,)}
-        )
-        entries.append(replace(entry, timeline=constant))
+        entries.append(constant(entry))
     ones = {"content": Stored(0.5, Dense(torch.arange(8.0)))}
     small = replace(
         hand_entry(f"text_encoder.{_LAYER}.layer_norm1", (8, 1), switch=None), factors=ones

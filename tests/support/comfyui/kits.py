@@ -57,10 +57,12 @@ class Double:
     def sd1(self) -> Any:
         return models.sd1()
 
+    def wan(self) -> Any:
+        return models.wan()
+
     def places(self, name: str, model: Any) -> dict[str, torch.Tensor]:
         """Parameter of diffusers -> where its numbers are in the denoiser."""
-        table = models.FLUX_PLACES if name == "flux" else models.SD1_PLACES
-        return models.places(model, table)
+        return models.places(model, models.PLACES[name])
 
     def flux_norm(self, model: Any) -> str:
         """The parameter of FLUX.1's first norm; its name depends on ComfyUI's version."""
@@ -79,13 +81,17 @@ class Double:
         part: slice = slice(None),
         callback: Any = None,
         scheduler: str | None = None,
+        latent: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sample; ``part`` of the list of noise levels."""
+        """Sample ``part`` of the list of noise levels, from noise or on from a latent."""
         levels = patcher.model.model_sampling
         sigmas = sampling.calculate_sigmas(levels, scheduler or "simple", steps)[part]
         function = sampling.SAMPLERS[sampler] if isinstance(sampler, str) else sampler
         channels = 16 if levels.sigma_max == 1.0 else 4
-        return sampling.sample(patcher, self.noise(channels), sigmas, function, callback)
+        noise = self.noise(channels)
+        if latent is not None:
+            noise = torch.zeros_like(noise)
+        return sampling.sample(patcher, noise, sigmas, function, callback, latent)
 
     def load(self, patcher: Any) -> None:
         sampling.load(patcher)
@@ -128,6 +134,11 @@ class Comfy(Double):
 
         return tiny_model("sd1")
 
+    def wan(self) -> Any:
+        from support.comfyui.tiny import tiny_model
+
+        return tiny_model("wan")
+
     def places(self, name: str, model: Any) -> dict[str, torch.Tensor]:
         from support.comfyui.tiny import numbers_of
 
@@ -141,6 +152,7 @@ class Comfy(Double):
         part: slice = slice(None),
         callback: Any = None,
         scheduler: str | None = None,
+        latent: torch.Tensor | None = None,
     ) -> torch.Tensor:
         import comfy.samplers
         from support.comfyui.tiny import FAMILIES, conditioning, noise_for
@@ -152,11 +164,12 @@ class Comfy(Double):
             patcher, steps, _CPU, sampler, scheduler, None, patcher.model_options
         )
         noise = noise_for(patcher.model)
+        empty = torch.zeros_like(noise)
         return runner.sample(  # type: ignore[no-any-return]
-            noise,
+            noise if latent is None else empty,
             *conditioning(patcher.model),
             2.0,
-            latent_image=torch.zeros_like(noise),
+            latent_image=empty if latent is None else latent,
             sigmas=runner.sigmas[part],
             callback=callback,
             disable_pbar=True,
@@ -211,8 +224,11 @@ def _stand_in_for_torchvision() -> None:
     importlib.import_module("diffusers.loaders.peft")  # it asks early whether torchvision is there
     for name in ("torchvision", "torchaudio"):
         if importlib.util.find_spec(name) is None:
-            for module in (name, *(f"{name}.{part}" for part in _PARTS)):
-                sys.modules[module] = _Empty(module)
+            sys.modules[name] = _Empty(name)
+            for part in (f"{name}.{part}" for part in _PARTS):
+                sys.modules[part] = _Empty(part)
+                parent, _, last = part.rpartition(".")
+                setattr(sys.modules[parent], last, sys.modules[part])
 
 
 #: Modules of torchvision and torchaudio that ComfyUI imports.

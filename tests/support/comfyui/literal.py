@@ -37,6 +37,15 @@ SD1_LAYERS = {
 }
 
 
+WAN_LAYERS = {
+    "blocks.0.attn1.to_q": (48, 48),
+    "blocks.0.attn1.to_v": (48, 48),
+    "blocks.0.ffn.net.0.proj": (96, 48),
+    "blocks.0.ffn.net.2": (48, 96),
+    "proj_out": (64, 48),
+}
+
+
 def flux_fusion(seed: int = 0, size: float = 0.2) -> Fusion:
     """A fusion whose layers switch at several points, the joined ones apart from each other."""
     return _fusion("transformer", FLUX_LAYERS, "flux.1", seed, size)
@@ -44,6 +53,27 @@ def flux_fusion(seed: int = 0, size: float = 0.2) -> Fusion:
 
 def sd1_fusion() -> Fusion:
     return _fusion("unet", SD1_LAYERS, "sd1", 0, 0.2)
+
+
+def wan_fusion() -> Fusion:
+    """A fusion for the two models of Wan 2.2, with LoRAs and a schedule of its own for each."""
+    high = _fusion("transformer", WAN_LAYERS, "wan", 0, 0.2)
+    low = _fusion("transformer_2", WAN_LAYERS, "wan", 40, 0.2)
+    return replace(high, entries=(*high.entries, *low.entries))
+
+
+def constant(entry: Entry) -> Entry:
+    """A layer on which both LoRAs act at all times, the second at half its weight."""
+    coefficients = {"content": (1.0,), "style": (0.5,)}
+    return replace(
+        entry, timeline=replace(entry.timeline, starts=(0.0,), coefficients=coefficients)
+    )
+
+
+def of_one_model(fusion: Fusion, component: str) -> Fusion:
+    """The layers of one of a fusion's models, as if it were the only one."""
+    own = [replace(e, component="transformer") for e in fusion.entries if e.component == component]
+    return replace(fusion, entries=tuple(own))
 
 
 def _fusion(

@@ -1,4 +1,4 @@
-"""Small models with the names of ComfyUI's FLUX and SD 1.5, in which every layer matters."""
+"""Small models with the names of ComfyUI's FLUX, SD 1.5 and Wan, in which every layer matters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import conv2d, linear, silu
 
 WIDTH, CHANNELS, MLP = 32, 16, 128
+WAN_WIDTH = 48
 
 
 class CastWeightBiasOp:
@@ -83,6 +84,34 @@ class FluxDenoiser(nn.Module):
         return nn.functional.pixel_shuffle(out.unflatten(2, (side, side)), 2).tanh()
 
 
+class WanDenoiser(nn.Module):
+    """The projections of one block of Wan on a single picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = {
+            "patch_in": (WAN_WIDTH, 4 * CHANNELS),
+            "blocks.0.self_attn.q": (WAN_WIDTH, WAN_WIDTH),
+            "blocks.0.self_attn.v": (WAN_WIDTH, WAN_WIDTH),
+            "blocks.0.ffn.0": (2 * WAN_WIDTH, WAN_WIDTH),
+            "blocks.0.ffn.2": (WAN_WIDTH, 2 * WAN_WIDTH),
+            "head.head": (4 * CHANNELS, WAN_WIDTH),
+        }
+        for path, (out, inner) in layers.items():
+            add(self, path, Linear(inner, out))
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        get: Any = self.get_submodule
+        tokens = nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+        hidden = get("patch_in")(tokens) + sigma.view(-1, 1, 1)
+        hidden = hidden + get("blocks.0.self_attn.q")(hidden).tanh()
+        hidden = hidden + get("blocks.0.self_attn.v")(hidden)
+        hidden = hidden + get("blocks.0.ffn.2")(silu(get("blocks.0.ffn.0")(hidden)))
+        out = get("head.head")(hidden.tanh()).transpose(1, 2)
+        side = x.shape[-1] // 2
+        return nn.functional.pixel_shuffle(out.unflatten(2, (side, side)), 2).tanh()
+
+
 class UNetDenoiser(nn.Module):
     """Some convolutions and projections of SD 1.5, one after the other."""
 
@@ -139,6 +168,10 @@ def sd1() -> nn.Module:
     return filled(Model(UNetDenoiser(), DiscreteSampling(), {}))
 
 
+def wan() -> nn.Module:
+    return filled(Model(WanDenoiser(), FlowSampling(), {}))
+
+
 def places(model: nn.Module, table: dict[str, tuple[str, int, int]]) -> dict[str, torch.Tensor]:
     """Parameter of diffusers -> where its numbers are among those of the denoiser, in order.
 
@@ -188,3 +221,12 @@ SD1_PLACES = {
     "up_blocks.3.attentions.2.proj_out": ("output_blocks.11.1.proj_out", 0, 32),
     "conv_out": ("out.2", 0, 4),
 }
+WAN_PLACES = {
+    "blocks.0.attn1.to_q": ("blocks.0.self_attn.q", 0, 48),
+    "blocks.0.attn1.to_v": ("blocks.0.self_attn.v", 0, 48),
+    "blocks.0.ffn.net.0.proj": ("blocks.0.ffn.0", 0, 96),
+    "blocks.0.ffn.net.2": ("blocks.0.ffn.2", 0, 48),
+    "proj_out": ("head.head", 0, 64),
+}
+#: Family -> its table.
+PLACES = {"flux": FLUX_PLACES, "sd1": SD1_PLACES, "wan": WAN_PLACES}

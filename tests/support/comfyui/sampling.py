@@ -17,6 +17,9 @@ class CONST:
     def noise_scaling(self, sigma: Any, noise: Any, latent: Any, _: bool) -> Any:
         return sigma * noise + (1.0 - sigma) * latent
 
+    def inverse_noise_scaling(self, sigma: Any, latent: Any) -> Any:
+        return latent / (1.0 - sigma)
+
 
 class FlowSampling(CONST):
     """The ``model_sampling`` of a flow model without a shift."""
@@ -37,6 +40,9 @@ class DiscreteSampling:
 
     def noise_scaling(self, sigma: Any, noise: Any, latent: Any, _: bool) -> Any:
         return sigma * noise + latent
+
+    def inverse_noise_scaling(self, sigma: Any, latent: Any) -> Any:
+        return latent
 
 
 SCHEDULER_NAMES = ["simple", "ddim_uniform"]
@@ -99,8 +105,9 @@ class Sampler:
             if callback is not None:
                 callback(told["i"], told["denoised"], told["x"], len(sigmas) - 1)
 
-        found: torch.Tensor = self.sampler_function(guider, x, sigmas, extra_args, report)
-        return found
+        found = self.sampler_function(guider, x, sigmas, extra_args, report)
+        ended: torch.Tensor = sampling.inverse_noise_scaling(sigmas[-1], found)
+        return ended
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, extra: Any, report: Any) -> Any:
@@ -178,13 +185,15 @@ def sample(
     sigmas: torch.Tensor,
     function: Callable[..., Any],
     callback: Any = None,
+    latent: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Load a patcher and run a sampler under its wrappers."""
     load(patcher)
+    latent = torch.zeros_like(noise) if latent is None else latent
     guider, sampler = Guider(patcher), Sampler(function)
     executor = Executor(sampler.sample, sampler, patcher.wrappers_of(WrappersMP.SAMPLER_SAMPLE))
     extra = {"model_options": dict(patcher.model_options), "seed": 0}
     found: torch.Tensor = executor.execute(
-        guider, sigmas, extra, callback, noise, torch.zeros_like(noise), None, True
+        guider, sigmas, extra, callback, noise, latent, None, True
     )
     return found
