@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -204,6 +205,10 @@ def test_the_pack_states_what_the_registry_asks_for() -> None:
     project, comfy = stated["project"], stated["tool"]["comfy"]
     assert project["dependencies"] == ["klora-runtime"]
     assert {"PublisherId", "DisplayName"} <= comfy.keys()
+    assert "comfyui" not in project["name"].lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    if not comfy["PublisherId"]:
+        assert "write its id into `PublisherId`" in (PACK / "README.md").read_text()
     assert (PACK / "requirements.txt").read_text().split() == ["klora-runtime"]
 
 
