@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.comfyui.kits import CHECKOUT, NEEDS_COMFYUI, Comfy, Double
 from support.comfyui.literal import observed
 from support.comfyui.sampling import Guider, Sampler, sample_euler
 
@@ -137,29 +138,78 @@ def test_a_run_that_differs_from_its_rehearsal_is_stopped(kit: Any, acting: Any)
     )
 
 
-def test_every_sampler_of_comfyui_is_told_right_or_refused(rehearsal: Any, kit: Any) -> None:
-    if kit.name == "double":
-        pytest.skip("the double has a few samplers only")
-    import comfy.samplers
+#: ComfyUI's schedulers; all but the first run where slow tests do.
+SCHEDULERS = (
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+)
 
-    told = {}
-    patcher = kit.patcher(kit.flux())
-    for name in comfy.samplers.KSampler.SAMPLERS:
-        events = observed(kit, patcher, name)
-        runner = comfy.samplers.KSampler(
-            patcher, 5, torch.device("cpu"), name, "simple", None, patcher.model_options
+
+@pytest.mark.skipif(not CHECKOUT, reason=NEEDS_COMFYUI)
+@pytest.mark.parametrize(
+    "scheduler",
+    [SCHEDULERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULERS[1:])],
+)
+@pytest.mark.parametrize("family", ["flux", "sd1"])
+def test_every_sampler_of_comfyui_is_told_right_or_refused(
+    rehearsal: Any, monkeypatch: pytest.MonkeyPatch, family: str, scheduler: str
+) -> None:
+    """Its own samplers around the double's small models, whose evaluations take no time."""
+    comfy = Comfy()
+    import comfy.samplers as samplers
+
+    refused = set()
+    model = getattr(comfy, family)()
+    cheap = getattr(Double(), family)()
+    patcher = comfy.patcher(model)
+
+    def denoise(guider: Any, x: Any, timestep: Any, options: Any = None, seed: Any = None) -> Any:
+        found = cheap.denoised(x, timestep)
+        for function in (options or {}).get("sampler_post_cfg_function", ()):
+            told = {"denoised": found, "uncond_denoised": found, "sigma": timestep}
+            found = function({**told, "cond_scale": 1.0, "input": x, "cond_denoised": found})
+        return found
+
+    monkeypatch.setattr(samplers.CFGGuider, "predict_noise", denoise)
+    for name in samplers.KSampler.SAMPLERS:
+        events = observed(comfy, patcher, name, scheduler=scheduler)
+        runner = samplers.KSampler(
+            patcher, 5, torch.device("cpu"), name, scheduler, None, patcher.model_options
         )
+        guider = samplers.CFGGuider(patcher)
+        guider.inner_model = patcher.model
+        noise = torch.ones(1, 16 if family == "flux" else 4, 8, 8)
         try:
-            found = rehearsed(rehearsal, kit, name, runner.sigmas)
+            found = rehearsal.rehearse(
+                samplers.sampler_object(name),
+                guider,
+                runner.sigmas,
+                {"model_options": {}, "seed": 0},
+                noise,
+            )
         except IncompatibleModelError:
-            told[name] = "refused"
+            refused.add(name)
             continue
         steps = [each.step for each in found.evaluations]
         assert steps == events.steps, name
         assert [each.sigma for each in found.evaluations] == pytest.approx(events.sigmas), name
-        told[name] = "right"
-    assert {name for name, how in told.items() if how == "refused"} == {"dpm_adaptive"}
-    assert len(told) > 35
+    assert refused == {"dpm_adaptive"}
+    assert len(samplers.KSampler.SAMPLERS) > 35
+
+
+@pytest.mark.skipif(not CHECKOUT, reason=NEEDS_COMFYUI)
+def test_the_schedulers_of_these_tests_are_all_that_comfyui_has() -> None:
+    Comfy()
+    import comfy.samplers
+
+    assert sorted(SCHEDULERS) == sorted(comfy.samplers.SCHEDULER_NAMES)
 
 
 def test_a_sampler_without_a_function_is_named_by_its_class(rehearsal: Any) -> None:

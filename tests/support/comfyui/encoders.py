@@ -70,8 +70,12 @@ ENCODERS: Mapping[str, tuple[Encoder, ...]] = {
 }
 
 
-def tiny_clip(family: str) -> Any:
-    """ComfyUI's ``CLIP`` of a family with its own tokenizers and tiny encoders, in float32."""
+def tiny_clip(family: str, width: int = 32) -> Any:
+    """ComfyUI's ``CLIP`` of a family with its own tokenizers and tiny encoders, in float32.
+
+    Args:
+        width: of each CLIP's result.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -83,10 +87,11 @@ def tiny_clip(family: str) -> Any:
         "sdxl": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
         "flux.1": (comfy.text_encoders.flux.FluxTokenizer, comfy.text_encoders.flux.FluxClipModel),
     }[family]
+    of_clip = {**_CLIP, "hidden_size": width, "intermediate_size": 2 * width}
     options = {
         "dtype": torch.float32,
-        "clip_l_model_config": _CLIP,
-        "clip_g_model_config": _CLIP,
+        "clip_l_model_config": of_clip,
+        "clip_g_model_config": of_clip,
         "t5xxl_model_config": _T5,
     }
     clip = comfy.sd.CLIP(ClipTarget(tokenizer, model), model_options=options)

@@ -67,7 +67,7 @@ _SD1 = {
 _SDXL = {
     **_UNET,
     "num_classes": "sequential",
-    "adm_in_channels": 16 + 6 * 256,
+    "adm_in_channels": 12 + 6 * 256,
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 1, 1, 2, 2],
     "channel_mult": [1, 2, 4],
@@ -237,11 +237,11 @@ FAMILIES: Mapping[str, Tiny] = {
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=16 + 6 * 256,
+            projection_class_embeddings_input_dim=12 + 6 * 256,
         ),
         _of_unet,
         channels=4,
-        pooled=16,
+        pooled=12,
         scheduler="normal",
     ),
     "z-image": Tiny(
