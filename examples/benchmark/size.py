@@ -3,6 +3,9 @@
     make bench-size                             # the demo's LoRAs, drawn with its model
     make bench-size ARGS="CONTENT STYLE"        # any two LoRAs; bytes and errors only
 
+Mixed precision (:mod:`benchmark.mixed_precision`) stands beside the last tolerance, in as many
+bytes.
+
 The bound is the size of the best possible code for independent Gaussian numbers with the same
 spectra, by rate-distortion theory (reverse water-filling), without headers.
 
@@ -25,17 +28,20 @@ from drawings.base.subjects import prompt
 from drawings.shipped import GUIDANCE, STEPS, base, style_lora, subject_lora
 from tqdm import tqdm
 
+from benchmark.mixed_precision import mixed_of_size
 from klora_compile import compile_fusion, read_adapter
 from klora_compile.report.compression import compression_of
 from klora_compile.report.table import markdown_table
 from klora_compile.storing.compress import compress
 from klora_compile.storing.thin import thin
+from klora_compile.storing.tolerances import By, tolerances
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.artifact.fusion import Fusion
 
 PAIR = ("frog", "ink")
 TOLERANCES = (0.001, 0.003, 0.01, 0.03, 0.1)
+OF_LORAS = (0.01, 0.03, 0.1)
 HEADS = (
     *("stored as", "bytes", "of the sources", "bound", "bits a number"),
     *("lost", "lost, worst layer", "read in"),
@@ -53,10 +59,33 @@ class Form:
     """Size relative to the sources' bytes."""
     bound: float | None
     """The least possible share; None for lossless storage."""
+    kept: Kept | None
+    """What is left of the numbers; None for lossless storage."""
     fusion: Fusion
     """The fusion after reading it again."""
-    seconds: float
-    """Seconds to read it."""
+    seconds: float | None
+    """Seconds to read it; None if it was not written."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How numbers are kept; errors are relative Frobenius errors."""
+
+    bits: float
+    """Mean bits of a stored number."""
+    lost: float
+    """Error of all deltas together."""
+    worst: float
+    """Error of the delta that lost most."""
+
+    @classmethod
+    def of(cls, fusion: Fusion) -> Kept | None:
+        """Return how a compressed fusion keeps its numbers; None if it is not compressed."""
+        found = compression_of(fusion)
+        if found is None:
+            return None
+        assert found.error is not None
+        return cls(found.bits, found.error, found.worst)
 
 
 @click.command()
@@ -71,7 +100,9 @@ def main(files: Sequence[Path], steps: int, pictures: int) -> None:
     rows = []
     pipe = None if files else base()
     whole = None
-    for form in tqdm(forms(content, style), desc="forms", total=len(TOLERANCES) + 2):
+    for form in tqdm(
+        forms(content, style), desc="forms", total=len(TOLERANCES) + len(OF_LORAS) + 4
+    ):
         row = list(cells(form))
         if pipe is not None:
             drawn = draw(pipe, form.fusion, steps, pictures)
@@ -95,13 +126,29 @@ def forms(content: Path, style: Path) -> Iterator[Form]:
     for value in TOLERANCES:
         bound = gaussian_bytes(fusion, value) / total
         named.append((f"--compress {value:g}", compress(fusion, value), bound))
+    for value in OF_LORAS:
+        bound = gaussian_bytes(fusion, value, "lora") / total
+        name = f"--compress {value:g} --compress-by lora"
+        named.append((name, compress(fusion, value, by="lora"), bound))
     named.append(("--thin", thin(fusion, adapters), None))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "x.klora.safetensors"
         for name, one, least in named:
             size = save_fusion(one, file, overwrite=True)
             read, seconds = timed(file, sources if one.is_thin else None)
-            yield Form(name, size, size / total, least, read, seconds)
+            yield Form(name, size, size / total, least, Kept.of(read), read, seconds)
+            if name == f"--compress {TOLERANCES[-1]:g}":
+                yield from _mixed(fusion, size, total)
+
+
+def _mixed(fusion: Fusion, nbytes: int, total: int) -> Iterator[Form]:
+    """Yield the fusion in mixed precision, in as many bytes."""
+    for bits in (2, 3):
+        found = mixed_of_size(fusion, bits, nbytes)
+        kept = Kept(8 * found.nbytes / found.numbers, found.lost, max(found.errors))
+        size = round(found.nbytes)
+        name = f"mixed precision, {bits} bits and signs"
+        yield Form(name, size, size / total, None, kept, found.fusion, None)
 
 
 def timed(file: Path, sources: dict[str, Path] | None) -> tuple[Fusion, float]:
@@ -114,24 +161,32 @@ def timed(file: Path, sources: dict[str, Path] | None) -> tuple[Fusion, float]:
     return fusion, min(seconds)
 
 
-def gaussian_bytes(fusion: Fusion, tolerance: float) -> float:
-    """Return the bytes that Gaussian low-rank slots need if each loses ``tolerance``.
+def gaussian_bytes(fusion: Fusion, tolerance: float, by: By = "layer") -> float:
+    """Return the bytes that Gaussian low-rank slots need for a tolerance.
 
-    Every kept component loses the same energy D, shared by its two sides in proportion to their
-    numbers. A side of n numbers needs n / 2 log2(energy / its share) bits.
+    Every kept component of a slot loses the same energy D, shared by its two sides in proportion to
+    their numbers. A side of n numbers needs n / 2 log2(energy / its share) bits.
+
+    Args:
+        by: see :func:`~klora_compile.storing.compress.compress`.
     """
     bits = 0.0
-    for entry in fusion.entries:
-        for stored in entry.factors.values():
-            if not isinstance(stored.delta, LowRank):
-                continue
-            rows, columns = stored.delta.flattened().shape
-            energies = stored.delta.singular().values.square()
-            level = water_level(energies, tolerance**2 * float(energies.sum()))
-            kept = energies[energies > level]
-            for size in (rows, columns):
-                share = size / (rows + columns)
-                bits += float((size / 2 * torch.log2(kept / (level * share))).sum())
+    shares = tolerances(fusion.entries, tolerance, by)
+    stored = (
+        (one, own[slot])
+        for entry, own in zip(fusion.entries, shares, strict=True)
+        for slot, one in entry.factors.items()
+    )
+    for one, own in stored:
+        if not isinstance(one.delta, LowRank):
+            continue
+        rows, columns = one.delta.flattened().shape
+        energies = one.delta.singular().values.square()
+        level = water_level(energies, own**2 * float(energies.sum()))
+        kept = energies[energies > level]
+        for size in (rows, columns):
+            share = size / (rows + columns)
+            bits += float((size / 2 * torch.log2(kept / (level * share))).sum())
     return bits / 8
 
 
@@ -151,12 +206,12 @@ def cells(form: Form) -> Iterator[str]:
     """Yield the cells of a row, without pictures."""
     yield from (form.name, f"{form.bytes:,}", f"{form.share:.1%}")
     yield "–" if form.bound is None else f"{form.bound:.1%}"
-    found = compression_of(form.fusion)
-    if found is None:
-        yield from ("–", "0", "0", f"{1000 * form.seconds:.0f} ms")
+    kept = form.kept
+    if kept is None:
+        yield from ("–", "0", "0")
     else:
-        yield from (f"{found.bits:.1f}", f"{found.error:.2%}", f"{found.worst:.2%}")
-        yield f"{1000 * form.seconds:.0f} ms"
+        yield from (f"{kept.bits:.1f}", f"{kept.lost:.2%}", f"{kept.worst:.2%}")
+    yield "–" if form.seconds is None else f"{1000 * form.seconds:.0f} ms"
 
 
 @torch.no_grad()

@@ -135,6 +135,56 @@ def assert_within_the_tolerance(plain: Fusion, small: Fusion, tolerance: float) 
     assert 0.96 * tolerance < report.error < report.worst  # few values a layer at 0.1
 
 
+@pytest.mark.parametrize("tolerance", [0.03, 0.2])
+def test_a_tolerance_of_loras_takes_fewer_bytes_for_the_loss_of_the_whole(
+    tolerance: float, block: Fusion
+) -> None:
+    """Deltas whose norms differ much: strong ones lose less than their share, weak ones more."""
+    entries = [
+        replace(
+            entry,
+            factors={s: replace(f, scale=f.scale * 3.0**-i) for s, f in entry.factors.items()},
+        )
+        for i, entry in enumerate(block.entries)
+    ]
+    plain = replace(block, entries=tuple(entries))
+    whole, each = compress(plain, tolerance, by="lora"), compress(plain, tolerance)
+    for slot in ("content", "style"):
+        assert lost_of(slot, plain, whole) <= tolerance * (1 + 1e-6)
+        assert lost_of(slot, plain, whole) > 0.9 * tolerance
+    assert packed_bytes(whole) < 0.9 * packed_bytes(each)
+    errors = exact_errors(plain, whole)
+    assert min(errors.values()) < tolerance < max(errors.values()) <= 0.5 * (1 + 1e-6)
+
+
+def lost_of(slot: str, plain: Fusion, small: Fusion) -> float:
+    """The relative error of all deltas of a LoRA together, from products in float64."""
+    lost = whole = 0.0
+    for one, other in zip(plain.entries, small.entries, strict=True):
+        exact = one.factors[slot].scale * one.factors[slot].delta.matrix(torch.float64)
+        found = other.factors[slot].scale * other.factors[slot].delta.matrix(torch.float64)
+        lost += float((found - exact).square().sum())
+        whole += float(exact.square().sum())
+    return math.sqrt(lost / whole)
+
+
+def packed_bytes(fusion: Fusion) -> float:
+    return sum(stored_sizes([each for entry in fusion.entries for each in entry.factors.values()]))
+
+
+def test_a_delta_of_zeros_does_not_disturb_the_tolerance_of_a_lora() -> None:
+    pair = LowRank(*random_pair(60, 80, 2))
+    zero = LowRank(pair.down, torch.zeros_like(pair.up))
+    plain = one_layer(Stored(1.0, pair), (60, 80))
+    (entry,) = plain.entries
+    empty = replace(entry, module="other", factors={"content": Stored(1.0, zero)})
+    small = compress(replace(plain, entries=(entry, empty)), 0.1, by="lora")
+    error = lost_of("content", plain, replace(small, entries=small.entries[:1]))
+    assert 0.09 < error <= 0.1 * (1 + 1e-6)
+    only = compress(replace(plain, entries=(empty,)), 0.1, by="lora")
+    assert only.entries[0].factors["content"].delta.norm() == 0.0
+
+
 def test_what_was_lost_of_all_counts_each_delta_with_its_scale() -> None:
     pair = Stored(1.0, LowRank(*random_pair(60, 80, 2)))
     small = compress(one_layer(pair, (60, 80)), 0.1)
@@ -346,6 +396,24 @@ def test_commands_tell_what_was_lost(few: tuple[Path, Path], tmp_path: Path) -> 
     assert "as near to its sources as it states" in run("verify", out, "--against", *few)
 
 
+def test_the_command_takes_what_the_tolerance_holds_for(
+    few: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sizes = []
+    for by in ((), ("--compress-by", "layer"), ("--compress-by", "lora")):
+        out = tmp_path / f"{len(sizes)}.klora.safetensors"
+        told = json.loads(run("compile", *few, "-o", out, "--compress", "0.1", *by, "--json"))
+        sizes.append((told["bytes_out"], told["compression"]["worst"]))
+    assert sizes[0] == sizes[1]
+    assert sizes[2][0] < sizes[0][0]
+    assert sizes[0][1] <= 0.1 < sizes[2][1]
+    assert "as near to its sources as it states" in run("verify", out, "--against", *few)
+    alone = ("compile", *few, "-o", tmp_path / "x.klora.safetensors", "--compress-by", "lora")
+    result = CliRunner().invoke(main, list(map(str, alone)))
+    assert result.exit_code == 2
+    assert "--compress-by acts with --compress TOL only; add that." in result.output
+
+
 def test_verify_notices_an_error_that_is_not_the_stated_one(
     few: tuple[Path, Path], block: Fusion
 ) -> None:
@@ -371,6 +439,12 @@ def test_a_tolerance_out_of_range_is_refused(tolerance: float) -> None:
     assert str(caught.value) == (
         f"tolerance: expected a number from 1e-05 to 0.5, found {tolerance!r}."
     )
+
+
+def test_what_a_tolerance_holds_for_is_checked() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compress(golden_fusion(), 0.1, by="slot")  # type: ignore[arg-type]
+    assert str(caught.value) == "by: expected layer or lora, found 'slot'."
 
 
 def test_nothing_is_as_near_to_a_delta_of_zeros_as_itself() -> None:
