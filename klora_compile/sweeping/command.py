@@ -99,10 +99,9 @@ def sweep_to_files(
         scheduler=desk.scheduler,
         dtype=desk.dtype,
         tells=desk.tells,
-        on_picture=on_picture,
         on_layer=on_layer,
     )
-    made = swept(pipe, loras, grid, how)
+    made = swept(pipe, loras, grid, how, on_picture)
     for number, path in enumerate(outputs):
         write_picture(made.sheet(number), path, overwrite=desk.overwrite)
     return WrittenSweep(made, outputs, desk.folder)

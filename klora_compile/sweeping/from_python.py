@@ -66,5 +66,5 @@ def sweep(
     loras = loras_to_try(content, style, always=always, device=device)
     count = len(scheduled(slots_of(loras.adapters)))
     grid = grid_of(axes_of(axes or {}), {RULE: usual_rule(count), **common})
-    how = How(None if folder is None else Path(folder), mode, on_picture=on_picture)
-    return swept(pipe, loras, grid, how)
+    how = How(None if folder is None else Path(folder), mode)
+    return swept(pipe, loras, grid, how, on_picture)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,12 +41,91 @@ class How:
     """The type that was asked for, which the pipeline has already."""
     tells: bool = True
     """Whether a PNG says how it was made."""
-    on_picture: OnPicture | None = None
     on_layer: OnLayer | None = None
     """See :data:`~klora_compile.measuring.statistics.OnLayer`."""
 
 
-def swept(pipe: Any, loras: MeasuredLoras, grid: Grid, how: How) -> Sweep:
+class CellMaker:
+    """A pipeline with LoRAs, and a folder that keeps pictures; it makes the pictures of cells.
+
+    A context manager, which leaves the pipeline bare.
+
+    Args:
+        pipe: the pipeline.
+        loras: the LoRAs.
+        how: how it runs.
+
+    Raises:
+        KloraError: the folder holds pictures of other inputs, or cannot be written.
+    """
+
+    def __init__(self, pipe: Any, loras: MeasuredLoras, how: How) -> None:
+        self._loras, self._how = loras, how
+        self._video = makes_videos(pipe)
+        self._folder: CellFolder | None = None
+        if how.folder is not None:
+            self._folder = CellFolder(how.folder, inputs_of(pipe, loras.adapters, how.mode))
+        self._studio = Studio(pipe, loras, mode=how.mode, missing=how.missing)
+
+    def __enter__(self) -> CellMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._studio.close()
+
+    def each(
+        self, cells: Sequence[Cell], on_picture: OnPicture | None
+    ) -> Iterator[tuple[Cell, SweptCell]]:
+        """Yield the first cell of each trial, and itself with its picture, as soon as it is there.
+
+        Pictures that the folder has come first; then those of equal derived slots follow each
+        other. A cell that fails says why.
+
+        Args:
+            cells: the cells.
+            on_picture: see :data:`~klora_compile.sweeping.result.OnPicture`.
+
+        Raises:
+            KloraError: a picture cannot be written, or what the rules need cannot be measured.
+        """
+        first = {cell.trial.key: cell for cell in reversed(cells)}
+        left = []
+        for cell in _in_order([*reversed(first.values())], self._loras):
+            there = self._there(cell)
+            if there is None:
+                left.append(cell)
+            else:
+                yield cell, there
+        measurable = _measurable(left, self._loras)
+        self._loras.measure(measurable, on_layer=self._how.on_layer)
+        for number, cell in enumerate(left):
+            if on_picture is not None:
+                on_picture(cell.name, len(left) - number)
+            yield cell, _made(self._studio, cell, self._folder, self._how)
+
+    def index(self, facts: Mapping[str, Any]) -> None:
+        """Write an index into the folder, if there is one.
+
+        Raises:
+            KloraError: it cannot be written.
+        """
+        if self._folder is not None:
+            self._folder.index(facts)
+
+    def _there(self, cell: Cell) -> SweptCell | None:
+        """Return a cell whose picture was made before; None if it was not."""
+        if self._folder is None:
+            return None
+        picture = self._folder.picture(cell.trial, video=self._video)
+        if picture is None:
+            return None
+        file = self._folder.path(cell.trial, video=self._video)
+        return replace(_empty(cell), picture=picture, file=file)
+
+
+def swept(
+    pipe: Any, loras: MeasuredLoras, grid: Grid, how: How, on_picture: OnPicture | None = None
+) -> Sweep:
     """Make the pictures of a grid.
 
     Args:
@@ -54,44 +133,20 @@ def swept(pipe: Any, loras: MeasuredLoras, grid: Grid, how: How) -> Sweep:
         loras: the LoRAs.
         grid: the cells.
         how: how it runs.
+        on_picture: called before each picture that is made.
 
     Raises:
         KloraError: the folder holds pictures of other inputs, or cannot be written; or every cell
             failed.
     """
-    folder = None
-    if how.folder is not None:
-        folder = CellFolder(how.folder, inputs_of(pipe, loras.adapters, how.mode))
-    video = makes_videos(pipe)
-    done = dict(_there(grid, folder, video=video))
-    first = {cell.trial.key: cell for cell in reversed(grid.cells)}
-    left = [cell for cell in _in_order(grid.cells, loras) if first[cell.trial.key] is cell]
-    left = [cell for cell in left if cell.trial.key not in done]
-    loras.measure(_measurable(left, loras), on_layer=how.on_layer)
-    with Studio(pipe, loras, mode=how.mode, missing=how.missing) as studio:
-        for number, cell in enumerate(left):
-            if how.on_picture is not None:
-                how.on_picture(cell.name, len(left) - number)
-            done[cell.trial.key] = _made(studio, cell, folder, how)
-    cells = tuple(_placed(done[cell.trial.key], cell) for cell in grid.cells)
-    _refuse_all_failed(cells)
-    result = Sweep(grid, cells, _title(grid, loras))
-    if folder is not None:
-        folder.index(result.json())
+    with CellMaker(pipe, loras, how) as maker:
+        made = maker.each(grid.cells, on_picture)
+        done = {cell.trial.key: found for cell, found in made}
+        cells = tuple(placed(done[cell.trial.key], cell) for cell in grid.cells)
+        _refuse_all_failed(cells)
+        result = Sweep(grid, cells, title_of(grid.common, loras))
+        maker.index(result.json())
     return result
-
-
-def _there(
-    grid: Grid, folder: CellFolder | None, *, video: bool
-) -> Iterator[tuple[str, SweptCell]]:
-    """Yield the cells whose pictures an earlier sweep made."""
-    if folder is None:
-        return
-    for cell in grid.cells:
-        picture = folder.picture(cell.trial, video=video)
-        if picture is not None:
-            file = folder.path(cell.trial, video=video)
-            yield cell.trial.key, replace(_empty(cell), picture=picture, file=file)
 
 
 def _in_order(cells: Sequence[Cell], loras: MeasuredLoras) -> list[Cell]:
@@ -152,7 +207,7 @@ def _empty(cell: Cell) -> SweptCell:
     return SweptCell(cell.name, *places, cell.settings, cell.idle, cell.repeats, None)
 
 
-def _placed(found: SweptCell, cell: Cell) -> SweptCell:
+def placed(found: SweptCell, cell: Cell) -> SweptCell:
     """Return what was found for a trial in the place of one of its cells."""
     empty = _empty(cell)
     names = ("name", "sheet", "row", "column", "settings", "idle", "repeats")
@@ -164,6 +219,7 @@ def _refuse_all_failed(cells: Sequence[SweptCell]) -> None:
         raise KloraError(f"every cell failed; the first one, {cells[0].name}: {cells[0].error}")
 
 
-def _title(grid: Grid, loras: MeasuredLoras) -> str:
+def title_of(common: Mapping[str, Any], loras: MeasuredLoras) -> str:
+    """Return a line with the LoRAs, and the settings that all cells have."""
     files = " + ".join(shown(each.survey.path.name) for each in loras.adapters.values())
-    return ": ".join(filter(None, [files, words(grid.common)]))
+    return ": ".join(filter(None, [files, words(common)]))
