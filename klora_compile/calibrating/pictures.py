@@ -58,7 +58,12 @@ def turns(own: OwnPictures, prompts: Sequence[str]) -> Iterator[tuple[str, int]]
 
 
 def prompts_of(
-    own: OwnPictures, slots: Sequence[str], adapters: Mapping[str, Adapter]
+    own: OwnPictures,
+    slots: Sequence[str],
+    adapters: Mapping[str, Adapter],
+    *,
+    who: str = "calibration",
+    option: str = "--calibrate-prompt",
 ) -> dict[str, tuple[str, ...]]:
     """Return the prompts of each slot that a rule schedules.
 
@@ -66,6 +71,8 @@ def prompts_of(
         own: the given prompts.
         slots: the slots.
         adapters: source -> LoRA, whose trigger words stand in for prompts.
+        who: what needs them, for errors.
+        option: the option of a command that names them, for errors.
 
     Raises:
         ConfigError: a prompt is for no LoRA, or a LoRA has neither prompt nor trigger words.
@@ -83,8 +90,8 @@ def prompts_of(
         texts = texts or _trigger_words(slot, adapters)
         if not texts:
             raise ConfigError(
-                f"calibration needs a prompt that shows the {slot} LoRA alone, and its file states "
-                f"no trigger words. Name one with --calibrate-prompt {slot}=TEXT."
+                f"{who} needs a prompt that shows the {slot} LoRA alone, and its file states no "
+                f"trigger words. Name one with {option} {slot}=TEXT."
             )
         found[slot] = texts
     return found

@@ -37,18 +37,21 @@ class Axis:
     values: tuple[Value, ...]
 
 
-def axes_of(given: Mapping[str, Iterable[Any]]) -> tuple[Axis, ...]:
+def axes_of(
+    given: Mapping[str, Iterable[Any]], *, most: int | None = MOST_AXES
+) -> tuple[Axis, ...]:
     """Return axes of names with their values.
 
     Args:
         given: full name of a setting -> values; ``cells`` -> mappings with settings each.
+        most: how many there may be; None for any number.
 
     Raises:
         ConfigError: there are too many axes, or none; an axis has no values, or one twice.
     """
-    if not 1 <= len(given) <= MOST_AXES:
+    if most is not None and not 1 <= len(given) <= most:
         raise ConfigError(
-            f"a sweep takes 1 to {MOST_AXES} settings with several values, found {len(given)}; "
+            f"a sweep takes 1 to {most} settings with several values, found {len(given)}; "
             "give the others one value each."
         )
     return tuple(_axis(name, values) for name, values in given.items())

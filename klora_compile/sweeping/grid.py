@@ -90,7 +90,7 @@ def _columns(values: Sequence[Value]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the label and the settings of each column: the plain sum's, then the others."""
     plain: list[tuple[str, Mapping[str, Any]]] = []
     for value in values:
-        settings = _plain(value.settings)
+        settings = plain_sum(value.settings)
         label = ", ".join(("direct sum", *filter(None, [words(_of_plain_sum(value))])))
         if settings not in [each for _, each in plain]:
             plain.append((label, settings))
@@ -101,11 +101,15 @@ def _columns(values: Sequence[Value]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _of_plain_sum(value: Value) -> dict[str, Any]:
     """Return the settings of a value that the plain sum has too."""
-    return {name: each for name, each in _plain(value.settings).items() if name != RULE}
+    return {name: each for name, each in plain_sum(value.settings).items() if name != RULE}
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the plain sum for the rule, without settings of other rules."""
+def plain_sum(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the plain sum for the rule, without settings of other rules.
+
+    Args:
+        settings: by full names.
+    """
     of_rules = all_settings().keys() - shared_settings().keys()
     kept = {name: each for name, each in settings.items() if split(name)[0] not in of_rules}
     return {**kept, RULE: PLAIN_SUM}
@@ -122,8 +126,8 @@ def _cells(
         for column, (label, settings) in enumerate(columns):
             name = ", ".join(filter(None, [of_sheet.label, of_row.label, label]))
             whole = {**base, **of_sheet.settings, **of_row.settings, **settings}
-            if settings == _plain(settings):
-                whole = _plain(whole)
+            if settings == plain_sum(settings):
+                whole = plain_sum(whole)
             unused = idle(whole)
             kept = {key: value for key, value in whole.items() if key not in unused}
             try:

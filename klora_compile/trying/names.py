@@ -30,8 +30,8 @@ from klora_compile.rules.lookup import RULES
 from klora_compile.settings.shared import Settings
 from klora_runtime.errors import ConfigError, shown
 
-#: The setting that names the rule.
-RULE = "rule"
+#: The setting that names the rule, and the one with a factor on each LoRA.
+RULE, WEIGHT = "rule", "weight"
 
 _LAST_SEED = 2**63 - 1
 _LARGEST = 1e15

@@ -13,7 +13,6 @@ from drawings.judges import fitted
 from drawings.judges.check import check
 from drawings.judges.degraded import MEASURED, blurred, degraded
 from drawings.judges.fitted import Judges
-from drawings.judges.looks import colours
 from drawings.judges.paired import paired_flow_loss
 from drawings.material import Gallery
 
@@ -98,16 +97,6 @@ def test_judges_that_see_the_wrong_thing_are_found_out() -> None:
 
 
 # Fitting.
-
-
-def test_colours_are_counted_wherever_they_are() -> None:
-    pictures = torch.zeros(2, 3, 4, 4)
-    pictures[0, 0, :2] = 1.0  # half of it is red, the other half black
-    pictures[1] = 0.6
-    found = colours(pictures)
-    assert found.shape == (2, 64)
-    assert found[0, 3 * 16] == found[0, 0] == 0.5
-    assert found[1, 2 * 16 + 2 * 4 + 2] == 1
 
 
 def test_fitted_judges_are_saved_and_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,38 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawings.judges.scores import Discriminant, gram, harmonic_mean, separation
-from drawings.table.intervals import bootstrap, difference
-
-
-def test_gram_is_the_mean_of_products_of_channels() -> None:
-    features = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    expected = [
-        [
-            float((features[picture, one] * features[picture, other]).mean())
-            for one in range(3)
-            for other in range(one, 3)
-        ]
-        for picture in range(2)
-    ]
-    assert torch.allclose(gram(features), torch.tensor(expected), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "mean"), [(1, 1, 1), (0.5, 1, 2 / 3), (0, 1, 0), (-0.5, 1, 0), (0.2, 0.2, 0.2)]
-)
-def test_harmonic_mean(one: float, other: float, mean: float) -> None:
-    assert harmonic_mean(one, other) == pytest.approx(mean)
-
-
-def test_the_bootstrap_resamples_subjects() -> None:
-    values = [0.0, 0.0, 1.0]
-    found = bootstrap(values)
-    assert found == bootstrap(values)
-    assert found.mean == pytest.approx(1 / 3)
-    assert (found.low, found.high) == (0.0, 1.0)  # all the same subject: 8/27 and 1/27
-    even = bootstrap([0.4] * 5)
-    assert (even.low, even.high) == (pytest.approx(0.4), pytest.approx(0.4))
+from drawings.judges.scores import Discriminant, separation
+from drawings.table.intervals import difference
 
 
 def test_a_difference_is_that_of_means_over_subjects() -> None:

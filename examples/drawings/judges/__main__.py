@@ -24,8 +24,8 @@ from drawings.base.subjects import (
 )
 from drawings.judges.check import check
 from drawings.judges.fitted import Judges
-from drawings.judges.networks import available
 from drawings.material import Gallery, gallery
+from klora_compile.judging.networks import available
 
 #: Latents are taken this far from the autoencoder's before they are decoded, in spreads.
 _NOISE = 0.1

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from drawings.judges.degraded import degraded
-from drawings.judges.features import Distance, Judge, StyleFeatures, SubjectFeatures
-from drawings.judges.looks import Looks
-from drawings.judges.networks import EfficientNetLite0, ShiftTolerantVGG
+from drawings.judges.features import Distance, Judge
 from drawings.judges.scores import Discriminant
 from drawings.material import Gallery
+from klora_compile.judging.features import Looks, StyleFeatures, SubjectFeatures
+from klora_compile.judging.networks import EfficientNetLite0, ShiftTolerantVGG
 
 _BATCH = 32
 #: Of the judge of styles: principal components, and the share of their covariance that is replaced.

@@ -10,27 +10,6 @@ import torch
 from torch import Tensor
 
 
-def gram(features: Tensor) -> Tensor:
-    """Return Gram matrices: which channels occur together (Gatys et al., arXiv 1508.06576).
-
-    Args:
-        features: (pictures, channels, height, width).
-
-    Returns:
-        (pictures, channels * (channels + 1) / 2): the product of two channels, averaged over all
-        positions, for each pair of channels once.
-    """
-    flat = features.flatten(2)
-    products = flat @ flat.transpose(1, 2) / flat.shape[-1]
-    rows, columns = torch.triu_indices(*products.shape[1:])
-    return products[:, rows, columns]
-
-
-def harmonic_mean(one: float, other: float) -> float:
-    """Return the harmonic mean, high only if both are; 0 if one is 0 or below."""
-    return 2 * one * other / (one + other) if one > 0 and other > 0 else 0.0
-
-
 @dataclass(frozen=True)
 class Discriminant:
     """Fisher's linear discriminant: features reduced to what distinguishes groups.

@@ -12,10 +12,10 @@ from torch import Tensor
 from drawings.base.flow import latents
 from drawings.judges.fitted import Judges
 from drawings.judges.paired import paired_flow_loss
-from drawings.judges.scores import harmonic_mean
 from drawings.table.kept import Verdicts
 from drawings.table.pictures import folder_of, keep
 from drawings.table.rows import Cell, Row, files
+from klora_compile.judging.own_pictures import harmonic_mean
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The judges' networks: forward passes of two image networks, with weights from packages.
+"""The networks of judges: forward passes of two image networks, with weights from packages.
 
 Pictures are (pictures, 3, height, width) in [0, 1].
 """
@@ -120,7 +120,7 @@ def available() -> str | None:
 def _packaged(package: str, path: str) -> Weights:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the judges need {package}: {_ADVICE}")
+        raise ModuleNotFoundError(f"the judges need {package}: {_ADVICE}", name=package)
     loaded: Any = torch.load(Path(spec.origin).parent / path, "cpu", weights_only=True)
     return dict(loaded)
 
@@ -135,4 +135,5 @@ def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 def _unit(features: Tensor) -> Tensor:
-    return features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
+    unit: Tensor = features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
+    return unit
