@@ -2,16 +2,15 @@
 
 The subject of a picture is compared with pictures of each content LoRA alone, by features of
 EfficientNet-Lite0; its style with pictures of each style LoRA alone, by Gram matrices of VGG16's
-first stage and a histogram of colours. Cosines of such features are far from 0 for any two
-pictures, so they are scaled: 0 is what the other LoRAs' own pictures have, 1 is what the LoRA's own
-pictures have among each other. The score is the harmonic mean over the LoRAs.
+first stage and a histogram of colours. Such features are alike for any two pictures, so what counts
+is the place on the line from the mean of the other LoRAs' own pictures (0) to the mean of the
+LoRA's own (1). The score is the harmonic mean over the LoRAs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -30,8 +29,8 @@ Features = Callable[[Tensor], Tensor]
 #: Larger pictures are made smaller before the networks see them, which enlarge smaller ones.
 _PIXELS = 224
 
-#: A LoRA's own pictures must be so much nearer to each other than the other LoRAs' are.
-_LEAST_APART = 0.01
+#: Distance of two means of unit vectors, squared, from which a judge can tell LoRAs apart.
+_LEAST_APART = 1e-4
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,15 @@ class Likeness:
     """The likeness of pictures to one LoRA's own: 0 like the others' pictures, 1 like its own."""
 
     features: Features
-    mean: Tensor
-    """The mean of the own pictures' unit vectors, (features,)."""
-    low: float
-    """Mean cosine of the other LoRAs' pictures with the own ones."""
-    high: float
-    """Mean cosine of the own pictures with each other."""
+    others: Tensor
+    """The mean of the other LoRAs' pictures, (features,)."""
+    apart: Tensor
+    """The mean of the LoRA's own pictures minus that of the others, (features,)."""
 
     def __call__(self, picture: Tensor) -> float:
         """Return the likeness of a picture, (1, 3, height, width); it may leave 0 to 1."""
-        cosine = float(_unit(self.features(picture))[0] @ self.mean)
-        return (cosine - self.low) / (self.high - self.low)
+        along = (_unit(self.features(picture))[0] - self.others) @ self.apart
+        return float(along / self.apart.square().sum())
 
 
 @dataclass
@@ -103,20 +100,19 @@ class OwnPicturesJudge:
 
     def _likeness(self, slot: str, own: Mapping[str, tuple[Image.Image, ...]]) -> Likeness:
         features = self.by_role[role_of(slot)]
-        seen = {
-            name: _unit(torch.cat([features(as_tensor([each])) for each in pictures]))
+        means = {
+            name: torch.cat([_unit(features(as_tensor([each]))) for each in pictures]).mean(0)
             for name, pictures in own.items()
         }
-        mine = seen.pop(slot)
-        mean = mine.mean(0)
-        low = fmean(float((theirs @ mean).mean()) for theirs in seen.values())
-        high = _among(mine)
-        if high - low < _LEAST_APART:
+        mine = means.pop(slot)
+        others = torch.stack(list(means.values())).mean(0)
+        apart = mine - others
+        if float(apart.square().sum()) < _LEAST_APART:
             raise ConfigError(
                 f"judge: {OWN_PICTURES} cannot tell the own pictures of {slot} from those of the "
                 "other LoRAs. Name prompts that show each LoRA, with --own-prompt."
             )
-        return Likeness(features, mean, low, high)
+        return Likeness(features, others, apart)
 
 
 def harmonic_mean(*values: float) -> float:
@@ -139,12 +135,3 @@ def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
 def _unit(features: Tensor) -> Tensor:
     unit: Tensor = features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
     return unit
-
-
-def _among(vectors: Tensor) -> float:
-    """Return the mean cosine of different pictures; 1 for one alone."""
-    count = len(vectors)
-    if count == 1:
-        return 1.0
-    products = vectors @ vectors.T
-    return float((products.sum() - products.diagonal().sum()) / (count * (count - 1)))

@@ -56,6 +56,12 @@ class Plan:
     """Whether to score the best candidate and the plain sum on further seeds."""
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """What all pictures have in common."""
+        alone = {PROMPT: self.prompts[0]} if len(self.prompts) == 1 else {}
+        return {**self.common, **alone}
+
+    @property
     def blocks(self) -> list[list[Case]]:
         """All cases, in blocks of two or more: no candidate is dropped after one picture."""
         step = 1 if len(self.prompts) > 1 else 2

@@ -49,7 +49,7 @@ def searched(
             failed; every candidate did; or a picture of the plain sum, or of a LoRA alone, did.
     """
     with CellMaker(pipe, loras, how) as maker:
-        result = _Run(maker, plan, on_picture).result(title_of(plan.common, loras))
+        result = _Run(maker, plan, on_picture).result(title_of(plan.shared, loras))
         maker.index(result.json())
     return result
 

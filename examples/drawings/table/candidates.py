@@ -25,6 +25,23 @@ def candidates(file: Path) -> Candidates:
     Raises:
         ValueError: the file differs from its last commit, or it names an unknown row.
     """
+    commit = commit_of(file)
+    rows = tuple(json.loads(file.read_text(encoding="utf-8")))
+    unknown = set(rows) - {row.name for row in ROWS}
+    if unknown or REFERENCE not in rows:
+        raise ValueError(
+            f"{file} names {sorted(unknown) or 'rules'} "
+            + ("that the table lacks." if unknown else f"without {REFERENCE!r}. Add it.")
+        )
+    return Candidates(rows, commit)
+
+
+def commit_of(file: Path) -> str:
+    """Return the last commit of a file that names what a reported run is to do.
+
+    Raises:
+        ValueError: the file differs from that commit, or there is none.
+    """
     status = _git(file, "status", "--porcelain", "--", file.name)
     if status is None:
         raise ValueError(f"{file} is in no git repository. Put it in one and commit it.")
@@ -34,14 +51,7 @@ def candidates(file: Path) -> Candidates:
             f"{file} is not committed as it is. Commit it before the reported run, so that nobody "
             "can choose a rule by the reported subjects."
         )
-    rows = tuple(json.loads(file.read_text(encoding="utf-8")))
-    unknown = set(rows) - {row.name for row in ROWS}
-    if unknown or REFERENCE not in rows:
-        raise ValueError(
-            f"{file} names {sorted(unknown) or 'rules'} "
-            + ("that the table lacks." if unknown else f"without {REFERENCE!r}. Add it.")
-        )
-    return Candidates(rows, commit)
+    return commit
 
 
 def _git(file: Path, *arguments: str) -> str | None:

@@ -1,0 +1,1 @@
+"""Whether what a search picks on tuning subjects holds on the reported ones."""
