@@ -94,6 +94,22 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def reading_words(reading: ReadOptions) -> tuple[str, ...]:
+    """Return the words of a command line that state options of reading."""
+    words: list[str] = []
+    for field in fields(reading):
+        value = getattr(reading, field.name)
+        if value != getattr(ReadOptions(), field.name):
+            words += option_words(field.name, value)
+    return tuple(words)
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """Return the words of a command line that set an option, which may be a flag."""
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
+
+
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that were given, by the names of their fields."""
     found: dict[str, Any] = {}

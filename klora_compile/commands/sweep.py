@@ -1,9 +1,11 @@
-"""``klora sweep``: a sheet with a picture for each combination of settings."""
+"""``klora sweep``: a sheet with a picture for each combination of settings, or a search."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,15 +20,21 @@ from klora_compile.commands.sampling_options import (
     model_option,
     sampling_options,
 )
-from klora_compile.commands.setting_options import reading_options
+from klora_compile.commands.search_options import Searching, search_options
+from klora_compile.commands.setting_options import reading_options, reading_words
 from klora_compile.commands.swept_options import SweepCommand, settings_in_order
 from klora_compile.commands.user_cache import no_cache_option, user_cache
 from klora_compile.extras import missing_library
 from klora_compile.rules.lookup import usual_rule
 from klora_compile.settings.read_options import ReadOptions
 from klora_compile.sweeping.axes import CELLS, axes_of, listed_cells
-from klora_compile.sweeping.grid import grid_of
+from klora_compile.sweeping.grid import Grid, grid_of
 from klora_compile.trying.names import RULE
+
+if TYPE_CHECKING:
+    from klora_compile.measured import MeasuredLoras
+    from klora_compile.searching.command import WrittenSearch
+    from klora_compile.sweeping.command import Desk, WrittenSweep
 
 _WEIGHT = "weight."
 
@@ -50,6 +58,7 @@ _ASKED = ("scheduler", "mode", "missing", "device", "dtype", "trust_remote_code"
     help="A list of cells as an axis: a .csv with names of settings in the first line, or a .json "
     "with a list of objects. A cell may have a label.",
 )
+@search_options
 @sampling_options
 @reading_options
 @click.option(
@@ -87,6 +96,7 @@ def sweep_command(
     force: bool,
     as_json: bool,
     reading: ReadOptions,
+    searching: Searching | None,
     **options: Any,
 ) -> None:
     """Make a sheet of pictures of the LoRAs CONTENT and STYLE with several values of settings.
@@ -97,22 +107,23 @@ def sweep_command(
 
     Each picture is kept in a folder, so the same command goes on after an interruption, and more
     values make only their own pictures. A cell that fails is drawn as a blank with the reason.
+
+    With --search N, a judge scores N combinations of settings on several seeds (--seed, by default
+    0 to 7) and prompts. The sheet shows the best few beside the direct sum, with their scores. At
+    the end the best one is compared with the direct sum on further seeds.
     """
     asked = {name: options.pop(name) for name in _ASKED}
     tells = not options.pop("no_metadata")
     listed = None if cells is None else (CELLS, tuple(listed_cells(cells)))
     named = ("prompt", prompts) if prompts else None
     values = settings_in_order({**options, "prompts": named, "cells": listed})
-    axes = {name: each for name, each in values.items() if len(each) > 1 or name == CELLS}
-    base = {name: each[0] for name, each in values.items() if name not in axes}
     slots = [(name.removeprefix(_WEIGHT), 1.0) for name in values if name.startswith(_WEIGHT)]
-    found = NamedLoras(loras, content, style, always, halves, both_denoisers, weight_names).found(
-        slots, lambda: check_output(output, force, inputs=())
-    )
-    base |= {f"{_WEIGHT}{slot}": factor for slot, factor in found.factors.items()}
+    names = NamedLoras(loras, content, style, always, halves, both_denoisers, weight_names)
+    found = names.found(slots, lambda: check_output(output, force, inputs=()))
+    values |= {f"{_WEIGHT}{slot}": (factor,) for slot, factor in found.factors.items()}
     count = len(found.contents) + len(found.styles)
-    grid = grid_of(axes_of(axes), {RULE: usual_rule(count), **base})
-    outputs = sheet_paths(output, len(grid.sheets))
+    grid = None if searching else _grid(values, count)
+    outputs = sheet_paths(output, len(grid.sheets) if grid else max(1, len(prompts)))
     for path in outputs:
         check_output(path, force, inputs=found.files)
 
@@ -133,9 +144,48 @@ def sweep_command(
             cache=user_cache(no_cache),
             on_module=on_module,
         )
+    make: Callable[..., WrittenSweep | WrittenSearch]
+    if grid is not None:
+        make = partial(sweep_to_files, measured, grid, outputs, desk)
+    elif searching is not None:
+        words = (*names.words(), *reading_words(reading))
+        make = _search(searching, values, measured, outputs, desk, words)
     with layer_bar("measuring") as on_layer, picture_bar() as on_picture:
-        made = sweep_to_files(measured, grid, outputs, desk, on_layer, on_picture)
-    print_result(as_json, "sweep", made.json, made.text)
+        made = make(on_layer=on_layer, on_picture=on_picture)
+    print_result(as_json, "search" if searching else "sweep", made.json, made.text)
+
+
+def _search(
+    searching: Searching,
+    values: Mapping[str, Sequence[Any]],
+    measured: MeasuredLoras,
+    outputs: Sequence[Path],
+    desk: Desk,
+    words: Sequence[str],
+) -> partial[WrittenSearch]:
+    """Return a search that is ready to begin."""
+    from klora_compile.calibrating.pictures import OwnPictures
+    from klora_compile.searching.command import search_to_files
+    from klora_compile.searching.plan import plan_of
+
+    plan = plan_of(
+        values,
+        measured.adapters,
+        count=searching.count,
+        judge=searching.judge,
+        own=OwnPictures(searching.own_prompts),
+        seed=searching.seed,
+        best=searching.best,
+        checked=True,
+    )
+    return partial(search_to_files, measured, plan, outputs, desk, words)
+
+
+def _grid(values: Mapping[str, Sequence[Any]], loras: int) -> Grid:
+    """Return the grid of settings; those with several values are its axes."""
+    axes = {name: each for name, each in values.items() if len(each) > 1 or name == CELLS}
+    base = {name: each[0] for name, each in values.items() if name not in axes}
+    return grid_of(axes_of(axes), {RULE: usual_rule(loras), **base})
 
 
 def sheet_paths(output: Path, sheets: int) -> list[Path]:

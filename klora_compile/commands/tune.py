@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from klora_compile.commands.lora_files import Files
 from klora_compile.commands.parameters import SlotText
 from klora_compile.commands.progress import layer_bar
 from klora_compile.commands.sampling_options import model_option, sampling_options
-from klora_compile.commands.setting_options import reading_options
+from klora_compile.commands.setting_options import option_words, reading_options, reading_words
 from klora_compile.commands.user_cache import no_cache_option, user_cache
 from klora_compile.extras import missing_library
 from klora_compile.settings.read_options import ReadOptions
@@ -109,7 +108,7 @@ def tune_command(
         desk = Opening(*roles, reading, model, cache=cache, **how).desk(on_module)
     factors = {f"{_WEIGHT}{slot}": str(factor) for slot, factor in found.factors.items()}
     first = desk.first_settings({"prompt": prompt, **factors, **dict(settings)})
-    recipe = Recipe((*named.words(), *_reading_words(reading)), _model_words(model, how))
+    recipe = Recipe((*named.words(), *reading_words(reading)), _model_words(model, how))
     page = built(Events(desk, first, recipe, folder))
     click.echo(f"klora tune is at {serve(page, host, port, opened=opened)} until Ctrl-C")
     try:
@@ -124,21 +123,5 @@ def _model_words(model: str, how: Mapping[str, Any]) -> tuple[str, ...]:
     words = ["--model", model]
     for name, usual in _HOW.items():
         if how[name] != usual:
-            words += _words(name, how[name])
+            words += option_words(name, how[name])
     return tuple(words)
-
-
-def _reading_words(reading: ReadOptions) -> tuple[str, ...]:
-    """Return the words of ``klora compile`` that state options of reading."""
-    values = {field.name: getattr(reading, field.name) for field in fields(reading)}
-    usual = ReadOptions()
-    words: list[str] = []
-    for name, value in values.items():
-        if value != getattr(usual, name):
-            words += _words(name, value)
-    return tuple(words)
-
-
-def _words(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    return [flag] if value is True else [flag, str(value)]

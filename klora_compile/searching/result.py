@@ -106,6 +106,11 @@ class Search:
         return self.ranked[0]
 
     @property
+    def winner(self) -> Scored:
+        """What to take: the best candidate if it beats the plain sum, else the plain sum."""
+        return self.best if self.beats_plain_sum else self.plain_sum
+
+    @property
     def beats_plain_sum(self) -> bool:
         """Whether the best candidate's mean is above the plain sum's, also in :attr:`check`."""
         found = [self.best.minus(self.plain_sum)]

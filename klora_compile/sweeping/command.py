@@ -75,14 +75,36 @@ def sweep_to_files(
         outputs: a file for each sheet.
         desk: model, folder and options.
         on_layer: see :class:`~klora_compile.sweeping.run.How`.
-        on_picture: see there.
+        on_picture: called before each picture that is made.
 
     Raises:
         KloraError: the model cannot be loaded, or see :func:`~klora_compile.sweeping.run.swept`; or
             a sheet cannot be written. The pictures that were made are in the folder.
     """
+    check_sheets(outputs)
+    pipe, how = opened(desk, loras, on_layer)
+    made = swept(pipe, loras, grid, how, on_picture)
+    for number, path in enumerate(outputs):
+        write_picture(made.sheet(number), path, overwrite=desk.overwrite)
+    return WrittenSweep(made, outputs, desk.folder)
+
+
+def check_sheets(outputs: Sequence[Path]) -> None:
+    """Refuse files of sheets whose names end like no picture.
+
+    Raises:
+        ConfigError: a name does.
+    """
     for path in outputs:
         check_ending(path, total=1, videos=False)
+
+
+def opened(desk: Desk, loras: MeasuredLoras, on_layer: OnLayer | None) -> tuple[Any, How]:
+    """Load the model of a desk; return the pipeline, and how cells are made with it.
+
+    Raises:
+        KloraError: the model cannot be loaded.
+    """
     pipe = load_pipeline(
         desk.model,
         loras.components,
@@ -92,7 +114,7 @@ def sweep_to_files(
     )
     if desk.scheduler is not None:
         use_scheduler(pipe, desk.scheduler)
-    how = How(
+    return pipe, How(
         folder=desk.folder,
         mode=desk.mode,
         missing=desk.missing,
@@ -101,7 +123,3 @@ def sweep_to_files(
         tells=desk.tells,
         on_layer=on_layer,
     )
-    made = swept(pipe, loras, grid, how, on_picture)
-    for number, path in enumerate(outputs):
-        write_picture(made.sheet(number), path, overwrite=desk.overwrite)
-    return WrittenSweep(made, outputs, desk.folder)

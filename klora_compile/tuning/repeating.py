@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from klora_compile.fields import Flag
-from klora_compile.trying.names import RULE, SAMPLING, all_settings, rule_settings, split
+from klora_compile.trying.names import SAMPLING
+from klora_compile.trying.words import flag, schedule_words
 from klora_compile.tuning.controls import Texts
 from klora_runtime.artifact.file import save_fusion
 from klora_runtime.artifact.fusion import Fusion
@@ -33,11 +33,11 @@ class Recipe:
             artifact: name of the artifact between them.
             mode: how the fusion acts on the page's pipeline; None if that is unknown.
         """
-        sampling = [w for n, text in settings.items() if n in SAMPLING for w in (_flag(n), text)]
+        sampling = [w for n, text in settings.items() if n in SAMPLING for w in (flag(n), text)]
         modes = () if mode is None or "--mode" in self.model else ("--mode", mode)
         picture = f"{artifact.removesuffix(ENDING)}.png"
         lines = (
-            ("compile", *self.loras, *_schedule_words(settings), "-o", artifact),
+            ("compile", *self.loras, *schedule_words(settings), "-o", artifact),
             ("sample", artifact, *self.model, *modes, *sampling, "-o", picture),
         )
         return "\n".join(f"klora {shlex.join(words)}" for words in lines)
@@ -67,29 +67,3 @@ def save_artifact(fusion: Fusion, folder: Path, name: str, *, overwrite: bool) -
     path = folder / f"{stem}{ENDING}"
     save_fusion(fusion, path, overwrite=overwrite)
     return path
-
-
-def _schedule_words(settings: Texts) -> list[str]:
-    """Return the options of ``klora compile`` that state the settings of a schedule."""
-    words: list[str] = []
-    for name, text in settings.items():
-        if name not in SAMPLING:
-            words += _option(name, text)
-    needs_steps = "rule.steps" in rule_settings(settings[RULE])
-    if needs_steps and "rule.steps" not in settings and "steps" in settings:
-        words += ["--steps", settings["steps"]]
-    return words
-
-
-def _option(name: str, text: str) -> list[str]:
-    stem, slot = split(name)
-    kind = None if stem == RULE else all_settings()[stem].kind
-    flag = _flag(stem.removeprefix("rule."))
-    if isinstance(kind, Flag):
-        off = [] if kind.off is None else [f"--{kind.off}"]
-        return [flag] if text == "yes" else off
-    return [flag, text if slot is None else f"{slot}={text}"]
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -25,6 +25,7 @@ ARTIFACT = "fox-in-ink.klora.safetensors"
 BESIDE = ("--always", f"turbo={TURBO}")
 PEFT = ("--keys", "peft")
 SWEPT = ("--model", "model", "--prompt", "a", "--steps", "1", "--device", "cpu")
+SEARCHED = ("--search", "2", "--seed", "0,1", "--judge", "mine.py:even")
 
 #: Kind -> runs that print objects of it, which have each of its fields between them.
 RUNS: dict[str, list[tuple[str, ...]]] = {
@@ -68,6 +69,10 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
         ("sweep", *PAIR, *SWEPT, "--rule", "klora,np", "--bias", "0,0.1", "-o", "grid.png"),
         ("sweep", *PAIR, *SWEPT, "--cells", "wrong.json", "-o", "wrong.png"),
     ],
+    "search": [
+        ("sweep", *PAIR, *SWEPT, *SEARCHED, "--rule", "direct,np", "-o", "best.png"),
+        ("sweep", *PAIR, *SWEPT, *SEARCHED, "--cells", "one-wrong.json", "-o", "few.png"),
+    ],
     "card": [("card", ARTIFACT, "-o", "README.md")],
     "push": [("push", ARTIFACT, "me/new", "--dry-run")],
     "pull": [("pull", "me/fused", "-o", "pulled.klora.safetensors")],
@@ -80,6 +85,10 @@ OPEN = {
     "truncation_error",
     "rule_settings",
     "cells[].settings",
+    "candidates[].settings",
+    "plain_sum.settings",
+    "check.best.settings",
+    "check.plain_sum.settings",
     "phases[].truncation_error",
 }
 
@@ -155,6 +164,12 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("--model", shipped.model, "--prompt", "a", "--steps", 1, "--weight", "style=0.5")
     words += ("--always", f"turbo={fast}", "--device", "cpu", "-o", folder / "made.png")
     assert klora("sample", folder / ARTIFACT, *words).exit_code == 0
+    (folder / "mine.py").write_text(
+        "def dark(picture, about):\n    return -len(picture.tobytes())\n"
+    )
+    (folder / "one-wrong.json").write_text(
+        '[{"rule": "groups", "table": {"content.3 *": "0:1"}}, {"rule": "np"}]'
+    )
     (folder / "wrong.json").write_text('[{"rule": "groups", "table": {"content.3 *": "0:1"}}]')
     return folder
 

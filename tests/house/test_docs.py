@@ -21,6 +21,7 @@ from support.shipped import Shipped, klora
 from tiny_pipeline import tiny_lora
 
 from klora_compile.cli import main
+from klora_compile.judging.networks import available
 from klora_compile.rules.lookup import RULES
 from klora_runtime import load_fusion
 
@@ -173,6 +174,8 @@ def test_commands_run_as_printed(page: Path, desk: Path) -> None:
             (desk / arguments[arguments.index("-o") + 1]).unlink(missing_ok=True)
         if arguments[0] == "sign":
             (desk / f"{ARTIFACT}.sig").unlink(missing_ok=True)
+        if "--search" in arguments and available() is not None:
+            continue  # its judge needs the extra evaluate
         result = klora(*arguments, *FOR_A_TINY_MODEL.get(arguments[0], ()))
         assert result.exit_code == 0, (arguments, result.output)
 

@@ -51,6 +51,7 @@ HOMONYMS = {
         "sampling/pipeline.py",
         "sampling/run.py",
         "sampling/stating.py",
+        "searching/from_python.py",
         "sweeping/command.py",
         "sweeping/from_python.py",
         "sweeping/run.py",

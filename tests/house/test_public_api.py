@@ -65,6 +65,7 @@ PUBLIC: dict[str, list[str]] = {
         "Switch",
         "Ties",
     ],
+    "klora_compile.searching": ["About", "Check", "Interval", "Scored", "Search", "search"],
     "klora_compile.sweeping": ["Sweep", "SweptCell", "sweep"],
     "klora_runtime": [
         "ArtifactError",

@@ -11,7 +11,7 @@ from support.lora_files import ROOT
 
 import klora_compile
 import klora_runtime
-from klora_compile import export, rules, sweeping
+from klora_compile import export, rules, searching, sweeping
 from klora_compile.fields import setting_of
 from klora_compile.rules.est import Est
 from klora_compile.rules.klora import Klora
@@ -53,7 +53,13 @@ def test_the_reference_shows_every_public_name() -> None:
     extension = griffe.load_extensions(f"{ROOT / 'docs' / 'settings.py'}:PublicRules")
     folders = [ROOT, ROOT / "runtime"]
     package = griffe.load("klora_compile", extensions=extension, search_paths=folders)
-    rooms = {"": klora_compile, "rules": rules, "export": export, "sweeping": sweeping}
+    rooms = {
+        "": klora_compile,
+        "rules": rules,
+        "export": export,
+        "searching": searching,
+        "sweeping": sweeping,
+    }
     for path, module in rooms.items():
         assert sorted((package[path] if path else package).exports) == sorted(module.__all__)
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
