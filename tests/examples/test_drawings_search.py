@@ -31,9 +31,13 @@ def material() -> Material:
 
 
 def test_every_pair_is_in_one_block_and_styles_take_turns() -> None:
-    blocks = blocks_of(material())
+    blocks = blocks_of(material(), 3)
     pairs = [pair for block in blocks for pair in block]
     assert sorted(pairs) == sorted(material().pairs)
+    assert [pair for block in blocks_of(material(), 1) for pair in block] == [
+        *blocks[0],
+        *blocks[1],
+    ]
     assert blocks[0] == [("penguin", "ink"), ("rocket", "mono")]
     assert blocks[1] == [("octopus", "soft")]  # the frog has no drawing in ink
     assert all(len({subject for subject, _ in block}) == len(block) for block in blocks)
@@ -75,7 +79,7 @@ def easel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Easel:
 
 
 def main(folder: Path, *options: object) -> Any:
-    words = (folder, folder, folder, folder, "entangled", *options)
+    words = (folder, folder, folder, folder, "entangled", "--styles", 3, *options)
     return CliRunner().invoke(run.main, list(map(str, words)))
 
 

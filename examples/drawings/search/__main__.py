@@ -90,6 +90,7 @@ class Run:
     help="Draw the committed picks in this file on the reported subjects.",
 )
 @click.option("--search", "count", default=CANDIDATES, show_default=True, help="Candidates.")
+@click.option("--styles", default=2, show_default=True, help="Styles of each subject, in turns.")
 @click.option("--seeds", default=1, show_default=True, help="Pictures per pair and candidate.")
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(
@@ -100,6 +101,7 @@ def main(
     regime: str,
     reported: Path | None,
     count: int,
+    styles: int,
     seeds: int,
     threads: int,
 ) -> None:
@@ -107,7 +109,12 @@ def main(
     torch.set_num_threads(threads)
     folder = loras / regime
     part, subjects = ("reported", REPORTED_SUBJECTS) if reported else ("tuning", TUNING_SUBJECTS)
-    made_with: dict[str, Any] = {"seeds": seeds, "steps": STEPS, "guidance": _GUIDANCE}
+    made_with: dict[str, Any] = {
+        "styles": styles,
+        "seeds": seeds,
+        "steps": STEPS,
+        "guidance": _GUIDANCE,
+    }
     try:
         picks: tuple[Pick, ...] = ()
         if reported:
@@ -128,7 +135,7 @@ def main(
         {"steps": STEPS, "guidance": _GUIDANCE},
         seeds,
     )
-    desk, blocks = Run(easel, kept, found), blocks_of(material)
+    desk, blocks = Run(easel, kept, found), blocks_of(material, styles)
     if reported:
         pairs = [pair for block in blocks for pair in block]
         desk.draw([PLAIN_SUM, *(pick.candidate for pick in picks)], pairs)

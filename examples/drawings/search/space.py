@@ -6,8 +6,8 @@ from drawings.search.drawing import ANY_PROMPT, Pair
 from drawings.table.rows import Material
 from klora_compile.searching.space import Candidate, candidates_of, usual_axes
 
-#: Candidates that are drawn, three of each rule; and how many the last round has.
-CANDIDATES, KEPT = 42, 5
+#: Candidates that are drawn, two of each rule; and how many the last round has.
+CANDIDATES, KEPT = 28, 5
 
 
 def candidates(count: int) -> tuple[Candidate, ...]:
@@ -16,13 +16,18 @@ def candidates(count: int) -> tuple[Candidate, ...]:
     return candidates_of(axes, ANY_PROMPT, count, seed=0)
 
 
-def blocks_of(material: Material) -> list[list[Pair]]:
-    """Return all pairs in blocks: each has half of the subjects, in styles that take turns."""
+def blocks_of(material: Material, turns: int) -> list[list[Pair]]:
+    """Return pairs in blocks: each has half of the subjects, in styles that take turns.
+
+    Args:
+        material: subjects and styles.
+        turns: how many styles each subject has.
+    """
     styles = [style.name for style in material.styles]
     subjects = [subject.name for subject in material.subjects]
     every = set(material.pairs)
     blocks = []
-    for turn in range(len(styles)):
+    for turn in range(min(turns, len(styles))):
         for half in (0, 1):
             block = [
                 (subject, styles[(place + turn) % len(styles)])
