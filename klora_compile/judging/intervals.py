@@ -17,7 +17,11 @@ class Interval:
     high: float
 
     def text(self, form: str) -> str:
-        """Return the mean with the interval behind it, each number in a format such as ``.2f``."""
+        """Return the mean with the interval behind it.
+
+        Args:
+            form: the format of each number, such as ``.2f``.
+        """
         low, mean, high = (format(value, form) for value in (self.low, self.mean, self.high))
         return f"{mean} ({low} to {high})"
 

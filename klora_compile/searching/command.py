@@ -97,4 +97,4 @@ def _command(
             value = table
         texts[name] = text_of(value)
     artifact = f"{output.stem}{_ENDING}"
-    return shlex.join(["klora", "compile", *words, *schedule_words(texts), "-o", artifact])
+    return f"klora compile {shlex.join([*words, *schedule_words(texts), '-o', artifact])}"

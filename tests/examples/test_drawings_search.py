@@ -95,12 +95,12 @@ def test_each_judge_picks_and_a_commit_of_that_is_reported(easel: Easel, tmp_pat
     truth, own = (Pick(**each) for each in json.loads(file.read_text()))
     assert (truth.judge, truth.settings["weight.style"]) == ("truth", 1.4)
     assert (own.judge, own.settings["weight.style"]) == ("own-pictures", 0.7)
-    assert "the judges' ranks correlate by -1.00 (Spearman)" in done.output
-    assert f"Picked by `truth`: {truth.label}" in done.output
+    assert "the judges' ranks correlate by -1.00 (Spearman)" in done.stdout
+    assert f"Picked by `truth`: {truth.label}" in done.stdout
     before = list(easel.drawn)
     assert len(before) == len(set(before))
     assert len(before) < 31 * len(material().pairs)  # most candidates did not meet all
-    assert main(tmp_path, "--search", 30).output == done.output
+    assert main(tmp_path, "--search", 30).stdout == done.stdout
     assert easel.drawn == before  # everything was kept
 
     refused = main(tmp_path, "--reported", file)
@@ -114,7 +114,7 @@ def test_each_judge_picks_and_a_commit_of_that_is_reported(easel: Easel, tmp_pat
     assert told.exit_code == 0, told.output
     assert {label for _, label in easel.drawn} == {PLAIN_SUM.label, truth.label, own.label}
     assert {pair for pair, _ in easel.drawn} == set(material().pairs)
-    line = next(each for each in told.output.splitlines() if each.startswith(f"| {truth.label}"))
+    line = next(each for each in told.stdout.splitlines() if each.startswith(f"| {truth.label}"))
     assert "| 1.400 (1.400 to 1.400) | +0.400 (+0.400 to +0.400)" in line
     picked_file((truth, Pick("own-pictures", "rule np", {"rule": "np"})), file)
     assert "is not committed as it is" in main(tmp_path, "--reported", file).output
@@ -145,3 +145,4 @@ def test_differences_are_over_the_pairs_that_a_candidate_met() -> None:
 def test_ranks_correlate() -> None:
     assert rank_correlation([1, 5, 2], [0.1, 9, 0.3]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 1, 2], [5, 5, 0]) == pytest.approx(-1)

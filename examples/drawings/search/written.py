@@ -86,9 +86,14 @@ def reported_text(found: Results, picks: Sequence[Pick]) -> str:
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; equal values have ranks in their order."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Return Spearman's rank correlation; equal values share the mean of their ranks."""
+    return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> Any:
+    array = np.asarray(values)
+    below, not_above = (array[:, None] > array).sum(1), (array[:, None] >= array).sum(1)
+    return (below + not_above) / 2
 
 
 def _table(found: Results) -> str:
