@@ -90,7 +90,7 @@ class Run:
     help="Draw the committed picks in this file on the reported subjects.",
 )
 @click.option("--search", "count", default=CANDIDATES, show_default=True, help="Candidates.")
-@click.option("--styles", default=2, show_default=True, help="Styles of each subject, in turns.")
+@click.option("--styles", default=1, show_default=True, help="Styles of each subject, in turns.")
 @click.option("--seeds", default=1, show_default=True, help="Pictures per pair and candidate.")
 @click.option("--threads", default=1, show_default=True, help="On the CPU.")
 def main(
@@ -109,12 +109,8 @@ def main(
     torch.set_num_threads(threads)
     folder = loras / regime
     part, subjects = ("reported", REPORTED_SUBJECTS) if reported else ("tuning", TUNING_SUBJECTS)
-    made_with: dict[str, Any] = {
-        "styles": styles,
-        "seeds": seeds,
-        "steps": STEPS,
-        "guidance": _GUIDANCE,
-    }
+    sampling = {"steps": STEPS, "guidance": _GUIDANCE}
+    made_with: dict[str, Any] = {"seeds": seeds, **sampling}
     try:
         picks: tuple[Pick, ...] = ()
         if reported:
@@ -132,7 +128,7 @@ def main(
         packages,
         folder,
         {each.stem: each.prompts for each in (*material.subjects, *material.styles)},
-        {"steps": STEPS, "guidance": _GUIDANCE},
+        sampling,
         seeds,
     )
     desk, blocks = Run(easel, kept, found), blocks_of(material, styles)
