@@ -164,9 +164,7 @@ def desk(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("--model", shipped.model, "--prompt", "a", "--steps", 1, "--weight", "style=0.5")
     words += ("--always", f"turbo={fast}", "--device", "cpu", "-o", folder / "made.png")
     assert klora("sample", folder / ARTIFACT, *words).exit_code == 0
-    (folder / "mine.py").write_text(
-        "def dark(picture, about):\n    return -len(picture.tobytes())\n"
-    )
+    (folder / "mine.py").write_text("def even(picture, about):\n    return 1.0\n")
     (folder / "one-wrong.json").write_text(
         '[{"rule": "groups", "table": {"content.3 *": "0:1"}}, {"rule": "np"}]'
     )
