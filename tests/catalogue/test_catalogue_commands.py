@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_new_loras_are_added_without_linking_old_pairs_again(
     studio.build("--force")
     assert studio.file.read_bytes() == added
     assert "other settings" in studio.build("--add", "--bias", "0.5", code=2)
+
+
+def test_any_engine_links_equal_bytes(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio.build()
+    here = studio.file.read_bytes()
+    used: list[int] = []
+
+    def engine(name: str, workers: int, **_: Any) -> Any:
+        used.append(workers)
+        return lambda: ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr("klora_compile.engines.engine_of", engine)
+    monkeypatch.setattr("klora_compile.cataloguing.bulk._PIECE", 1)
+    for workers in (1, 3):
+        studio.build("--force", "--workers", workers)
+        assert studio.file.read_bytes() == here
+    assert used == [1, 3]
 
 
 def test_pairs_that_do_not_fit_are_listed_with_reasons(studio: Studio) -> None:
