@@ -124,11 +124,13 @@ PAIR = Together(("content", "style"), 9, ratio=1.5, growth=1.3, inputs=0.2)
         (replace(PAIR, layers=0, growth=2.0), "direct", "no two LoRAs change the same weight"),
         (replace(PAIR, growth=1.7, inputs=0.9), "auto-strength", "the sum is 1.70 times as strong"),
         (
-            replace(PAIR, inputs=0.6, inputs_by_chance=0.1),
+            replace(PAIR, inputs=0.7, inputs_by_chance=0.1),
             "np",
-            "60% of the content is on inputs that the style uses, 10% would be by chance",
+            "70% of the content is on inputs that the style uses, 10% would be by chance",
         ),
-        (replace(PAIR, inputs=0.6, inputs_by_chance=0.5), "direct", "no number speaks"),
+        (replace(PAIR, inputs=0.9, inputs_by_chance=0.5), "direct", "no number speaks"),
+        # Of 110 judged pairs, the one that shares most: NP-LoRA did not beat the sum on these.
+        (replace(PAIR, inputs=0.45, inputs_by_chance=0.03), "direct", "no number speaks"),
         (replace(PAIR, slots=("content.1", "content.2", "style"), inputs=0.9), "direct", "no num"),
     ],
 )
