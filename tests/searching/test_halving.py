@@ -71,3 +71,13 @@ def test_who_fails_is_out_and_the_rest_goes_on() -> None:
     assert found[4] == []
     assert asked[1] == [3, 2]
     assert in_order([4, 3, 2, 1], found)[-1] == 4
+
+
+def test_who_fails_later_loses_the_scores_so_far() -> None:
+    def score(some: Sequence[int], cases: Sequence[str]) -> dict[int, list[float]]:
+        late = "a" not in cases
+        return {each: [float(each)] * len(cases) for each in some if each != 4 or not late}
+
+    found = halved([1, 2, 3, 4], BLOCKS, 1, score)
+    assert found[4] == []
+    assert in_order([4, 3, 2, 1], found)[0] == 3

@@ -135,10 +135,14 @@ def main(
     if reported:
         pairs = [pair for block in blocks for pair in block]
         desk.draw([PLAIN_SUM, *(pick.candidate for pick in picks)], pairs)
-        text = reported_text(found, picks)
+        places = [", ".join(pair) for pair in pairs]
+        rows = (PLAIN_SUM.label, *(pick.label for pick in picks))
+        shown = {row: {place: found[row][place] for place in places} for row in rows}
+        text = reported_text(shown, picks)
     else:
         picks = tuple(desk.picked(judge, count, blocks) for judge in JUDGES)
-        text = tuning_text(found, picks)
+        tried = [PLAIN_SUM.label, *(each.label for each in candidates(count))]
+        text = tuning_text({label: found[label] for label in tried}, picks)
         picked_file(picks, out / f"{regime}-picked.json")
     (out / f"{regime}-{part}.md").write_text(text, encoding="utf-8")
     click.echo(text)
