@@ -403,6 +403,40 @@ def test_results_are_published_with_means_over_seeds(
     assert any(colour == (255, 0, 0) for _, colour in pixels)
 
 
+def test_a_later_run_is_published_beside_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(sheet, "drawing", lambda *_: torch.ones(3, 48, 48))
+    out, later = tmp_path / "out", tmp_path / "later"
+    for folder, rows, likeness in (
+        (out, (REFERENCE, "K-LoRA s"), 0.25),
+        (later, (REFERENCE, "level"), 0.5),
+    ):
+        kept = Kept(folder / "entangled-reported.jsonl")
+        kept.open({"candidates": folder.name})
+        for row in rows:
+            kept.add(row, "fox, ink", [verdict(likeness)])
+            path = folder_of(folder / "pictures" / "entangled-reported", row) / "fox-ink.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (48, 48), "red" if row == "level" else "blue").save(path)
+    results = tmp_path / "results"
+    arguments = [str(tmp_path), str(out), str(results), "--best", "level", "--later", str(later)]
+    done = CliRunner().invoke(publish, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads((results / "results.json").read_text())["entangled"]
+    assert {part: run["made with"]["candidates"] for part, run in found.items()} == {
+        "reported": "out",
+        "reported-later": "later",
+    }
+    assert found["reported"]["rows"][REFERENCE]["fox, ink"] == [verdict(0.25)]
+    assert found["reported-later"]["rows"]["level"]["fox, ink"] == [verdict(0.5)]
+    assert "level" not in (results / "reported.md").read_text()
+    assert "level" in (results / "reported-later.md").read_text()
+    pixels = Image.open(results / "entangled.png").convert("RGB").getcolors(2**20)
+    assert any(colour == (255, 0, 0) for _, colour in pixels)
+
+
 def test_a_sheet_names_its_rows_and_leaves_room_for_missing_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,5 +444,5 @@ def test_a_sheet_names_its_rows_and_leaves_room_for_missing_pictures(
     path = folder_of(tmp_path, REFERENCE) / "fox-ink.png"
     path.parent.mkdir(parents=True)
     Image.new("RGB", (96, 48), "blue").save(path)
-    page = sheet.table_sheet(tmp_path, tmp_path, "NP-LoRA")
+    page = sheet.table_sheet(tmp_path, [tmp_path], "NP-LoRA")
     assert sum(count for count, colour in page.getcolors(2**20) if colour == (0, 0, 255)) == 144**2

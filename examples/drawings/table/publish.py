@@ -3,7 +3,8 @@
     python -m drawings.table.publish PACKAGES OUT drawings/results
 
 OUT is that of ``drawings.table``. RESULTS/results.json has the mean over seeds of each cell, from
-which every table is made again; what a regime lacks is left out.
+which every table is made again; what a regime lacks is left out. ``--later`` names a folder of
+later runs on the reported subjects, with rows that another committed file names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from drawings.table.plane import plot_plane
 from drawings.table.sheet import table_sheet
 from drawings.table.written import markdown, side_by_side
 
-_PARTS = ("tuning", "reported")
+_TUNING, _REPORTED = _PARTS = ("tuning", "reported")
+#: Name of the reported part of a later run.
+_LATER = "reported-later"
 #: Of a sheet, which has to be small.
 _COLOURS = 256
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -32,30 +35,37 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("out", type=_FOLDER)
 @click.argument("results", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--best", default="NP-LoRA", show_default=True, help="Row of the sheet.")
-def main(packages: Path, out: Path, results: Path, best: str) -> None:
+@click.option("--later", type=_FOLDER, help="A folder as OUT, of later reported runs.")
+def main(packages: Path, out: Path, results: Path, best: str, later: Path | None) -> None:
     """Write the results of every run in OUT to RESULTS."""
     results.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Any] = {}
-    for part in _PARTS:
+    folders = [(part, out, part) for part in _PARTS]
+    if later is not None:
+        folders.append((_LATER, later, _REPORTED))
+    for name, folder, part in folders:
         found = {}
         for regime in Regime:
-            kept = Kept(out / f"{regime}-{part}.jsonl")
+            kept = Kept(folder / f"{regime}-{part}.jsonl")
             if not kept.path.is_file():
                 continue
             made_with, cells = kept.read()
             found[regime.value] = means(cells)
-            runs.setdefault(regime.value, {})[part] = {"made with": made_with, "rows": means(cells)}
-            name = f"{regime}-{part}"
-            (results / f"{name}.md").write_text(markdown(cells), encoding="utf-8")
-            plot_plane(cells, results / f"{name}.png")
+            runs.setdefault(regime.value, {})[name] = {"made with": made_with, "rows": means(cells)}
+            (results / f"{regime}-{name}.md").write_text(markdown(cells), encoding="utf-8")
+            plot_plane(cells, results / f"{regime}-{name}.png")
         if found:
             text = side_by_side(found)
-            (results / f"{part}.md").write_text(text, encoding="utf-8")
+            (results / f"{name}.md").write_text(text, encoding="utf-8")
             click.echo(text)
     _write(runs, results / "results.json")
     for regime, parts in runs.items():
-        latest = list(parts)[-1]  # ceilings are among the reported rows
-        sheet = table_sheet(packages, out / "pictures" / f"{regime}-{latest}", best)
+        # Ceilings are among the reported rows of the first run.
+        latest = [part for part in _PARTS if part in parts][-1]
+        pictures = [out / "pictures" / f"{regime}-{latest}"]
+        if later is not None:
+            pictures.append(later / "pictures" / f"{regime}-{_REPORTED}")
+        sheet = table_sheet(packages, pictures, best)
         sheet.quantize(_COLOURS).save(results / f"{regime}.png", optimize=True)
 
 
