@@ -4,9 +4,10 @@ The numbers are those of :class:`~klora_compile.rules.kit.picking.Together`. The
 :data:`CONDITIONS` that holds decides; the artifact then states the picked rule, the numbers and the
 reason. To change what is picked, change the table.
 
-What is known, from klora's drawings and their judges: no rule beats the plain sum, NP-LoRA equals
-it, and K-LoRA loses to it. So the sum is picked unless a number gives a reason against it. The
-limits lie beyond what was judged, and are set from what the numbers mean:
+What is known, from klora's drawings and their judges: K-LoRA loses to the plain sum, NP-LoRA equals
+it, and a stronger style beats it for subjects that were learnt in one look, but is not
+told from it for others. So the sum is picked unless a number gives a reason against it. The limits
+lie beyond what was judged, and are set from what the numbers mean:
 
 * two LoRAs of one norm that are orthogonal make a sum of 1.41 times that norm, two equal ones make
   2. Pairs of a subject and a style of SD 1.5 and SD 2 made 1.00 to 1.30;
@@ -64,7 +65,7 @@ CONDITIONS = (
     Condition(
         lambda m: True,
         Direct(),
-        "no number speaks against the plain sum, which no rule has beaten when it was judged",
+        "no number speaks against the plain sum",
     ),
 )
 
