@@ -132,3 +132,63 @@ def test_classes_that_do_more_around_the_multiplication_cannot_add_a_branch() ->
 def test_other_modules_cannot_add_a_branch() -> None:
     assert kind_of(nn.LayerNorm) is None
     assert kind_of(nn.ConvTranspose2d) is None
+
+
+def _thin(module: nn.Linear) -> Addition:
+    torch.manual_seed(2)
+    down, up = torch.randn(3, module.in_features), torch.randn(3, module.out_features)
+    return Addition(down, up, torch.tensor([1.0, 0.5, -1.0]))
+
+
+def test_a_branch_needs_no_second_memory_for_a_linear_layers_result() -> None:
+    module = nn.Linear(6, 4).requires_grad_(False)
+    attach(module, _thin(module))
+    made: list[int] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.nn.functional.linear:
+                made.append(result.data_ptr())
+            return result
+
+    with Watch():
+        result = module(torch.randn(2, 5, 6))
+    assert result.data_ptr() == made[0]
+
+
+class Keeping(nn.Linear):
+    """A layer that gives out the result that it keeps."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "kept"):
+            self.kept = super().forward(x)
+        return self.kept
+
+
+def test_a_result_that_its_layer_keeps_is_not_written() -> None:
+    module = Keeping(6, 4).requires_grad_(False)
+    x = torch.randn(2, 5, 6)
+    plain = module(x).clone()
+    attach(module, _thin(module))
+    first, second = module(x), module(x)
+    assert torch.equal(module.kept, plain)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, plain)
+
+
+def test_a_branch_has_gradients_as_before() -> None:
+    module = nn.Linear(6, 4)
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    addition = _thin(module)
+    attach(module, addition)
+    (found,) = torch.autograd.grad(module(x).square().sum(), x)
+    assert addition.down is not None
+    assert addition.up is not None
+    assert addition.gate is not None
+    twin = x.detach().clone().requires_grad_()
+    total = module.weight + (addition.up.t() * addition.gate) @ addition.down
+    exact = torch.nn.functional.linear(twin, total, module.bias).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(exact, twin)[0])

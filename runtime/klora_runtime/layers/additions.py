@@ -20,6 +20,9 @@ from torch.nn.functional import conv1d, conv2d, conv3d, embedding, linear, pad
 from klora_runtime.layers.packed import is_packed_linear, unpacks_itself
 from klora_runtime.layers.subclass import plain_class
 
+#: Makes a new tensor for its result, unlike a subclass that may keep or share it.
+_LINEAR_FORWARD = nn.Linear.forward
+
 
 @dataclass(frozen=True, eq=False)
 class Addition:
@@ -51,6 +54,18 @@ class Kind:
     """(module, x, result, dense) -> result plus the branch's output."""
     kernel: int = 0
     """Number of dimensions of the kernel."""
+    into: Callable[..., torch.Tensor] | None = None
+    """The same as :attr:`factors`, written into the result; None if there is no such way."""
+
+    def adding(self, forward: Any, result: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """Return :attr:`into` for a result in new memory that only its maker has, else the other.
+
+        Args:
+            forward: the function of the class that made the result.
+        """
+        if self.into is None or forward is not _LINEAR_FORWARD:
+            return self.factors
+        return self.factors if result.requires_grad or not result.is_contiguous() else self.into
 
 
 def kind_of(module_class: type) -> Kind | None:
@@ -86,11 +101,17 @@ def _add_linear(
     down: torch.Tensor,
     up: torch.Tensor,
     gate: torch.Tensor,
+    *,
+    into: bool = False,
 ) -> torch.Tensor:
     inner = linear(x.to(down), down) * gate
     if not _alike(inner, result) or result.dim() < 2:
         return result + linear(inner, up.t()).to(result)
-    # addmm adds in the product: one pass over the result less, and one rounding less.
+    # addmm adds in the product: one pass over the result less, and one rounding less. In place,
+    # it needs no second memory for the result, whose pages can cost more than the product.
+    if into:
+        result.view(-1, result.shape[-1]).addmm_(inner.flatten(0, -2), up)
+        return result
     total = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up)
     return total.view(result.shape)
 
@@ -195,7 +216,7 @@ def _convolution(convolve: Callable[..., torch.Tensor], kernel: int) -> Kind:
 
 
 _KINDS: dict[type[nn.Module], Kind] = {
-    nn.Linear: Kind(_add_linear, _add_dense_linear),
+    nn.Linear: Kind(_add_linear, _add_dense_linear, into=partial(_add_linear, into=True)),
     nn.Conv1d: _convolution(conv1d, 1),
     nn.Conv2d: _convolution(conv2d, 2),
     nn.Conv3d: _convolution(conv3d, 3),

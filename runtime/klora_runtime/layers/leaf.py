@@ -104,7 +104,8 @@ def _methods(plain: Any) -> dict[str, Any]:
         x = args[0] if args else next(iter(kwargs.values()))
         if self._klora_down is not None:
             gate = self._klora_gate
-            result = kind.factors(self, x, result, self._klora_down, self._klora_up, gate)
+            add = kind.adding(plain.forward, result)
+            result = add(self, x, result, self._klora_down, self._klora_up, gate)
         if self._klora_dense is not None:
             result = kind.dense(self, x, result, self._klora_dense)
         return result
