@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from klora_runtime.artifact.delta import LowRank
 from klora_runtime.layers.additions import Addition, kind_of
@@ -154,7 +156,7 @@ def test_a_branch_needs_no_second_memory_for_a_linear_layers_result() -> None:
                 made.append(result.data_ptr())
             return result
 
-    with Watch():
+    with Watch(), torch.no_grad():
         result = module(torch.randn(2, 5, 6))
     assert result.data_ptr() == made[0]
 
@@ -173,10 +175,26 @@ def test_a_result_that_its_layer_keeps_is_not_written() -> None:
     x = torch.randn(2, 5, 6)
     plain = module(x).clone()
     attach(module, _thin(module))
-    first, second = module(x), module(x)
+    with torch.no_grad():
+        first, second = module(x), module(x)
     assert torch.equal(module.kept, plain)
     assert torch.equal(first, second)
     assert not torch.equal(first, plain)
+
+
+def test_a_selective_checkpoint_keeps_the_results_of_frozen_layers() -> None:
+    module = nn.Linear(6, 4).requires_grad_(False)
+    attach(module, _thin(module))
+    x, weight = torch.randn(3, 6), torch.randn(4, 4, requires_grad=True)
+
+    def trained(weight: torch.Tensor) -> torch.Tensor:
+        return (module(x) @ weight).sin().sum()
+
+    kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+    contexts = partial(create_selective_checkpoint_contexts, kept)
+    total = checkpoint(trained, weight, use_reentrant=False, context_fn=contexts)
+    (found,) = torch.autograd.grad(total, weight)
+    torch.testing.assert_close(found, torch.autograd.grad(trained(weight), weight)[0])
 
 
 def test_a_branch_has_gradients_as_before() -> None:

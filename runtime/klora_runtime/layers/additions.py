@@ -58,14 +58,20 @@ class Kind:
     """The same as :attr:`factors`, written into the result; None if there is no such way."""
 
     def adding(self, forward: Any, result: torch.Tensor) -> Callable[..., torch.Tensor]:
-        """Return :attr:`into` for a result in new memory that only its maker has, else the other.
+        """Return :attr:`into` for a new result of an inference, else :attr:`factors`.
+
+        Where gradients are on, autograd or a selective checkpoint may keep the result, also one
+        that needs no gradient itself. A ``TorchDispatchMode`` that keeps results of operations
+        sees them written.
 
         Args:
             forward: the function of the class that made the result.
         """
         if self.into is None or forward is not _LINEAR_FORWARD:
             return self.factors
-        return self.factors if result.requires_grad or not result.is_contiguous() else self.into
+        if torch.is_grad_enabled() or not result.is_contiguous():
+            return self.factors
+        return self.into
 
 
 def kind_of(module_class: type) -> Kind | None:
