@@ -74,7 +74,10 @@ def _loss_of_a_number(parts: Sequence[_Part], tolerance: float) -> float:
     low, high = 0.0, max(part.energy / part.numbers for part in parts)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        lost = sum(min(middle * part.numbers, HIGHEST**2 * part.energy) for part in parts)
+        lost = sum(
+            min(max(middle * part.numbers, LOWEST**2 * part.energy), HIGHEST**2 * part.energy)
+            for part in parts
+        )
         if lost > aim:
             high = middle
         else:

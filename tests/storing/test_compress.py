@@ -30,6 +30,7 @@ from klora_compile.cli import main
 from klora_compile.report.compression import compression_of
 from klora_compile.sources import by_source
 from klora_compile.storing.loss import relative_error
+from klora_compile.storing.tolerances import LOWEST, tolerances
 from klora_runtime import apply_fusion, load_fusion, save_fusion
 from klora_runtime.artifact.delta import Dense, LowRank, Stored
 from klora_runtime.artifact.fusion import Fusion
@@ -170,6 +171,19 @@ def lost_of(slot: str, plain: Fusion, small: Fusion) -> float:
 
 def packed_bytes(fusion: Fusion) -> float:
     return sum(stored_sizes([each for entry in fusion.entries for each in entry.factors.values()]))
+
+
+def test_the_smallest_tolerance_of_a_lora_counts_the_least_loss_of_strong_layers() -> None:
+    """A layer loses LOWEST at least, which is more than its share where weak ones are many."""
+    strong, weak = (Stored(scale, LowRank(*random_pair(60, 80, 2))) for scale in (1.0, 0.01))
+    (entry,) = one_layer(strong, (60, 80)).entries
+    weaker = [
+        replace(entry, module=f"weak.{number}", factors={"content": weak}) for number in range(40)
+    ]
+    found = tolerances([entry, *weaker], LOWEST, "lora")
+    norms = [strong.delta.norm(), *[0.01 * weak.delta.norm()] * 40]
+    lost = math.hypot(*(n * share["content"] for n, share in zip(norms, found, strict=True)))
+    assert lost <= LOWEST * math.hypot(*norms) * (1 + 1e-6)
 
 
 def test_a_delta_of_zeros_does_not_disturb_the_tolerance_of_a_lora() -> None:
