@@ -28,7 +28,8 @@ class About:
     settings: Mapping[str, Any]
     """Settings of the fusion by full name, such as ``{"rule": "klora", "weight.style": 0.8}``."""
     own: Mapping[str, tuple[Image.Image, ...]] = field(default_factory=dict)
-    """Slot -> pictures of that LoRA alone with its own prompts; empty if no prompts are known."""
+    """Slot -> pictures of that LoRA alone with its own prompts; empty if no prompts are known. All
+        candidates are compared with these, so a judge leaves them as they are."""
 
 
 #: A picture, or the middle frame of a video, and what is known of it -> how good it is. Any finite
@@ -95,13 +96,13 @@ def verdict(judge: Judge, name: str, picture: Image.Image, about: About, which: 
         found = judge(picture, about)
     except KloraError:
         raise
-    except Exception as error:  # a judge may raise anything
+    except (Exception, SystemExit) as error:  # a judge may raise anything, and may exit
         text = shown(" ".join(str(error).split()) or "no reason", limit=300)
         raise KloraError(
             f"{where}: it raised {type(error).__name__}: {text}. Mend the judge; the pictures are "
             "kept."
         ) from error
-    if isinstance(found, bool) or not isinstance(found, Real) or not math.isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, Real) or not math.isfinite(_float(found)):
         raise KloraError(
             f"{where}: expected a finite number, found {shown(repr(found), limit=100)}. Let the "
             "judge return a float."
@@ -109,11 +110,19 @@ def verdict(judge: Judge, name: str, picture: Image.Image, about: About, which: 
     return float(found)
 
 
+def _float(number: Real) -> float:
+    """Return a number as a float; infinity for one that is too large for it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
 def _module(where: str) -> ModuleType:
     """Import a module by its name, or from a file."""
     try:
         return _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:  # what it imports may raise anything
+    except (Exception, SystemExit) as error:  # what it imports may raise anything, and may exit
         text = shown(" ".join(str(error).split()), limit=300)
         raise KloraError(
             f"the judge's module {shown(where)} cannot be imported: {type(error).__name__}: {text}."

@@ -39,7 +39,7 @@ def search(
     """Search for settings of a fusion whose pictures a judge likes best.
 
     Candidates are drawn at random from all combinations of values, and the rules take turns. All
-    meet the plain sum on two pictures or more; the better half meets it on twice as many, and so
+    meet the plain sum on two pictures or more; the better part meets it on twice as many, and so
     on (successive halving, arXiv 1502.07943), until the best few have all prompts and seeds. Then
     the best one and the plain sum are compared on as many further seeds, by which nothing was
     chosen. A candidate of which a picture fails is out, and says why.

@@ -1,4 +1,4 @@
-"""Successive halving: many candidates on few cases, then the better half on twice as many.
+"""Successive halving: many candidates on few cases, then the better part on more.
 
 Jamieson and Talwalkar, arXiv 1502.07943. A case is whatever a candidate is scored on, such as a
 prompt with a seed. All candidates of a round meet the same cases, so they are compared in pairs,

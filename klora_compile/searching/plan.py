@@ -24,7 +24,7 @@ from klora_compile.searching.space import (
 )
 from klora_compile.slots import scheduled, slots_of
 from klora_compile.sweeping.axes import CELLS, axes_of
-from klora_compile.trying.names import RULE
+from klora_compile.trying.names import LAST_SEED, RULE
 from klora_runtime.errors import ConfigError
 
 #: Seeds of each prompt, if none are named.
@@ -131,12 +131,23 @@ def plan_of(
     axes = {name: each for name, each in others.items() if len(each) > 1 or name == CELLS}
     base = {name: each[0] for name, each in others.items() if name not in axes}
     base |= {PROMPT: prompts[0], SEED: seeds[0]}
+    if checked and max(seeds) > LAST_SEED - len(seeds):
+        raise ConfigError(
+            f"seed: a search compares the best candidate on {len(seeds)} further seeds; name seeds "
+            f"up to {LAST_SEED - len(seeds)}, found {max(seeds)}."
+        )
     if not axes:
         axes |= usual_axes(slots, base)
     if RULE not in axes:
         base.setdefault(RULE, usual_rule(len(slots)))
     candidates = candidates_of(axes, base, count, seed)
-    wanted = own.prompts or judge == OWN_PICTURES or isinstance(judge, OwnPicturesJudge)
+    compares = judge == OWN_PICTURES or isinstance(judge, OwnPicturesJudge)
+    if compares and len(slots) < 2:
+        raise ConfigError(
+            f"judge: {OWN_PICTURES} compares LoRAs with each other, and there is one. Name another "
+            "LoRA, or a judge of your own."
+        )
+    wanted = own.prompts or compares
     return Plan(
         candidates,
         baseline(base),

@@ -96,13 +96,17 @@ class _Run:
 
     def _completed(self, ranked: Sequence[Candidate], scores: Scores) -> list[Candidate]:
         """Score the best few on cases that they have not met, as they replace failed ones."""
-        few, others = ranked[: self._plan.best], ranked[self._plan.best :]
-        for each in few:
-            lacking = self._plan.cases[len(scores[each]) :]
-            if lacking and each not in self._errors:
-                found = self._scores([each], lacking)
+        cases, ranked = self._plan.cases, list(ranked)
+        while lacking := [
+            each
+            for each in ranked[: self._plan.best]
+            if each not in self._errors and len(scores[each]) < len(cases)
+        ]:
+            for each in lacking:
+                found = self._scores([each], cases[len(scores[each]) :])
                 scores[each] = [*scores[each], *found[each]] if each in found else []
-        return [*in_order(few, scores), *others]
+            ranked = in_order(ranked, scores)
+        return ranked
 
     def _scores(self, candidates: Sequence[Candidate], cases: Sequence[Case]) -> Scores:
         """Make pictures, and let the judge score each as it comes; leave out who failed."""
@@ -124,7 +128,8 @@ class _Run:
     def _verdict(self, candidate: Candidate, case: Case, picture: Image.Image) -> float:
         plan, (prompt, seed) = self._plan, case
         about = About(prompt, seed, candidate.settings, self._own)
-        return verdict(plan.judge, plan.judge_name, picture, about, candidate.label)
+        # A judge may change its picture, for instance make it smaller.
+        return verdict(plan.judge, plan.judge_name, picture.copy(), about, candidate.label)
 
     def _check(self, best: Candidate) -> Check:
         """Score the best candidate and the plain sum on seeds by which nothing was chosen."""

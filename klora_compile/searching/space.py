@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import Any
@@ -51,7 +51,10 @@ def usual_axes(slots: Sequence[str], base: Mapping[str, Any]) -> dict[str, tuple
         for name, kind in RULES.items()
         if kind.least <= len(slots) and not issubclass(kind, Calibrated) and _suffice(name, base)
     )
-    axes: dict[str, tuple[Any, ...]] = {RULE: rules, "bias": _BIASES}
+    axes: dict[str, tuple[Any, ...]] = {RULE: rules}
+    asked = (base[RULE],) if RULE in base else rules
+    if any("bias" not in idle({**base, RULE: rule, "bias": 0.0}) for rule in asked):
+        axes["bias"] = _BIASES
     axes |= {f"{WEIGHT}.{slot}": _WEIGHTS for slot in slots}
     return {name: values for name, values in axes.items() if name not in base}
 
@@ -107,9 +110,11 @@ def candidates_of(
     if not by_rule:
         raise ConfigError("a search has nothing but the plain sum to try; name more values.")
     chance = random.Random(seed)
-    for own in by_rule.values():
+    groups = list(by_rule.values())
+    chance.shuffle(groups)
+    for own in groups:
         chance.shuffle(own)
-    turns = (each for turn in zip_longest(*by_rule.values()) for each in turn)
+    turns = (each for turn in zip_longest(*groups) for each in turn)
     return tuple(each for each in turns if each is not None)[:count]
 
 
@@ -134,15 +139,20 @@ def _every(axes: Sequence[Axis], base: Mapping[str, Any]) -> Iterator[Candidate]
             for name, each in whole.items()
             if name not in unused and not _is_default(name, each)
         }
-        parts = [_label(axis, value, kept) for axis, value in zip(axes, values, strict=True)]
-        yield Candidate(", ".join(filter(None, parts)), _without_cases(kept))
+        acting = whole.keys() - unused
+        label = _label(axes, values, kept) or _label(axes, values, acting)
+        yield Candidate(label or words({RULE: whole[RULE]}), _without_cases(kept))
 
 
-def _label(axis: Axis, value: Value, kept: Mapping[str, Any]) -> str:
-    """Return the label of a value, without settings that do not act."""
-    if axis.name == CELLS:
-        return value.label
-    return words({name: each for name, each in value.settings.items() if name in kept})
+def _label(axes: Sequence[Axis], values: Sequence[Value], said: Collection[str]) -> str:
+    """Return the label of a combination, with these of its settings."""
+    parts = (
+        value.label
+        if axis.name == CELLS
+        else words({name: each for name, each in value.settings.items() if name in said})
+        for axis, value in zip(axes, values, strict=True)
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _is_default(name: str, value: Any) -> bool:

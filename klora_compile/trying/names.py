@@ -33,7 +33,7 @@ from klora_runtime.errors import ConfigError, shown
 #: The setting that names the rule, and the one with a factor on each LoRA.
 RULE, WEIGHT = "rule", "weight"
 
-_LAST_SEED = 2**63 - 1
+LAST_SEED = 2**63 - 1
 _LARGEST = 1e15
 
 #: Settings of the sampling -> argument of a pipeline's call, and kind of the value.
@@ -41,7 +41,7 @@ SAMPLING: Mapping[str, tuple[str, Kind]] = {
     "prompt": ("prompt", Text("TEXT", "a text")),
     "negative_prompt": ("negative_prompt", Text("TEXT", "a text")),
     "steps": ("num_inference_steps", Whole(1, 10_000)),
-    "seed": ("generator", Whole(0, _LAST_SEED)),
+    "seed": ("generator", Whole(0, LAST_SEED)),
     "guidance": ("guidance_scale", Number(-_LARGEST, _LARGEST)),
     "height": ("height", Whole(1, 2**20)),
     "width": ("width", Whole(1, 2**20)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,19 @@ def test_a_module_that_fails_is_one_clear_error(tmp_path: Path) -> None:
         judge_named(f"{tmp_path / 'broken.py'}:f")
 
 
+def test_a_judge_that_exits_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(KloraError, match=r"script\.py cannot be imported: SystemExit: 0"):
+        judge_named(f"{tmp_path / 'script.py'}:f")
+    with pytest.raises(KloraError, match="seed 7: it raised SystemExit"):
+        judged(lambda picture, about: sys.exit(0))
+
+
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
         (float("nan"), "nan"),
+        pytest.param(10**400, "1000", id="too large"),
         (float("inf"), "inf"),
         (None, "None"),
         ("0.5", "'0.5'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,11 @@ from support.shipped import PROMPT, Shipped, error_of, klora, pixels
 from klora_compile import OwnPictures, Settings, compile_fusion
 from klora_compile.rules import Direct, NpLora
 from klora_compile.searching import About, Search, search
+from klora_compile.searching.plan import Plan
+from klora_compile.searching.run import _Run
+from klora_compile.searching.space import baseline, candidates_of
+from klora_compile.sweeping.grid import Cell
+from klora_compile.sweeping.result import SweptCell
 from klora_runtime import apply_fusion
 from klora_runtime.errors import KloraError
 
@@ -165,6 +170,46 @@ def test_a_candidate_that_fails_is_a_named_blank(pipe: Any, pair: tuple[Path, Pa
         searched(pipe, pair, settings={**COMMON, "weight.content.low": 0.5})
 
 
+class LateFailures:
+    """Makes pictures, but none of a bias of 0.1 or 0.2 from seed 4 on."""
+
+    def each(self, cells: Sequence[Cell], _: Any) -> Iterator[tuple[Cell, SweptCell]]:
+        for cell in cells:
+            late = cell.settings.get("bias") in (0.1, 0.2) and cell.settings["seed"] >= 4
+            made = {"picture": None, "error": "late"} if late else {"picture": self.picture()}
+            place = (cell.name, cell.sheet, cell.row, cell.column, cell.settings)
+            yield cell, SweptCell(*place, idle=(), repeats=False, **made)
+
+    @staticmethod
+    def picture() -> Any:
+        return Image.new("RGB", (8, 8))
+
+
+def late(best: int, judge: Any) -> Search:
+    base = {"prompt": PROMPT, "seed": 0, "rule": "klora"}
+    some = candidates_of({"bias": [0.1, 0.2, 0.3, 0.4]}, base, 9, 0)
+    asked = (["a fox"], list(range(8)), judge, "judge", {}, OwnPictures(), best, False)
+    maker: Any = LateFailures()
+    return _Run(maker, Plan(some, baseline(base), {}, *asked), None).result("title")
+
+
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_who_fails_late_is_replaced_until_the_best_are_complete(best: int) -> None:
+    found = late(best, lambda picture, about: 1.0 - about.settings.get("bias", 1.0))
+    assert (found.best.label, len(found.best.scores)) == ("bias 0.3", 8)
+    places = [bool(each.scores) for each in found.ranked]
+    assert places == sorted(places, reverse=True)  # who failed is last
+
+
+def test_a_judge_may_change_the_picture_that_it_gets() -> None:
+    def judge(picture: Image.Image, about: About) -> float:
+        picture.thumbnail((2, 2))
+        return 1.0
+
+    cells = late(2, judge).best_few.cells
+    assert {cell.picture.size for cell in cells if cell.picture} == {(8, 8)}
+
+
 def test_a_search_goes_on_where_it_stopped_and_is_the_same(
     pipe: Any, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -255,6 +300,7 @@ def test_the_command_writes_a_sheet_and_the_command_that_compiles_the_best(
         (("--judge", "mine.py:nothing"), 2, "mine.py has no function nothing"),
         (("--judge", "word"), 2, "judge: expected own-pictures, MODULE:FUNCTION"),
         ((), 2, "the judge needs a prompt that shows the content LoRA alone"),
+        (("--seed", "0,9223372036854775807"), 2, "name seeds up to 9223372036854775805"),
         (("--own-prompt", "beside=a"), 2, "prompts: there is no LoRA beside"),
         (("--judge", "mine.py:raises", "--guidance", "1,2"), 2, "sampled alike; name one value"),
     ],
@@ -274,6 +320,16 @@ def test_what_is_wrong_is_one_clear_error(
     result = by_command(shipped, pair, *OPTIONS, "-o", "best.png", *options)
     assert error in error_of(result, status)
     assert not Path("best.png").exists()
+
+
+def test_one_lora_alone_is_searched_by_a_judge_of_ones_own(
+    pipe: Any, pair: tuple[Path, Path]
+) -> None:
+    asked: dict[str, Any] = {"prompt": PROMPT, "settings": COMMON, "seeds": range(2)}
+    found = search(pipe, pair[0], judge=brightness, candidates=2, device="cpu", **asked)
+    assert len(found.ranked) == 2
+    with pytest.raises(KloraError, match="own-pictures compares LoRAs with each other, and there"):
+        search(pipe, pair[0], candidates=2, device="cpu", **asked)
 
 
 def test_options_of_a_search_without_one_are_refused(

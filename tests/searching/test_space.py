@@ -37,7 +37,11 @@ def test_every_combination_is_one_candidate_and_the_plain_sum_is_none() -> None:
 def test_a_seed_draws_the_same_and_rules_take_turns() -> None:
     one, two = drawn(AXES, 5), drawn(AXES, 5)
     assert [each.label for each in one] == [each.label for each in two]
-    assert [each.settings["rule"] for each in one] == ["klora", "np", "direct", "klora", "np"]
+    turns = [each.settings["rule"] for each in one]
+    assert set(turns[:3]) == {"klora", "np", "direct"}
+    assert set(turns[3:]) == {"klora", "np"}
+    firsts = {drawn(AXES, 1, seed)[0].settings["rule"] for seed in range(20)}
+    assert firsts == {"klora", "np", "direct"}
     others = {tuple(each.label for each in drawn(AXES, 5, seed)) for seed in range(8)}
     assert len(others) > 3
 
@@ -48,6 +52,11 @@ def test_a_weight_of_one_overrides_that_of_all_candidates() -> None:
         [{}, {"style": 1.4}],
         [{"style": 1.4}, {}],
     )
+
+
+def test_every_candidate_has_a_name() -> None:
+    found = drawn({"weight.content": [0.7, 1.0]}, rule="klora", **{"weight.style": 0.8})
+    assert {each.label for each in found} == {"content 0.7", "content 1"}
 
 
 def test_cells_of_ones_own_keep_their_labels() -> None:
@@ -66,7 +75,12 @@ def test_a_search_without_axes_tries_rules_bias_and_weights() -> None:
     assert set(RULES) - set(axes["rule"]) == without | {"switch"}  # which needs a number of steps
     assert "switch" in usual_axes(("content", "style"), {**BASE, "steps": 4})["rule"]
     fixed = usual_axes(("content", "style"), {**BASE, "rule": "np", "weight.style": 0.8})
-    assert fixed.keys() == {"bias", "weight.content"}
+    assert fixed.keys() == {"weight.content"}
+    fixed = usual_axes(("content", "style"), {**BASE, "rule": "klora"})
+    assert fixed.keys() == {"bias", "weight.content", "weight.style"}
+    alone = usual_axes(("content",), BASE)
+    assert alone.keys() == {"rule", "weight.content"}
+    assert drawn(alone, 4)
     assert len(drawn(axes, 40)) == 40
 
 
