@@ -421,13 +421,15 @@ def test_a_later_run_is_published_beside_the_first(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (48, 48), "red" if row == "level" else "blue").save(path)
     results = tmp_path / "results"
-    arguments = [str(tmp_path), str(out), str(results), "--best", "level", "--later", str(later)]
+    arguments = [str(tmp_path), str(out), str(results), "--best", "level"]
+    arguments += ["--later", str(later), "--later", str(later)]
     done = CliRunner().invoke(publish, arguments)
     assert done.exit_code == 0, done.output
     found = json.loads((results / "results.json").read_text())["entangled"]
     assert {part: run["made with"]["candidates"] for part, run in found.items()} == {
         "reported": "out",
         "reported-later": "later",
+        "reported-later-2": "later",
     }
     assert found["reported"]["rows"][REFERENCE]["fox, ink"] == [verdict(0.25)]
     assert found["reported-later"]["rows"]["level"]["fox, ink"] == [verdict(0.5)]

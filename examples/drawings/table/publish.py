@@ -35,14 +35,19 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("out", type=_FOLDER)
 @click.argument("results", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--best", default="NP-LoRA", show_default=True, help="Row of the sheet.")
-@click.option("--later", type=_FOLDER, help="A folder as OUT, of later reported runs.")
-def main(packages: Path, out: Path, results: Path, best: str, later: Path | None) -> None:
+@click.option(
+    "--later",
+    type=_FOLDER,
+    multiple=True,
+    help="A folder as OUT, of later reported runs; can be given again.",
+)
+def main(packages: Path, out: Path, results: Path, best: str, later: tuple[Path, ...]) -> None:
     """Write the results of every run in OUT to RESULTS."""
     results.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Any] = {}
     folders = [(part, out, part) for part in _PARTS]
-    if later is not None:
-        folders.append((_LATER, later, _REPORTED))
+    names = (_LATER, *(f"{_LATER}-{number}" for number in range(2, len(later) + 1)))
+    folders += [(name, each, _REPORTED) for name, each in zip(names, later, strict=False)]
     for name, folder, part in folders:
         found = {}
         for regime in Regime:
@@ -63,8 +68,7 @@ def main(packages: Path, out: Path, results: Path, best: str, later: Path | None
         # Ceilings are among the reported rows of the first run.
         latest = [part for part in _PARTS if part in parts][-1]
         pictures = [out / "pictures" / f"{regime}-{latest}"]
-        if later is not None:
-            pictures.append(later / "pictures" / f"{regime}-{_REPORTED}")
+        pictures += [each / "pictures" / f"{regime}-{_REPORTED}" for each in later]
         sheet = table_sheet(packages, pictures, best)
         sheet.quantize(_COLOURS).save(results / f"{regime}.png", optimize=True)
 
