@@ -121,9 +121,7 @@ def plan_of(
         ConfigError: a setting is wrong, the judge is unknown, or a prompt is missing.
         KloraError: the judge cannot be loaded.
     """
-    for name, number in (("search", count), ("best", best)):
-        if type(number) is not int or number < 1:
-            raise ConfigError(f"{name}: expected a whole number from 1, found {number!r}.")
+    _refuse_counts(search=count, best=best)
     slots = scheduled(slots_of(adapters))
     cases = {PROMPT: values.get(PROMPT, ()), SEED: values.get(SEED, range(_SEEDS))}
     prompts, seeds = ([v.settings[each.name] for v in each.values] for each in axes_of(cases))
@@ -131,23 +129,14 @@ def plan_of(
     axes = {name: each for name, each in others.items() if len(each) > 1 or name == CELLS}
     base = {name: each[0] for name, each in others.items() if name not in axes}
     base |= {PROMPT: prompts[0], SEED: seeds[0]}
-    if checked and max(seeds) > LAST_SEED - len(seeds):
-        raise ConfigError(
-            f"seed: a search compares the best candidate on {len(seeds)} further seeds; name seeds "
-            f"up to {LAST_SEED - len(seeds)}, found {max(seeds)}."
-        )
+    if checked:
+        _refuse_last_seeds(seeds)
     if not axes:
         axes |= usual_axes(slots, base)
     if RULE not in axes:
         base.setdefault(RULE, usual_rule(len(slots)))
     candidates = candidates_of(axes, base, count, seed)
-    compares = judge == OWN_PICTURES or isinstance(judge, OwnPicturesJudge)
-    if compares and len(slots) < 2:
-        raise ConfigError(
-            f"judge: {OWN_PICTURES} compares LoRAs with each other, and there is one. Name another "
-            "LoRA, or a judge of your own."
-        )
-    wanted = own.prompts or compares
+    wanted = own.prompts or _compares(judge, slots)
     return Plan(
         candidates,
         baseline(base),
@@ -161,3 +150,31 @@ def plan_of(
         best,
         checked,
     )
+
+
+def _compares(judge: Judge | str, slots: Sequence[str]) -> bool:
+    """Return whether a judge compares with pictures of each LoRA alone; refuse it for one LoRA."""
+    compares = judge == OWN_PICTURES or isinstance(judge, OwnPicturesJudge)
+    if compares and len(slots) < 2:
+        raise ConfigError(
+            f"judge: {OWN_PICTURES} compares LoRAs with each other, and there is one. Name another "
+            "LoRA, or a judge of your own."
+        )
+    return compares
+
+
+def _refuse_counts(**counts: object) -> None:
+    """Refuse what is no whole number from 1."""
+    for name, number in counts.items():
+        if type(number) is not int or number < 1:
+            raise ConfigError(f"{name}: expected a whole number from 1, found {number!r}.")
+
+
+def _refuse_last_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that as many further ones cannot follow."""
+    last = LAST_SEED - len(seeds)
+    if max(seeds) > last:
+        raise ConfigError(
+            f"seed: a search compares the best candidate on {len(seeds)} further seeds; name seeds "
+            f"up to {last}, found {max(seeds)}."
+        )

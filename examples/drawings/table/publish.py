@@ -45,10 +45,10 @@ def main(packages: Path, out: Path, results: Path, best: str, later: tuple[Path,
     """Write the results of every run in OUT to RESULTS."""
     results.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Any] = {}
-    folders = [(part, out, part) for part in _PARTS]
-    names = (_LATER, *(f"{_LATER}-{number}" for number in range(2, len(later) + 1)))
-    folders += [(name, each, _REPORTED) for name, each in zip(names, later, strict=False)]
-    for name, folder, part in folders:
+    parts = [(part, out, part) for part in _PARTS]
+    for number, folder in enumerate(later, start=1):
+        parts.append((_LATER if number == 1 else f"{_LATER}-{number}", folder, _REPORTED))
+    for name, folder, part in parts:
         found = {}
         for regime in Regime:
             kept = Kept(folder / f"{regime}-{part}.jsonl")
@@ -64,9 +64,9 @@ def main(packages: Path, out: Path, results: Path, best: str, later: tuple[Path,
             (results / f"{name}.md").write_text(text, encoding="utf-8")
             click.echo(text)
     _write(runs, results / "results.json")
-    for regime, parts in runs.items():
+    for regime, published in runs.items():
         # Ceilings are among the reported rows of the first run.
-        latest = [part for part in _PARTS if part in parts][-1]
+        latest = [part for part in _PARTS if part in published][-1]
         pictures = [out / "pictures" / f"{regime}-{latest}"]
         pictures += [each / "pictures" / f"{regime}-{_REPORTED}" for each in later]
         sheet = table_sheet(packages, pictures, best)
