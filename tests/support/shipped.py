@@ -39,6 +39,13 @@ class Shipped:
         save_fusion(compile_fusion(*files, device="cpu"), artifact)
         return cls(artifact, folder / "model")
 
+    @property
+    def pair(self) -> tuple[Path, Path]:
+        """The files of the artifact's LoRAs."""
+        return self.artifact.with_name("fox.safetensors"), self.artifact.with_name(
+            "ink.safetensors"
+        )
+
     def picture(self, prompt: str = PROMPT, seed: int = 0, **options: Any) -> Image.Image:
         """What the Python API gives."""
         pipe = DiffusionPipeline.from_pretrained(self.model)

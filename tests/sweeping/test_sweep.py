@@ -31,8 +31,7 @@ def pipe(shipped: Shipped) -> Any:
 
 @pytest.fixture(scope="module")
 def pair(shipped: Shipped) -> tuple[Path, Path]:
-    folder = shipped.artifact.parent
-    return folder / "fox.safetensors", folder / "ink.safetensors"
+    return shipped.pair
 
 
 def swept(

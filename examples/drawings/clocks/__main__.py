@@ -25,17 +25,12 @@ from drawings.material import drawing
 from drawings.table.drawing import Studio
 from drawings.table.ingredients import digests, material_of
 from drawings.table.kept import Kept, Results, Verdicts
+from drawings.table.places import places
 from drawings.table.rows import Cell, Row, files
-
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("packages", type=_FOLDER)
-@click.argument("run", type=_FOLDER)
-@click.argument("loras", type=_FOLDER)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
+@places
 @click.option("--subjects", default=len(TUNING_SUBJECTS), show_default=True, help="The first ones.")
 @click.option("--seeds", default=2, show_default=True, help="Pictures per cell.")
 @click.option("--guidance", default=3.0, show_default=True)

@@ -31,13 +31,13 @@ from drawings.search.space import CANDIDATES, KEPT, blocks_of, candidates
 from drawings.search.written import Pick, picked_file, picks_of, reported_text, tuning_text
 from drawings.table.ingredients import digests, material_of
 from drawings.table.kept import Kept, Results
+from drawings.table.places import places
 from drawings.table.rules import STEPS
 from klora_compile.judging.own_pictures import OwnPicturesJudge
 from klora_compile.searching.halving import halved, in_order
 from klora_compile.searching.space import Candidate
 
 _GUIDANCE = 3.0
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,7 @@ class Run:
 
 
 @click.command()
-@click.argument("packages", type=_FOLDER)
-@click.argument("run", type=_FOLDER)
-@click.argument("loras", type=_FOLDER)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
+@places
 @click.option(
     "--reported",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

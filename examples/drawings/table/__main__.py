@@ -29,6 +29,7 @@ from drawings.table.candidates import candidates
 from drawings.table.drawing import Studio
 from drawings.table.ingredients import digests, material_of
 from drawings.table.kept import Kept, Results
+from drawings.table.places import places
 from drawings.table.plane import plot_plane
 from drawings.table.rows import REFERENCE, ROWS, Material
 from drawings.table.rules import STEPS
@@ -50,15 +51,8 @@ class _Share(click.ParamType[Share]):
         return int(first), int(count)
 
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
-
 @click.command()
-@click.argument("packages", type=_FOLDER)
-@click.argument("run", type=_FOLDER)
-@click.argument("loras", type=_FOLDER)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.argument("regime", type=click.Choice([regime.value for regime in Regime]))
+@places
 @click.option("--row", "rows", multiple=True, help="Screen this row; can be given again.")
 @click.option(
     "--reported",
