@@ -7,6 +7,7 @@ Results do not depend on the engine, on the number of workers, or on their order
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -117,7 +118,7 @@ class RayExecutor(Executor):
             ray.init(
                 address=address,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 **({} if address else local),
             )
         self._settings = {"num_cpus": 1, "max_retries": _TRIES} | ({"num_gpus": 1} if gpus else {})
